@@ -1,0 +1,127 @@
+"""The words this library speaks: what passes between data, models and metrics.
+
+Boxes are xyxy float32 in pixels, x2/y2 exclusive. P proposals, C classes, M instances, S superpixels, H x W an image.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
+
+import torch
+from torch import Tensor
+
+__all__ = ["RLE", "Batch", "Prediction", "Proposals", "Sample", "Target", "Truth", "View"]
+
+RLE = dict[str, Any]
+"""A COCO run-length mask: {"size": [H, W], "counts": bytes or str}."""
+
+
+class Proposals(NamedTuple):
+    """Candidate regions of one image, best first. A mask is a set of superpixels of one label map."""
+
+    boxes: Tensor
+    """(P,4) float32."""
+    scores: Tensor
+    """(P,) float32, objectness in [0, 1]."""
+    labels: Tensor | None = None
+    """(H,W) int32, superpixel of each pixel, 0-based, -1 = none (padding); None where only boxes are known."""
+    members: Tensor | None = None
+    """(P,S) bool, the superpixels that make up each proposal; None where only boxes are known."""
+
+
+class Target(TypedDict, total=False):
+    """What a method may learn from: `tags` always, the rest only where its `supervision` allows."""
+
+    tags: Tensor
+    """(C,) float32, 1 where the image holds the class."""
+    stuff_tags: Tensor
+    """(C_stuff,) float32, where the data set knows stuff classes."""
+    boxes: Tensor
+    """(M,4) float32; supervision "boxes" or "masks"."""
+    labels: Tensor
+    """(M,) int64, 0-based class; with `boxes`."""
+    crowd: Tensor
+    """(M,) bool; with `boxes`."""
+    masks: Tensor
+    """(M,H,W) bool; supervision "masks" only."""
+
+
+class View(NamedTuple):
+    """How a network input was cut from its original image: crop, scale, flip."""
+
+    scale: tuple[float, float]
+    """Input pixels per original pixel, (x, y)."""
+    offset: tuple[float, float]
+    """Original (x, y) of the crop's corner."""
+    width: int
+    """Input width in pixels, the mirror of a flip."""
+    flip: bool
+
+    def to_original(self, boxes: Tensor) -> Tensor:
+        """Map boxes (...,4) from the network input to the original image."""
+        x1, y1, x2, y2 = boxes.unbind(-1)
+        if self.flip:
+            x1, x2 = self.width - x2, self.width - x1
+        (sx, sy), (ox, oy) = self.scale, self.offset
+        return torch.stack([x1 / sx + ox, y1 / sy + oy, x2 / sx + ox, y2 / sy + oy], -1)
+
+    def to_input(self, boxes: Tensor) -> Tensor:
+        """Map boxes (...,4) from the original image to the network input (not clipped)."""
+        (sx, sy), (ox, oy) = self.scale, self.offset
+        x1, y1, x2, y2 = boxes.unbind(-1)
+        x1, y1, x2, y2 = (x1 - ox) * sx, (y1 - oy) * sy, (x2 - ox) * sx, (y2 - oy) * sy
+        if self.flip:
+            x1, x2 = self.width - x2, self.width - x1
+        return torch.stack([x1, y1, x2, y2], -1)
+
+
+class Truth(NamedTuple):
+    """The annotations of one image in original pixels. For metrics alone: training samples never carry it."""
+
+    boxes: Tensor
+    """(M,4) float32."""
+    labels: Tensor
+    """(M,) int64."""
+    masks: list[RLE]
+    """M run-length masks at the original size."""
+    crowd: Tensor
+    """(M,) bool: matched detections of these are ignored, as COCO does."""
+
+
+class Sample(TypedDict, total=False):
+    """One image on its way into a network."""
+
+    image: Tensor
+    """(3,H,W) uint8 RGB; augmented in training, the original in evaluation."""
+    image_id: int
+    path: Path
+    """The original image file."""
+    size: tuple[int, int]
+    """(H, W) of the original."""
+    view: View
+    """From the original to `image`."""
+    proposals: Proposals
+    """In pixels of `image`."""
+    target: Target
+    truth: Truth
+    """Evaluation only."""
+
+
+Batch = list[Sample]
+
+
+class Prediction(NamedTuple):
+    """Detections of one image in original pixels, best first; N of them."""
+
+    image_id: int
+    size: tuple[int, int]
+    """(H, W)."""
+    boxes: Tensor
+    """(N,4) float32."""
+    scores: Tensor
+    """(N,) float32."""
+    labels: Tensor
+    """(N,) int64, 0-based class."""
+    masks: list[RLE]
+    """N run-length masks at `size`; a list, because (N,H,W) would not fit at full size."""
