@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import uuid
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["InputError", "whole"]
+import numpy as np
+
+__all__ = ["InputError", "read_pickle", "whole"]
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -43,3 +48,63 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def read_pickle(path: str | os.PathLike[str]) -> Any:
+    """Read a pickle of containers, numbers, strings and numpy arrays, of any Python version, running none of its code.
+
+    Text of Python 2 is read as latin-1, so its bytes survive.
+
+    Raises:
+        InputError: no such file, not a pickle, truncated, or holding anything else than data.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _DataUnpickler(file, encoding="latin1").load()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
+    except Exception as error:  # a damaged pickle can raise nearly any exception
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"cannot read {path} as a pickle of numpy data: {reason}; fetch it again or convert it") from error
+
+
+class _DataUnpickler(pickle.Unpickler):
+    """Knows numpy arrays and containers by name and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        module = module.replace("numpy.core", "numpy._core").replace("__builtin__", "builtins")  # before numpy 2, Python 3
+        try:
+            return _DATA[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not data") from None
+
+
+def _empty_array(*_: Any) -> np.ndarray[Any, Any]:
+    """What `ndarray` unpickling starts from: its state, shape and type included, comes after."""
+    return np.empty(0)
+
+
+def _array_from_bytes(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], order: Any) -> np.ndarray[Any, Any]:
+    return np.frombuffer(data, dtype).reshape(shape, order=order)
+
+
+def _number(dtype: np.dtype[Any], data: bytes | str) -> Any:
+    return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype)[0]
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """How pickle protocols before 3 hold bytes."""
+    return text.encode("latin1")
+
+
+_DATA: dict[tuple[str, str], Any] = {
+    ("numpy", "dtype"): np.dtype,
+    ("numpy", "ndarray"): None,  # only ever an argument of _reconstruct
+    ("numpy._core.multiarray", "_reconstruct"): _empty_array,
+    ("numpy._core.multiarray", "scalar"): _number,
+    ("numpy._core.numeric", "_frombuffer"): _array_from_bytes,
+    ("_codecs", "encode"): _latin1,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("builtins", "set"): set,
+    ("builtins", "frozenset"): frozenset,
+}
