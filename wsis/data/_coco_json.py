@@ -1,0 +1,196 @@
+"""COCO json in and out. Every data set is held in one form, `Index`: what a COCO instances file says, checked."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from wsis.files import InputError, whole
+
+__all__ = ["Index", "class_of", "read_coco", "read_stuff", "tags_of", "write_coco"]
+
+Record = dict[str, Any]
+
+
+class Index(NamedTuple):
+    """A data set's images and annotations in memory. Classes are positions in `categories`."""
+
+    name: str
+    root: Path
+    """Folder of the images."""
+    images: list[Record]
+    """id (int), file_name (relative to `root`), height, width."""
+    annotations: dict[int, list[Record]]
+    """Image id -> COCO annotations: bbox xywh, category_id, iscrowd, segmentation (polygons or RLE) or none."""
+    categories: list[Record]
+    """id, name."""
+    stuff: list[Record]
+    """id, name of stuff classes; empty where the data set knows none."""
+    tags: dict[int, list[int]]
+    """Image id -> classes in the image, ascending."""
+    stuff_tags: dict[int, list[int]]
+    """Image id -> positions in `stuff`, ascending."""
+
+
+def class_of(categories: Iterable[Record]) -> dict[int, int]:
+    """Give the class (0-based position) of each category id."""
+    return {category["id"]: position for position, category in enumerate(categories)}
+
+
+def tags_of(annotations: Mapping[int, Iterable[Record]], categories: Iterable[Record]) -> dict[int, list[int]]:
+    """Give the classes that each image's annotations name."""
+    position = class_of(categories)
+    return {image: sorted({position[a["category_id"]] for a in found}) for image, found in annotations.items()}
+
+
+def read_coco(
+    path: Path, images_dir: Path, categories: Sequence[str] | None = None, *, name: str = "coco", check_images: bool = True
+) -> Index:
+    """Read a COCO instances file.
+
+    Tags name every annotated class, also that of an annotation whose box is dropped, so they never depend on a box.
+
+    Args:
+        path: the instances json.
+        images_dir: folder that `file_name` is relative to.
+        categories: names to keep, in this order; all in the file's order when None.
+        name: what the index is called.
+        check_images: look whether every image file is there.
+
+    Raises:
+        InputError: unreadable json, a category, image or file that is named but absent, or an image named twice.
+    """
+    content = load_json(path, ("images", "annotations", "categories"))
+    kept = _select(content["categories"], categories, path)
+    known, wanted = {c["id"] for c in content["categories"]}, class_of(kept)
+    images = [_image(record, path) for record in content["images"]]
+    _refuse_duplicates(images, path)
+    if check_images:
+        check_files(images, images_dir, path)
+    found: dict[int, list[Record]] = {image["id"]: [] for image in images}
+    for annotation in content["annotations"]:
+        image, category = annotation.get("image_id"), annotation.get("category_id")
+        if image not in found:
+            raise InputError(
+                f'{path}: annotation {annotation.get("id")} is of image {image}, which is not under "images"; add it'
+            )
+        if category not in known:
+            raise InputError(
+                f'{path}: annotation {annotation.get("id")} has category {category}, not under "categories"; add it'
+            )
+        if category in wanted:
+            found[image].append(annotation)
+    tags = tags_of(found, kept)
+    return Index(name, images_dir, images, drop_empty(found, path), kept, [], tags, {})
+
+
+def write_coco(path: Path, index: Index) -> None:
+    """Write `index` as a COCO instances file; annotations get ids 1, 2, ... and an area where they have none."""
+    annotations: list[Record] = []
+    for image in index.images:
+        for annotation in index.annotations.get(image["id"], []):
+            own = {"area": annotation["bbox"][2] * annotation["bbox"][3], "iscrowd": 0, **annotation}
+            annotations.append({**own, "id": len(annotations) + 1, "image_id": image["id"]})
+    content = {"images": index.images, "annotations": annotations, "categories": index.categories}
+    with whole(path) as scratch:
+        scratch.write_text(json.dumps(content))
+
+
+def read_stuff(path: Path, index: Index) -> Index:
+    """Add the stuff classes and stuff tags of a COCO panoptic file to `index`."""
+    content = load_json(path, ("annotations", "categories"))
+    stuff = [{"id": c["id"], "name": c["name"]} for c in content["categories"] if not c["isthing"]]
+    position = class_of(stuff)
+    tags = {
+        a["image_id"]: sorted({position[s["category_id"]] for s in a["segments_info"] if s["category_id"] in position})
+        for a in content["annotations"]
+    }
+    return index._replace(stuff=stuff, stuff_tags={i["id"]: tags[i["id"]] for i in index.images if i["id"] in tags})
+
+
+def load_json(path: Path, keys: Sequence[str]) -> dict[str, list[Record]]:
+    """Read a json object that must hold lists under `keys`."""
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; give an existing file") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not a json file ({error}); fetch or write it again") from error
+    missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
+    if missing:
+        raise InputError(f'{path} has no list "{missing[0]}"; a COCO file has {", ".join(keys)}')
+    return content  # type: ignore[no-any-return]
+
+
+def check_files(images: Sequence[Record], folder: Path, source: Path) -> None:
+    """Refuse a list that names images which are not in `folder`."""
+    folders = {os.path.dirname(image["file_name"]) for image in images}
+    present = {os.path.join(f, name) for f in folders for name in _names(folder / f)}
+    absent = [image["file_name"] for image in images if image["file_name"] not in present]
+    if absent:
+        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        raise InputError(
+            f"{source} names {absent[0]}{more}, not found in {folder}; add the images or remove them from the list"
+        )
+
+
+def drop_empty(annotations: Mapping[int, list[Record]], source: Path) -> dict[int, list[Record]]:
+    """Drop annotations whose box has no area, with one counted warning; a missing box is an error."""
+    kept: dict[int, list[Record]] = {}
+    for image, found in annotations.items():
+        for annotation in found:
+            if len(annotation.get("bbox") or ()) != 4:
+                raise InputError(f"{source}: annotation {annotation.get('id')} has no bbox [x, y, width, height]; add it")
+        kept[image] = [a for a in found if a["bbox"][2] > 0 and a["bbox"][3] > 0]
+    dropped = sum(map(len, annotations.values())) - sum(map(len, kept.values()))
+    if dropped:
+        warnings.warn(f"{source}: {dropped} annotations with a box of no area are left out", stacklevel=3)
+    return kept
+
+
+def _select(all_categories: Sequence[Record], names: Sequence[str] | None, path: Path) -> list[Record]:
+    categories = [{"id": c["id"], "name": c["name"]} for c in all_categories]
+    twice = [name for name, count in Counter(c["name"] for c in categories).items() if count > 1]
+    if twice:
+        raise InputError(f'{path}: category "{twice[0]}" is there twice; give each class one name and id')
+    if names is None:
+        return categories
+    by_name = {c["name"]: c for c in categories}
+    unknown = [name for name in names if name not in by_name]
+    if unknown:
+        raise InputError(f'{path} has no category "{unknown[0]}"; it has {", ".join(by_name)}')
+    return [by_name[name] for name in names]
+
+
+def _image(record: Record, path: Path) -> Record:
+    try:
+        return {key: record[key] for key in ("id", "file_name", "height", "width")}
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: image {record} has no {error}; an image has id, file_name, height, width") from error
+
+
+def _refuse_duplicates(images: Sequence[Record], path: Path) -> None:
+    for key in ("id", "file_name"):
+        twice = [value for value, count in Counter(image[key] for image in images).items() if count > 1]
+        if twice:
+            raise InputError(f"{path}: image {key} {twice[0]} is there twice; keep one of them")
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def group_by_image(annotations: Iterable[Record]) -> dict[int, list[Record]]:
+    """Group annotations by their `image_id`."""
+    groups: defaultdict[int, list[Record]] = defaultdict(list)
+    for annotation in annotations:
+        groups[annotation["image_id"]].append(annotation)
+    return dict(groups)

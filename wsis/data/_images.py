@@ -1,0 +1,100 @@
+"""Reading pictures: whatever a camera or a scanner wrote becomes RGB in 8 bits, or one clear line says why not."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from wsis.files import InputError
+
+__all__ = ["image_size", "read_image", "read_labels"]
+
+_BROKEN = (OSError, SyntaxError, ValueError, struct.error, EOFError, IndexError, Image.DecompressionBombError)
+_SIDEWAYS = {5, 6, 7, 8}  # EXIF orientations that swap height and width
+_ORIENTATION = 0x0112
+
+
+def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
+    """Read an image as (3,H,W) uint8 RGB, turned upright by its EXIF orientation; transparent parts become white.
+
+    Args:
+        path: any format that Pillow reads: grey, palette, CMYK and 16-bit images too.
+        size: (height, width) that the annotations are drawn on. An image that has it only before it is turned stays unturned.
+
+    Raises:
+        InputError: missing, empty or broken file, or another size.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = _upright(image, size)
+            pixels = np.array(_rgb(upright))
+    except _BROKEN as error:
+        raise _unreadable(path, error) from error
+    if size is not None and pixels.shape[:2] != tuple(size):
+        found, wanted = f"{pixels.shape[1]} x {pixels.shape[0]}", f"{size[1]} x {size[0]}"
+        raise InputError(f"{path} is {found} pixels but annotated as {wanted}; use the image that was annotated")
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Give an image's upright (height, width) from its header.
+
+    Raises:
+        InputError: missing or empty file, or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
+    except _BROKEN as error:
+        raise _unreadable(path, error) from error
+    return (width, height) if sideways else (height, width)
+
+
+def read_labels(path: Path) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+    """Read a label map (palette or grey png) as (H,W) uint8 without applying its colours.
+
+    Raises:
+        InputError: missing, empty or broken file, or a colour image.
+    """
+    try:
+        with Image.open(path) as image:
+            labels = np.array(image)
+    except _BROKEN as error:
+        raise _unreadable(path, error) from error
+    if labels.ndim != 2:
+        raise InputError(f"{path} is a colour image; a label map has one palette index or grey value per pixel")
+    return labels.astype(np.uint8)
+
+
+def _upright(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
+    if sideways and size is not None and size[0] != size[1] and (image.height, image.width) == tuple(size):
+        return image
+    return ImageOps.exif_transpose(image)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits, or 32 that hold 16: Pillow would clip at 255
+        values = np.asarray(image, np.float32)
+        return Image.fromarray((values / 257 if values.max(initial=0) > 255 else values).round().astype(np.uint8)).convert(
+            "RGB"
+        )
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _unreadable(path: Path, error: BaseException) -> InputError:
+    if not Path(path).exists():
+        return InputError(f"no image {path}; put it there or take it off the list")
+    if Path(path).is_file() and Path(path).stat().st_size == 0:
+        return InputError(f"{path} is empty (0 bytes); fetch it again or take it off the list")
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return InputError(f"cannot read image {path} ({reason}); fetch it again or take it off the list")
