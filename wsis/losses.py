@@ -1,0 +1,105 @@
+"""The papers' loss functions, pure: tensors in, a scalar out.
+
+P proposals, C classes, K regions, h x w a mask. Every loss of an empty set is zero and stays connected to the graph.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "box_loss",
+    "correlation_loss",
+    "image_loss",
+    "instance_activation",
+    "mask_loss",
+    "mil_scores",
+    "refinement_loss",
+]
+
+
+def mil_scores(classification: Tensor, detection: Tensor) -> Tensor:
+    """Score every proposal for every class by the two streams of WSDDN.
+
+    Args:
+        classification: (P,C) logits, normalised over the classes of a proposal.
+        detection: (P,C) logits, normalised over the proposals of the image.
+
+    Returns:
+        (P,C); a column sums to at most 1. Bilen and Vedaldi, CVPR 2016; PDSL section 3.2.
+    """
+    return classification.softmax(dim=1) * detection.softmax(dim=0)
+
+
+def image_loss(scores: Tensor, tags: Tensor) -> Tensor:
+    """Binary cross-entropy of the image's summed scores (PDSL eq. 2, JTSM eq. 2).
+
+    The papers sum over classes; their code takes the mean and clamps to [1e-6, 1 - 1e-6], and so does this.
+
+    Args:
+        scores: (P,C) in [0, 1], from `mil_scores`.
+        tags: (C,) 0 or 1.
+    """
+    return F.binary_cross_entropy(scores.sum(0).clamp(1e-6, 1 - 1e-6), tags)
+
+
+def refinement_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Weighted cross-entropy of a refinement head (PDSL eq. 3, first term), over the number of weighted proposals.
+
+    Args:
+        logits: (P,C+1), background last.
+        labels: (P,) int64.
+        weights: (P,) in [0, 1], the image score of the pseudo-label that a proposal was matched with.
+    """
+    each = F.cross_entropy(logits, labels, reduction="none")
+    return (weights * each).sum() / (weights > 1e-12).sum().clamp(min=1)
+
+
+def box_loss(deltas: Tensor, targets: Tensor, weights: Tensor, proposals: int) -> Tensor:
+    """Weighted L1 of the box deltas of foreground proposals (PDSL eq. 3, second term).
+
+    Args:
+        deltas: (K,4) predicted for the matched class.
+        targets: (K,4).
+        weights: (K,).
+        proposals: number of all proposals, foreground or not, by which the sum is divided.
+    """
+    return (weights[:, None] * (deltas - targets).abs()).sum() / max(proposals, 1)
+
+
+def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross-entropy, mean over regions and pixels (PDSL eq. 5 with its sign mended; the code's mean, unweighted).
+
+    Args:
+        logits: (K,h,w).
+        targets: (K,h,w) in [0, 1].
+    """
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / max(logits.numel(), 1)
+
+
+def instance_activation(probabilities: Tensor, tau: float = 5.0) -> Tensor:
+    """Smooth maximum of each mask (PDSL eq. 7): log-mean-exp at sharpness `tau`, within [mean, max] of the mask.
+
+    Args:
+        probabilities: (K,h,w) in [0, 1]; on unbounded logits it could not be compared with a score.
+        tau: 0 is the mean, infinity the maximum; the paper takes 5.
+
+    Returns:
+        (K,).
+    """
+    flat = probabilities.flatten(1)
+    return (torch.logsumexp(tau * flat, dim=1) - math.log(flat.shape[1])) / tau
+
+
+def correlation_loss(activation: Tensor, score: Tensor) -> Tensor:
+    """Mean distance of mask activation and detection score (PDSL eq. 8); the score is a target and gets no gradient.
+
+    Args:
+        activation: (K,), from `instance_activation`.
+        score: (K,) in [0, 1].
+    """
+    return (activation - score.detach()).abs().sum() / max(len(activation), 1)

@@ -1,0 +1,131 @@
+"""The floor of every comparison: class activation maps and the proposals that fit them best, learnt from tags.
+
+A classifier's map of each class is cut at a fraction of its maximum; each connected piece is answered by the proposal whose
+mask overlaps it most. Zhou et al., CVPR 2016, with proposals as in the "CAM + MCG" rows of the papers' tables.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pycocotools import mask as rle
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from wsis.metrics import Evaluation
+from wsis.models.classifier import Classifier, Pooling
+from wsis.nn.mil import detect
+from wsis.types import RLE, Batch, Prediction, Proposals, Sample
+
+__all__ = ["CAM"]
+
+
+class CAM(pl.LightningModule):
+    """Classify, then answer each peak region of a class's map with the best-fitting proposal.
+
+    Args:
+        num_classes: number of thing classes; taken from the data.
+        backbone: network that makes the features: a timm name, or resnet18_ws, resnet50_ws, resnet101_ws.
+        weights: where the backbone starts from: "imagenet", "none" (random) or a weights file.
+        output_stride: input pixels per feature cell, 8 or 16 by dilation; 32 leaves the network's own stride.
+        stage: which feature map of the backbone is used; -1 is the last.
+        freeze: stages kept fixed, 0 (none) to 5 (all); 1 is the stem.
+        backbone_args: further arguments of the backbone: model_args, mean, std.
+        pooling: how the map becomes one score: mean, log-mean-exp or maximum; small objects vanish in a mean.
+        lr: peak learning rate of AdamW.
+        threshold: a map is cut at this fraction of its maximum.
+        nms: box IoU above which the lower-scored of two answers of a class is dropped.
+    """
+
+    supervision = "tags"
+    needs_segments = True
+
+    def __init__(
+        self,
+        num_classes: int = 20,
+        backbone: str = "resnet50",
+        weights: str = "imagenet",
+        output_stride: int = 16,
+        stage: int = -1,
+        freeze: int = 1,
+        backbone_args: dict[str, Any] | None = None,
+        pooling: Pooling = "average",
+        lr: float = 1e-3,
+        threshold: float = 0.3,
+        nms: float = 0.3,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        settings = (num_classes, backbone, weights, output_stride, stage, freeze, backbone_args, pooling)
+        self.classifier = Classifier(*settings, lr=lr)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Evaluate whatever is predicted."""
+        return [Evaluation()]
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        """Train the classifier."""
+        loss = self.classifier.loss(batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """The classifier's."""
+        return self.classifier.optimiser(int(self.trainer.estimated_stepping_batches))
+
+    def validation_step(self, batch: Batch, _: int) -> list[Prediction]:
+        """Predict each image."""
+        return [self.predict(sample) for sample in batch]
+
+    test_step = predict_step = validation_step
+
+    def predict(self, sample: Sample) -> Prediction:
+        """Answer each piece of each class's map; a piece's score is the class probability times its share of the maximum."""
+        size = sample["image"].shape[-2], sample["image"].shape[-1]
+        maps = self.classifier([sample["image"]])
+        probability = self.classifier.logits([sample])[0].sigmoid()
+        maps = F.interpolate(maps.relu(), size=size, mode="bilinear")[0].cpu().numpy()
+        pieces, labels, scores = [], [], []
+        for label, map_ in enumerate(maps):
+            for piece, share in cut(map_, self.hparams["threshold"]):
+                pieces += [piece]
+                labels += [label]
+                scores += [float(probability[label]) * share]
+        boxes, masks = answer(pieces, sample["proposals"], size)
+        kept, best = torch.tensor(scores), torch.tensor(labels, dtype=torch.int64)
+        table = torch.zeros(len(kept), len(probability)).scatter_(1, best[:, None], kept[:, None])
+        at, score, label, index = detect(table, boxes, self.hparams["nms"])
+        return Prediction(sample["image_id"], size, at, score, label, [masks[i] for i in index.tolist()])
+
+
+def cut(map_: np.ndarray, threshold: float) -> list[tuple[np.ndarray, float]]:
+    """The connected pieces (H,W) bool of a map above `threshold` of its maximum, each with its peak over that maximum."""
+    peak = float(map_.max())
+    if peak <= 0:
+        return []
+    count, pieces = cv2.connectedComponents((map_ >= threshold * peak).astype(np.uint8))
+    return [(piece, float(map_[piece].max()) / peak) for piece in (pieces == i for i in range(1, count))]
+
+
+def answer(pieces: list[np.ndarray], proposals: Proposals, size: tuple[int, int]) -> tuple[Tensor, list[RLE]]:
+    """For each piece (H,W) the proposal of greatest mask IoU: boxes (N,4) and masks; the piece itself where there are none."""
+    if proposals.members is None or proposals.labels is None or not len(proposals.boxes):
+        masks = [rle.encode(np.asfortranarray(piece, dtype=np.uint8)) for piece in pieces]
+        boxes = np.array([rle.toBbox(mask) for mask in masks]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        return torch.from_numpy(boxes).float(), masks
+    labels, members = proposals.labels.cpu().numpy(), proposals.members.cpu().float().numpy()
+    inside, segments = labels >= 0, members.shape[1]
+    area = np.bincount(labels[inside], minlength=segments)
+    best = []
+    for piece in pieces:
+        shared = members @ np.bincount(labels[inside & piece], minlength=segments)
+        best += [int((shared / (members @ area + piece.sum() - shared).clip(1)).argmax())]
+    lookup = np.concatenate([members > 0, np.zeros((len(members), 1), bool)], 1)  # label -1 reads the last column
+    masks = [rle.encode(np.asfortranarray(lookup[i][labels], dtype=np.uint8)) for i in best]
+    return proposals.boxes.cpu()[best], masks

@@ -1,0 +1,118 @@
+"""A multi-label image classifier whose last layer is a 1 x 1 convolution, so that its class activation maps are its logits.
+
+The first stage of several methods: it gives the backbone its features where no ImageNet weights are at hand, and the maps
+that CAM, CCGR and EM-Paste start from. Zhou et al., CVPR 2016; log-mean-exp pooling from Pinheiro and Collobert, CVPR 2015.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.classification import MultilabelAveragePrecision
+
+from wsis.nn.backbone import Backbone
+from wsis.types import Batch
+
+__all__ = ["Classifier"]
+
+Pooling = Literal["average", "lse", "max"]
+
+
+class Classifier(pl.LightningModule):
+    """Learn from tags which classes an image holds.
+
+    Args:
+        num_classes: number of thing classes; taken from the data.
+        backbone: network that makes the features: a timm name, or resnet18_ws, resnet50_ws, resnet101_ws.
+        weights: where the backbone starts from: "imagenet", "none" (random) or a weights file.
+        output_stride: input pixels per feature cell, 8 or 16 by dilation; 32 leaves the network's own stride.
+        stage: which feature map of the backbone is used; -1 is the last.
+        freeze: stages kept fixed, 0 (none) to 5 (all); 1 is the stem.
+        backbone_args: further arguments of the backbone: model_args, mean, std.
+        pooling: how the map becomes one score: mean, log-mean-exp or maximum; small objects vanish in a mean.
+        sharpness: of log-mean-exp pooling; 0 is the mean, infinity the maximum.
+        lr: peak learning rate of AdamW, reached after a fifth of the steps.
+        weight_decay: of AdamW.
+    """
+
+    supervision = "tags"
+    needs_proposals = False
+
+    def __init__(
+        self,
+        num_classes: int = 20,
+        backbone: str = "resnet50",
+        weights: str = "imagenet",
+        output_stride: int = 16,
+        stage: int = -1,
+        freeze: int = 1,
+        backbone_args: dict[str, Any] | None = None,
+        pooling: Pooling = "average",
+        sharpness: float = 4.0,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.backbone = Backbone(backbone, weights, output_stride, stage, freeze, **(backbone_args or {}))
+        self.head = nn.Conv2d(self.backbone.channels, num_classes, 1)
+        self.precision = MultilabelAveragePrecision(num_classes)
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        """Class activation maps of images (3,H,W): logits (N,C,h,w)."""
+        return self.head(self.backbone(images))  # type: ignore[no-any-return]
+
+    def logits(self, batch: Batch) -> Tensor:
+        """One logit per image and class (N,C); the padding of smaller images takes no part."""
+        maps, stride = self([sample["image"] for sample in batch]), self.backbone.stride
+        sizes = [(math.ceil(h / stride), math.ceil(w / stride)) for h, w in (s["image"].shape[-2:] for s in batch)]
+        pooled = [pool(m[:, :h, :w], self.hparams["pooling"], self.hparams["sharpness"]) for m, (h, w) in zip(maps, sizes, strict=True)]
+        return torch.stack(pooled)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Binary cross-entropy of the tags, mean over images and classes."""
+        return F.binary_cross_entropy_with_logits(self.logits(batch), tags(batch))
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        """Learn the tags."""
+        loss = self.loss(batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        """Average precision of the tags, mean over classes."""
+        self.precision(self.logits(batch).sigmoid(), tags(batch).long())
+        self.log("val/mAP", self.precision, prog_bar=True, batch_size=len(batch))
+
+    test_step = validation_step
+
+    def configure_optimizers(self) -> Any:
+        """As `optimiser`, over the trainer's steps."""
+        return self.optimiser(int(self.trainer.estimated_stepping_batches))
+
+    def optimiser(self, steps: int) -> Any:
+        """AdamW under one cycle: up for a fifth of the steps, then down to nothing."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(parameters, lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"])
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, self.hparams["lr"], total_steps=steps, pct_start=0.2)
+        return [optimiser], [{"scheduler": schedule, "interval": "step"}]
+
+
+def tags(batch: Batch) -> Tensor:
+    """The batch's tags (N,C)."""
+    return torch.stack([sample["target"]["tags"] for sample in batch])
+
+
+def pool(maps: Tensor, how: Pooling, sharpness: float) -> Tensor:
+    """Pool maps (C,h,w) to (C,)."""
+    flat = maps.flatten(1)
+    if how == "average":
+        return flat.mean(1)
+    if how == "max":
+        return flat.amax(1)
+    return (torch.logsumexp(sharpness * flat, 1) - math.log(flat.shape[1])) / sharpness

@@ -1,0 +1,318 @@
+"""PDSL: parallel detection-and-segmentation learning for weakly supervised instance segmentation (Shen et al., ICCV 2021).
+
+Tags alone train two branches on the same proposals. The detection branch is WSDDN with refinement heads. The segmentation
+branch learns from GrabCut inside a few boxes, class-agnostic first, then class by class from its own predictions. A
+correlation loss asks the activation of a proposal's mask to equal the score of its detection.
+
+    symbol     name                shape
+    t          tags                (C,)        1 where the image holds the class
+    S^0        mil                 (P,C)       two-stream scores
+    y          image_scores        (C,)        sum of S^0 over the proposals
+    S^r        probabilities       (P,C+1)     softmax of refinement head r; background is class C
+    B^r        boxes               (P,C,4)     boxes regressed by head r
+    M^m        logits              (K,28,28)   mask head m on the K foreground proposals, channel of their class
+    a, a-hat   activation, scores  (K,)        eq. (7), and the score it should have
+    n^r, n^m   refinements, mask_heads         refinement heads, class-specific mask heads
+    n^seed     seeds                           proposals per class that get a GrabCut mask
+
+Where we follow the released code instead of the text, and why:
+
+    eq. (2)    mean over classes with clamped scores; a sum makes the weight depend on the number of classes
+    eq. (3)    cross-entropy over the number of weighted proposals, L1 over the number of all; the printed sums grow with P
+    eq. (5)    a sign in L_BCE is wrong as printed; mean over foreground and pixels, unweighted; targets cut at 0.5, no gradient
+    eq. (6)    the class-agnostic head takes part in the correlation too
+    eq. (7)    on sigmoid probabilities; on logits the activation has no bound and cannot equal a score
+    eq. (8)    absolute value, mean over foreground; the 2-norm of a number is that
+    a-hat      the pseudo-label's score; the text's own score of the proposal is `correlation_target="own"`
+    features   pooled features are multiplied by the proposal's objectness + 1 (in neither text)
+    NMS        0.3; the text says 0.5
+
+Where we differ from both: head 0 is class-agnostic as the text means it (the release sets a misspelt key); a mask target is
+cut at 0.5 on its own 28 x 28 grid, where the release pastes it into the image and cuts the same box out again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+from wsis.evidence.grabcut import Evidence, resample
+from wsis.losses import (
+    box_loss,
+    correlation_loss,
+    image_loss,
+    instance_activation,
+    mask_loss,
+    refinement_loss,
+)
+from wsis.metrics import Evaluation
+from wsis.models.classifier import Classifier
+from wsis.nn.backbone import Backbone
+from wsis.nn.masks import MaskHeads, of_class, paste
+from wsis.nn.mil import Match, MILHead, Pseudo, RefinementHead, Trunk, decode, detect, encode, match, mine
+from wsis.nn.regions import looks, pool
+from wsis.types import Batch, Prediction, Proposals, Sample
+
+if TYPE_CHECKING:
+    from wsis.run import Run
+
+__all__ = ["PDSL"]
+
+
+class PDSL(pl.LightningModule):
+    """Detect and segment in parallel, from tags.
+
+    Args:
+        num_classes: number of thing classes, C; taken from the data.
+        backbone: network that makes the features: a timm name, or resnet18_ws, resnet50_ws, resnet101_ws.
+        weights: where the backbone starts from: "imagenet", "none" (random) or a weights file.
+        output_stride: input pixels per feature cell, 8 or 16 by dilation; 32 leaves the network's own stride.
+        stage: which feature map of the backbone the regions are pooled from; -1 is the last.
+        freeze: backbone stages kept fixed, 0 (none) to 5 (all); the authors' configurations freeze all.
+        backbone_args: further arguments of the backbone: model_args, mean, std.
+        pretraining: settings of a classifier that trains the backbone on the tags first, for `weights: none`; `steps` is one.
+        refinements: number of refinement heads, n^r in eq. (4).
+        regression: whether refinement heads regress boxes.
+        mask_heads: number of class-specific mask heads, n^m in eq. (5); 0 leaves the class-agnostic one.
+        seeds: proposals per class whose mask is taken from bottom-up evidence, n^seed.
+        evidence: where the masks of seeds come from: GrabCut in a small crop, or GrabCut as the authors run it.
+        correlation: weight of the correlation loss, eq. (6); 0 switches it off.
+        correlation_target: score a mask's activation should equal: its pseudo-label's, or the proposal's own.
+        hidden: width of the first fully connected layer; 4096 for ResNet18-WS, 2048 for the deeper ones.
+        features: width of the second fully connected layer.
+        mask_width: channels of the mask branch.
+        foreground: most foreground proposals of an image that train the mask branch; the paper uses all.
+        lr: learning rate of SGD with momentum 0.9; biases learn twice as fast.
+        weight_decay: of the weights; biases have none.
+        decay_at: fractions of the schedule at which the learning rate falls to a tenth.
+        test_sides: short sides in pixels over which predictions are averaged; empty tests the image as it is.
+        test_flip: whether predictions are averaged with the mirror image's.
+        nms: box IoU above which the lower-scored of two detections of a class is dropped.
+    """
+
+    supervision = "tags"
+
+    def __init__(
+        self,
+        num_classes: int = 20,
+        backbone: str = "resnet18_ws",
+        weights: str = "imagenet",
+        output_stride: int = 8,
+        stage: int = -1,
+        freeze: int = 5,
+        backbone_args: dict[str, Any] | None = None,
+        pretraining: dict[str, Any] | None = None,
+        refinements: int = 4,
+        regression: bool = True,
+        mask_heads: int = 4,
+        seeds: int = 10,
+        evidence: Literal["fast", "authors"] = "fast",
+        correlation: float = 1.0,
+        correlation_target: Literal["pseudo", "own"] = "pseudo",
+        hidden: int = 4096,
+        features: int = 4096,
+        mask_width: int = 256,
+        foreground: int = 512,
+        lr: float = 0.01,
+        weight_decay: float = 5e-4,
+        decay_at: tuple[float, ...] = (0.7,),
+        test_sides: tuple[int, ...] = (480, 576, 672, 768, 864, 960, 1056, 1152),
+        test_flip: bool = True,
+        nms: float = 0.3,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.backbone = Backbone(backbone, weights, output_stride, stage, freeze, **(backbone_args or {}))
+        self.trunk = Trunk(self.backbone.channels * 49, hidden, features)
+        self.mil = MILHead(features, num_classes)
+        self.refinements = nn.ModuleList(RefinementHead(features, num_classes, regression) for _ in range(refinements))
+        self.masks = MaskHeads(self.backbone.channels, [1] + [num_classes] * mask_heads, mask_width)
+        self.evidence = Evidence(evidence)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Evaluate whatever is predicted."""
+        return [Evaluation()]
+
+    def stages(self, run: Run, data: pl.LightningDataModule) -> None:
+        """Train a classifier first where the backbone starts from nothing, then PDSL."""
+        if self.hparams["pretraining"]:
+            settings = dict(self.hparams["pretraining"])
+            steps = settings.pop("steps")
+            shared = {name: self.hparams[name] for name in ("num_classes", "backbone", "weights", "output_stride", "backbone_args")}
+            classifier = run.fit("1-classifier", Classifier(**(shared | settings)), data, max_steps=steps)
+            self.backbone.load(classifier)
+        run.fit("2-pdsl" if self.hparams["pretraining"] else "train", self, data)
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        """L = L_OD + L_IS + L_CL, eq. (1)."""
+        features = self.backbone([sample["image"] for sample in batch])
+        heads = self.detection(features, [sample["proposals"] for sample in batch])
+        losses, found = zip(*(self.detection_losses(h, s) for h, s in zip(heads, batch, strict=True)), strict=True)
+        total = {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}  # eq. (4)
+        labels, scores = (torch.cat([getattr(f, name) for f in found]) for name in ("labels", "scores"))
+        target = torch.cat([self.seed_masks(f, s) for f, s in zip(found, batch, strict=True)])
+        regions = pool(features, [f.boxes for f in found], self.backbone.stride, 14, "roi_align")
+        total["mask"] = total["correlation"] = features.new_zeros(())
+        for channels in self.masks(regions):
+            logits = of_class(channels, labels)
+            activation = instance_activation(logits.sigmoid())  # eq. (7)
+            total["mask"] = total["mask"] + mask_loss(logits, target)  # eq. (5)
+            total["correlation"] = total["correlation"] + correlation_loss(activation, scores)  # eqs. (6), (8)
+            target = (logits.detach() > 0).to(logits.dtype)
+        loss = sum(total.values(), features.new_zeros(())) + (self.hparams["correlation"] - 1) * total["correlation"]
+        self.log_dict({f"train/{name}": value for name, value in total.items()}, batch_size=len(batch))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def detection(self, features: Tensor, proposals: list[Proposals]) -> list[Detection]:
+        """Run the detection branch (section 3.2) on the proposals of each image of a batch of features (N,D,H,W)."""
+        counts = [len(p.boxes) for p in proposals]
+        pooled = pool(features, [p.boxes for p in proposals], self.backbone.stride)
+        objectness = torch.cat([p.scores for p in proposals])
+        regions = self.trunk(pooled * (objectness + 1)[:, None, None, None])
+        refined = [head(regions) for head in self.refinements]
+        logits = [logit.split(counts) for logit, _ in refined]
+        deltas = [[None] * len(counts) if delta is None else delta.split(counts) for _, delta in refined]
+        return [
+            Detection(mil, [head[i] for head in logits], [head[i] for head in deltas])
+            for i, mil in enumerate(self.mil(regions, counts))
+        ]
+
+    def detection_losses(self, heads: Detection, sample: Sample) -> tuple[dict[str, Tensor], Foreground]:
+        """Each head learns from the best proposals of the one before it, eqs. (2)-(4); the last one chooses the foreground."""
+        tags, proposals, size = sample["target"]["tags"], sample["proposals"].boxes, sample["image"].shape[-2:]
+        image_scores, zero = heads.mil.sum(0), heads.mil.sum() * 0
+        losses = {"mil": image_loss(heads.mil, tags), "refinement": zero, "box": zero}  # eq. (2)
+        scores, boxes = heads.mil, proposals
+        for logits, deltas in zip(heads.logits, heads.deltas, strict=True):
+            pseudo = mine(scores, tags, image_scores, boxes)
+            matched = match(proposals, pseudo, len(tags))
+            losses["refinement"] = losses["refinement"] + refinement_loss(logits, matched.labels, matched.weights)  # eq. (3)
+            if deltas is not None:
+                losses["box"] = losses["box"] + regression_loss(deltas, proposals, pseudo, matched)
+                boxes = decode(deltas.detach(), proposals, (size[0], size[1]))
+            scores = logits.detach().softmax(1)
+        pseudo = mine(scores, tags, image_scores, boxes)
+        matched = match(proposals, pseudo, len(tags))
+        target = pseudo.scores if heads.logits else pseudo.weights  # S^0 is a product that sums to y: far below any activation
+        own = scores if self.hparams["correlation_target"] == "own" and heads.logits else None
+        return losses, foreground(proposals, pseudo._replace(scores=target), matched, own, self.hparams["foreground"])
+
+    def seed_masks(self, found: Foreground, sample: Sample) -> Tensor:
+        """The first masks (K,28,28): n^seed proposals a class get evidence, the others their nearest seed's (section 3.3)."""
+        seeds = nearest_seeds(found, self.hparams["seeds"])
+        boxes = sample["view"].to_original(found.boxes)
+        windows, masks = self.evidence(sample, boxes[seeds])
+        which = box_iou(boxes, boxes[seeds]).argmax(1) if len(seeds) else seeds
+        target = resample(windows, masks, which, boxes, 28)
+        return (target.flip(-1) if sample["view"].flip else target).round()
+
+    def validation_step(self, batch: Batch, _: int) -> list[Prediction]:
+        """Predict each image."""
+        return [self.predict(sample) for sample in batch]
+
+    test_step = predict_step = validation_step
+
+    def predict(self, sample: Sample) -> Prediction:
+        """Average scores and boxes of each proposal over the views of the image, suppress, then average masks."""
+        proposals, size = sample["proposals"], (sample["image"].shape[-2], sample["image"].shape[-1])
+        views = list(looks(sample["image"], self.hparams["test_sides"], flip=self.hparams["test_flip"]))
+        features = [self.backbone([look.image]) for look in views]
+        heads = []
+        for feature, look in zip(features, views, strict=True):
+            heads += self.detection(feature, [proposals._replace(boxes=look.view.to_input(proposals.boxes))])
+        scores = torch.stack([h.scores() for h in heads]).mean(0)
+        boxes = proposals.boxes
+        if self.refinements and self.hparams["regression"]:
+            deltas = torch.stack([h.mean_deltas(look.view.flip) for h, look in zip(heads, views, strict=True)]).mean(0)
+            boxes = decode(deltas, proposals.boxes, size)
+        at, kept, labels, _ = detect(scores, boxes, self.hparams["nms"])
+        masks = torch.stack(
+            [self._view_masks(f, look.view.to_input(at), labels, look.view.flip) for f, look in zip(features, views, strict=True)]
+        ).mean(0)
+        return Prediction(sample["image_id"], size, at.cpu(), kept.cpu(), labels.cpu(), paste(masks, at, size))
+
+    def _view_masks(self, features: Tensor, boxes: Tensor, labels: Tensor, flip: bool) -> Tensor:
+        """Mean over the class-specific heads of a view's mask logits, as probabilities (N,28,28) in the image's orientation."""
+        channels = self.masks(pool(features, [boxes], self.backbone.stride, 14, "roi_align"))
+        logits = torch.stack([of_class(c, labels) for c in channels[1:] or channels]).mean(0)
+        return (logits.flip(-1) if flip else logits).sigmoid()
+
+    def configure_optimizers(self) -> Any:
+        """SGD with momentum 0.9, biases at twice the rate without decay, steps down at fractions of the schedule."""
+        lr, decay = self.hparams["lr"], self.hparams["weight_decay"]
+        trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for name, p in trained if not name.endswith("bias")], "weight_decay": decay},
+            {"params": [p for name, p in trained if name.endswith("bias")], "lr": 2 * lr, "weight_decay": 0.0},
+        ]
+        optimiser = torch.optim.SGD(groups, lr=lr, momentum=0.9)
+        milestones = [round(at * int(self.trainer.estimated_stepping_batches)) for at in self.hparams["decay_at"]]
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones, gamma=0.1)
+        return [optimiser], [{"scheduler": schedule, "interval": "step"}]
+
+
+class Detection(NamedTuple):
+    """What the detection branch says of one image."""
+
+    mil: Tensor
+    """S^0 (P,C)."""
+    logits: list[Tensor]
+    """(P,C+1) of each refinement head."""
+    deltas: list[Tensor | None]
+    """(P,C,4) of each refinement head, or None."""
+
+    def scores(self) -> Tensor:
+        """The mean of the heads' probabilities without background (P,C); S^0 where there are none."""
+        if not self.logits:
+            return self.mil
+        return torch.stack([logits.softmax(1) for logits in self.logits]).mean(0)[:, :-1]
+
+    def mean_deltas(self, flip: bool) -> Tensor:
+        """The heads' mean deltas (P,C,4), mirrored back from a flipped view."""
+        mean = torch.stack([deltas for deltas in self.deltas if deltas is not None]).mean(0)
+        return mean * mean.new_tensor([-1, 1, 1, 1]) if flip else mean
+
+
+class Foreground(NamedTuple):
+    """The proposals of one image that train the mask branch."""
+
+    boxes: Tensor
+    """(K,4)."""
+    labels: Tensor
+    """(K,) int64."""
+    scores: Tensor
+    """(K,) detached target of the activation, a-hat."""
+    pseudo: Tensor
+    """(K,) int64, index of the pseudo-label."""
+    overlap: Tensor
+    """(K,) box IoU with it."""
+
+
+def foreground(proposals: Tensor, pseudo: Pseudo, matched: Match, own: Tensor | None, most: int) -> Foreground:
+    """Take at most `most` of the proposals (P,4) that are matched to a class, at random; `own` (P,C+1) gives own scores."""
+    index = matched.foreground.nonzero().flatten()
+    index = index[torch.randperm(len(index), device=index.device)[:most]]
+    labels, which = matched.labels[index], matched.pseudo[index]
+    scores = pseudo.scores[which] if own is None else own[index, labels]
+    return Foreground(proposals[index], labels, scores, which, matched.overlap[index])
+
+
+def nearest_seeds(found: Foreground, seeds: int) -> Tensor:
+    """Indices into the foreground (K,) of the `seeds` proposals nearest to each pseudo-label by box IoU."""
+    groups = found.pseudo == found.pseudo.unique()[:, None]  # (G,K)
+    overlap = torch.where(groups, found.overlap, -1.0)
+    best, index = overlap.topk(min(seeds, overlap.shape[1]), dim=1)
+    return index[best >= 0]
+
+
+def regression_loss(deltas: Tensor, proposals: Tensor, pseudo: Pseudo, matched: Match) -> Tensor:
+    """Each foreground proposal (P,4) regresses, by the deltas (P,C,4) of its class, to its pseudo-label's box; eq. (3)."""
+    index = matched.foreground.nonzero().flatten()
+    target = encode(pseudo.boxes[matched.pseudo[index]], proposals[index])
+    return box_loss(deltas[index, matched.labels[index]], target, matched.weights[index], len(proposals))

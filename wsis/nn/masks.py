@@ -1,0 +1,85 @@
+"""Mask heads on region features, and the way from their small masks to run-length masks of the image."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from pycocotools import mask as rle
+from torch import Tensor, nn
+
+from wsis.types import RLE
+
+__all__ = ["MaskHeads", "of_class", "paste"]
+
+
+class MaskHeads(nn.Module):
+    """One convolutional trunk and several 1 x 1 predictors on it (PDSL section 3.3).
+
+    Args:
+        inputs: channels of the region features.
+        outputs: channels of each predictor's masks.
+        width: channels of the trunk; the papers take 256.
+    """
+
+    def __init__(self, inputs: int, outputs: list[int], width: int = 256) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for channels in (inputs, width, width, width):
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+        self.trunk = nn.Sequential(*layers, nn.ConvTranspose2d(width, width, 2, stride=2), nn.ReLU())
+        self.predictors = nn.ModuleList(nn.Conv2d(width, channels, 1) for channels in outputs)
+        for module in self.trunk:
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        for predictor in self.predictors:
+            nn.init.normal_(predictor.weight, std=0.001)
+            nn.init.zeros_(predictor.bias)
+
+    def forward(self, regions: Tensor) -> list[Tensor]:
+        """(K,D,14,14) -> logits (K,outputs_m,28,28) of each predictor."""
+        shared = self.trunk(regions)
+        return [predictor(shared) for predictor in self.predictors]
+
+
+def of_class(masks: Tensor, labels: Tensor) -> Tensor:
+    """Each region's mask of its own class: (K,C,h,w), labels (K,) -> (K,h,w); one channel serves every class."""
+    if masks.shape[1] == 1:
+        return masks[:, 0]
+    return masks[torch.arange(len(masks), device=masks.device), labels]
+
+
+def paste(probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> list[RLE]:
+    """Stretch masks over their boxes, threshold them and encode them, one at a time.
+
+    Args:
+        probabilities: (N,h,w) in [0, 1].
+        boxes: (N,4) image pixels.
+        size: (H, W) of the image.
+        threshold: least probability of a mask pixel.
+
+    Returns:
+        N run-length masks; bilinear between the centres of the small mask's pixels, 0 outside it.
+    """
+    small, at = probabilities.float().cpu().numpy(), boxes.float().cpu().numpy()
+    canvas = np.zeros(size, np.uint8, order="F")  # the encoder reads column by column
+    masks = []
+    for mask, box in zip(small, at, strict=True):
+        (x1, y1), (x2, y2) = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
+        x1, y1, x2, y2 = max(x1, 0), max(y1, 0), min(x2, size[1]), min(y2, size[0])
+        if x2 > x1 and y2 > y1:
+            canvas[y1:y2, x1:x2] = _stretch(mask, box, (x1, y1, x2, y2)) >= threshold
+        masks.append(rle.encode(canvas))
+        canvas[y1:y2, x1:x2] = 0
+    return masks
+
+
+def _stretch(mask: np.ndarray, box: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
+    """The mask over its box (x1, y1, x2, y2), read at the pixel centres of an integer window."""
+    x1, y1, x2, y2 = window
+    scale = np.array(mask.shape[::-1]) / np.maximum(box[2:] - box[:2], 1e-3)
+    offset = (np.array([x1, y1]) + 0.5 - box[:2]) * scale - 0.5
+    inverse = np.array([[scale[0], 0, offset[0]], [0, scale[1], offset[1]]], np.float32)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(mask, inverse, (x2 - x1, y2 - y1), flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=0)

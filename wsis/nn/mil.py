@@ -1,0 +1,188 @@
+"""Learning to detect from tags: WSDDN's two streams and the refinement heads that follow (OICR, with box regression).
+
+The parts that PDSL and JTSM share. P proposals, C classes, G pseudo-labels, D a feature length.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import batched_nms, box_iou
+
+from wsis.losses import mil_scores
+
+__all__ = ["MILHead", "Match", "Pseudo", "RefinementHead", "Trunk", "decode", "detect", "encode", "match", "mine"]
+
+_DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+"""Scale of (dx, dy, dw, dh), as in Fast R-CNN."""
+
+
+class Trunk(nn.Sequential):
+    """Two hidden layers with dropout, N(0, 0.005) weights and bias 0.1, from pooled features to proposal features.
+
+    Args:
+        inputs: length of a flattened pooled feature, channels x 7 x 7.
+        hidden: width of the first layer; the authors take 4096 for ResNet18-WS and 2048 for the deeper ones.
+        outputs: width of the second layer.
+        dropout: probability of dropping a unit.
+    """
+
+    def __init__(self, inputs: int, hidden: int = 4096, outputs: int = 4096, dropout: float = 0.5) -> None:
+        first, second = nn.Linear(inputs, hidden), nn.Linear(hidden, outputs)
+        for layer in (first, second):
+            nn.init.normal_(layer.weight, std=0.005)
+            nn.init.constant_(layer.bias, 0.1)
+        super().__init__(nn.Flatten(), first, nn.ReLU(), nn.Dropout(dropout), second, nn.ReLU(), nn.Dropout(dropout))
+
+
+class MILHead(nn.Module):
+    """Two streams of logits, for `wsis.losses.mil_scores`.
+
+    Args:
+        features: D.
+        classes: C; there is no background here.
+    """
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.classification, self.detection = nn.Linear(features, classes), nn.Linear(features, classes)
+        for layer in (self.classification, self.detection):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Tensor, counts: list[int]) -> list[Tensor]:
+        """Score the proposals (P,D) of several images, `counts` each; returns (P_i,C) per image."""
+        streams = self.classification(features).split(counts), self.detection(features).split(counts)
+        return [mil_scores(c, d) for c, d in zip(*streams, strict=True)]
+
+
+class RefinementHead(nn.Module):
+    """Class logits with background, and class-specific box deltas.
+
+    Args:
+        features: D.
+        classes: C; background is class C.
+        boxes: whether to regress boxes.
+    """
+
+    def __init__(self, features: int, classes: int, boxes: bool = True) -> None:
+        super().__init__()
+        self.logits = nn.Linear(features, classes + 1)
+        nn.init.normal_(self.logits.weight, std=0.01)
+        nn.init.zeros_(self.logits.bias)
+        self.deltas = nn.Linear(features, 4 * classes) if boxes else None
+        if self.deltas is not None:
+            nn.init.normal_(self.deltas.weight, std=0.001)
+            nn.init.zeros_(self.deltas.bias)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(P,D) -> logits (P,C+1), deltas (P,C,4) or None."""
+        logits = self.logits(features)
+        return logits, None if self.deltas is None else self.deltas(features).unflatten(1, (-1, 4))
+
+
+class Pseudo(NamedTuple):
+    """Pseudo-labels of one image: the best proposal of each tagged class."""
+
+    boxes: Tensor
+    """(G,4)."""
+    labels: Tensor
+    """(G,) int64."""
+    scores: Tensor
+    """(G,) detached score of the chosen proposal."""
+    weights: Tensor
+    """(G,) detached image score of the class, which weighs the loss."""
+    proposals: Tensor
+    """(G,) int64, index of the chosen proposal."""
+
+
+def mine(scores: Tensor, tags: Tensor, image_scores: Tensor, boxes: Tensor) -> Pseudo:
+    """Take the best-scoring proposal of each tagged class (PDSL section 3.2; OICR).
+
+    Args:
+        scores: (P,C) or (P,C+1) of the previous head.
+        tags: (C,) 0 or 1.
+        image_scores: (C,) summed MIL scores.
+        boxes: (P,4) proposals, or (P,C,4) regressed by the previous head.
+    """
+    labels = tags.nonzero().flatten() if len(scores) else tags.new_zeros(0, dtype=torch.int64)
+    best, index = scores.detach()[:, labels].max(0) if len(labels) else (scores.new_zeros(0), labels)
+    chosen = boxes[index, labels] if boxes.ndim == 3 else boxes[index]
+    return Pseudo(chosen.detach(), labels, best, image_scores.detach()[labels].clamp(1e-6, 1 - 1e-6), index)
+
+
+class Match(NamedTuple):
+    """What each proposal learns."""
+
+    labels: Tensor
+    """(P,) int64; C is background."""
+    weights: Tensor
+    """(P,) of the best-overlapping pseudo-label, for background too."""
+    pseudo: Tensor
+    """(P,) int64, index of that pseudo-label."""
+    overlap: Tensor
+    """(P,) box IoU with it."""
+    foreground: Tensor
+    """(P,) bool."""
+
+
+def match(proposals: Tensor, pseudo: Pseudo, classes: int, threshold: float = 0.5) -> Match:
+    """Assign each proposal (P,4) to the pseudo-label it overlaps most; below `threshold` box IoU it is background.
+
+    No ignore band and no sampling, as in the authors' code. Without a pseudo-label all weights are 0.
+    """
+    count = len(proposals)
+    if not len(pseudo.boxes):
+        zero = proposals.new_zeros(count, dtype=torch.int64)
+        return Match(zero + classes, proposals.new_zeros(count), zero, proposals.new_zeros(count), zero.bool())
+    overlap, best = box_iou(proposals, pseudo.boxes).max(1)
+    positive = overlap >= threshold
+    return Match(torch.where(positive, pseudo.labels[best], classes), pseudo.weights[best], best, overlap, positive)
+
+
+def encode(boxes: Tensor, proposals: Tensor) -> Tensor:
+    """Deltas (K,4) that carry `proposals` (K,4) to `boxes` (K,4); Fast R-CNN's (x, y, log w, log h), weighted 10, 10, 5, 5."""
+    centre, size = _centre_size(boxes)
+    from_centre, from_size = _centre_size(proposals)
+    deltas = torch.cat([(centre - from_centre) / from_size, (size / from_size).log()], -1)
+    return deltas * deltas.new_tensor(_DELTA_WEIGHTS)
+
+
+def decode(deltas: Tensor, proposals: Tensor, size: tuple[int, int]) -> Tensor:
+    """Apply deltas (P,C,4) to proposals (P,4), clipped to an image of `size` (H, W); the inverse of `encode`."""
+    deltas = deltas / deltas.new_tensor(_DELTA_WEIGHTS)
+    centre, extent = (part[:, None] for part in _centre_size(proposals))
+    centre = centre + deltas[..., :2] * extent
+    extent = extent * deltas[..., 2:].clamp(max=math.log(1000 / 16)).exp()  # a wild delta must not overflow
+    limit = deltas.new_tensor([size[1], size[0], size[1], size[0]])
+    return torch.cat([centre - extent / 2, centre + extent / 2], -1).clamp(min=0).minimum(limit)
+
+
+def _centre_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    extent = (boxes[..., 2:] - boxes[..., :2]).clamp(min=1e-3)
+    return (boxes[..., :2] + boxes[..., 2:]) / 2, extent
+
+
+def detect(
+    scores: Tensor, boxes: Tensor, nms: float = 0.3, threshold: float = 1e-5, limit: int = 100
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pick detections by score and per-class non-maximum suppression.
+
+    Args:
+        scores: (P,C).
+        boxes: (P,4) or (P,C,4).
+        nms: box IoU above which the lower-scored of two boxes of a class goes; the papers say 0.5, their code uses 0.3.
+        threshold: least score.
+        limit: most detections an image.
+
+    Returns:
+        boxes (N,4), scores (N,), labels (N,), proposals (N,) the indices they come from; best first.
+    """
+    proposal, label = (scores > threshold).nonzero(as_tuple=True)
+    kept = scores[proposal, label]
+    at = boxes[proposal, label] if boxes.ndim == 3 else boxes[proposal]
+    order = batched_nms(at, kept, label, nms)[:limit]
+    return at[order], kept[order], label[order], proposal[order]

@@ -1,0 +1,66 @@
+"""Features of regions, and the views of an image over which predictions are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import roi_align, roi_pool
+
+from wsis.types import View
+
+__all__ = ["Look", "Pooling", "looks", "pool", "resize"]
+
+Pooling = Literal["roi_pool", "roi_align"]
+
+
+def pool(features: Tensor, boxes: list[Tensor], stride: int, size: int = 7, how: Pooling = "roi_pool") -> Tensor:
+    """Pool boxes of a batch of feature maps to a grid.
+
+    Args:
+        features: (N,D,H,W).
+        boxes: N tensors (P_i,4) in input pixels.
+        stride: input pixels per feature cell.
+        size: cells on a side of the grid.
+        how: "roi_pool" takes the maximum of each bin, "roi_align" interpolates with half-pixel offsets (detectron2's V2).
+
+    Returns:
+        (P_1 + ... + P_N, D, size, size).
+    """
+    boxes = [box.to(features.dtype) for box in boxes]
+    if how == "roi_pool":
+        return roi_pool(features, boxes, size, 1 / stride)
+    return roi_align(features, boxes, size, 1 / stride, sampling_ratio=2, aligned=True)
+
+
+class Look(NamedTuple):
+    """One view of an image at test time."""
+
+    image: Tensor
+    """(3,h,w) uint8."""
+    view: View
+
+
+def looks(image: Tensor, sides: tuple[int, ...], max_side: int = 4000, flip: bool = True) -> Iterator[Look]:
+    """Give an image (3,H,W) at each short side, and its mirror image (methods: 8 sides x flip); no sides: as it is."""
+    height, width = image.shape[-2:]
+    for side in sides or (min(height, width),):
+        small = resize(image, side, max_side)
+        scale = small.shape[-1] / width, small.shape[-2] / height
+        for mirrored in (False, True) if flip else (False,):
+            look = small.flip(-1) if mirrored else small
+            yield Look(look, View(scale, (0.0, 0.0), small.shape[-1], mirrored))
+
+
+def resize(image: Tensor, side: int, max_side: int) -> Tensor:
+    """Resize (3,H,W) uint8 so that the short side is `side`, unless the long one would exceed `max_side`."""
+    height, width = image.shape[-2:]
+    scale = min(side / min(height, width), max_side / max(height, width))
+    size = max(round(height * scale), 1), max(round(width * scale), 1)
+    if size == (height, width):
+        return image
+    resized = F.interpolate(image[None].float(), size=size, mode="bilinear", antialias=True)
+    return resized[0].round().clamp(0, 255).to(torch.uint8)
