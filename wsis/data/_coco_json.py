@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsis.files import InputError, whole
 
-__all__ = ["Index", "class_of", "read_coco", "read_stuff", "tags_of", "write_coco"]
+__all__ = ["Index", "Record", "class_of", "drop_empty", "keep_images", "read_coco", "read_stuff", "tags_of", "write_coco"]
 
 Record = dict[str, Any]
 
@@ -188,9 +188,9 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
-def group_by_image(annotations: Iterable[Record]) -> dict[int, list[Record]]:
-    """Group annotations by their `image_id`."""
-    groups: defaultdict[int, list[Record]] = defaultdict(list)
-    for annotation in annotations:
-        groups[annotation["image_id"]].append(annotation)
-    return dict(groups)
+def keep_images(index: Index, kept: set[int]) -> Index:
+    """Keep only the images whose ids are in `kept`."""
+    images = [image for image in index.images if image["id"] in kept]
+    annotations = {image: found for image, found in index.annotations.items() if image in kept}
+    tags, stuff_tags = ({i: t for i, t in part.items() if i in kept} for part in (index.tags, index.stuff_tags))
+    return index._replace(images=images, annotations=annotations, tags=tags, stuff_tags=stuff_tags)

@@ -24,7 +24,7 @@ from wsis.data._images import read_image
 from wsis.data._samplers import Key, OrderSampler, StepSampler
 from wsis.data._transforms import Augment, cut_image, cut_proposals, cut_target, draw_cut, draw_factor, jitter_colours
 from wsis.files import InputError
-from wsis.types import RLE, Batch, Proposals, Sample, Target, Truth, View
+from wsis.types import RLE, Batch, Sample, Target, Truth, View
 
 if TYPE_CHECKING:
     from wsis.data._proposals import ProposalFile
@@ -144,6 +144,11 @@ class DataModule(pl.LightningDataModule):
         """Read the index of a split from disk."""
         raise NotImplementedError
 
+    @property
+    def has_val(self) -> bool:
+        """Whether there is a validation split."""
+        return True
+
     def index(self, split: str) -> Index:
         """Give the index of a split ("train", "val"), read once."""
         if split not in self._indices:
@@ -203,7 +208,7 @@ class DataModule(pl.LightningDataModule):
         model = self._model()
         return Samples(
             self.index(split),
-            supervision or getattr(model, "supervision", "tags"),
+            supervision or cast(Supervision, getattr(model, "supervision", "tags")),
             self.augment if train else None,
             self.proposal_file(split),
             getattr(model, "needs_segments", False),
@@ -232,23 +237,24 @@ class DataModule(pl.LightningDataModule):
         """Give the training batches."""
         return self.dataloader("train", train=True)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """Give the validation images."""
-        return self.dataloader("val", train=False)
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """Give the validation images, or nothing where there is no such split."""
+        return self.dataloader("val", train=False) if self.has_val else []
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Give the validation images: the sets here keep their test annotations to themselves."""
         return self.dataloader("val", train=False)
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """Give the validation images."""
-        return self.dataloader("val", train=False)
+        """Give the validation images, or the training images where there is no such split."""
+        return self.dataloader("val" if self.has_val else "train", train=False)
 
     def fingerprint(self) -> str:
         """Hash what the model learns from: labels and the provenance of proposals, no paths."""
-        splits = [[i.images, i.categories, i.stuff, *map(_by_image, i[6:])] for i in map(self.index, ("train",))]
-        labels = [_by_image(self.index("train").annotations)]
-        return _digest([self.name, splits, labels, self._proposal_content(), self.max_proposals])
+        index = self.index("train")
+        by_image = [sorted(part.items()) for part in (index.annotations, index.tags, index.stuff_tags)]
+        learned = [index.images, index.categories, index.stuff, *by_image]
+        return _digest([self.name, learned, self._proposal_content(), self.max_proposals])
 
     def state_dict(self) -> dict[str, Any]:
         """Give the classes, so that a checkpoint knows their names."""
@@ -273,7 +279,8 @@ class DataModule(pl.LightningDataModule):
 
     def _splits(self) -> Sequence[str]:
         stage = None if self.trainer is None else self.trainer.state.fn
-        return ("train", "val") if stage is None or stage == "fit" else ("val",)
+        val = ("val",) if self.has_val else ()
+        return ("train", *val) if stage is None or stage == "fit" else val or ("train",)
 
     def _step_sampler(self, images: int, rank: int, world: int) -> StepSampler:
         batch_size, seed, trainer = self.loading.batch_size, self.loading.seed, self.trainer
@@ -299,15 +306,15 @@ def _writable(folder: Path) -> Path:
 
 
 def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _by_image(values: dict[int, Any]) -> list[tuple[int, Any]]:
-    return sorted(values.items())
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=_plain).encode()).hexdigest()
 
 
 def _as_is(batch: Batch) -> Batch:
     return batch
+
+
+def _plain(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _begin_worker(_: int) -> None:
@@ -364,5 +371,5 @@ def _vary(sample: Sample, augment: Augment, rng: np.random.Generator) -> Sample:
         image = jitter_colours(image, exposure, saturation)
     varied: Sample = {**sample, "image": image, "view": cut.view, "target": cut_target(sample["target"], cut)}
     if "proposals" in sample:
-        varied["proposals"] = cut_proposals(cast(Proposals, sample["proposals"]), cut, augment.min_proposal_side)
+        varied["proposals"] = cut_proposals(sample["proposals"], cut, augment.min_proposal_side)
     return varied

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 __all__ = ["SALIENT", "SIZE", "STUFF", "THINGS", "Kind", "Scene", "SceneSettings", "paint_salient", "paint_scene"]
 
-Array = NDArray[Any]
+Array = Any  # float arrays: numpy's own operators give Any
 Colour = tuple[int, int, int]
 SIZE = 256
 
@@ -89,7 +88,7 @@ class Scene(NamedTuple):
     """(256,256): stuff class, 255 under objects."""
 
 
-def paint_scene(rng: np.random.Generator, settings: SceneSettings, main: int, weights: Sequence[float]) -> Scene:
+def paint_scene(rng: np.random.Generator, settings: SceneSettings, main: int, weights: NDArray[np.float64]) -> Scene:
     """Paint groups of class `main` and perhaps of a second class drawn with `weights`."""
     at_home = main in _HOME and rng.random() < settings.co_occurrence
     ground = _HOME[main] if at_home else int(rng.integers(len(STUFF)))
@@ -112,8 +111,8 @@ def paint_salient(rng: np.random.Generator, kind: int) -> Scene:
     canvas = _Canvas(image)
     length = rng.uniform(70, 190)
     painted = _paint_object(rng, SALIENT[kind], length, SceneSettings(rotation=np.pi))
-    while not canvas.place(*painted, *rng.uniform(0.5 * length, SIZE - 0.5 * length, 2), kind):
-        pass
+    x, y = rng.uniform(0.5 * length, SIZE - 0.5 * length, 2)
+    canvas.place(*painted, float(x), float(y), kind)
     stuff[canvas.owner > 0] = 255
     return Scene(_develop(rng, image), canvas.owner, canvas.labels, stuff)
 
@@ -181,7 +180,7 @@ def _paint_object(rng: np.random.Generator, kind: Kind, length: float, settings:
     colours = tone + _cut(rng, _textures()[1][kind.material], side, side)[..., None]
     across = u - 0.45
     inside = (across**2 + v**2 < settings.mark**2) & (depth < 0.93)
-    marks = np.float32(kind.mark + rng.normal(0, 6, 3))
+    marks = np.asarray(kind.mark + rng.normal(0, 6, 3), np.float32)
     colours[inside] = marks[1 - _pattern(kind.pattern, across[inside], v[inside], 3.2 / settings.mark)]
     lamp = 1 - 0.13 / (radius * 1.41) * (x + y)  # from the upper left
     lamp[depth > 1 - min(0.3, 2.2 / radius)] *= 0.72
@@ -244,7 +243,8 @@ def _paint_ground(rng: np.random.Generator, main: int) -> tuple[Array, NDArray[n
 def _develop(rng: np.random.Generator, image: Array) -> NDArray[np.uint8]:
     """Give a painting the blur and noise of a camera."""
     noise = rng.standard_normal(image.shape, dtype=np.float32)
-    return np.clip(cv2.GaussianBlur(image, (0, 0), 0.7) + 4 * noise, 0, 255).astype(np.uint8)
+    seen: NDArray[np.float32] = cv2.GaussianBlur(image, (0, 0), 0.7) + 4 * noise
+    return np.clip(seen, 0, 255).astype(np.uint8)
 
 
 @functools.cache
