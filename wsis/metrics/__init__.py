@@ -1,0 +1,21 @@
+"""Metrics of instance segmentation: of detections, of proposals, and the callback that keeps them while a model runs."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__all__ = ["VOCAP", "CorLoc", "Evaluation", "InstanceAP", "MaskIoU", "ProposalRecall"]
+
+if TYPE_CHECKING:
+    from wsis.metrics.evaluation import Evaluation
+    from wsis.metrics.instances import VOCAP, CorLoc, InstanceAP, MaskIoU
+    from wsis.metrics.proposals import ProposalRecall
+
+_MODULES = {"Evaluation": "evaluation", "ProposalRecall": "proposals"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'instances')}"), name)

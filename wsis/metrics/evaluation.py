@@ -1,0 +1,162 @@
+"""The callback that evaluates a model while Lightning runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from wsis.metrics._states import from_lines, to_lines
+from wsis.metrics.instances import CorLoc, InstanceAP
+from wsis.metrics.results import to_results, write_results
+from wsis.types import Batch, Prediction
+
+__all__ = ["Evaluation"]
+
+
+class Evaluation(Callback):
+    """Judges the predictions that `validation_step`, `test_step` and `predict_step` return, and stores those of the last two.
+
+    Steps return `list[Prediction]`, one per sample of the batch. Where samples carry a truth, figures are logged as `val/AP50`,
+    `val/CorLoc`, ..., or `test/...`; after test and predict `predictions.json` (COCO results) lies in the trainer's
+    `default_root_dir`. In validation the first images are drawn for every logger that takes pictures.
+
+    Args:
+        metrics: what to compute; InstanceAP and CorLoc when None.
+        pictures: how many images to draw in each validation, at most 8.
+        least_score: detections below this score are not drawn.
+    """
+
+    def __init__(self, metrics: Sequence[Metric] | None = None, pictures: int = 8, least_score: float = 0.3) -> None:
+        self.metrics = list(metrics) if metrics is not None else None
+        self.pictures, self.least_score = min(pictures, 8), least_score
+        self.figures: dict[str, Tensor] = {}
+        """All figures of the last validation or test, per-class ones included."""
+        self._results = _Results()
+        self._drawn: list[np.ndarray[Any, Any]] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Make the default metrics, which need to know how many classes there are."""
+        if self.metrics is None:
+            classes = getattr(_data(trainer), "num_classes", None)
+            self.metrics = [InstanceAP(classes), CorLoc(classes)]
+
+    def _begin(self, module: pl.LightningModule) -> None:
+        self._drawn = []
+        for metric in (*(self.metrics or ()), self._results):
+            metric.to(module.device)
+            metric.reset()
+            metric.update([], [])  # so that a rank that sees no image has a state to exchange
+
+    def _judge(self, predictions: list[Prediction], batch: Batch) -> None:
+        judged = [(p, s["truth"]) for p, s in zip(predictions, batch, strict=True) if "truth" in s]
+        for metric in self.metrics or ():
+            metric.update([p for p, _ in judged], [t for _, t in judged])
+
+    def _end(self, module: pl.LightningModule, prefix: str) -> None:
+        self.figures = {name: value for metric in self.metrics or () for name, value in metric.compute().items()}
+        scalars = {f"{prefix}/{n}": v for n, v in self.figures.items() if v.ndim == 0 and not v.isnan()}
+        module.log_dict({name: value.float() for name, value in scalars.items()}, sync_dist=True)
+
+    def _store(self, trainer: pl.Trainer) -> None:
+        lines = self._results.compute()
+        if trainer.is_global_zero:
+            results = [result for record in from_lines(lines) for result in record["results"]]
+            write_results(Path(trainer.default_root_dir) / "predictions.json", results)
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget the last epoch."""
+        self._begin(pl_module)
+
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Judge a batch, and draw it if it is among the first."""
+        self._judge(_checked(outputs, batch), batch)
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Judge and keep a batch."""
+        self._judge(_checked(outputs, batch), batch)
+        self._results.update(outputs, _category_ids(trainer))
+
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep a batch."""
+        self._results.update(_checked(outputs, batch), _category_ids(trainer))
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log `val/...` and the pictures."""
+        self._end(pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log `test/...` and write the predictions."""
+        self._end(pl_module, "test")
+        self._store(trainer)
+
+    def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the predictions."""
+        self._store(trainer)
+
+
+class _Results(Metric):
+    """COCO results of all ranks, in the order in which images came."""
+
+    full_state_update = False
+    lines: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("lines", [], dist_reduce_fx="cat")
+
+    def update(self, predictions: Sequence[Prediction], category_ids: Sequence[int]) -> None:
+        records = [{"image_id": p.image_id, "results": to_results(p, category_ids)} for p in predictions]
+        self.lines.append(to_lines(records).to(self.device))
+
+    def compute(self) -> Tensor:
+        return dim_zero_cat(self.lines)  # bytes: torchmetrics would walk through every value of a list of records
+
+
+def _checked(outputs: Any, batch: Batch) -> list[Prediction]:
+    if isinstance(outputs, list) and len(outputs) == len(batch) and all(isinstance(o, Prediction) for o in outputs):
+        return outputs
+    raise TypeError(f"Evaluation needs a list of one Prediction per sample, but the step returned {type(outputs).__name__}")
+
+
+def _data(trainer: pl.Trainer) -> Any:
+    return getattr(trainer, "datamodule", None)
+
+
+def _category_ids(trainer: pl.Trainer) -> Sequence[int]:
+    """The data set's category ids; classes themselves where there is no data module to ask."""
+    categories = getattr(_data(trainer), "categories", None)
+    return range(1 << 31) if categories is None else [category["id"] for category in categories]

@@ -1,0 +1,115 @@
+"""COCO results json: the one form in which predictions are stored, read and compared."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as rle_masks
+
+from wsis.files import InputError, whole
+from wsis.metrics._states import packed
+from wsis.types import RLE, Prediction
+
+__all__ = ["read_results", "to_results", "write_results"]
+
+Record = dict[str, Any]
+
+
+def to_results(prediction: Prediction, category_ids: Sequence[int]) -> list[Record]:
+    """Give the detections of an image as COCO results, boxes xywh; `category_ids` maps classes to the data set's ids."""
+    masks = [{"segmentation": packed(mask)} for mask in prediction.masks] or [{}] * len(prediction.boxes)
+    columns = zip(prediction.boxes.tolist(), prediction.scores.tolist(), prediction.labels.tolist(), masks, strict=True)
+    return [
+        {
+            "image_id": prediction.image_id,
+            "category_id": category_ids[label],
+            "bbox": [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)],  # a hundredth of a pixel: half the file
+            "score": score,
+            **mask,
+        }
+        for (x1, y1, x2, y2), score, label, mask in columns
+    ]
+
+
+def write_results(path: Path, results: Iterable[Record]) -> None:
+    """Write a COCO results file, whole or not at all.
+
+    Raises:
+        InputError: the folder cannot be written or the disk is full.
+    """
+    with whole(path) as scratch:
+        scratch.write_text(json.dumps(list(results), separators=(",", ":")))
+
+
+def read_results(path: Path, images: Sequence[Record], categories: Sequence[Record]) -> list[Prediction]:
+    """Read a COCO results file: one `Prediction`, best first, for each of `images`, empty where nothing was found.
+
+    Args:
+        path: the results json.
+        images: `id`, `height`, `width` of the data set's images.
+        categories: `id` of the data set's classes, in order.
+
+    Raises:
+        InputError: no such file, not a results json, or results of other images, classes or image sizes.
+    """
+    by_image: defaultdict[int, list[Record]] = defaultdict(list)
+    label = {category["id"]: c for c, category in enumerate(categories)}
+    sizes = {image["id"]: (image["height"], image["width"]) for image in images}
+    for number, result in enumerate(_load(path), 1):
+        by_image[_check(result, number, sizes, label, path)].append(result)
+    return [_prediction(image, size, by_image[image], label) for image, size in sizes.items()]
+
+
+def _load(path: Path) -> list[Record]:
+    try:
+        results = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; give an existing file") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not a whole json file ({error}); write it again") from error
+    if not isinstance(results, list):
+        raise InputError(f"{path} is not a list of COCO results but a json {type(results).__name__}; give a results file")
+    return results
+
+
+def _check(result: Any, number: int, sizes: dict[int, tuple[int, int]], label: dict[int, int], path: Path) -> int:
+    """Give the image id of a well-formed result."""
+    where = f"{path}, result {number}"
+    if not isinstance(result, dict) or not {"image_id", "category_id", "score"} <= result.keys():
+        raise InputError(f"{where} lacks image_id, category_id or score; give a COCO results file")
+    image, mask = result["image_id"], result.get("segmentation")
+    if image not in sizes:
+        raise InputError(f"{where} is of image {image}, not in this data set ({len(sizes)} images); check --data and --split")
+    if result["category_id"] not in label:
+        raise InputError(
+            f"{where} has category {result['category_id']}, not in this data set ({len(label)} classes); check --data"
+        )
+    if mask is None and len(result.get("bbox") or ()) != 4:
+        raise InputError(f"{where} has neither segmentation nor bbox [x, y, width, height]; add one")
+    if mask is not None and not (isinstance(mask, dict) and {"size", "counts"} <= mask.keys()):
+        raise InputError(f"{where}: segmentation must be run lengths with size and counts; polygons are for annotations")
+    if mask is not None and tuple(mask["size"]) != sizes[image]:
+        raise InputError(f"{where}: mask of size {mask['size']} on an image of {list(sizes[image])}; check --data")
+    return int(image)
+
+
+def _prediction(image: int, size: tuple[int, int], results: list[Record], label: dict[int, int]) -> Prediction:
+    results = sorted(results, key=lambda result: -result["score"])
+    masked = all("segmentation" in result for result in results)
+    masks: list[RLE] = [packed(result["segmentation"]) for result in results] if masked else []
+    boxes = [result.get("bbox") or rle_masks.toBbox(packed(result["segmentation"])) for result in results]
+    xywh = np.asarray(boxes, np.float32).reshape(-1, 4)
+    return Prediction(
+        image_id=image,
+        size=size,
+        boxes=torch.from_numpy(np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)),
+        scores=torch.tensor([result["score"] for result in results], dtype=torch.float32),
+        labels=torch.tensor([label[result["category_id"]] for result in results], dtype=torch.long),
+        masks=masks,
+    )
