@@ -1,0 +1,55 @@
+"""Weakly supervised instance segmentation: five ways from tags and boxes to masks, on one footing.
+
+`wsis.PDSL` and every other model and data set, `wsis.load(RUN)` and `wsis.predict(model, image)` are imported when first
+used: `import wsis` alone loads neither torch nor a method.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+__all__ = ["load", "predict"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("wsis")
+    if name == "load":
+        return importlib.import_module("wsis.inference").load
+    if name == "predict":
+        return importlib.import_module("wsis.predict")
+    if name[0].isupper():  # a submodule's name must not come this far: `registry` is one
+        registry = importlib.import_module("wsis.registry")
+        if (kind := registry.exports().get(name)) is not None:
+            return registry.find(kind, name)
+    raise AttributeError(f"module 'wsis' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    registry = importlib.import_module("wsis.registry")
+    return sorted({*globals(), *__all__, "__version__", *registry.exports()})
+
+
+class _Verb(ModuleType):
+    """A verb's module that is also the function: `wsis.predict(model, image)`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return importlib.import_module("wsis.inference").predict(*args, **kwargs)
+
+
+class _Package(ModuleType):
+    """This package; importing `wsis.predict` passes by here, whoever does it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "predict" and isinstance(value, ModuleType):
+            value.__class__ = _Verb
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

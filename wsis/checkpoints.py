@@ -1,0 +1,131 @@
+"""Checkpoints that survive a power cut, and random numbers that do not remember one."""
+
+from __future__ import annotations
+
+import os
+import random
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning.callbacks import Callback, Checkpoint
+
+from wsis.files import InputError, whole
+
+__all__ = ["Checkpoints", "Reseed", "Save", "newest"]
+
+
+class Checkpoints(TorchCheckpointIO):
+    """Writes a checkpoint whole or not at all, and keeps the one before as `previous.ckpt`.
+
+    Args:
+        keep: Whether the checkpoint that is there is worth keeping when the first one is written.
+    """
+
+    def __init__(self, keep: bool = True) -> None:
+        self.keep = keep
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
+        """Write `checkpoint`; a crash in between leaves `path` or `previous.ckpt`."""
+        path = Path(path)
+        with whole(path) as scratch:
+            with open(scratch, "wb") as file:
+                _save(checkpoint, file)
+            if self.keep and path.is_file():
+                os.replace(path, path.with_name("previous.ckpt"))
+        self.keep = True
+
+
+def _save(checkpoint: dict[str, Any], file: Any) -> None:
+    """`torch.save`, with the operating system's error where it hides one."""
+    try:
+        torch.save(checkpoint, file)
+    except RuntimeError as error:
+        cause = error.__cause__ or error.__context__
+        raise cause if isinstance(cause, OSError) else error from None
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest undamaged checkpoint of a stage, None if there is none at all.
+
+    Raises:
+        InputError: there are checkpoints, all damaged.
+    """
+    there = [path for path in (folder / "last.ckpt", folder / "previous.ckpt") if path.is_file()]
+    for path in there:
+        if _intact(path):
+            return path
+    if there:
+        raise InputError(f"{there[0]} is damaged and there is no earlier one; delete {folder.parent} to begin this stage again")
+    return None
+
+
+def _intact(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (zipfile.BadZipFile, OSError, EOFError):
+        return False
+
+
+class Save(Checkpoint):
+    """Save after every `every`-th optimiser step, between steps only, and at the end.
+
+    Args:
+        path: The file.
+        every: Optimiser steps from one checkpoint to the next.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path, self.every, self.saved = path, every, 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note where training continues."""
+        self.saved = trainer.global_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int) -> None:
+        """Save if it is time; never inside gradient accumulation, which a checkpoint does not hold."""
+        step = trainer.global_step
+        between = (i + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+        if between and (step // self.every > self.saved // self.every or step == trainer.max_steps):
+            self._save(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save what training that ended early has reached."""
+        if trainer.global_step != self.saved:
+            self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        if trainer.global_step != self.saved:
+            trainer.save_checkpoint(self.path)
+            self.saved = trainer.global_step
+
+
+class Reseed(Callback):
+    """Seed all generators from (seed, step, rank) before each training step, so that no step depends on how it came about.
+
+    Args:
+        seed: Of the stage.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, i: int) -> None:
+        """Seed for one batch; `i` tells batches of one accumulated step apart."""
+        self._seed("train", trainer.global_step, i, trainer.global_rank)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Seed for one validation."""
+        self._seed("validate", trainer.global_step, trainer.global_rank)
+
+    def _seed(self, *state: object) -> None:
+        seed = zlib.crc32(repr((self.seed, *state)).encode())
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - libraries below us draw from the global generator
+        torch.manual_seed(seed)

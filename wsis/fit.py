@@ -1,0 +1,130 @@
+"""Train a method: `python -m wsis.fit --model pdsl --data voc --data.root DIR`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch.distributed as dist
+from pytorch_lightning.cli import LightningArgumentParser
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from wsis.cli import CLI, plain_errors, run_folder, write_settings
+from wsis.files import InputError
+from wsis.run import OnlyStage, Run, stages
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> Run:
+    """Train what `argv` asks for, in as many stages as the method has."""
+    folder: list[Path] = []
+    try:
+        with plain_errors(lambda: f"; to continue: python -m wsis.fit --resume {folder[0]}" if folder else ""):
+            cli, place = _parse(list(sys.argv[1:] if argv is None else argv))
+            folder.append(place)
+            config = cli.config
+            run = Run(place, cli.make_trainer, config.seed_everything, config.save_every, config.stage, announce=_say)
+            if config.list_stages:
+                _list(place)
+                return run
+            _open(cli, place)
+            _work(run, cli.model, cli.datamodule)
+            if dist.is_initialized():
+                dist.barrier()
+            _report(place)
+            return run
+    finally:
+        if not rank_zero_only.rank:
+            os.environ.pop("WSIS_RUN_DIR", None)
+        if dist.is_initialized():  # Lightning leaves the group open, and gloo then aborts one exit in five
+            dist.destroy_process_group()
+
+
+def _parse(words: list[str]) -> tuple[CLI, Path]:
+    """The command line and the run's folder; a resumed run's settings come from its folder."""
+    resume = _take(words, "--resume")
+    saved = _saved(Path(resume)) if resume else None
+    cli = CLI("fit", words, options=_options, files=[saved] if saved else [])
+    if saved:
+        return cli, saved.parent
+    return cli, run_folder(cli.names["model"], cli.names["data"], cli.config.run_dir)
+
+
+def _options(parser: LightningArgumentParser) -> None:
+    parser.add_argument(
+        "--run_dir", type=Path | None, default=None, help="Where this run writes; runs/MODEL/DATA/TIME if not given."
+    )
+    parser.add_argument("--resume", type=Path | None, default=None, help="Folder of a run to continue with its own settings.")
+    parser.add_argument("--save_every", type=int, default=500, help="Optimiser steps from one checkpoint to the next.")
+    parser.add_argument(
+        "--stage", type=str | None, default=None, help="The one stage to work on; those before must be finished."
+    )
+    parser.add_argument("--list_stages", action="store_true", help="Show the stages of the run and how far they are.")
+
+
+def _take(words: list[str], flag: str) -> str | None:
+    """A flag's value, taken out of the words."""
+    for i, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name == flag:
+            if not equals and i + 1 == len(words):
+                raise InputError(f"{flag} needs a value")
+            value = value if equals else words[i + 1]
+            del words[i : i + 1 + (not equals)]
+            return value
+    return None
+
+
+def _saved(run: Path) -> Path:
+    """The settings file of a run, given its folder or that of one of its stages."""
+    run = run.parent if (run / "stage.json").is_file() else run
+    if not (run / "config.yaml").is_file():
+        raise InputError(f"{run} is not the folder of a run: it has no config.yaml")
+    return run / "config.yaml"
+
+
+def _open(cli: CLI, folder: Path) -> None:
+    """Say where settings come from, and save them."""
+    os.environ["WSIS_RUN_DIR"] = str(folder)  # for the processes that Lightning starts for other ranks
+    for path in cli.files:
+        _say(f"settings from {path}")
+    _say(f"run in {folder}")
+    if rank_zero_only.rank == 0:
+        write_settings(folder / "config.yaml", cli.settings())
+
+
+def _work(run: Run, model: pl.LightningModule, data: pl.LightningDataModule) -> None:
+    try:
+        if hasattr(model, "stages"):
+            model.stages(run, data)
+        else:
+            run.fit("train", model, data)
+    except OnlyStage as unfinished:
+        if not (run.folder / str(run.only) / "stage.json").is_file():
+            raise InputError(f"stage '{unfinished}' comes before '{run.only}' and is not finished") from None
+
+
+def _list(folder: Path) -> None:
+    for path, stage in stages(folder):
+        print(f"{path.name:<24}{'finished' if stage['finished'] else 'begun'}")
+
+
+def _report(folder: Path) -> None:
+    """Where things are, and the main metrics."""
+    for path, stage in stages(folder):
+        metrics = {name: value for name, value in (stage.get("metrics") or {}).items() if "/" in name}
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:8])
+        _say(f"{path}  {shown}".rstrip())
+
+
+def _say(line: str) -> None:
+    if rank_zero_only.rank == 0:
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

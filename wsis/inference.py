@@ -1,0 +1,117 @@
+"""Trained models from Python: load a run, predict an image."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from jsonargparse import ArgumentParser
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wsis import registry
+from wsis.data._images import read_image
+from wsis.files import InputError
+from wsis.run import stages
+from wsis.settings import Config, read_config
+from wsis.types import Prediction, Proposals, Sample, View
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Loaded", "load", "predict"]
+
+
+class Loaded(NamedTuple):
+    """A run, ready to use."""
+
+    model: pl.LightningModule
+    """With the weights of its last finished stage, in evaluation mode, on the CPU."""
+    data: pl.LightningDataModule
+    """As it was trained on."""
+    config: Config
+    """All settings of the run."""
+
+
+def load(run: str | os.PathLike[str]) -> Loaded:
+    """The model, data and settings of a run's folder.
+
+    Raises:
+        InputError: not the folder of a run, or the model is not trained yet.
+    """
+    folder = Path(run)
+    if not (folder / "config.yaml").is_file():
+        raise InputError(f"{folder} is not the folder of a run: it has no config.yaml")
+    config = read_config(folder / "config.yaml")
+    model = registry.find("model", config["model"]["class_path"])
+    return Loaded(_load_model(folder, model), _make_data(config["data"]), config)
+
+
+def _load_model(folder: Path, cls: type[pl.LightningModule]) -> pl.LightningModule:
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    trained = [place for place, stage in stages(folder) if stage["finished"] and stage["settings"].get("model") == name]
+    trained = [place for place in trained if (place / "checkpoints/last.ckpt").is_file()]
+    if not trained:
+        raise InputError(
+            f"{folder} has no finished stage that trains {name}; continue it with `python -m wsis.fit --resume {folder}`"
+        )
+    return cls.load_from_checkpoint(trained[-1] / "checkpoints/last.ckpt", map_location="cpu", weights_only=True).eval()
+
+
+def _make_data(section: Config) -> pl.LightningDataModule:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(registry.find("data", section["class_path"]), "data", fail_untyped=False, sub_configs=True)
+    return parser.instantiate_classes(parser.parse_object({"data": section["init_args"]})).data  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def predict(model: pl.LightningModule, image: str | os.PathLike[str] | Image | NDArray[np.uint8] | Tensor) -> Prediction:
+    """Objects in one image, in its own pixels.
+
+    Args:
+        model: a trained model; it stays on its device.
+        image: a file, a PIL image, (H,W,3) uint8 RGB, or a (3,H,W) uint8 RGB tensor.
+
+    Raises:
+        InputError: not an image.
+    """
+    pixels = _pixels(image)
+    height, width = pixels.shape[:2]
+    sample: Sample = {
+        "image": torch.from_numpy(pixels).permute(2, 0, 1).contiguous().to(model.device),
+        "image_id": 0,
+        "path": Path(image) if isinstance(image, (str, os.PathLike)) else Path(),
+        "size": (height, width),
+        "view": View((1.0, 1.0), (0.0, 0.0), width, False),
+        "target": {},
+    }
+    if getattr(model, "needs_proposals", True):
+        from wsis.evidence.segments import propose
+
+        sample["proposals"] = _to(propose(pixels), model.device)
+    was_training = model.training
+    try:
+        return model.eval().predict_step([sample], 0)[0]  # type: ignore[no-any-return]
+    finally:
+        model.train(was_training)
+
+
+def _to(proposals: Proposals, device: torch.device) -> Proposals:
+    return Proposals(*(None if column is None else column.to(device) for column in proposals))  # type: ignore[arg-type]
+
+
+def _pixels(image: Any) -> NDArray[np.uint8]:
+    """(H,W,3) uint8 RGB."""
+    if isinstance(image, (str, os.PathLike)):
+        image = read_image(Path(image))
+    if isinstance(image, Tensor):
+        image = image.detach().cpu().movedim(0, -1).numpy()
+    elif not isinstance(image, np.ndarray):
+        image = np.asarray(image.convert("RGB"))
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise InputError(f"an image is (H,W,3) uint8 RGB, or (3,H,W) as a tensor, not {image.shape} {image.dtype}")
+    return np.ascontiguousarray(image)

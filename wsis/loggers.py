@@ -1,0 +1,131 @@
+"""Where metrics go: always `metrics.csv` in the stage's folder, W&B when a project is named."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import netrc
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from wsis.files import whole
+
+__all__ = ["CSV", "WandB"]
+
+
+@dataclass(frozen=True)
+class WandB:
+    """Weights & Biases, off until a project is named.
+
+    Attributes:
+        project: Name of the project; without one, metrics go to the run's folder only.
+        group: What to group runs by, such as the name of an ablation; the run's name if not given.
+        name: Name of this run; that of its folder if not given.
+        mode: Whether to talk to the server; auto is online where there is an API key.
+    """
+
+    project: str | None = None
+    group: str | None = None
+    name: str | None = None
+    mode: Literal["auto", "online", "offline"] = "auto"
+
+    def logger(self, run: Path, stage: str) -> Logger:
+        """One W&B run per stage, the same one when the stage is continued."""
+        from pytorch_lightning.loggers import WandbLogger  # wandb takes a second to import
+
+        offline = self.mode == "offline" or (self.mode == "auto" and not _has_api_key())
+        folder = run / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        name = self.name or run.name
+        return WandbLogger(
+            save_dir=folder,
+            offline=offline,
+            project=self.project,
+            group=self.group or name,
+            name=f"{name}/{stage}",
+            id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
+            resume=None if offline else "allow",
+        )
+
+
+def _has_api_key() -> bool:
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").partition("//")[2].split("/")[0]
+    try:
+        return bool(os.environ.get("WANDB_API_KEY")) or netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+class CSV(Logger):
+    """Appends to `metrics.csv`; a run that was killed and continued leaves the file of an undisturbed one.
+
+    Args:
+        folder: Where the file is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+        self._columns: list[str] | None = None
+
+    @property
+    def name(self) -> str:
+        """Empty: the folder is the name."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Empty: one version per folder."""
+        return ""
+
+    @property
+    def log_dir(self) -> str:
+        """The folder of the file."""
+        return str(self.path.parent)
+
+    @property
+    def save_dir(self) -> str:
+        """The folder of the file."""
+        return self.log_dir
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: `config.yaml` lies beside the file."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append one row."""
+        row = {"step": step} | {key: float(value) for key, value in metrics.items()}
+        if self._columns is None:
+            self._columns = self._read()[0]
+        if new := [key for key in row if key not in self._columns]:
+            self._write(self._columns + new, self._read()[1])
+        with open(self.path, "a", encoding="utf-8", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """Drop what was logged at `step` and later: training continues there and will log it again."""
+        columns, rows = self._read()
+        if rows:
+            self._write(columns, [row for row in rows if int(row["step"]) < step])
+
+    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
+        """Columns and rows; a row cut short by a crash is left out."""
+        if not self.path.is_file():
+            return [], []
+        with open(self.path, encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(line for line in file if line.endswith("\n"))
+            return list(reader.fieldnames or []), list(reader)
+
+    def _write(self, columns: list[str], rows: list[dict[str, str]]) -> None:
+        with whole(self.path) as scratch, open(scratch, "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        self._columns = columns

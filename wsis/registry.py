@@ -1,0 +1,107 @@
+"""Short names: `pdsl` is the class that `wsis/models/pdsl.py` lists first in its `__all__`.
+
+The file name is the registration. Files are read, not imported, until a class is asked for, so a method with heavy
+dependencies costs the others nothing. Other packages add theirs by entry points of the groups `wsis.models` and `wsis.data`.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from wsis.files import InputError
+
+__all__ = ["KINDS", "class_path", "exports", "find", "names", "short_name", "suggest", "summary"]
+
+KINDS = {"model": "wsis.models", "data": "wsis.data"}
+
+
+def names(kind: str) -> list[str]:
+    """Short names of one kind ("model" or "data"), built in and from plug-ins."""
+    return sorted({*_files(kind), *_plugins(kind)})
+
+
+def class_path(kind: str, name: str) -> str:
+    """`pdsl`, `PDSL`, `em-paste` or `EMPaste` -> dotted path of the class; a dotted path is left alone.
+
+    Raises:
+        InputError: no such name; the message has the nearest one.
+    """
+    if "." in name:
+        return name.replace(":", ".")
+    known = {_plain(n): n for n in names(kind)}
+    if _plain(name) not in known:
+        raise InputError(f"no {kind} is called '{name}'{suggest(name, known.values())} (have: {', '.join(known.values())})")
+    name = known[_plain(name)]
+    if name in _files(kind):
+        return f"{KINDS[kind]}.{name}.{_first_export(_files(kind)[name])}"
+    return _plugins(kind)[name]
+
+
+def find(kind: str, name: str) -> type[Any]:
+    """The class of a short name or dotted path, imported now.
+
+    Raises:
+        InputError: no such name, module or class.
+    """
+    path = class_path(kind, name)
+    module, _, cls = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), cls)  # type: ignore[no-any-return]
+    except ModuleNotFoundError as error:
+        raise InputError(f"--{kind} {name}: no module '{error.name}'; install it or correct the name") from error
+    except AttributeError as error:
+        raise InputError(f"--{kind} {name}: module '{module}' has no class '{cls}'") from error
+
+
+def short_name(kind: str, path: str) -> str:
+    """`wsis.models.pdsl.PDSL` -> `pdsl`, for run folders and tables."""
+    return path.rsplit(".", 2)[-2] if path.startswith(f"{KINDS[kind]}.") else path.rsplit(".", 1)[-1].lower()
+
+
+def summary(kind: str, name: str) -> str:
+    """First docstring line of a built-in file, without importing it; "" for a plug-in."""
+    path = _files(kind).get(name)
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) if path else None
+    return (text or "").partition("\n")[0]
+
+
+def exports() -> dict[str, str]:
+    """Class name -> kind of every built-in model and data set: {"PDSL": "model", ...}."""
+    return {_first_export(path): kind for kind in KINDS for path in _files(kind).values()}
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Say which of `known` is nearest to `word`: "; did you mean 'x'?", or nothing."""
+    spelled = {_plain(k): k for k in known}
+    near = difflib.get_close_matches(_plain(word), spelled, n=1)
+    return f"; did you mean '{spelled[near[0]]}'?" if near else ""
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
+
+
+@cache
+def _files(kind: str) -> dict[str, Path]:
+    folder = Path(__file__).parent / KINDS[kind].rpartition(".")[2]
+    return {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
+
+
+@cache
+def _plugins(kind: str) -> dict[str, str]:
+    return {plugin.name: plugin.value.replace(":", ".") for plugin in entry_points(group=KINDS[kind])}
+
+
+@cache
+def _first_export(path: Path) -> str:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "__all__":
+            return str(ast.literal_eval(node.value)[0])
+    raise InputError(f"{path} has no `__all__`; its first name is what the command line loads")

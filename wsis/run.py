@@ -1,0 +1,279 @@
+"""A run: one folder, several stages, each done at most once.
+
+A stage's folder holds `stage.json` from the moment it begins: the settings asked for, their fingerprint (which takes in
+those of the stages before) and whether it is finished.
+
+* finished, same fingerprint: skipped;
+* begun, same fingerprint: continued from `checkpoints/last.ckpt`;
+* another fingerprint: the folder is emptied and the stage done again, and so is all that follows.
+
+Ranks meet on the disk: rank zero keeps the books, the others read them. Nobody waits in a collective call for a stage that
+only rank zero works on, however long it takes.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from wsis.checkpoints import Checkpoints, Reseed, Save, newest
+from wsis.files import InputError, whole
+from wsis.fingerprint import fingerprint, plain
+from wsis.loggers import CSV
+
+__all__ = ["OnlyStage", "Run", "read_stage", "stages"]
+
+log = logging.getLogger(__name__)
+POLL = 0.2
+"""Seconds between looks at the disk of a rank that waits."""
+SHAPING = (
+    "max_epochs",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "precision",
+    "limit_train_batches",
+    "overfit_batches",
+)
+"""What of a Trainer shapes the weights. The number of steps is not among them: a stage can be prolonged."""
+
+
+class OnlyStage(Exception):
+    """Leaves a method's `stages` once the one stage asked for is done."""
+
+
+@dataclass
+class Run:
+    """Stages in one folder.
+
+    Args:
+        folder: where the run is.
+        make_trainer: `make_trainer(folder, callbacks, **settings)` gives a fresh Trainer that writes to `folder`.
+        seed: of everything random.
+        save_every: optimiser steps from one checkpoint to the next.
+        only: name of the one stage to work on; None is all.
+        announce: called with a line for the user.
+    """
+
+    folder: Path
+    make_trainer: Callable[..., pl.Trainer]
+    seed: int = 0
+    save_every: int = 500
+    only: str | None = None
+    announce: Callable[[str], None] = log.info
+    _history: list[str] = field(default_factory=list)
+
+    def fit(self, name: str, model: pl.LightningModule, data: pl.LightningDataModule, **trainer: Any) -> Path:
+        """Train `model` to the end, measure it on the validation split, and return its last checkpoint.
+
+        Args:
+            name: of the stage and its folder.
+            model: what to train.
+            data: what to train on.
+            **trainer: Trainer settings of this stage, such as `max_steps`.
+        """
+        folder = self.folder / name
+        last = folder / "checkpoints" / "last.ckpt"
+        made = self.make_trainer(folder, [Reseed(self._seed_of(name)), Save(last, self.save_every)], **trainer)
+        settings = self._describe(model, data) | {"trainer": {key: getattr(made, key, None) for key in SHAPING}}
+        if not self._begin(name, settings, steps=made.max_steps):
+            start = newest(last.parent)
+            made.strategy.checkpoint_io = Checkpoints(keep=start == last)
+            if start is not None:
+                self._continue(name, start, made)
+            made.fit(model, datamodule=data, ckpt_path=start)
+            metrics = _validate(made, model, data)
+            self._end(name, steps=made.global_step, metrics=metrics)
+        _let_go(model, data)
+        return last
+
+    def predict(self, name: str, model: pl.LightningModule, data: pl.LightningDataModule, split: str) -> Path:
+        """Let `model` see every image of `split` once, all ranks sharing the work; return its predictions.json.
+
+        Args:
+            name: of the stage and its folder.
+            model: with a `predict_step` that returns one Prediction per sample.
+            data: with a method `dataloader(split, train)`.
+            split: "train" or "val".
+        """
+        folder = self.folder / name
+        if not self._begin(name, self._describe(model, data) | {"split": split}):
+            made = self.make_trainer(folder)
+            made.predict(model, datamodule=_Split(data, split), return_predictions=False)
+            self._end(name)
+            _let_go(model, data)
+        return folder / "predictions.json"
+
+    def make(self, name: str, produce: Callable[[Path], object], **settings: Any) -> Path:
+        """Any other stage: `produce(folder)` writes files, on rank zero alone; returns the folder.
+
+        Args:
+            name: of the stage and its folder.
+            produce: begins in an empty folder; after a crash, in the folder as it was left.
+            **settings: what the result depends on besides the stages before.
+        """
+        if not self._begin(name, settings):
+            if rank_zero_only.rank == 0:
+                produce(self.folder / name)
+            self._end(name)
+        self._wait_for(name, finished=True)
+        return self.folder / name
+
+    # Books
+
+    def _begin(self, name: str, settings: dict[str, Any], steps: int | None = None) -> bool:
+        """Open a stage and tell whether it is finished."""
+        if name in self._names:
+            raise ValueError(f"two stages are called '{name}'")
+        settings = plain(settings, inside=self.folder)
+        print_ = fingerprint(settings, self.seed, self._history)
+        self._history.append(f"{name} {print_} {steps}")
+        leads = rank_zero_only.rank == 0
+        stage = self._open(name, print_, settings, steps) if leads else self._wait_for(name, print_)
+        done = bool(stage["finished"])
+        if self.only not in (None, name) and not done:
+            raise OnlyStage(name)
+        self.announce(f"{name}: {'done before' if done else 'working'}")
+        pl.seed_everything(self._seed_of(name), verbose=False)  # whether or not earlier stages ran in this process
+        return done
+
+    @property
+    def _names(self) -> list[str]:
+        return [entry.split()[0] for entry in self._history]
+
+    def _seed_of(self, name: str) -> int:
+        return zlib.crc32(f"{self.seed}/{name}".encode())
+
+    def _open(self, name: str, print_: str, settings: dict[str, Any], steps: int | None) -> dict[str, Any]:
+        """Rank zero: the stage's entry, made afresh where settings have changed."""
+        folder = self.folder / name
+        stage = read_stage(folder)
+        if stage.get("fingerprint") == print_:
+            for torn in folder.rglob(".*.????????"):  # what `whole` was writing when the process was killed
+                torn.unlink(missing_ok=True)
+            if steps is not None and stage["finished"] and stage["steps"] not in (None, steps):
+                self._prolong(folder, stage, steps)
+            return stage
+        if stage:
+            self.announce(f"{name}: settings or earlier stages have changed, beginning again")
+            shutil.rmtree(folder)
+        stage = {"stage": len(self._history), "fingerprint": print_, "finished": False, "steps": None, "settings": settings}
+        _write(folder, stage)
+        return stage
+
+    def _prolong(self, folder: Path, stage: dict[str, Any], steps: int) -> None:
+        """Open a finished stage again for more steps."""
+        if 0 <= steps < stage["steps"]:
+            raise InputError(
+                f"{folder} has trained {stage['steps']} steps; ask for more than {steps}, or for another --run_dir"
+            )
+        stage["finished"] = False
+        _write(folder, stage)
+
+    def _end(self, name: str, **facts: Any) -> None:
+        if rank_zero_only.rank == 0:
+            folder = self.folder / name
+            if facts.get("metrics"):
+                with whole(folder / "metrics.json") as scratch:
+                    scratch.write_text(json.dumps(facts["metrics"], indent=1))
+            _write(folder, read_stage(folder) | facts | {"finished": True})
+        pl.seed_everything(self._seed_of(f"after {name}"), verbose=False)  # what is built next must not depend on this stage
+
+    def _wait_for(self, name: str, print_: str | None = None, finished: bool = False) -> dict[str, Any]:
+        """Another rank: wait until rank zero has opened, or finished, the stage."""
+        parent = os.getppid()
+        while True:
+            stage = read_stage(self.folder / name)
+            if stage and print_ in (None, stage["fingerprint"]) and (stage["finished"] or not finished):
+                return stage
+            if os.getppid() != parent:  # the process that started this one is gone, and rank zero with it
+                raise SystemExit(f"rank {rank_zero_only.rank}: rank zero has ended")
+            time.sleep(POLL)
+
+    def _describe(self, model: pl.LightningModule, data: pl.LightningDataModule) -> dict[str, Any]:
+        """What shapes the weights, as far as model and data tell."""
+        told = data.fingerprint() if hasattr(data, "fingerprint") else dict(data.hparams)
+        return {"model": _path(model), "hparams": dict(model.hparams), "data": [_path(data), told]}
+
+    def _continue(self, name: str, start: Path, trainer: pl.Trainer) -> None:
+        step = int(torch.load(start, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+        if start.name == "previous.ckpt":
+            self.announce(f"{name}: last.ckpt is missing or damaged, going back to the checkpoint before it")
+        self.announce(f"{name}: continuing at step {step}")
+        for logger in trainer.loggers:
+            if isinstance(logger, CSV):
+                logger.rewind(step)
+
+
+class _Split(pl.LightningDataModule):
+    """One split of a data module, for prediction."""
+
+    def __init__(self, data: Any, split: str) -> None:
+        super().__init__()
+        self.data, self.split = data, split
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["data"], name)
+
+    def prepare_data(self) -> None:
+        """Make what the split needs, in one process."""
+        self.data.prepare_data()
+        self.predict_dataloader()
+
+    def predict_dataloader(self) -> Any:
+        """Every image once, this rank's share."""
+        self.data.trainer = self.trainer
+        return self.data.dataloader(self.split, train=False)
+
+
+def _let_go(model: pl.LightningModule, data: pl.LightningDataModule) -> None:
+    """Free what a stage's trainer held: optimiser state, gradients, the device's memory."""
+    model.trainer = data.trainer = None
+    model.zero_grad(set_to_none=True)
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def _path(thing: object) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def stages(run: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Folders and entries of a run's stages, in order."""
+    found = [(path.parent, read_stage(path.parent)) for path in run.glob("*/stage.json")]
+    return sorted(found, key=lambda item: int(item[1]["stage"]))
+
+
+def read_stage(folder: Path) -> dict[str, Any]:
+    """A stage's entry, {} if it has not begun."""
+    try:
+        return dict(json.loads((folder / "stage.json").read_text()))
+    except FileNotFoundError:
+        return {}
+
+
+def _write(folder: Path, stage: dict[str, Any]) -> None:
+    with whole(folder / "stage.json") as scratch:
+        scratch.write_text(json.dumps(stage, indent=1))
+
+
+def _validate(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule) -> dict[str, float]:
+    """Metrics after training; none where model or data have no validation."""
+    able = type(model).validation_step is not pl.LightningModule.validation_step
+    if not able or type(data).val_dataloader is pl.LightningDataModule.val_dataloader:
+        return {}
+    trainer.validate(model, datamodule=data, verbose=False)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
