@@ -1,0 +1,73 @@
+"""Class activation maps: where a classifier looks. Pure functions, no gradients kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["average_over_scales", "cam", "grad_cam"]
+
+
+def cam(features: Tensor, weight: Tensor) -> Tensor:
+    """Class activation maps of a linear head over average-pooled features (Zhou et al., CVPR 2016).
+
+    Args:
+        features: (N,D,H,W).
+        weight: (C,D) of the linear head.
+
+    Returns:
+        (N,C,H,W) in [0, 1]: negative evidence is 0, the largest of each map is 1; a map without positive evidence is all 0.
+    """
+    return _normalise(torch.einsum("ndhw,cd->nchw", features.detach(), weight.detach()))
+
+
+def grad_cam(features: Tensor, head: Callable[[Tensor], Tensor], classes: Tensor | None = None) -> Tensor:
+    """Grad-CAM (Selvaraju et al., ICCV 2017, eqs. 1-2) of any differentiable head.
+
+    Args:
+        features: (N,D,H,W).
+        head: From features to scores (N,C), before softmax or sigmoid; each image's from its own features alone.
+        classes: (K,) int, the classes to explain; by default all.
+
+    Returns:
+        (N,K,H,W) in [0, 1] as `cam` gives them.
+    """
+    with torch.enable_grad():
+        features = features.detach().requires_grad_()
+        scores = head(features).sum(0)
+        chosen = range(len(scores)) if classes is None else classes.tolist()
+        gradients = [torch.autograd.grad(scores[c], features, retain_graph=True)[0] for c in chosen]
+    importance = torch.stack(gradients, 1).mean((3, 4))
+    return _normalise(torch.einsum("ndhw,nkd->nkhw", features.detach(), importance))
+
+
+def average_over_scales(
+    image: Tensor, maps: Callable[[Tensor], Tensor], scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+) -> Tensor:
+    """Mean of an image's maps over scales and their mirror images.
+
+    Args:
+        image: (3,H,W) uint8 or float.
+        maps: From images (N,3,h,w), float, to maps (N,C,h',w').
+        scales: Factors on the image's size.
+
+    Returns:
+        (C,H,W); the largest of each map is 1 again.
+    """
+    size = (image.shape[-2], image.shape[-1])
+    total: Tensor | float = 0.0
+    for scale in scales:
+        scaled = F.interpolate(image[None].float(), scale_factor=scale, mode="bilinear", antialias=True)
+        plain, mirrored = F.interpolate(maps(torch.cat([scaled, scaled.flip(-1)])), size, mode="bilinear")
+        total = total + plain + mirrored.flip(-1)
+    assert isinstance(total, Tensor)
+    return _normalise(total)
+
+
+def _normalise(maps: Tensor) -> Tensor:
+    maps = maps.clamp(min=0)
+    peak = maps.amax((-2, -1), keepdim=True)
+    return maps / peak.where(peak > 0, 1)
