@@ -206,9 +206,12 @@ class DataModule(pl.LightningDataModule):
     def samples(self, split: str, train: bool, supervision: Supervision | None = None) -> Samples:
         """Give the samples of a split, for training (varied, only what supervision allows) or evaluation (whole)."""
         model = self._model()
+        allowed = supervision or cast(Supervision, getattr(model, "supervision", "tags"))
+        if train:
+            _require(self.index(split), allowed)
         return Samples(
             self.index(split),
-            supervision or cast(Supervision, getattr(model, "supervision", "tags")),
+            allowed,
             self.augment if train else None,
             self.proposal_file(split),
             getattr(model, "needs_segments", False),
@@ -307,6 +310,13 @@ def _writable(folder: Path) -> Path:
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=_plain).encode()).hexdigest()
+
+
+def _require(index: Index, supervision: Supervision) -> None:
+    """Refuse to train with a supervision that the annotations do not have."""
+    needed = {"tags": None, "boxes": "bbox", "masks": "segmentation"}[supervision]
+    if needed and not any(a.get(needed) for found in index.annotations.values() for a in found):
+        raise InputError(f"{index.name} has no {supervision} to train with in {index.root}; add them or take a model for tags")
 
 
 def _as_is(batch: Batch) -> Batch:

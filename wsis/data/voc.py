@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 
 from wsis.data._coco_json import Index, Record, drop_empty, keep_images, tags_of
 from wsis.data._images import image_size, read_labels
@@ -252,6 +253,6 @@ def _read_sbd(path: Path) -> tuple[NDArray[np.uint8], dict[int, int]]:
         instances = loadmat(path, squeeze_me=True, struct_as_record=False)["GTinst"]
         objects = np.asarray(instances.Segmentation, np.uint8)
         categories = np.atleast_1d(instances.Categories)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (MatReadError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{path} is not an SBD instance file ({error}); fetch it again") from error
     return objects, {number + 1: int(label) for number, label in enumerate(categories) if (objects == number + 1).any()}
