@@ -121,8 +121,8 @@ class CLI(LightningCLI):
         if self.help != "settings" and "model" in self.kinds:
             parser.add_lightning_class_args(pl.Trainer, "trainer")
             parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER.items()})
-        for kind, cls in self.classes.items() if self.help != "trainer" else ():
-            parser.add_lightning_class_args(cls, kind)
+        for kind in [kind for kind in self.kinds if kind in self.classes and self.help != "trainer"]:
+            parser.add_lightning_class_args(self.classes[kind], kind)
         if self.help is None and len(self.classes) == 2:
             for name in [name for name in LINKED if name in inspect.signature(self.classes["model"]).parameters]:
                 ask = partial(_ask_data, name=name, path=self.paths["data"])
@@ -181,7 +181,7 @@ class CLI(LightningCLI):
 
     def settings(self) -> Config:
         """What the run was asked for, as a settings file has it: where it is written is not part of it."""
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))
+        config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False, format="yaml"))
         config = {key: value for key, value in config.items() if key not in self.own and key != "config"}
         for kind, path in self.paths.items():
             config[kind] = {"class_path": path, "init_args": config.get(kind) or {}}

@@ -1,0 +1,260 @@
+"""Runs that are killed, starved and disturbed end as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import toy_plugins
+import torch
+import yaml
+
+from wsis import fit
+from wsis.checkpoints import newest
+from wsis.files import InputError
+from wsis.fingerprint import fingerprint
+
+HERE = Path(__file__).parent
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(["toy_plugins", "wsis.fit"])  # a process to kill costs milliseconds
+WORDS = ["--data", "toy_plugins.Data", "--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1"]
+
+
+def words(model: str, folder: Path, *more: str) -> list[str]:
+    return ["--model", f"toy_plugins.{model}", *WORDS, "--run_dir", str(folder), *" ".join(more).split()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+def assert_same(a: Path, b: Path) -> None:
+    ours, theirs = weights(a), weights(b)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert (a / "metrics.csv").read_text() == (b / "metrics.csv").read_text()
+
+
+def _child(argv, prepare, arguments, errors):
+    with open(errors, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    if prepare:
+        prepare(*arguments)
+    fit.main(argv)
+
+
+def start(argv, tmp_path, prepare=None, *arguments):
+    process = FORK.Process(target=_child, args=(argv, prepare, arguments, tmp_path / "out.txt"))
+    process.start()
+    return process
+
+
+def go(argv, tmp_path, prepare=None, *arguments) -> tuple[int, str]:
+    process = start(argv, tmp_path, prepare, *arguments)
+    process.join(60)
+    return process.exitcode, (tmp_path / "out.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The undisturbed run of three stages, with accumulated gradients and a checkpoint every third step."""
+    folder = tmp_path_factory.mktemp("whole")
+    fit.main(words("Staged", folder, STAGED))
+    return folder
+
+
+STAGED = "--trainer.max_steps 14 --trainer.accumulate_grad_batches 2 --save_every 3"
+
+
+def test_killed_anywhere(tmp_path, whole):
+    slow = {"TOY_SLOW": "0.01"}
+    argv = words("Staged", tmp_path / "run", STAGED)
+    moments, continued = random.Random(os.environ.get("WSIS_TEST_SEED", "7")), 0
+    for _ in range(8):
+        process = start(argv, tmp_path, _slow, slow)
+        wait_for_stage(tmp_path / "out.txt", process)
+        process.join(moments.uniform(0, 0.5))
+        process.kill()
+        process.join()
+        continued += "continuing at step" in (tmp_path / "out.txt").read_text()
+    code, said = go(argv, tmp_path)
+    assert code == 0, said
+    assert continued + ("continuing" in said), "no kill hit a training"
+    for stage in ("1-first", "3-net"):
+        assert_same(tmp_path / "run" / stage, whole / stage)
+    assert not list((tmp_path / "run").rglob(".*")), "scratch files are left"
+
+
+def wait_for_stage(out, process):
+    while process.is_alive() and "working" not in (out.read_text() if out.exists() else ""):
+        time.sleep(0.01)
+
+
+def _slow(environment):
+    toy_plugins.SLOW = float(environment["TOY_SLOW"])
+
+
+def _die_in_save(number):
+    save, count = torch.save, [0]
+
+    def torn(thing, file):
+        count[0] += 1
+        save(thing, file)
+        if count[0] == number:
+            file.truncate(file.tell() // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = torn
+
+
+def test_killed_while_a_checkpoint_is_written(tmp_path, whole):
+    argv = words("Staged", tmp_path / "run", STAGED)
+    for number in (2, 1, 3):  # in the first stage, in its continuation, in the last stage
+        assert go(argv, tmp_path, _die_in_save, number)[0] == -signal.SIGKILL
+    assert go(argv, tmp_path)[0] == 0
+    assert_same(tmp_path / "run/3-net", whole / "3-net")
+
+
+def _die_in_make(i):
+    os.environ["TOY_KILL_MAKE"] = str(i)
+
+
+def test_killed_while_files_are_made(tmp_path, whole):
+    argv = words("Staged", tmp_path / "run", STAGED)
+    assert go(argv, tmp_path, _die_in_make, 3)[0] == -signal.SIGKILL
+    assert not json.loads((tmp_path / "run/2-files/stage.json").read_text())["finished"]
+    assert go(argv, tmp_path)[0] == 0
+    assert_same(tmp_path / "run/3-net", whole / "3-net")
+
+
+def test_damaged_checkpoint(tmp_path, whole):
+    argv = words("Staged", tmp_path / "run", STAGED)
+    assert go(argv, tmp_path, _die_in_save, 5)[0] == -signal.SIGKILL
+    folder = tmp_path / "run/3-net/checkpoints"
+    last = folder / "last.ckpt"
+    assert (folder / "previous.ckpt").is_file()
+    last.write_bytes(last.read_bytes()[:-1000])
+    code, said = go(argv, tmp_path)
+    assert code == 0
+    assert "last.ckpt is missing or damaged" in said
+    assert_same(folder.parent, whole / "3-net")
+
+
+def test_all_checkpoints_damaged(tmp_path):
+    for name in ("last.ckpt", "previous.ckpt"):
+        (tmp_path / name).write_bytes(b"PK torn")
+    with pytest.raises(InputError, match=r"is damaged and there is no earlier one; delete .* to begin this stage again"):
+        newest(tmp_path)
+
+
+def test_prolonged_equals_longer(tmp_path):
+    assert go(words("Net", tmp_path / "long", "--trainer.max_steps 9"), tmp_path)[0] == 0
+    assert go(words("Net", tmp_path / "run", "--trainer.max_steps 5"), tmp_path)[0] == 0
+    code, said = go(["--resume", str(tmp_path / "run/train"), "--trainer.max_steps", "9"], tmp_path)
+    assert code == 0
+    assert "continuing at step 5" in said
+    assert_same(tmp_path / "run/train", tmp_path / "long/train")
+    code, said = go(["--resume", str(tmp_path / "run"), "--trainer.max_steps", "3"], tmp_path)
+    assert code == 2
+    assert "has trained 9 steps" in said
+
+
+def marks(folder: Path) -> dict[str, int]:
+    return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/stage.json")}
+
+
+def test_stages_are_skipped_or_redone(tmp_path, whole):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("cat")
+    base = f"{STAGED} --data.labels {labels} --model.width 3"
+    argv = words("Staged", tmp_path / "run", base)
+    go(argv, tmp_path)
+    first = marks(tmp_path / "run")
+    assert list(first) and go([*argv, "--data.root", "/elsewhere"], tmp_path)[0] == 0
+    assert marks(tmp_path / "run") == first, "a path is no setting"
+    go([*argv, "--model.width", "5"], tmp_path)
+    wider = marks(tmp_path / "run")
+    assert wider["1-first"] == first["1-first"]
+    assert wider["2-files"] != first["2-files"]
+    assert wider["3-net"] != first["3-net"]
+    labels.write_text("dog")
+    go([*argv, "--model.width", "5"], tmp_path)
+    assert all(marks(tmp_path / "run")[stage] != wider[stage] for stage in wider), "other labels, other results"
+
+
+def test_one_stage(tmp_path):
+    argv = words("Staged", tmp_path / "run", STAGED)
+    code, said = go([*argv, "--stage", "2-files"], tmp_path)
+    assert code == 2
+    assert "stage '1-first' comes before '2-files' and is not finished" in said
+    assert go([*argv, "--stage", "1-first"], tmp_path)[0] == 0
+    assert go([*argv, "--stage", "2-files"], tmp_path)[0] == 0
+    code, said = go(["--resume", str(tmp_path / "run"), "--list-stages"], tmp_path)
+    assert [line.split() for line in said.splitlines()] == [["1-first", "finished"], ["2-files", "finished"]]
+
+
+def _limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_full_disk(tmp_path):
+    argv = words("Net", tmp_path / "run", "--trainer.max_steps 6 --save_every 2")
+    code, said = go([*argv, "--model.width", "4000"], tmp_path, _limit, 100_000)
+    assert code == 2
+    assert said.splitlines()[-1].startswith("error: cannot write")
+    assert "free space" in said
+    assert "Traceback" not in said
+    assert not list((tmp_path / "run").rglob("*.ckpt"))
+    assert not list((tmp_path / "run").rglob(".*")), "a scratch file is left"
+    assert go([*argv, "--model.width", "4000"], tmp_path)[0] == 0
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    code, said = go(words("Net", tmp_path / "file/run"), tmp_path)
+    assert code == 2
+    assert "error: cannot write" in said
+    assert "Traceback" not in said
+
+
+def test_interrupted(tmp_path):
+    process = start(words("Net", tmp_path / "run", "--trainer.max_steps 100000"), tmp_path, _slow, {"TOY_SLOW": "0.001"})
+    wait_for_stage(tmp_path / "out.txt", process)
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(30)
+    said = (tmp_path / "out.txt").read_text()
+    assert process.exitcode == 130, said
+    assert said.splitlines()[-1] == f"interrupted; to continue: python -m wsis.fit --resume {tmp_path / 'run'}"
+
+
+def test_two_processes(tmp_path):
+    command = [sys.executable, "-m", "wsis.fit", *words("Predicting", tmp_path / "run")]
+    command += ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_steps", "3"]
+    environment = os.environ | {"PYTHONPATH": f"{HERE}:{HERE.parent}"}
+    ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+    stages = {path.parent.name: json.loads(path.read_text())["finished"] for path in (tmp_path / "run").glob("*/stage.json")}
+    assert stages == {"1-slow": True, "2-net": True, "3-all": True, "4-after": True}
+    results = json.loads((tmp_path / "run/3-all/predictions.json").read_text())
+    assert sorted(result["image_id"] for result in results) == list(range(11)), "each image once"
+    assert {result["category_id"] for result in results} == {7}
+
+
+def test_fingerprint_sees_contents_not_places(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_text("same" if name != "c" else "other")
+    of = {name: fingerprint({"labels": tmp_path / name}) for name in ("a", "b", "c")}
+    assert of["a"] == of["b"] != of["c"]
+    assert fingerprint({"root": tmp_path}) == fingerprint({"root": tmp_path / "missing"})
+    assert fingerprint({"pool": "moi"}) != fingerprint({"pool": "roi"})
+    assert fingerprint({"x": (1, 2)}) == fingerprint({"x": [1, 2]})
