@@ -10,6 +10,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pycocotools import mask as rle_masks
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader, Dataset
 
 from wsis.metrics import CorLoc, Evaluation, InstanceAP
@@ -141,6 +143,44 @@ def test_given_metrics_take_the_place_of_the_default(tmp_path):
     trainer = trainer_for(tmp_path, Evaluation([CorLoc()]))
     (logged,) = trainer.test(Oracle(), datamodule=SceneData(), verbose=False)
     assert set(logged) == {"test/CorLoc", "test/CorLoc_images"}
+
+
+class Album(Logger):
+    """Takes pictures as WandbLogger does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pictures = []
+
+    name = version = ""
+
+    def log_image(self, key, images, step=None):
+        self.pictures.append((key, images, step))
+
+    def log_metrics(self, metrics, step=None):
+        pass
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        pass
+
+
+def test_pictures_of_the_first_images_go_to_loggers_that_take_them(tmp_path):
+    album, board = Album(), TensorBoardLogger(tmp_path)
+    trainer = trainer_for(tmp_path, Evaluation(pictures=3, least_score=0), logger=[CSVLogger(tmp_path), album, board])
+    trainer.validate(Oracle(), datamodule=SceneData(), verbose=False)
+    assert [key for key, _, _ in album.pictures] == [f"val/pictures/{k}" for k in range(3)]
+    for _, (picture,), _ in album.pictures:
+        assert picture.dtype == np.uint8
+        assert picture.shape[1] > 2 * 512  # prediction beside truth
+    board.finalize("success")
+    events = EventAccumulator(board.log_dir)
+    events.Reload()
+    assert len(events.Tags()["images"]) == 3
+
+
+def test_nothing_is_drawn_where_no_logger_takes_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("wsis.viz.overlay", lambda *args, **kwargs: pytest.fail("drawn for nobody"))
+    trainer_for(tmp_path, Evaluation(), logger=CSVLogger(tmp_path)).validate(Oracle(), datamodule=SceneData(), verbose=False)
 
 
 class Witness(Oracle):

@@ -196,6 +196,20 @@ def test_boxes_alone_are_judged_as_boxes():
     assert got["AP"].isnan()
 
 
+def test_masks_are_judged_where_the_truth_has_them():
+    mask, other = disc(40, 40, 20, 20), disc(90, 90, 20, 20)
+    with_masks, without = truth_of([mask], [0]), truth_of([mask], [0])._replace(masks=[])
+    predictions = [prediction_of(1, [mask], [0], [0.9]), prediction_of(2, [other], [0], [0.95])]
+    for metric, name in ((InstanceAP(1), "AP50"), (VOCAP(), "VOC_AP50")):
+        metric.update(predictions, [with_masks, without])
+        assert metric.compute()[name].item() == pytest.approx(1)
+    boxes = VOCAP(kind="box")
+    boxes.update(predictions, [with_masks, without])
+    assert boxes.compute()["box_VOC_AP50"].item() == pytest.approx(0.5 * 0.5)  # the best is wrong, the second right
+    with pytest.raises(ValueError, match="kind='box'"):
+        VOCAP().update([predictions[0]._replace(masks=[])], [with_masks])
+
+
 def test_an_image_counts_once():
     predictions, truths = scenes(4)
     for make in (InstanceAP, CorLoc, VOCAP):

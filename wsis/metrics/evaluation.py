@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
@@ -17,6 +17,9 @@ from wsis.metrics._states import from_lines, to_lines
 from wsis.metrics.instances import CorLoc, InstanceAP
 from wsis.metrics.results import to_results, write_results
 from wsis.types import Batch, Prediction
+
+if TYPE_CHECKING:
+    from wsis.viz import Picture
 
 __all__ = ["Evaluation"]
 
@@ -40,7 +43,7 @@ class Evaluation(Callback):
         self.figures: dict[str, Tensor] = {}
         """All figures of the last validation or test, per-class ones included."""
         self._results = _Results()
-        self._drawn: list[np.ndarray[Any, Any]] = []
+        self._drawn: list[Picture] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Make the default metrics, which need to know how many classes there are."""
@@ -71,11 +74,22 @@ class Evaluation(Callback):
             results = [result for record in from_lines(lines) for result in record["results"]]
             write_results(Path(trainer.default_root_dir) / "predictions.json", results)
 
+    def _draw(self, trainer: pl.Trainer, predictions: list[Prediction], batch: Batch) -> None:
+        from wsis import viz  # loads an image library, which most runs do without
+
+        names = getattr(_data(trainer), "class_names", ())
+        for prediction, sample in list(zip(predictions, batch, strict=True))[: self.pictures - len(self._drawn)]:
+            sides = [viz.overlay(sample["image"], prediction, names, self.least_score, long_side=512)]
+            if "truth" in sample:
+                sides.append(viz.overlay(sample["image"], sample["truth"], names, long_side=512))
+            self._drawn.append(viz.grid(sides, captions=("prediction", "truth")))
+
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the last epoch."""
         self._begin(pl_module)
 
-    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
+    on_test_epoch_start = on_validation_epoch_start
+    on_predict_epoch_start = on_validation_epoch_start
 
     def on_validation_batch_end(
         self,
@@ -88,6 +102,8 @@ class Evaluation(Callback):
     ) -> None:
         """Judge a batch, and draw it if it is among the first."""
         self._judge(_checked(outputs, batch), batch)
+        if _takers(trainer):
+            self._draw(trainer, outputs, batch)
 
     def on_test_batch_end(
         self,
@@ -117,6 +133,9 @@ class Evaluation(Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log `val/...` and the pictures."""
         self._end(pl_module, "val")
+        for number, picture in enumerate(self._drawn):
+            for logger in _takers(trainer):
+                _show(logger, f"val/pictures/{number}", picture, trainer.global_step)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log `test/...` and write the predictions."""
@@ -150,6 +169,24 @@ def _checked(outputs: Any, batch: Batch) -> list[Prediction]:
     if isinstance(outputs, list) and len(outputs) == len(batch) and all(isinstance(o, Prediction) for o in outputs):
         return outputs
     raise TypeError(f"Evaluation needs a list of one Prediction per sample, but the step returned {type(outputs).__name__}")
+
+
+def _takers(trainer: pl.Trainer) -> list[Logger]:
+    """This process's loggers that take pictures: W&B's and TensorBoard's ways are known."""
+    if trainer.sanity_checking or not trainer.is_global_zero:
+        return []
+    return [logger for logger in trainer.loggers if hasattr(logger, "log_image") or hasattr(_experiment(logger), "add_image")]
+
+
+def _show(logger: Logger, name: str, picture: Picture, step: int) -> None:
+    if hasattr(logger, "log_image"):
+        logger.log_image(name, [picture], step)
+    else:
+        _experiment(logger).add_image(name, picture, step, dataformats="HWC")
+
+
+def _experiment(logger: Logger) -> Any:
+    return getattr(logger, "experiment", None)
 
 
 def _data(trainer: pl.Trainer) -> Any:

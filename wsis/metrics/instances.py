@@ -33,8 +33,8 @@ class InstanceAP(Metric):
     """COCO average precision of masks and of boxes (101 recall points, 100 detections per image and class).
 
     `compute()` gives scalars `AP` (mean over IoU .5:.95), `AP25`, `AP50`, `AP70`, `AP75`, `APs`, `APm`, `APl`, and per class
-    (C,) `per_class/AP`, `per_class/AP25`, ...; for boxes the same with `box_` before. Where a box has no mask, in the truth
-    or in a prediction, masks cannot be judged and their figures are nan. Sizes are by the area of the truth's mask, as in COCO.
+    (C,) `per_class/AP`, `per_class/AP25`, ...; for boxes the same with `box_` before. Masks are judged on the images whose
+    truth has masks; their figures are nan where predictions have none. Sizes are by the area of masks, as in COCO.
 
     Args:
         num_classes: how many classes there are; the highest class seen when None.
@@ -57,9 +57,10 @@ class InstanceAP(Metric):
         """Average precision of all images so far."""
         records = from_lines(self.found)
         classes = self.num_classes or 1 + max((max(r[side]["labels"], default=0) for r in records for side in SIDES), default=0)
-        masked = all(len(r[side]["masks"]) == len(r[side]["boxes"]) for r in records for side in SIDES)
+        judged = [r for r in records if _masked(r["true"])]
+        judgeable = judged and all(_masked(r["predicted"]) for r in judged)
         blank = np.full((len(THRESHOLDS), 101, classes, len(AREAS), 1), -1.0)
-        masks = _coco_precision(records, classes, "segm") if masked and records else blank
+        masks = _coco_precision(judged, classes, "segm") if judgeable else blank
         boxes = _coco_precision(records, classes, "bbox") if records else blank
         return _summary(masks) | {_box_name(name): value for name, value in _summary(boxes).items()}
 
@@ -68,8 +69,8 @@ class VOCAP(Metric):
     """PASCAL VOC average precision at one IoU; for masks the AP^r of SDS (Hariharan et al., ECCV 2014).
 
     Detections in order of score each take the truth they overlap most; a second on the same truth is a miss; one on a crowd
-    or difficult truth is ignored. `compute()` gives `VOC_AP50` and (C,) `per_class/VOC_AP50`, the number being the IoU in
-    percent (`VOC07_AP50` for 11 points, `box_VOC_AP50` for boxes).
+    or difficult truth is ignored. Masks are judged on the images whose truth has masks. `compute()` gives `VOC_AP50` and (C,)
+    `per_class/VOC_AP50`, the number being the IoU in percent (`VOC07_AP50` for 11 points, `box_VOC_AP50` for boxes).
 
     Args:
         iou: least IoU of a hit.
@@ -96,9 +97,15 @@ class VOCAP(Metric):
             self.add_state(state, [], dist_reduce_fx="cat")
 
     def update(self, predictions: list[Prediction], truths: list[Truth]) -> None:
-        """Add images, one truth per prediction."""
+        """Add images, one truth per prediction.
+
+        Raises:
+            ValueError: masks are to be judged and a prediction has none.
+        """
         found, scores, wanted = [np.empty((0, 4), np.int64)], [torch.empty(0)], [np.empty((0, 3), np.int64)]
         for prediction, truth in zip(predictions, truths, strict=True):
+            if self.kind == "mask" and len(truth.masks) < len(truth.labels):
+                continue
             hits = self._hits(prediction, truth)
             image = np.full(len(hits), prediction.image_id)
             found.append(np.stack([image, np.arange(len(hits)), prediction.labels.cpu().numpy(), hits], 1))
@@ -126,6 +133,8 @@ class VOCAP(Metric):
     def _hits(self, prediction: Prediction, truth: Truth) -> Array:
         """1 hit, 0 miss, -1 ignored for each detection of an image."""
         masks = self.kind == "mask"
+        if masks and len(prediction.masks) < len(prediction.labels):
+            raise ValueError(f"image {prediction.image_id} has boxes without masks; judge it with VOCAP(kind='box')")
         iou = mask_iou(prediction.masks, truth.masks) if masks else box_iou(prediction.boxes, truth.boxes)
         labels, wanted = prediction.labels.cpu().numpy(), truth.labels.cpu().numpy()
         iou = np.where(labels[:, None] == wanted, iou, -1.0)
@@ -249,6 +258,10 @@ def _record(prediction: Prediction, truth: Truth) -> dict[str, Any]:
     predicted = {"scores": prediction.scores.tolist(), **_columns(prediction)}
     true = {"crowd": truth.crowd.tolist(), **_columns(truth)}
     return {"image_id": prediction.image_id, "size": list(prediction.size), "predicted": predicted, "true": true}
+
+
+def _masked(columns: dict[str, Any]) -> bool:
+    return len(columns["masks"]) == len(columns["boxes"])
 
 
 def _columns(side: Prediction | Truth) -> dict[str, Any]:

@@ -84,11 +84,13 @@ def _check(result: Any, number: int, sizes: dict[int, tuple[int, int]], label: d
     if not isinstance(result, dict) or not {"image_id", "category_id", "score"} <= result.keys():
         raise InputError(f"{where} lacks image_id, category_id or score; give a COCO results file")
     image, mask = result["image_id"], result.get("segmentation")
-    if image not in sizes:
-        raise InputError(f"{where} is of image {image}, not in this data set ({len(sizes)} images); check --data and --split")
-    if result["category_id"] not in label:
+    if not isinstance(result["score"], int | float):
+        raise InputError(f"{where} has the score {result['score']!r}; a score is a number")
+    if not isinstance(image, int) or image not in sizes:
+        raise InputError(f"{where} is of image {image!r}, not in this data set ({len(sizes)} images); check --data and --split")
+    if not isinstance(result["category_id"], int) or result["category_id"] not in label:
         raise InputError(
-            f"{where} has category {result['category_id']}, not in this data set ({len(label)} classes); check --data"
+            f"{where} has category {result['category_id']!r}, not in this data set ({len(label)} classes); check --data"
         )
     if mask is None and len(result.get("bbox") or ()) != 4:
         raise InputError(f"{where} has neither segmentation nor bbox [x, y, width, height]; add one")
