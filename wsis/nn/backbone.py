@@ -82,7 +82,7 @@ class Backbone(nn.Module):
             channels, reduction = network.channels, network.reduction
             expected = {"mean": _WS_MEAN, "std": (1 / 255,) * 3}
         else:
-            network = _timm(name, output_stride, model_args or {}, weights, None if own else state)
+            network = _timm(name, output_stride, stage, model_args or {}, weights, None if own else state)
             channels, reduction = network.feature_info.channels(), network.feature_info.reduction()
             expected = network.pretrained_cfg
         try:
@@ -90,6 +90,7 @@ class Backbone(nn.Module):
         except IndexError:
             raise InputError(f"backbone {name} has {len(channels)} feature maps, no stage {stage}; choose another") from None
         self.network, self.stage = network, stage
+        self._name = name
         self._divisor = max(reduction)
         self.register_buffer("mean", torch.tensor(mean or expected["mean"]).view(3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(std or expected["std"]).view(3, 1, 1) * 255)
@@ -108,6 +109,16 @@ class Backbone(nn.Module):
             (N,D,h,w); smaller images of a list fill the top left, zeros (after normalisation) the rest.
         """
         return self.network(self.normalise(images))[self.stage]  # type: ignore[no-any-return]
+
+    def load(self, path: Path) -> None:
+        """Take the backbone out of a checkpoint of this library whose network has at least the same stages.
+
+        Raises:
+            InputError: the checkpoint cannot be read, or its backbone is another.
+        """
+        state = _own_state(_read_weights(path))
+        mine = self.state_dict()
+        _load(self, {key: value for key, value in state.items() if key in mine}, self._name, str(path))
 
     def normalise(self, images: Sequence[Tensor] | Tensor) -> Tensor:
         """The network's input: normalised, then padded with zeros at the right and bottom to a size it divides."""
@@ -149,11 +160,13 @@ def _resnet_ws(name: str, depth: int, pool_first: bool, stride: int, weights: st
     return network
 
 
-def _timm(name: str, stride: int, model_args: dict[str, Any], weights: str, state: dict[str, Any] | None) -> Any:
+def _timm(name: str, stride: int, stage: int, model_args: dict[str, Any], weights: str, state: dict[str, Any] | None) -> Any:
     if not timm.is_model(name):
         near = ", ".join(get_close_matches(name, [*timm.list_models(), "resnet18_ws", "resnet50_ws", "resnet101_ws"]))
         raise InputError(f"unknown backbone {name}; " + (f"did you mean {near}?" if near else "see timm.list_models()"))
     arguments = {**model_args, **({} if stride == 32 else {"output_stride": stride})}
+    if stage >= 0:
+        arguments["out_indices"] = tuple(range(stage + 1))  # what comes after is not built
     if state is not None:
         arguments["pretrained_cfg_overlay"] = {"state_dict": dict(state)}
     pretrained = (weights == "imagenet" and not _follow.get()) or state is not None

@@ -1,0 +1,36 @@
+import torch
+
+from wsis.nn.regions import looks, pool, resize
+
+
+def test_pool_takes_the_maximum_of_each_bin():
+    features = torch.arange(64.0).view(1, 1, 8, 8)
+    found = pool(features, [torch.tensor([[0.0, 0.0, 56.0, 56.0]])], stride=8, size=2)  # rounds to cells 0..7, inclusive
+    assert found.flatten().tolist() == [27, 31, 59, 63]
+
+
+def test_pool_of_several_images_keeps_their_order_and_takes_none():
+    features = torch.rand(3, 2, 6, 6)
+    boxes = [torch.tensor([[0.0, 0, 20, 20]]), torch.zeros(0, 4), torch.tensor([[8.0, 8, 40, 40], [0, 0, 47, 47]])]
+    for how in ("roi_pool", "roi_align"):
+        found = pool(features, boxes, 8, 3, how)
+        assert found.shape == (3, 2, 3, 3)
+        assert torch.equal(found[1:], pool(features[2:], boxes[2:], 8, 3, how))
+
+
+def test_looks_scale_and_mirror_boxes_with_the_pixels():
+    image = torch.zeros(3, 40, 60, dtype=torch.uint8)
+    image[:, 10:20, 5:25] = 255
+    box = torch.tensor([[5.0, 10.0, 25.0, 20.0]])
+    for look in looks(image, (40, 80)):
+        x1, y1, x2, y2 = look.view.to_input(box)[0].round().int().tolist()
+        assert (look.image[:, y1:y2, x1:x2].float().mean() > 240).item()
+        assert look.image.float().sum() / 255 / 3 < 1.1 * (x2 - x1) * (y2 - y1)
+        assert torch.allclose(look.view.to_original(look.view.to_input(box)), box, atol=1e-4)
+    assert len(list(looks(image, (40, 80)))) == 4
+    assert [tuple(look.image.shape) for look in looks(image, (), flip=False)] == [(3, 40, 60)]
+
+
+def test_resize_obeys_the_long_side():
+    assert resize(torch.zeros(3, 100, 400, dtype=torch.uint8), 200, 400).shape == (3, 100, 400)
+    assert resize(torch.zeros(3, 100, 200, dtype=torch.uint8), 50, 4000).shape == (3, 50, 100)

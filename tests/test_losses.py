@@ -1,0 +1,86 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from wsis.losses import (
+    box_loss,
+    correlation_loss,
+    image_loss,
+    instance_activation,
+    mask_loss,
+    mil_scores,
+    refinement_loss,
+)
+
+
+def test_mil_scores_against_loops():
+    c, d = torch.randn(2, 5, 3).double()
+    expected = np.zeros((5, 3))
+    for p in range(5):
+        for k in range(3):
+            over_classes = math.exp(c[p, k]) / sum(math.exp(c[p, j]) for j in range(3))
+            over_proposals = math.exp(d[p, k]) / sum(math.exp(d[q, k]) for q in range(5))
+            expected[p, k] = over_classes * over_proposals
+    np.testing.assert_allclose(mil_scores(c, d).numpy(), expected)
+
+
+def test_image_loss_by_hand():
+    scores = torch.tensor([[0.5, 0.0], [0.3, 0.1]])
+    expected = -(math.log(0.8) + math.log(1 - 0.1)) / 2
+    assert image_loss(scores, torch.tensor([1.0, 0.0])).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_image_loss_is_finite_at_the_ends_and_without_proposals():
+    assert image_loss(torch.tensor([[1.0, 0.0]]), torch.tensor([0.0, 1.0])).item() == pytest.approx(-math.log(1e-6), rel=1e-2)
+    assert image_loss(torch.zeros(0, 2), torch.tensor([0.0, 0.0])).item() == pytest.approx(1e-6, rel=0.2)
+
+
+def test_refinement_loss_by_hand():
+    logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 3.0]])
+    labels, weights = torch.tensor([0, 2, 2]), torch.tensor([0.5, 0.0, 0.2])
+    first = -math.log(math.exp(2) / (math.exp(2) + 2))
+    third = -math.log(math.exp(3) / (math.exp(3) + 2))
+    expected = (0.5 * first + 0.2 * third) / 2  # the proposal of weight 0 is not counted
+    assert refinement_loss(logits, labels, weights).item() == pytest.approx(expected, rel=1e-5)
+    assert refinement_loss(logits, labels, torch.zeros(3)).item() == 0
+
+
+def test_box_loss_by_hand():
+    deltas, targets = torch.tensor([[1.0, 0, 0, 2], [0, 0, 0, 1]]), torch.zeros(2, 4)
+    assert box_loss(deltas, targets, torch.tensor([0.5, 1.0]), 10).item() == pytest.approx((0.5 * 3 + 1) / 10)
+    assert box_loss(deltas[:0], targets[:0], torch.zeros(0), 0).item() == 0
+
+
+def test_mask_loss_by_hand_and_empty():
+    logits = torch.randn(3, 4, 5, dtype=torch.float64, requires_grad=True)
+    targets = (torch.rand(3, 4, 5) > 0.5).double()
+    p = 1 / (1 + np.exp(-logits.detach().numpy()))
+    t = targets.numpy()
+    expected = -(t * np.log(p) + (1 - t) * np.log(1 - p)).mean()
+    assert mask_loss(logits, targets).item() == pytest.approx(expected)
+    mask_loss(logits[:0], targets[:0]).backward()
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("tau", [0.5, 5.0, 50.0])
+def test_instance_activation_is_log_mean_exp_between_mean_and_maximum(tau):
+    p = torch.rand(4, 7, 9, dtype=torch.float64)
+    expected = [math.log(np.mean(np.exp(tau * mask.numpy()))) / tau for mask in p]
+    found = instance_activation(p, tau)
+    np.testing.assert_allclose(found, expected)
+    assert (found >= p.mean((1, 2)) - 1e-12).all()
+    assert (found <= p.amax((1, 2)) + 1e-12).all()
+
+
+def test_correlation_loss_teaches_only_the_mask():
+    activation = torch.tensor([0.2, 0.9], requires_grad=True)
+    score = torch.tensor([0.5, 0.5], requires_grad=True)
+    loss = correlation_loss(activation, score)
+    assert loss.item() == pytest.approx((0.3 + 0.4) / 2)
+    loss.backward()
+    assert score.grad is None
+    assert activation.grad.tolist() == [-0.5, 0.5]
+    assert correlation_loss(activation[:0], score[:0]).item() == 0
