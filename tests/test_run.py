@@ -14,9 +14,8 @@ import time
 from pathlib import Path
 
 import pytest
-import toy_plugins
 import torch
-import yaml
+import toy_plugins
 
 from wsis import fit
 from wsis.checkpoints import newest

@@ -48,16 +48,16 @@ class Net(pl.LightningModule):
 
     def training_step(self, batch, i):
         time.sleep(SLOW)
-        loss = (self.net(torch.stack(batch)) - 1).square().mean()
+        loss = (self.net(stack(batch)) - 1).square().mean()
         self.log("loss", loss)
         return loss
 
     def validation_step(self, batch, i):
-        self.log("val/loss", self.net(torch.stack(batch)).square().mean())
+        self.log("val/loss", self.net(stack(batch)).square().mean())
 
     def predict_step(self, batch, i):
         found = torch.zeros(1, 4), torch.ones(1), torch.zeros(1, dtype=torch.long)
-        return [Prediction(int(row[0]), (4, 4), *found, []) for row in batch]
+        return [Prediction(sample["image_id"], (4, 4), *found, []) for sample in batch]
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=self.hparams.rate)
@@ -90,6 +90,10 @@ class Predicting(Net):
         run.make("4-after", lambda folder: (folder / "done").touch())
 
 
+def stack(batch):
+    return torch.stack([sample["image"] for sample in batch])
+
+
 def write_files(folder: Path, checkpoint: Path, count: int = 6) -> None:
     weights = torch.load(checkpoint, weights_only=True)["state_dict"]["net.0.weight"]
     for i in range(count):
@@ -110,7 +114,8 @@ class Rows(Dataset):
         return 11
 
     def __getitem__(self, keys):
-        return [torch.tensor([i, 1.0, i / 7, (draw % 97) / 97 if self.train else 0.0]) for i, draw in keys]
+        rows = [[i, 1.0, i / 7, (draw % 97) / 97 if self.train else 0.0] for i, draw in keys]
+        return [{"image": torch.tensor(row), "image_id": int(row[0])} for row in rows]
 
 
 class Data(pl.LightningDataModule):

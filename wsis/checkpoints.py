@@ -24,21 +24,32 @@ class Checkpoints(TorchCheckpointIO):
     """Writes a checkpoint whole or not at all, and keeps the one before as `previous.ckpt`.
 
     Args:
+        last: The file that is written when `flush` is called; others are written at once.
         keep: Whether the checkpoint that is there is worth keeping when the first one is written.
     """
 
-    def __init__(self, keep: bool = True) -> None:
-        self.keep = keep
+    def __init__(self, last: Path, keep: bool = True) -> None:
+        self.last, self.keep = last, keep
+        self._waiting: dict[str, Any] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
-        """Write `checkpoint`; a crash in between leaves `path` or `previous.ckpt`."""
-        path = Path(path)
-        with whole(path) as scratch:
+        """Write `checkpoint`, or hold it back until `flush`."""
+        if Path(path) == self.last:
+            self._waiting = checkpoint
+            return
+        with whole(path) as scratch, open(scratch, "wb") as file:
+            _save(checkpoint, file)
+
+    def flush(self) -> None:
+        """Write what was held back; a crash in between leaves `last` or `previous.ckpt`."""
+        if self._waiting is None:
+            return
+        with whole(self.last) as scratch:
             with open(scratch, "wb") as file:
-                _save(checkpoint, file)
-            if self.keep and path.is_file():
-                os.replace(path, path.with_name("previous.ckpt"))
-        self.keep = True
+                _save(self._waiting, file)
+            if self.keep and self.last.is_file():
+                os.replace(self.last, self.last.with_name("previous.ckpt"))
+        self.keep, self._waiting = True, None
 
 
 def _save(checkpoint: dict[str, Any], file: Any) -> None:
@@ -76,13 +87,21 @@ def _intact(path: Path) -> bool:
 class Save(Checkpoint):
     """Save after every `every`-th optimiser step, between steps only, and at the end.
 
+    Lightning logs a step after its last hook. The file is written before the next step begins, when the row is in
+    `metrics.csv`: a run killed between the two would lose the row.
+
     Args:
         path: The file.
         every: Optimiser steps from one checkpoint to the next.
     """
 
     def __init__(self, path: Path, every: int) -> None:
-        self.path, self.every, self.saved = path, every, 0
+        self.every, self.saved = every, 0
+        self.writer = Checkpoints(path)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Have the trainer write by our writer."""
+        trainer.strategy.checkpoint_io = self.writer
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note where training continues."""
@@ -92,18 +111,22 @@ class Save(Checkpoint):
         """Save if it is time; never inside gradient accumulation, which a checkpoint does not hold."""
         step = trainer.global_step
         between = (i + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
-        if between and (step // self.every > self.saved // self.every or step == trainer.max_steps):
+        if between and step != self.saved and (step // self.every > self.saved // self.every or step == trainer.max_steps):
             self._save(trainer)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, i: int) -> None:
+        """Write, before weights change again."""
+        self.writer.flush()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save what training that ended early has reached."""
+        """Save what training that ended early has reached, and write."""
         if trainer.global_step != self.saved:
             self._save(trainer)
+        self.writer.flush()
 
     def _save(self, trainer: pl.Trainer) -> None:
-        if trainer.global_step != self.saved:
-            trainer.save_checkpoint(self.path)
-            self.saved = trainer.global_step
+        trainer.save_checkpoint(self.writer.last)
+        self.saved = trainer.global_step
 
 
 class Reseed(Callback):

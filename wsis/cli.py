@@ -116,6 +116,12 @@ class CLI(LightningCLI):
 
     # What LightningCLI asks for, in its order
 
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The seed, which LightningCLI looks for under this name."""
+        parser.add_argument(
+            "--seed_everything", type=int, default=0, help="Seed of weights and of all that is random in training."
+        )
+
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Trainer, model and data; help shows the Trainer only when asked."""
         if self.help != "settings" and "model" in self.kinds:
@@ -230,8 +236,7 @@ class CLI(LightningCLI):
             for path in self.files:
                 values = {k: v for k, v in dict(flatten(read_config(path), known)).items() if k in known}
                 parser.set_defaults(values)
-            lines = parser.format_help().splitlines()
-            print("\n".join(line for line in lines if line.strip() and not re.search(r"--\S+ CONFIG\b", line)))
+            print(_short(parser.format_help()))
         raise SystemExit(0)
 
 
@@ -264,6 +269,13 @@ def _keys(parser: LightningArgumentParser) -> set[str]:
     return set(parser.get_defaults(skip_validation=True).keys())
 
 
+def _short(text: str) -> str:
+    """Help without what everybody knows: blank lines, metavars, how to print help."""
+    text = re.sub(r"\n  (-h, --help|--print_config|--\S+ CONFIG).*(\n {10,}.*)*", "", text)
+    text = re.sub(r"(\n  --\S+) [A-Z_]+(?= )", lambda m: m[1].ljust(len(m[0])), text)
+    return "\n".join(line for line in text.splitlines() if line.strip())
+
+
 def _take_help(words: list[str]) -> tuple[str | None, list[str]]:
     """What help is asked for ("settings", "trainer" or None), and the words without it."""
     for i, word in enumerate(words):
@@ -280,6 +292,8 @@ def _one_line(message: str) -> str:
     value = re.search(r"(?:Given|Got) value: (.*)", message)
     if key and "required" in message:
         return f"give --{key[1]}"
+    if key and not union and (expected := re.search(r"Expected an? (.*?)\. Got value", message)) and value:
+        return f"--{key[1]} {value[1]}: expected {expected[1]}".replace("<class ", "").replace(">", "").replace("typing.", "")
     if key and union and value:
         return f"--{key[1]} {value[1]}: expected one of {union[1][:200]}".replace("<class ", "").replace(">", "")
     return " ".join(message.split())[:300]

@@ -100,7 +100,7 @@ class CSV(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append one row."""
-        row = {"step": step} | {key: float(value) for key, value in metrics.items()}
+        row = {"step": step} | {key: float(value) for key, value in metrics.items() if key != "epoch"}  # a run is one epoch
         if self._columns is None:
             self._columns = self._read()[0]
         if new := [key for key in row if key not in self._columns]:

@@ -55,6 +55,8 @@ def find(kind: str, name: str) -> type[Any]:
     try:
         return getattr(importlib.import_module(module), cls)  # type: ignore[no-any-return]
     except ModuleNotFoundError as error:
+        if (error.name or "").startswith("wsis."):
+            raise
         raise InputError(f"--{kind} {name}: no module '{error.name}'; install it or correct the name") from error
     except AttributeError as error:
         raise InputError(f"--{kind} {name}: module '{module}' has no class '{cls}'") from error

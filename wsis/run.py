@@ -29,7 +29,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from wsis.checkpoints import Checkpoints, Reseed, Save, newest
+from wsis.checkpoints import Reseed, Save, newest
 from wsis.files import InputError, whole
 from wsis.fingerprint import fingerprint, plain
 from wsis.loggers import CSV
@@ -87,11 +87,12 @@ class Run:
         """
         folder = self.folder / name
         last = folder / "checkpoints" / "last.ckpt"
-        made = self.make_trainer(folder, [Reseed(self._seed_of(name)), Save(last, self.save_every)], **trainer)
+        save = Save(last, self.save_every)
+        made = self.make_trainer(folder, [Reseed(self._seed_of(name)), save], **trainer)
         settings = self._describe(model, data) | {"trainer": {key: getattr(made, key, None) for key in SHAPING}}
         if not self._begin(name, settings, steps=made.max_steps):
             start = newest(last.parent)
-            made.strategy.checkpoint_io = Checkpoints(keep=start == last)
+            save.writer.keep = start == last
             if start is not None:
                 self._continue(name, start, made)
             made.fit(model, datamodule=data, ckpt_path=start)
@@ -141,11 +142,11 @@ class Run:
         settings = plain(settings, inside=self.folder)
         print_ = fingerprint(settings, self.seed, self._history)
         self._history.append(f"{name} {print_} {steps}")
+        if self.only not in (None, name) and not _is_done(read_stage(self.folder / name), print_, steps):
+            raise OnlyStage(name)
         leads = rank_zero_only.rank == 0
         stage = self._open(name, print_, settings, steps) if leads else self._wait_for(name, print_)
         done = bool(stage["finished"])
-        if self.only not in (None, name) and not done:
-            raise OnlyStage(name)
         self.announce(f"{name}: {'done before' if done else 'working'}")
         pl.seed_everything(self._seed_of(name), verbose=False)  # whether or not earlier stages ran in this process
         return done
@@ -164,7 +165,7 @@ class Run:
         if stage.get("fingerprint") == print_:
             for torn in folder.rglob(".*.????????"):  # what `whole` was writing when the process was killed
                 torn.unlink(missing_ok=True)
-            if steps is not None and stage["finished"] and stage["steps"] not in (None, steps):
+            if stage["finished"] and not _is_done(stage, print_, steps):
                 self._prolong(folder, stage, steps)
             return stage
         if stage:
@@ -174,9 +175,9 @@ class Run:
         _write(folder, stage)
         return stage
 
-    def _prolong(self, folder: Path, stage: dict[str, Any], steps: int) -> None:
+    def _prolong(self, folder: Path, stage: dict[str, Any], steps: int | None) -> None:
         """Open a finished stage again for more steps."""
-        if 0 <= steps < stage["steps"]:
+        if steps is not None and 0 <= steps < stage["steps"]:
             raise InputError(
                 f"{folder} has trained {stage['steps']} steps; ask for more than {steps}, or for another --run_dir"
             )
@@ -265,6 +266,11 @@ def read_stage(folder: Path) -> dict[str, Any]:
         return {}
 
 
+def _is_done(stage: dict[str, Any], print_: str, steps: int | None) -> bool:
+    """Whether a stage's entry says that just this has been done; `steps` is -1 where epochs are counted, None without training."""
+    return stage.get("fingerprint") == print_ and stage["finished"] and steps in (None, -1, stage["steps"])
+
+
 def _write(folder: Path, stage: dict[str, Any]) -> None:
     with whole(folder / "stage.json") as scratch:
         scratch.write_text(json.dumps(stage, indent=1))
@@ -275,5 +281,7 @@ def _validate(trainer: pl.Trainer, model: pl.LightningModule, data: pl.Lightning
     able = type(model).validation_step is not pl.LightningModule.validation_step
     if not able or type(data).val_dataloader is pl.LightningDataModule.val_dataloader:
         return {}
+    loop = trainer.fit_loop.epoch_loop
+    loop._batches_that_stepped = trainer.global_step  # what loggers get as step; Lightning forgets one where no step is left
     trainer.validate(model, datamodule=data, verbose=False)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
