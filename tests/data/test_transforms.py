@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import colorsys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from wsis.data._transforms import (
     draw_factor,
     jitter_colours,
 )
+from wsis.files import InputError
 from wsis.types import Proposals, Target
 
 CUTS = st.builds(
@@ -82,6 +84,14 @@ def test_draw_cut_obeys_its_settings() -> None:
     assert 70 < sum(c.flip for c in cuts) < 130
     whole = draw_cut(rng, (33, 21), Augment(flip=0.0))
     assert whole == Cut(0, 0, 33, 21, (33, 21), False)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"crop": 0.0}, {"crop": 1.1}, {"flip": -0.1}, {"jitter": 0.5}, {"short_sides": (0,)}, {"max_side": 0}]
+)
+def test_impossible_settings(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        Augment(**wrong)
 
 
 def test_one_pixel_image() -> None:

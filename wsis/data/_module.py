@@ -5,34 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import cv2
-import numpy as np
 import pytorch_lightning as pl
 import torch
-from pycocotools import mask as rle
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from wsis.data._coco_json import Index, Record, class_of
-from wsis.data._images import read_image
-from wsis.data._samplers import Key, OrderSampler, StepSampler
-from wsis.data._transforms import Augment, cut_image, cut_proposals, cut_target, draw_cut, draw_factor, jitter_colours
+from wsis.data._coco_json import Index, Record
+from wsis.data._samplers import OrderSampler, StepSampler
+from wsis.data._samples import Samples, Supervision
+from wsis.data._transforms import Augment
 from wsis.files import InputError
-from wsis.types import RLE, Batch, Sample, Target, Truth, View
+from wsis.types import Batch
 
 if TYPE_CHECKING:
     from wsis.data._proposals import ProposalFile
 
 __all__ = ["Augment", "DataModule", "Loading", "Samples", "Supervision", "cache_folder"]
-
-Supervision = Literal["tags", "boxes", "masks"]
-_HIDDEN = {"tags": ("bbox", "segmentation", "area"), "boxes": ("segmentation", "area"), "masks": ()}
 
 
 @dataclass(frozen=True)
@@ -49,77 +42,10 @@ class Loading:
     workers: int = 2
     seed: int = 0
 
-
-class Samples(Dataset[Batch]):
-    """Images of an index as samples; a key is a list of (position, draw seed), so an item is a batch.
-
-    What `supervision` hides is not even kept in a training set.
-
-    Args:
-        index: the images.
-        supervision: what `target` may hold beside the tags.
-        augment: variation in training; None for evaluation, which gives the whole image and the `truth`.
-        proposals: where proposals are read from; None for no proposals.
-        segments: also give the proposals' superpixels.
-        max_proposals: the best so many proposals are used.
-    """
-
-    def __init__(
-        self,
-        index: Index,
-        supervision: Supervision,
-        augment: Augment | None = None,
-        proposals: ProposalFile | None = None,
-        segments: bool = False,
-        max_proposals: int = 2000,
-    ) -> None:
-        self.root, self.classes, self.stuff = index.root, class_of(index.categories), len(index.stuff)
-        self.supervision, self.augment = supervision, augment
-        self.proposals, self.segments, self.max_proposals = proposals, segments, max_proposals
-        training = augment is not None
-        # one bytes object per image: workers share its pages, where dicts would be copied as their counts change
-        self._records = [pickle.dumps(_record(index, image, supervision if training else "masks")) for image in index.images]
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, keys: list[Key]) -> Batch:
-        return [self.sample(position, draw) for position, draw in keys]
-
-    def sample(self, position: int, draw: int = 0) -> Sample:
-        """Give one sample; equal draws give equal bits."""
-        record: Record = pickle.loads(self._records[position])
-        image = record["image"]
-        size = image["height"], image["width"]
-        path = self.root / image["file_name"]
-        sample: Sample = {
-            "image": read_image(path, size),
-            "image_id": image["id"],
-            "path": path,
-            "size": size,
-            "view": View((1.0, 1.0), (0.0, 0.0), size[1], False),
-            "target": self._target(record, size),
-        }
-        if self.proposals is not None:
-            sample["proposals"] = self.proposals.read(image["file_name"], size, self.segments, self.max_proposals)
-        if self.augment is None:
-            sample["truth"] = _truth(record["annotations"], self.classes, size)
-            return sample
-        return _vary(sample, self.augment, np.random.default_rng(draw))
-
-    def _target(self, record: Record, size: tuple[int, int]) -> Target:
-        target: Target = {"tags": _one_hot(record["tags"], len(self.classes))}
-        if record["stuff_tags"] is not None:
-            target["stuff_tags"] = _one_hot(record["stuff_tags"], self.stuff)
-        if self.supervision == "tags":
-            return target
-        found = record["annotations"]
-        if self.supervision == "masks":
-            found = [a for a in found if a.get("segmentation")]
-            masks = [torch.from_numpy(rle.decode(_run_lengths(a["segmentation"], size))).bool() for a in found]
-            target["masks"] = torch.stack(masks) if masks else torch.zeros((0, *size), dtype=torch.bool)
-        target["boxes"], target["labels"], target["crowd"] = _objects(found, self.classes)
-        return target
+    def __post_init__(self) -> None:
+        """Refuse counts that make no batch."""
+        if self.batch_size < 1 or self.workers < 0 or self.seed < 0:
+            raise InputError(f"{self}: batch_size must be at least 1, workers and seed not negative")
 
 
 class DataModule(pl.LightningDataModule):
@@ -187,21 +113,30 @@ class DataModule(pl.LightningDataModule):
         """Make on disk, in one process, what the coming stage reads: the data where generated, and proposals."""
         for split in self._splits():
             self.index(split)
-            self.proposal_file(split)
+            if self.trainer is not None:  # only its model tells whether proposals are needed
+                self.proposal_file(split)
 
     def proposal_file(self, split: str) -> ProposalFile | None:
         """Give the proposals of a split, made now where "auto" finds none; None with "none"."""
         if self.proposals == "none" or not getattr(self._model(), "needs_proposals", True):
             return None
+        from wsis.data._proposal_formats import convert
         from wsis.data._proposals import ProposalFile, make
 
-        if self.proposals == "auto":
-            index = self.index(split)
-            path = _writable(self.folder) / f"proposals-{split}-{_digest([i['file_name'] for i in index.images])[:12]}.sqlite"
-            if not path.exists():
+        index, given = self.index(split), None if self.proposals == "auto" else Path(self.proposals)
+        if given is not None and not given.exists():
+            raise InputError(f'no proposals {given}; give an existing file or folder, or "auto" to have them made')
+        if given is not None and _is_ours(given):
+            return ProposalFile(given)
+        source = None if given is None else [str(given.resolve()), given.stat().st_size, given.stat().st_mtime_ns]
+        key = _digest([source, [image["file_name"] for image in index.images]])[:12]
+        path = _writable(self.folder) / f"proposals-{split}-{key}.sqlite"
+        if not path.exists() or len(ProposalFile(path)) < len(index.images):  # begun and stopped: what is there is kept
+            if given is None:
                 make(index, path, self.loading.workers)
-            return ProposalFile(path)
-        return ProposalFile(Path(self.proposals))
+            else:
+                convert(given, index, path)
+        return ProposalFile(path)
 
     def samples(self, split: str, train: bool, supervision: Supervision | None = None) -> Samples:
         """Give the samples of a split, for training (varied, only what supervision allows) or evaluation (whole)."""
@@ -253,11 +188,13 @@ class DataModule(pl.LightningDataModule):
         return self.dataloader("val" if self.has_val else "train", train=False)
 
     def fingerprint(self) -> str:
-        """Hash what the model learns from: labels and the provenance of proposals, no paths."""
+        """Hash what the model learns from and is asked: images, labels, proposals and how they are varied, no paths."""
         index = self.index("train")
         by_image = [sorted(part.items()) for part in (index.annotations, index.tags, index.stuff_tags)]
+        asked = self.index("val").images if self.has_val else []
         learned = [index.images, index.categories, index.stuff, *by_image]
-        return _digest([self.name, learned, self._proposal_content(), self.max_proposals])
+        settings = [asdict(self.augment), self.loading.batch_size, self.loading.seed, self.max_proposals]
+        return _digest([self.name, learned, asked, self._proposal_content(), settings])
 
     def state_dict(self) -> dict[str, Any]:
         """Give the classes, so that a checkpoint knows their names."""
@@ -308,6 +245,14 @@ def _writable(folder: Path) -> Path:
     return cache_folder() / f"{folder.name}-{_digest([str(folder.resolve())])[:12]}"
 
 
+def _is_ours(path: Path) -> bool:
+    """Say whether a file is a proposal file of this library (SQLite), not one of the formats that are converted."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(15) == b"SQLite format 3"
+
+
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=_plain).encode()).hexdigest()
 
@@ -330,56 +275,3 @@ def _plain(value: Any) -> Any:
 def _begin_worker(_: int) -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-
-
-def _record(index: Index, image: Record, supervision: str) -> Record:
-    number = image["id"]
-    hidden = _HIDDEN[supervision]
-    kept = [] if supervision == "tags" else index.annotations.get(number, [])
-    annotations = [{key: value for key, value in a.items() if key not in hidden} for a in kept]
-    tags, stuff_tags = index.tags.get(number, []), index.stuff_tags.get(number)
-    return {"image": image, "annotations": annotations, "tags": tags, "stuff_tags": stuff_tags}
-
-
-def _one_hot(classes: Sequence[int], count: int) -> Tensor:
-    tags = torch.zeros(count)
-    tags[list(classes)] = 1
-    return tags
-
-
-def _objects(annotations: Sequence[Record], classes: dict[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Give boxes (M,4) xyxy, labels (M,) and crowd (M,); what is marked `ignore` counts as crowd."""
-    boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).view(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    labels = torch.tensor([classes[a["category_id"]] for a in annotations], dtype=torch.int64)
-    crowd = torch.tensor([bool(a.get("iscrowd") or a.get("ignore")) for a in annotations], dtype=torch.bool)
-    return boxes, labels, crowd
-
-
-def _run_lengths(segmentation: Any, size: tuple[int, int]) -> RLE:
-    """Give polygons, or run lengths as a list or compressed, as one compressed RLE."""
-    if isinstance(segmentation, list):
-        return cast(RLE, rle.merge(rle.frPyObjects(segmentation, *size)))
-    if isinstance(segmentation["counts"], list):
-        return cast(RLE, rle.frPyObjects(segmentation, *size))
-    return cast(RLE, segmentation)
-
-
-def _truth(annotations: Sequence[Record], classes: dict[int, int], size: tuple[int, int]) -> Truth:
-    boxes, labels, crowd = _objects(annotations, classes)
-    known = all(a.get("segmentation") for a in annotations)
-    masks = [_run_lengths(a["segmentation"], size) for a in annotations] if known else []
-    return Truth(boxes, labels, masks, crowd)
-
-
-def _vary(sample: Sample, augment: Augment, rng: np.random.Generator) -> Sample:
-    """Cut and colour a sample as `rng` says."""
-    cut = draw_cut(rng, sample["size"], augment)
-    exposure, saturation = draw_factor(rng, augment.jitter), draw_factor(rng, augment.jitter)
-    image = cut_image(sample["image"], cut)
-    if augment.jitter > 1:
-        image = jitter_colours(image, exposure, saturation)
-    varied: Sample = {**sample, "image": image, "view": cut.view, "target": cut_target(sample["target"], cut)}
-    if "proposals" in sample:
-        varied["proposals"] = cut_proposals(sample["proposals"], cut, augment.min_proposal_side)
-    return varied

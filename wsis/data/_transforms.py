@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from wsis.files import InputError
 from wsis.types import Proposals, Target, View
 
 __all__ = ["Augment", "Cut", "cut_image", "cut_maps", "cut_proposals", "cut_target", "draw_cut", "jitter_colours", "visible"]
@@ -34,6 +35,12 @@ class Augment:
     flip: float = 0.5
     jitter: float = 1.0
     min_proposal_side: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what no image could be varied by."""
+        sizes = (*self.short_sides, self.max_side)
+        if min(sizes) < 1 or not 0 < self.crop <= 1 or not 0 <= self.flip <= 1 or self.jitter < 1:
+            raise InputError(f"{self}: sides must be at least 1, crop in (0, 1], flip in [0, 1], jitter at least 1")
 
 
 class Cut(NamedTuple):
