@@ -18,6 +18,7 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 _TIDY_EVERY = 32  # merges between two clearings of dead edges
+_FIRST = 100.0  # lead of pairs within one starting segment: more than any weights add up to
 
 
 class Graph(NamedTuple):
@@ -25,6 +26,8 @@ class Graph(NamedTuple):
 
     edges: Ints
     """(E,2) neighbouring superpixels, each pair once."""
+    lengths: Floats
+    """(E,) pixel sides the two share."""
     sizes: Floats
     """(S,) pixels."""
     boxes: Floats
@@ -46,24 +49,25 @@ class Merges(NamedTuple):
     """(M,S) the region each superpixel ended in."""
 
 
-def neighbours(labels: NDArray[np.int32]) -> Ints:
-    """Pairs (E,2) of labels that share a pixel side in the map (H,W), each once, in ascending order."""
+def neighbours(labels: NDArray[np.int32]) -> tuple[Ints, Floats]:
+    """Pairs (E,2) of labels that share pixel sides in the map (H,W), each once, in ascending order, and how many sides (E,)."""
     count = int(labels.max()) + 1
     keys = []
     for a, b in ((labels[:, 1:], labels[:, :-1]), (labels[1:], labels[:-1])):
         apart = a != b
-        first, second = a[apart].astype(np.int64), b[apart]
+        first, second = a[apart].astype(np.int64), b[apart].astype(np.int64)
         keys.append(np.minimum(first, second) * count + np.maximum(first, second))
-    return np.stack(np.divmod(np.unique(np.concatenate(keys)), count), 1)
+    pairs, lengths = np.unique(np.concatenate(keys), return_counts=True)
+    return np.stack(np.divmod(pairs, count), 1), lengths.astype(np.float32)
 
 
 class _Groupings:
     """The regions of M groupings while they grow; a region goes by the number of one of its superpixels."""
 
-    def __init__(self, graph: Graph, signatures: Floats, size_weight: Floats, fill_weight: Floats) -> None:
+    def __init__(self, graph: Graph, signatures: Floats, size_weight: Floats, fill_weight: Floats, starts: Ints) -> None:
         groupings, superpixels, _ = signatures.shape
         self.area, self.size_weight, self.fill_weight = graph.area, size_weight, fill_weight
-        self.signatures = signatures.copy()
+        self.signatures, self.starts = signatures.copy(), starts
         self.sizes = np.tile(graph.sizes, (groupings, 1))
         self.boxes = np.tile(graph.boxes, (groupings, 1, 1))
         names = np.random.default_rng(0).integers(0, 2**64, superpixels, np.uint64)
@@ -81,6 +85,7 @@ class _Groupings:
         together = (self.sizes[row, first] + self.sizes[row, second]) / self.area
         a, b = self.boxes[row, first], self.boxes[row, second]
         extent = (np.maximum(a[:, 2:], b[:, 2:]) - np.minimum(a[:, :2], b[:, :2])).prod(-1) / self.area
+        look += _FIRST * (self.starts[row, first] == self.starts[row, second])
         return look - self.size_weight[row] * together - self.fill_weight[row] * (extent - together)
 
     def merge(self) -> tuple[Ints, Ints]:
@@ -123,7 +128,7 @@ class _Groupings:
         )
 
 
-def group(graph: Graph, signatures: Floats, size_weight: Floats, fill_weight: Floats, until: int = 1) -> Merges:
+def group(graph: Graph, signatures: Floats, size_weight: Floats, fill_weight: Floats, starts: Ints, until: int = 1) -> Merges:
     """Merge neighbours by similarity until `until` regions are left in each of M groupings.
 
     Args:
@@ -132,11 +137,12 @@ def group(graph: Graph, signatures: Floats, size_weight: Floats, fill_weight: Fl
             similarity of two looks is the sum of the smaller values, and histograms of merged regions are averaged by size.
         size_weight: (M,) how much small regions merge first.
         fill_weight: (M,) how much regions that fill each other's box merge first.
+        starts: (M,S) starting segment of each superpixel: those of one segment merge before any others.
         until: Regions left at the end.
     """
     groupings, superpixels, _ = signatures.shape
     merges = max(superpixels - until, 0)
-    state = _Groupings(graph, signatures, size_weight, fill_weight)
+    state = _Groupings(graph, signatures, size_weight, fill_weight, starts)
     members = np.zeros((merges, groupings, (superpixels + 7) // 8), np.uint8)
     names = np.zeros((merges, groupings), np.uint64)
     death = np.full((merges, groupings), merges)

@@ -6,6 +6,9 @@ superpixels, with an objectness that selective search lacks.
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import cv2
 import numpy as np
 import torch
@@ -15,15 +18,24 @@ from skimage.segmentation import felzenszwalb
 from wsis.evidence.grouping import Floats, Graph, Ints, Merges, group, neighbours
 from wsis.types import Proposals
 
-__all__ = ["propose"]
+__all__ = ["propose", "settings"]
+
+VERSION = 1
+"""Goes up when the same image gets other proposals."""
 
 Image = NDArray[np.uint8]
 Labels = NDArray[np.int32]
 
 _COLOUR_BINS = 20
-_SPACES = {"lab": cv2.COLOR_RGB2LAB, "hsv": cv2.COLOR_RGB2HSV_FULL, "rgb": None}
-_MIXES = ((1, 1, 1, 1), (1, 1, 0, 0), (1, 0, 0, 1), (0, 1, 1, 1), (1, 0, 1, 0))  # colour, texture, size, fill
-_FLATS = (100, 400)
+_SPACES = (cv2.COLOR_RGB2LAB, cv2.COLOR_RGB2HSV_FULL)
+_MIXES = ((1, 0, 1, 1), (1, 0, 1, 0), (1, 0, 0, 1), (0, 0, 1, 1), (1, 0, 0, 0))  # weights of colour, texture, size, fill
+_STARTS = (
+    (cv2.COLOR_RGB2LAB, 75, 12),
+    (cv2.COLOR_RGB2HSV_FULL, 75, 12),
+    (cv2.COLOR_RGB2LAB, 200, 25),
+    (cv2.COLOR_RGB2HSV_FULL, 200, 25),
+    (cv2.COLOR_RGB2HSV_FULL, 30, 10),
+)  # colour space, scale, smallest segment of the starting partitions, at half size
 
 
 def propose(
@@ -50,16 +62,21 @@ def propose(
     small = _shrink(image, work_side)
     labels = _superpixels(small, superpixels)
     graph = _graph(labels)
-    signatures = _signatures(small, labels)
-    mixes = np.array(_MIXES, np.float32)
-    merges = group(graph, *_strategies(signatures, mixes))
+    look = _histograms(labels, _quantised(small, cv2.COLOR_RGB2LAB))
+    merges = group(graph, *_strategies(small, labels), _starts(small, labels))
     members, persistence = _regions(merges, graph)
     sizes = members @ graph.sizes / graph.area
     fits = (sizes >= min_size) & (sizes <= max_size)
     members, persistence = members[fits], persistence[fits]
-    scores = _objectness(members, persistence, sizes[fits], small, labels, graph)
+    scores = _objectness(members, persistence, graph, look, labels)
     best = np.argsort(-scores, kind="stable")[:limit]
     return _proposals(members[best], scores[best], labels, image.shape[:2])
+
+
+def settings() -> dict[str, Any]:
+    """What `propose` does by default, for the provenance of files made with it."""
+    chosen = {name: parameter.default for name, parameter in inspect.signature(propose).parameters.items() if name != "image"}
+    return {**chosen, "version": VERSION}
 
 
 def _shrink(image: Image, side: int) -> Image:
@@ -73,12 +90,12 @@ def _shrink(image: Image, side: int) -> Image:
 
 def _superpixels(image: Image, limit: int) -> Labels:
     """Felzenszwalb's map in Lab; where it has more than `limit` regions, the most alike and smallest are merged."""
-    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
-    labels = felzenszwalb(lab, scale=50, sigma=0.8, min_size=20).astype(np.int32)
-    if labels.max() + 1 > limit:
-        graph = _graph(labels)
+    labels = felzenszwalb(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), scale=50, sigma=0.8, min_size=25).astype(np.int32)
+    count = int(labels.max()) + 1
+    if count > limit:
         look = _histograms(labels, _quantised(image, cv2.COLOR_RGB2LAB))
-        merged = group(graph, look[None], np.ones(1, np.float32) * 20, np.ones(1, np.float32), until=limit)
+        weight = np.ones(1, np.float32)
+        merged = group(_graph(labels), look[None], 3 * weight, weight, np.arange(count)[None], until=limit)
         labels = np.unique(merged.assignment[0], return_inverse=True)[1].astype(np.int32)[labels]
     return labels
 
@@ -86,33 +103,26 @@ def _superpixels(image: Image, limit: int) -> Labels:
 def _graph(labels: Labels) -> Graph:
     count = int(labels.max()) + 1
     sizes = np.bincount(labels.ravel(), minlength=count)
-    return Graph(neighbours(labels), sizes.astype(np.float32), _extents(labels, count), float(labels.size))
+    edges, lengths = neighbours(labels)
+    return Graph(edges, lengths, sizes.astype(np.float32), _extents(labels, count), float(labels.size))
 
 
 def _extents(labels: Labels, count: int) -> Floats:
     """Boxes (S,4) of the superpixels."""
     boxes = np.empty((count, 4), np.float32)
     height, width = labels.shape
-    xs, ys = np.meshgrid(np.arange(width), np.arange(height))
     order = np.argsort(labels.ravel(), kind="stable")
     starts = np.searchsorted(labels.ravel()[order], np.arange(count))
+    ys, xs = np.divmod(order, width)
     for column, (values, extreme) in enumerate(((xs, np.minimum), (ys, np.minimum), (xs + 1, np.maximum), (ys + 1, np.maximum))):
-        boxes[:, column] = extreme.reduceat(values.ravel()[order], starts)
+        boxes[:, column] = extreme.reduceat(values, starts)
     return boxes
 
 
-def _quantised(image: Image, conversion: int | None) -> list[tuple[Ints, int]]:
+def _quantised(image: Image, conversion: int) -> list[tuple[Ints, int]]:
     """The three channels of a colour space as bin numbers, with the number of bins."""
-    converted = image if conversion is None else cv2.cvtColor(image, conversion)
+    converted = cv2.cvtColor(image, conversion)
     return [(converted[..., c].astype(np.int64) * _COLOUR_BINS // 256, _COLOUR_BINS) for c in range(3)]
-
-
-def _orientations(image: Image) -> tuple[Ints, int]:
-    """Gradient direction (8) by strength (3) of each pixel as a bin number."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    dx, dy = cv2.Sobel(grey, -1, 1, 0), cv2.Sobel(grey, -1, 0, 1)
-    direction = ((np.arctan2(dy, dx) + np.pi) * (4 / np.pi)).astype(np.int64) % 8
-    return direction * 3 + np.digitize(np.hypot(dx, dy), (20, 80)), 24
 
 
 def _histograms(labels: Labels, channels: list[tuple[Ints, int]]) -> Floats:
@@ -124,15 +134,27 @@ def _histograms(labels: Labels, channels: list[tuple[Ints, int]]) -> Floats:
     return (np.concatenate(counts, 1) / np.bincount(labels.ravel(), minlength=count)[:, None] / len(channels)).astype(np.float32)
 
 
-def _signatures(image: Image, labels: Labels) -> list[tuple[Floats, Floats]]:
-    texture = _histograms(labels, [_orientations(image)])
-    return [(_histograms(labels, _quantised(image, conversion)), texture) for conversion in _SPACES.values()]
+def _strategies(image: Image, labels: Labels) -> tuple[Floats, Floats, Floats]:
+    """Signatures, size weights and fill weights of the groupings: every mix of similarities in every colour space."""
+    looks = [_histograms(labels, _quantised(image, space)) for space in _SPACES]
+    mixes = np.array(_MIXES, np.float32)
+    repeated = np.tile(mixes, (len(looks), 1))
+    return np.stack([mix[0] * look for look in looks for mix in mixes]), repeated[:, 2], repeated[:, 3]
 
 
-def _strategies(signatures: list[tuple[Floats, Floats]], mixes: Floats) -> tuple[Floats, Floats, Floats]:
-    looks = [np.concatenate([mix[0] * colour, mix[1] * texture], 1) for colour, texture in signatures for mix in mixes]
-    repeated = np.tile(mixes, (len(signatures), 1))
-    return np.stack(looks), repeated[:, 2], repeated[:, 3]
+def _starts(image: Image, labels: Labels) -> Ints:
+    """(M,S) starting segments: none for the first, then coarser Felzenszwalb maps, each superpixel where most of it lies."""
+    height, width = labels.shape
+    count = int(labels.max()) + 1
+    half = cv2.resize(image, (max(width // 2, 1), max(height // 2, 1)), interpolation=cv2.INTER_AREA)
+    rows, columns = (np.minimum(np.arange(n) // 2, max(n // 2, 1) - 1) for n in (height, width))
+    partitions = [np.arange(count)]
+    for space, scale, min_size in _STARTS:
+        coarse = felzenszwalb(cv2.cvtColor(half, space), scale=scale, sigma=0.6, min_size=min_size)[rows[:, None], columns]
+        segments = int(coarse.max()) + 1
+        overlap = np.bincount((labels.astype(np.int64) * segments + coarse).ravel(), minlength=count * segments)
+        partitions.append(overlap.reshape(count, segments).argmax(1))
+    return np.stack([partitions[i % len(partitions)] for i in range(len(_SPACES) * len(_MIXES))])
 
 
 def _regions(merges: Merges, graph: Graph) -> tuple[Floats, Floats]:
@@ -148,22 +170,20 @@ def _regions(merges: Merges, graph: Graph) -> tuple[Floats, Floats]:
     return np.concatenate([np.eye(count, dtype=np.float32), members]), np.concatenate([np.zeros(count), persistence])
 
 
-def _objectness(members: Floats, persistence: Floats, sizes: Floats, image: Image, labels: Labels, graph: Graph) -> Floats:
+def _objectness(members: Floats, persistence: Floats, graph: Graph, look: Floats, labels: Labels) -> Floats:
     return persistence / (persistence + 0.05)
 
 
 def _proposals(members: Floats, scores: Floats, labels: Labels, size: tuple[int, int]) -> Proposals:
     """Bring the label map to the image's size and measure the boxes there."""
-    height, width = size
     rows, columns = (np.arange(n) * k // n for n, k in zip(size, labels.shape, strict=True))
     labels = labels[rows[:, None], columns]
-    count = members.shape[1]
-    extents, inside = _extents(labels, count), members.astype(bool)[..., None]
-    low = np.where(inside, extents[:, :2], np.inf).min(1)
-    high = np.where(inside, extents[:, 2:], -np.inf).max(1)
+    extents, inside = _extents(labels, members.shape[1]), members.astype(bool)
+    sides = [np.where(inside, extents[:, side], np.inf).min(1) for side in (0, 1)]
+    sides += [np.where(inside, extents[:, side], 0).max(1) for side in (2, 3)]
     return Proposals(
-        torch.from_numpy(np.concatenate([low, high], 1).astype(np.float32)),
+        torch.from_numpy(np.stack(sides, 1).astype(np.float32)),
         torch.from_numpy(scores.astype(np.float32)),
         torch.from_numpy(labels),
-        torch.from_numpy(members.astype(bool)),
+        torch.from_numpy(inside),
     )

@@ -1,0 +1,98 @@
+"""Make or convert proposals: `python -m wsis.propose --data coco --data.root DIR`, or `--images DIR` for a plain folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from wsis.data._coco_json import Index
+from wsis.data._images import image_size
+from wsis.data._proposal_formats import convert
+from wsis.data._proposals import ProposalFile, make
+from wsis.files import InputError
+
+__all__ = ["index_of_folder", "main"]
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+def main(argv: Sequence[str] | None = None) -> list[Path]:
+    """Write the proposal files that `argv` asks for and say where they are; started again, it goes on where it was stopped."""
+    from wsis.cli import CLI, plain_errors
+
+    with plain_errors(lambda: "; the same command continues"):
+        cli = CLI("propose", list(sys.argv[1:] if argv is None else argv), kinds=("data",), options=_options)
+        config, data = cli.config, cli.datamodule
+        workers = config.workers or os.cpu_count() or 1
+        if config.images is None and config.out is None:  # where the data set itself looks
+            data.proposals = "auto" if config["from"] is None else str(config["from"])
+            data.loading = replace(data.loading, workers=workers)
+            files = [data.proposal_file(split) for split in _splits(data, config.split)]
+        else:
+            indices = _indices(data, config.split, config.images)
+            out = _places(list(indices), config.out, config.images)
+            files = [_write(index, out[name], config["from"], workers) for name, index in indices.items()]
+        for file in files:
+            print(f"proposals of {len(file)} images in {file.path}", flush=True)
+        return [file.path for file in files]
+
+
+def _write(index: Index, out: Path, source: Path | None, workers: int) -> ProposalFile:
+    return ProposalFile(make(index, out, workers) if source is None else convert(source, index, out))
+
+
+def _options(parser: Any) -> None:
+    parser.add_argument("--out", type=Path | None, default=None, help="The file to write; beside the data if not given.")
+    parser.add_argument("--split", type=str, default="all", help="Which images of the data set: train, val or all.")
+    parser.add_argument("--from", type=Path | None, default=None, help="A file or folder in a foreign format to convert.")
+    parser.add_argument("--images", type=Path | None, default=None, help="A folder of images to use in place of a data set.")
+    parser.add_argument("--workers", type=int | None, default=None, help="Processes; one per core if not given.")
+
+
+def _indices(data: Any, split: str, images: Path | None) -> dict[str, Index]:
+    """The images to work on, by the name of their split."""
+    if images is not None:
+        return {"images": index_of_folder(images)}
+    return {name: data.index(name) for name in _splits(data, split)}
+
+
+def _splits(data: Any, split: str) -> list[str]:
+    if split not in ("train", "val", "all"):
+        raise InputError(f"--split {split}: give train, val or all")
+    return ["train", *(["val"] if data.has_val else [])] if split == "all" else [split]
+
+
+def _places(names: list[str], out: Path | None, folder: Path) -> dict[str, Path]:
+    """One file per split; beside the images where no file is named."""
+    out = out or folder / "proposals.sqlite"
+    return {name: out if len(names) == 1 else out.with_name(f"{out.stem}-{name}{out.suffix}") for name in names}
+
+
+def index_of_folder(folder: Path) -> Index:
+    """Index the images under a folder, without annotations.
+
+    Raises:
+        InputError: no images there, or one that cannot be read.
+    """
+    files = sorted(
+        os.path.relpath(Path(place, name), folder)
+        for place, _, names in os.walk(folder)
+        for name in names
+        if Path(name).suffix.lower() in _SUFFIXES
+    )
+    if not files:
+        raise InputError(f"no images in {folder}; give a folder with {', '.join(sorted(_SUFFIXES))} files")
+    sizes = [image_size(folder / name) for name in files]
+    images = [
+        {"id": number, "file_name": name, "height": height, "width": width}
+        for number, (name, (height, width)) in enumerate(zip(files, sizes, strict=True), 1)
+    ]
+    return Index(folder.name, folder, images, {image["id"]: [] for image in images}, [], [], {}, {})
+
+
+if __name__ == "__main__":
+    main()
