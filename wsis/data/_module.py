@@ -133,7 +133,7 @@ class DataModule(pl.LightningDataModule):
         path = _writable(self.folder) / f"proposals-{split}-{key}.sqlite"
         if not path.exists() or len(ProposalFile(path)) < len(index.images):  # begun and stopped: what is there is kept
             if given is None:
-                make(index, path, self.loading.workers)
+                make(index, path, None if self.loading.workers else 0)  # all cores: nothing else runs yet
             else:
                 convert(given, index, path)
         return ProposalFile(path)
