@@ -98,7 +98,9 @@ class ProposalFile:
         except (zlib.error, struct.error, ValueError) as error:
             raise _broken(self.path, f"the entry of {file_name}") from error
         if segments and proposals.labels is None:
-            raise InputError(f"{self.path} has boxes alone for {file_name}; this method needs segments: use --data.proposals auto")
+            raise InputError(
+                f"{self.path} has boxes alone for {file_name}; this method needs segments: use --data.proposals auto"
+            )
         return proposals
 
     def _ask(self, query: str, *values: object) -> list[Any]:
@@ -107,7 +109,9 @@ class ProposalFile:
         except sqlite3.DatabaseError as error:
             if "locked" in str(error):
                 raise InputError(f"{self.path} is being written by another process; wait for it to end") from error
-            raise (_foreign(self.path) if "no such" in str(error) or "not a database" in str(error) else _broken(self.path)) from error
+            raise (
+                _foreign(self.path) if "no such" in str(error) or "not a database" in str(error) else _broken(self.path)
+            ) from error
 
     def _connection(self) -> sqlite3.Connection:
         if self._opened is None or self._opened[0] != os.getpid():  # SQLite handles must not cross a fork
@@ -161,7 +165,9 @@ def write(path: str | os.PathLike[str], provenance: dict[str, Any]) -> Iterator[
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error
     except sqlite3.OperationalError as error:
-        raise InputError(f"cannot write {path}: {error}; free space or choose another place, then repeat the command") from error
+        raise InputError(
+            f"cannot write {path}: {error}; free space or choose another place, then repeat the command"
+        ) from error
 
 
 def make(index: Index, out: str | os.PathLike[str], workers: int | None = None) -> Path:
@@ -231,7 +237,9 @@ def _propose(job: tuple[Path, Record]) -> bytes | str:
 def _create(connection: sqlite3.Connection, provenance: dict[str, Any]) -> None:
     with connection:
         connection.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
-        connection.execute("CREATE TABLE proposals (file TEXT PRIMARY KEY, width INT NOT NULL, height INT NOT NULL, blob BLOB NOT NULL)")
+        connection.execute(
+            "CREATE TABLE proposals (file TEXT PRIMARY KEY, width INT NOT NULL, height INT NOT NULL, blob BLOB NOT NULL)"
+        )
         entries = {"format": _FORMAT, **provenance}
         connection.executemany("INSERT INTO meta VALUES (?, ?)", [(key, json.dumps(value)) for key, value in entries.items()])
 

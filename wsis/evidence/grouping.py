@@ -26,8 +26,6 @@ class Graph(NamedTuple):
 
     edges: Ints
     """(E,2) neighbouring superpixels, each pair once."""
-    lengths: Floats
-    """(E,) pixel sides the two share."""
     sizes: Floats
     """(S,) pixels."""
     boxes: Floats
@@ -43,22 +41,25 @@ class Merges(NamedTuple):
     """(T,M,ceil(S/8)) the superpixels of each region that came to be, as packed bits."""
     names: NDArray[np.uint64]
     """(T,M) equal for equal sets of superpixels, over all groupings."""
+    boxes: Floats
+    """(T,M,4) of the new region, xyxy pixels."""
+    sizes: Floats
+    """(T,M) pixels of the new region."""
     death: Ints
     """(T,M) the merge that swallowed the region; T if none did."""
     assignment: Ints
     """(M,S) the region each superpixel ended in."""
 
 
-def neighbours(labels: NDArray[np.int32]) -> tuple[Ints, Floats]:
-    """Pairs (E,2) of labels that share pixel sides in the map (H,W), each once, in ascending order, and how many sides (E,)."""
+def neighbours(labels: NDArray[np.int32]) -> Ints:
+    """Pairs (E,2) of labels that share a pixel side in the map (H,W), each once, in ascending order."""
     count = int(labels.max()) + 1
     keys = []
     for a, b in ((labels[:, 1:], labels[:, :-1]), (labels[1:], labels[:-1])):
         apart = a != b
         first, second = a[apart].astype(np.int64), b[apart].astype(np.int64)
         keys.append(np.minimum(first, second) * count + np.maximum(first, second))
-    pairs, lengths = np.unique(np.concatenate(keys), return_counts=True)
-    return np.stack(np.divmod(pairs, count), 1), lengths.astype(np.float32)
+    return np.stack(np.divmod(np.unique(np.concatenate(keys)), count), 1)
 
 
 class _Groupings:
@@ -133,29 +134,35 @@ def group(graph: Graph, signatures: Floats, size_weight: Floats, fill_weight: Fl
 
     Args:
         graph: The S superpixels; the graph must hang together, as that of a label map does.
-        signatures: (M,S,D) histograms of each superpixel as each grouping sees it, every part scaled by its weight: the
-            similarity of two looks is the sum of the smaller values, and histograms of merged regions are averaged by size.
+        signatures: (M,S,D) histograms of each superpixel as each grouping sees it, scaled by their weight: the similarity of
+            two looks is the sum of the smaller values, and histograms of merged regions are averaged by size.
         size_weight: (M,) how much small regions merge first.
         fill_weight: (M,) how much regions that fill each other's box merge first.
         starts: (M,S) starting segment of each superpixel: those of one segment merge before any others.
         until: Regions left at the end.
     """
     groupings, superpixels, _ = signatures.shape
-    merges = max(superpixels - until, 0)
+    total = max(superpixels - until, 0)
     state = _Groupings(graph, signatures, size_weight, fill_weight, starts)
-    members = np.zeros((merges, groupings, (superpixels + 7) // 8), np.uint8)
-    names = np.zeros((merges, groupings), np.uint64)
-    death = np.full((merges, groupings), merges)
+    merges = Merges(
+        np.zeros((total, groupings, (superpixels + 7) // 8), np.uint8),
+        np.zeros((total, groupings), np.uint64),
+        np.zeros((total, groupings, 4), np.float32),
+        np.zeros((total, groupings), np.float32),
+        np.full((total, groupings), total),
+        state.assignment,
+    )
     born = np.full((groupings, superpixels), -1)
     rows = np.arange(groupings)
-    for step in range(merges):
+    for step in range(total):
         if step % _TIDY_EVERY == 0:
             state.tidy()
         kept, gone = state.merge()
-        members[step] = np.packbits(state.assignment == kept[:, None], axis=1)
-        names[step] = state.names[rows, kept]
+        merges.members[step] = np.packbits(state.assignment == kept[:, None], axis=1)
+        merges.names[step], merges.boxes[step] = state.names[rows, kept], state.boxes[rows, kept]
+        merges.sizes[step] = state.sizes[rows, kept]
         for ended in (born[rows, kept], born[rows, gone]):
             known = ended >= 0
-            death[ended[known], rows[known]] = step
+            merges.death[ended[known], rows[known]] = step
         born[rows, kept] = step
-    return Merges(members, names, death, state.assignment)
+    return merges

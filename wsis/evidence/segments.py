@@ -7,13 +7,14 @@ superpixels, with an objectness that selective search lacks.
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from skimage.segmentation import felzenszwalb
+from torchvision.ops import nms
 
 from wsis.evidence.grouping import Floats, Graph, Ints, Merges, group, neighbours
 from wsis.types import Proposals
@@ -36,6 +37,25 @@ _STARTS = (
     (cv2.COLOR_RGB2HSV_FULL, 200, 25),
     (cv2.COLOR_RGB2HSV_FULL, 30, 10),
 )  # colour space, scale, smallest segment of the starting partitions, at half size
+
+
+_NEWBORN = 0.002  # persistence lent to every region, so that superpixels are ranked by size
+_SIZE_POWER = 0.4
+_DOUBLES = ((0.5, 1.0), (0.7, 0.4), (0.85, 0.15), (1.0, 0.03))  # factor of regions that overlap no better one by more
+_HALF = 0.01  # raw score that becomes 0.5
+
+
+class Regions(NamedTuple):
+    """Distinct sets of superpixels."""
+
+    members: NDArray[np.uint8]
+    """(P,ceil(S/8)) packed bits."""
+    boxes: Floats
+    """(P,4) xyxy in working pixels."""
+    sizes: Floats
+    """(P,) working pixels."""
+    persistence: Floats
+    """(P,) logarithm of how many times fewer regions were left at its end than at its birth, mean over groupings."""
 
 
 def propose(
@@ -62,15 +82,14 @@ def propose(
     small = _shrink(image, work_side)
     labels = _superpixels(small, superpixels)
     graph = _graph(labels)
-    look = _histograms(labels, _quantised(small, cv2.COLOR_RGB2LAB))
-    merges = group(graph, *_strategies(small, labels), _starts(small, labels))
-    members, persistence = _regions(merges, graph)
-    sizes = members @ graph.sizes / graph.area
-    fits = (sizes >= min_size) & (sizes <= max_size)
-    members, persistence = members[fits], persistence[fits]
-    scores = _objectness(members, persistence, graph, look, labels)
+    regions = _regions(group(graph, *_strategies(small, labels), _starts(small, labels)), graph)
+    share = regions.sizes / graph.area
+    fits = (share >= min_size) & (share <= max_size)
+    regions = Regions(*(column[fits] for column in regions))
+    scores = _objectness(regions, share[fits])
     best = np.argsort(-scores, kind="stable")[:limit]
-    return _proposals(members[best], scores[best], labels, image.shape[:2])
+    members = np.unpackbits(regions.members[best], axis=1, count=len(graph.sizes)).astype(bool)
+    return _proposals(members, scores[best], labels, image.shape[:2])
 
 
 def settings() -> dict[str, Any]:
@@ -103,8 +122,7 @@ def _superpixels(image: Image, limit: int) -> Labels:
 def _graph(labels: Labels) -> Graph:
     count = int(labels.max()) + 1
     sizes = np.bincount(labels.ravel(), minlength=count)
-    edges, lengths = neighbours(labels)
-    return Graph(edges, lengths, sizes.astype(np.float32), _extents(labels, count), float(labels.size))
+    return Graph(neighbours(labels), sizes.astype(np.float32), _extents(labels, count), float(labels.size))
 
 
 def _extents(labels: Labels, count: int) -> Floats:
@@ -114,7 +132,9 @@ def _extents(labels: Labels, count: int) -> Floats:
     order = np.argsort(labels.ravel(), kind="stable")
     starts = np.searchsorted(labels.ravel()[order], np.arange(count))
     ys, xs = np.divmod(order, width)
-    for column, (values, extreme) in enumerate(((xs, np.minimum), (ys, np.minimum), (xs + 1, np.maximum), (ys + 1, np.maximum))):
+    for column, (values, extreme) in enumerate(
+        ((xs, np.minimum), (ys, np.minimum), (xs + 1, np.maximum), (ys + 1, np.maximum))
+    ):
         boxes[:, column] = extreme.reduceat(values, starts)
     return boxes
 
@@ -131,7 +151,9 @@ def _histograms(labels: Labels, channels: list[tuple[Ints, int]]) -> Floats:
     counts = [
         np.bincount((labels * bins + values).ravel(), minlength=count * bins).reshape(count, bins) for values, bins in channels
     ]
-    return (np.concatenate(counts, 1) / np.bincount(labels.ravel(), minlength=count)[:, None] / len(channels)).astype(np.float32)
+    return (np.concatenate(counts, 1) / np.bincount(labels.ravel(), minlength=count)[:, None] / len(channels)).astype(
+        np.float32
+    )
 
 
 def _strategies(image: Image, labels: Labels) -> tuple[Floats, Floats, Floats]:
@@ -157,33 +179,38 @@ def _starts(image: Image, labels: Labels) -> Ints:
     return np.stack([partitions[i % len(partitions)] for i in range(len(_SPACES) * len(_MIXES))])
 
 
-def _regions(merges: Merges, graph: Graph) -> tuple[Floats, Floats]:
-    """The distinct regions (P,S) of all groupings and how long each lived, summed over the groupings that found it."""
+def _regions(merges: Merges, graph: Graph) -> Regions:
+    """The superpixels and the distinct regions of all groupings."""
     count = len(graph.sizes)
     total, groupings = merges.names.shape
-    birth = np.arange(total)[:, None]
-    lived = np.log((count - birth) / (count - merges.death + 1.0))
-    names, chosen, which = np.unique(merges.names.ravel(), return_index=True, return_inverse=True)
+    lived = np.log((count - np.arange(total)[:, None]) / (count - merges.death + 1.0))
+    _, chosen, which = np.unique(merges.names.ravel(), return_index=True, return_inverse=True)
     persistence = np.bincount(which.ravel(), lived.ravel()) / groupings
-    packed = merges.members.reshape(total * groupings, -1)[chosen]
-    members = np.unpackbits(packed, axis=1, count=count).astype(np.float32)
-    return np.concatenate([np.eye(count, dtype=np.float32), members]), np.concatenate([np.zeros(count), persistence])
+    return Regions(
+        np.concatenate([np.packbits(np.eye(count, dtype=bool), axis=1), merges.members.reshape(total * groupings, -1)[chosen]]),
+        np.concatenate([graph.boxes, merges.boxes.reshape(-1, 4)[chosen]]),
+        np.concatenate([graph.sizes, merges.sizes.ravel()[chosen]]),
+        np.concatenate([np.zeros(count), persistence]).astype(np.float32),
+    )
 
 
-def _objectness(members: Floats, persistence: Floats, graph: Graph, look: Floats, labels: Labels) -> Floats:
-    return persistence / (persistence + 0.05)
+def _objectness(regions: Regions, share: Floats) -> Floats:
+    """Scores (P,) in [0, 1): long-lived regions first, larger before smaller, near doubles of better ones last."""
+    raw = (regions.persistence + _NEWBORN) * share**_SIZE_POWER
+    boxes, order = torch.from_numpy(regions.boxes), torch.from_numpy(raw)
+    factors = np.full(len(raw), _DOUBLES[-1][1], np.float32)
+    for overlap, factor in reversed(_DOUBLES[:-1]):
+        factors[nms(boxes, order, overlap).numpy()] = factor
+    raw = raw * factors
+    return (raw / (raw + _HALF)).astype(np.float32)
 
 
-def _proposals(members: Floats, scores: Floats, labels: Labels, size: tuple[int, int]) -> Proposals:
+def _proposals(members: NDArray[np.bool_], scores: Floats, labels: Labels, size: tuple[int, int]) -> Proposals:
     """Bring the label map to the image's size and measure the boxes there."""
     rows, columns = (np.arange(n) * k // n for n, k in zip(size, labels.shape, strict=True))
     labels = labels[rows[:, None], columns]
-    extents, inside = _extents(labels, members.shape[1]), members.astype(bool)
-    sides = [np.where(inside, extents[:, side], np.inf).min(1) for side in (0, 1)]
-    sides += [np.where(inside, extents[:, side], 0).max(1) for side in (2, 3)]
-    return Proposals(
-        torch.from_numpy(np.stack(sides, 1).astype(np.float32)),
-        torch.from_numpy(scores.astype(np.float32)),
-        torch.from_numpy(labels),
-        torch.from_numpy(inside),
-    )
+    extents = _extents(labels, members.shape[1])
+    sides = [np.where(members, extents[:, side], np.inf).min(1) for side in (0, 1)]
+    sides += [np.where(members, extents[:, side], 0).max(1) for side in (2, 3)]
+    boxes = np.stack(sides, 1).astype(np.float32)
+    return Proposals(*(torch.from_numpy(array) for array in (boxes, scores, labels, members)))
