@@ -1,0 +1,343 @@
+"""The verbs from end to end: a model with known figures on eight generated images, and what users do wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pycocotools.coco import COCO
+
+from wsis import fit, label, predict, report
+from wsis import test as judging
+from wsis.data._coco_json import read_coco
+from wsis.data.shapes import Shapes
+from wsis.label import tagged
+from wsis.metrics import InstanceAP
+from wsis.types import Prediction
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("verbs")
+
+
+@pytest.fixture(scope="module")
+def data_words(place) -> list[str]:
+    words = ["--data", "shapes", "--data.root", str(place / "shapes"), "--data.train", "6", "--data.val", "8"]
+    return [*words, "--data.proposals", "none", "--data.loading.workers", "0"]
+
+
+def train(place: Path, data_words: list[str], name: str, *words: str) -> Path:
+    settings = ["--trainer.max_steps", "4", "--trainer.log_every_n_steps", "1", "--trainer.accelerator", "cpu"]
+    fit.main(["--model", "toy_detector.Peeper", *data_words, *settings, "--run_dir", str(place / name), *words])
+    return place / name
+
+
+@pytest.fixture(scope="module")
+def run(place, data_words) -> Path:
+    return train(place, data_words, "run")
+
+
+def refused(verb, argv, capsys) -> str:
+    """The one line that a verb says before it exits with 2."""
+    with pytest.raises(SystemExit) as end:
+        verb.main([str(word) for word in argv])
+    assert end.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_test_judges_a_run(run, data_words, capsys):
+    judgement = judging.main(["--run", str(run), "--per_class", "--accelerator", "cpu"])
+    printed = capsys.readouterr().out
+    folder = run / "test-val"
+    shapes = Shapes(root=run.parent / "shapes", train=6, val=8, proposals="none")
+    names = shapes.class_names
+    assert all(word in printed for word in ("AP25", "AP70", "VOC07_AP50", "CorLoc", "masks", "boxes", *names, str(folder)))
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        results = COCO(shapes.folder / "annotations/instances_val2017.json").loadRes(str(folder / "predictions.json"))
+    assert len(results.getImgIds()) == 8
+
+    samples = shapes.samples("val", train=False, supervision="tags")
+    metric = InstanceAP(len(names))
+    from toy_detector import Peeper
+
+    model = Peeper(len(names))
+    for i in range(8):
+        sample = samples.sample(i)
+        metric.update([model.look(sample)], [sample["truth"]])
+    expected = metric.compute()
+    stored = json.loads((folder / "metrics.json").read_text())
+    for name in ("AP", "AP25", "AP50", "AP75", "box_AP50"):
+        assert stored["metrics"][name] == pytest.approx(expected[name].item(), abs=1e-6)
+        assert judgement.figures[name] == stored["metrics"][name]
+    assert 0.1 < stored["metrics"]["AP50"] < 0.9
+    assert f"{100 * stored['metrics']['AP50']:.1f}" in printed
+    assert list(stored["per_class"]) == names
+
+
+class Page(HTMLParser):
+    """Counts elements, and fails on one that asks for another file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        for name, value in attrs:
+            assert name not in ("src", "href") or value.startswith("data:"), value
+
+
+def test_report_is_one_file_with_curves_and_pictures(run):
+    if not (run / "test-val/report.html").exists():
+        judging.main(["--run", str(run), "--accelerator", "cpu"])
+    page = Page()
+    page.feed((run / "test-val/report.html").read_text())
+    assert page.seen.count("img") == 16
+    assert page.seen.count("polyline") >= 1
+    assert page.seen.count("table") == 2
+    assert "script" not in page.seen
+
+
+def test_report_escapes_what_users_name(tmp_path):
+    picture = np.zeros((4, 4, 3), np.uint8)
+    evil = "<script>alert('x')</script>"
+    curve = report.Curve(evil, [(float(s), float(s % 3)) for s in range(5000)])
+    table = [["", "AP"], [evil, "1"]]
+    report.write_report(
+        tmp_path / "r.html",
+        evil,
+        {evil: evil},
+        table,
+        {evil: {"AP": float("nan")}},
+        [curve],
+        [report.Pair(evil, picture, picture)],
+    )
+    page = Page()
+    page.feed((tmp_path / "r.html").read_text())
+    assert "script" not in page.seen
+    assert (tmp_path / "r.html").stat().st_size < 30_000  # five thousand points are thinned
+
+
+def test_curves_leave_out_what_is_no_number(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/metrics.csv").write_text("step,loss,val/AP\n0,3,\n1,nan,0.1\n2,1,\n3,oops,0.2\n")
+    curves = {curve.name: curve.points for curve in report.read_curves(tmp_path)}
+    assert curves == {"train: loss": [(0, 3), (2, 1)], "train: val/AP": [(1, 0.1), (3, 0.2)]}
+
+
+def test_a_results_file_is_judged_as_the_run_was(run, data_words, tmp_path):
+    by_run = judging.main(["--run", str(run), "--accelerator", "cpu"])
+    file = tmp_path / "mine.json"
+    shutil.copy(run / "test-val/predictions.json", file)
+    by_file = judging.main(["--predictions", str(file), *data_words])
+    assert by_file.figures == pytest.approx(by_run.figures, nan_ok=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.json", "metrics.json", "report.html"}
+
+
+def test_boxes_alone_are_judged(run, data_words, tmp_path, capsys):
+    judging.main(["--run", str(run), "--accelerator", "cpu"])
+    results = json.loads((run / "test-val/predictions.json").read_text())
+    (tmp_path / "boxes.json").write_text(json.dumps([{k: v for k, v in r.items() if k != "segmentation"} for r in results]))
+    capsys.readouterr()
+    judgement = judging.main(["--predictions", str(tmp_path / "boxes.json"), *data_words])
+    assert "masks" not in capsys.readouterr().out
+    assert judgement.figures["box_AP50"] > 0
+    assert np.isnan(judgement.figures["AP50"])
+
+
+def test_other_split_and_folder(run, tmp_path):
+    judging.main(["--run", str(run), "--split", "train", "--out", str(tmp_path / "here"), "--accelerator", "cpu"])
+    assert json.loads((tmp_path / "here/metrics.json").read_text())["images"] == "6"
+
+
+def test_a_model_that_finds_nothing_is_judged(place, data_words, capsys):
+    blind = train(place, data_words, "blind", "--model.blind", "true")
+    judgement = judging.main(["--run", str(blind), "--accelerator", "cpu"])
+    assert "finds nothing" in capsys.readouterr().out
+    assert judgement.figures["AP50"] == judgement.figures["CorLoc"] == 0
+
+
+def result(**changes) -> list[dict]:
+    return [{"image_id": 500001, "category_id": 1, "score": 0.5, "bbox": [1, 1, 5, 5], **changes}]
+
+
+WRONG = {
+    "truncated": ('[{"image_id": 1, "cat', "not a whole json file"),
+    "empty file": ("", "not a whole json file"),
+    "empty list": ("[]", "no predictions"),
+    "instances file": ('{"images": []}', "not a list"),
+    "unknown image": (json.dumps(result(image_id=42)), "image 42"),
+    "image as text": (json.dumps(result(image_id="500001")), "image '500001'"),
+    "unknown category": (json.dumps(result(category_id=77)), "category 77"),
+    "no score": ('[{"image_id": 500001, "category_id": 1}]', "lacks"),
+    "score as text": (json.dumps(result(score="high")), "'high'"),
+    "half a box": (json.dumps(result(bbox=[1, 2])), "bbox"),
+    "polygon": (json.dumps(result(segmentation=[[1, 1, 5, 1, 5, 5]])), "run lengths"),
+    "other size": (json.dumps(result(segmentation={"size": [9, 9], "counts": "1"})), "size"),
+    "not json objects": ("[3]", "lacks"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_results_files_get_one_clear_line(case, data_words, tmp_path, capsys):
+    text, told = WRONG[case]
+    file = tmp_path / "mine.json"
+    file.write_text(text)
+    line = refused(judging, ["--predictions", file, *data_words], capsys)
+    assert told in line
+    assert "mine.json" in line
+
+
+def test_wrong_words_get_one_clear_line(run, data_words, tmp_path, capsys):
+    assert "mine.json" in refused(judging, ["--predictions", tmp_path / "mine.json", *data_words], capsys)
+    assert "give either" in refused(judging, data_words, capsys)
+    assert "--split" in refused(judging, ["--run", run, "--split", "tset"], capsys)
+    assert "not the folder of a run" in refused(judging, ["--run", tmp_path], capsys)
+    assert "unknown setting 'spilt'; did you mean 'split'?" in refused(judging, ["--run", run, "--spilt", "val"], capsys)
+    assert "not the folder of a run" in refused(label, ["--run", tmp_path, "--out", tmp_path / "x.json"], capsys)
+    assert "out" in refused(label, ["--run", run], capsys)
+    assert "run" in refused(predict, ["a.jpg"], capsys)
+    assert "devices" in refused(predict, ["a.jpg", "--run", run, "--devices", "many"], capsys)
+
+
+@pytest.mark.parametrize("verb", [judging, predict, label])
+def test_help_is_short_and_says_something_of_each_setting(verb, capsys):
+    with pytest.raises(SystemExit) as end:
+        verb.main(["--help"])
+    assert end.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 80
+    assert any("--run" in line and "Folder of a finished run" in " ".join(lines[i : i + 2]) for i, line in enumerate(lines))
+
+
+def write_image(path: Path, seed: int, size=(50, 70)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8))
+    return path
+
+
+def test_predict_writes_results_and_overlays_and_goes_on_past_broken_images(run, tmp_path, capsys):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    write_image(folder / "a.png", 0)
+    write_image(folder / "deep/a.jpg", 1, (300, 200))
+    (folder / "empty.jpg").touch()
+    (folder / "text.png").write_text("not an image")
+    whole = write_image(tmp_path / "whole.jpg", 2).read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "notes.txt").write_text("not meant")
+    words = [folder, tmp_path / "whole.jpg", tmp_path / "absent.jpg", "--run", run, "--out", out]
+    file = predict.main([*map(str, words), "--accelerator", "cpu", "--workers", "0"])
+    complaints = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out")]
+    assert len(complaints) == 4
+    for name in ("empty.jpg", "text.png", "cut.jpg", "absent.jpg"):
+        assert sum(name in line for line in complaints) == 1
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(out / "images.json")
+        results = coco.loadRes(str(file))
+    assert sorted(Path(i["file_name"]).name for i in coco.dataset["images"]) == ["a.jpg", "a.png", "whole.jpg"]
+    assert len(results.dataset["annotations"]) == 3
+    assert all(a["category_id"] == coco.dataset["categories"][0]["id"] for a in results.dataset["annotations"])
+    overlays = sorted((out / "overlays").iterdir())
+    assert [path.name for path in overlays] == ["a-1.jpg", "a-2.jpg", "whole.jpg"]
+    drawn = cv2.imread(str(overlays[2]))
+    assert max(drawn.shape[:2]) == 800
+
+
+def test_predict_needs_no_data_set(place, data_words, tmp_path):
+    """The classes are in the checkpoint."""
+    run = train(place, data_words, "moved")
+    config = (run / "config.yaml").read_text().replace(str(place / "shapes"), str(tmp_path / "gone"))
+    (run / "config.yaml").write_text(config)
+    words = [write_image(tmp_path / "a.png", 0), "--run", run, "--out", tmp_path / "out", "--workers", "0"]
+    predict.main([*map(str, words), "--accelerator", "cpu"])
+    assert not (tmp_path / "gone").exists()
+
+
+def test_predict_without_any_image_says_so(run, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    with pytest.raises(SystemExit) as end:
+        predict.main([str(tmp_path / "in"), "--run", str(run), "--out", str(tmp_path / "out")])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: none of the images")
+    assert not (tmp_path / "out").exists()
+
+
+def test_label_writes_annotations_of_tagged_classes(run, tmp_path, capsys):
+    out = tmp_path / "pseudo.json"
+    label.main(["--run", str(run), "--out", str(out), "--accelerator", "cpu"])
+    assert str(out) in capsys.readouterr().out
+    shapes = Shapes(root=run.parent / "shapes", train=6, val=8, proposals="none")
+    truth = shapes.index("train")
+    made = read_coco(out, truth.root)
+    assert [i["file_name"] for i in made.images] == [i["file_name"] for i in truth.images]
+    for image in truth.images:
+        number = image["id"]
+        found = made.annotations[number]
+        assert set(made.tags[number]) <= set(truth.tags[number])
+        assert {a["category_id"] for a in found} <= {a["category_id"] for a in truth.annotations[number]}
+    annotations = json.loads(out.read_text())["annotations"]
+    assert annotations
+    for a in annotations:
+        assert {
+            "id",
+            "image_id",
+            "category_id",
+            "bbox",
+            "area",
+            "segmentation",
+            "iscrowd",
+            "score",
+            "source",
+            "ignore",
+        } <= a.keys()
+        assert a["source"].startswith("Peeper trained from tags")
+
+
+def test_label_takes_the_models_own_way(run, tmp_path, monkeypatch):
+    from toy_detector import Peeper
+
+    def one_each(self, batch):
+        return [self.look(s)._replace(labels=torch.tensor([4]), **first(self.look(s))) for s in batch]
+
+    def first(p):
+        return {"boxes": p.boxes[:1], "scores": p.scores[:1], "masks": p.masks[:1]}
+
+    monkeypatch.setattr(Peeper, "label", one_each, raising=False)
+    out = tmp_path / "pseudo.json"
+    label.main(["--run", str(run), "--out", str(out), "--accelerator", "cpu", "--split", "val"])
+    annotations = json.loads(out.read_text())["annotations"]
+    assert [a["category_id"] for a in annotations] == [5] * 8
+
+
+detections = st.lists(st.tuples(st.integers(0, 3), st.sampled_from([0.1, 0.3, 0.5, 0.7])), max_size=8)
+
+
+@given(detections, st.tuples(*[st.integers(0, 1)] * 4), st.sampled_from([0.2, 0.5, 2.0]))
+def test_tagged_keeps_the_best_of_each_class_and_what_is_sure(found, tags, least):
+    labels, scores = torch.tensor([c for c, _ in found]).long(), torch.tensor([s for _, s in found])
+    boxes = torch.arange(len(found))[:, None].repeat(1, 4).float()
+    masks = [{"size": [1, 1], "counts": str(i)} for i in range(len(found))]
+    kept = tagged(Prediction(1, (9, 9), boxes, scores, labels, masks), torch.tensor(tags).float(), least)
+    expected = []
+    for i, (c, s) in enumerate(found):
+        of_class = [j for j, (other, _) in enumerate(found) if other == c]
+        best = max(of_class, key=lambda j: (found[j][1], -j))
+        if tags[c] and (i == best or torch.tensor(s) >= least):
+            expected.append(i)
+    assert kept.boxes[:, 0].tolist() == expected
+    assert [int(m["counts"]) for m in kept.masks] == expected
+    assert kept.labels.tolist() == [found[i][0] for i in expected]

@@ -1,0 +1,210 @@
+"""Predict your own images: `python -m wsis.predict --run RUN image.jpg DIR`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from jsonargparse import ArgumentError, ArgumentParser
+from lightning_utilities.core.rank_zero import rank_zero_only
+from PIL import Image
+
+from wsis import viz
+from wsis.cli import plain_errors
+from wsis.data._coco_json import Index, Record
+from wsis.data._images import read_image
+from wsis.data._module import Augment, DataModule, Loading
+from wsis.files import InputError, whole
+from wsis.inference import load
+from wsis.metrics.evaluation import Evaluation
+from wsis.metrics.results import read_results
+from wsis.run import _Split, stages
+from wsis.types import Proposals
+
+if TYPE_CHECKING:
+    from wsis.data._proposals import ProposalFile
+
+__all__ = ["main", "predict_images", "store_predictions"]
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Predict what `argv` names; returns the results file."""
+    with plain_errors():
+        parser = ArgumentParser(prog="python -m wsis.predict", description=__doc__, exit_on_error=False)
+        parser.add_argument("images", nargs="+", type=Path, help="Images, and folders of images.")
+        parser.add_function_arguments(predict_images, skip={"images"})
+        return predict_images(**parse(parser, argv))
+
+
+def predict_images(
+    images: list[Path],
+    run: Path,
+    out: Path = Path("predictions"),
+    score: float = 0.3,
+    workers: int = 2,
+    accelerator: str = "auto",
+    devices: int = 1,
+) -> Path:
+    """Find objects in images and write predictions.json (COCO results), images.json and overlays/ into a folder.
+
+    Args:
+        images: Images, and folders of images.
+        run: Folder of a finished run.
+        out: Folder to write to.
+        score: Detections below this score are not drawn; predictions.json has them all.
+        workers: Processes that read images and make proposals.
+        accelerator: What to compute on, as Lightning calls it: auto, cpu, gpu, ...
+        devices: How many of them.
+
+    Raises:
+        InputError: not a finished run, or no image can be read.
+    """
+    model, data, _ = load(run)
+    pictures = _Pictures(_readable(images), categories_of(run, data), workers)
+    results = store_predictions(model, pictures, "train", out, accelerator, devices)
+    if results is not None:
+        index = pictures.index("train")
+        with whole(out / "images.json") as scratch:
+            scratch.write_text(json.dumps({"images": index.images, "categories": index.categories}, indent=1))
+        _draw(results, index, score, out / "overlays")
+        print(f"{len(index.images)} images: {results}, {out / 'images.json'}, {out / 'overlays'}")
+    return out / "predictions.json"
+
+
+def store_predictions(
+    model: pl.LightningModule, data: Any, split: str, folder: Path, accelerator: str = "auto", devices: int = 1
+) -> Path | None:
+    """Let `model` see every image of a split once, all devices sharing the work.
+
+    Returns:
+        `folder`/predictions.json on rank zero; None on the others, whose work ends here.
+    """
+    trainer = pl.Trainer(
+        default_root_dir=folder,
+        accelerator=accelerator,
+        devices=devices,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=sys.stderr.isatty(),
+        callbacks=[Evaluation([])],
+    )
+    try:
+        trainer.predict(model, datamodule=_Split(data, split), return_predictions=False)
+    finally:
+        if dist.is_initialized():  # Lightning leaves the group open, and gloo then aborts one exit in five
+            dist.destroy_process_group()
+    return folder / "predictions.json" if trainer.is_global_zero else None
+
+
+def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
+    """Parse a verb's own arguments.
+
+    Raises:
+        InputError: an unknown, missing or ill-typed argument.
+    """
+    try:
+        parsed = parser.parse_args(None if argv is None else list(argv))
+    except ArgumentError as error:
+        raise InputError(f"{' '.join(str(error).split())}; see {parser.prog} --help") from error
+    return {key: value for key, value in parsed.as_dict().items() if key != "config"}
+
+
+def categories_of(run: Path, data: Any) -> list[Record]:
+    """Give a run's classes: from its checkpoint, which needs no data set at hand, else from the data."""
+    for folder, _ in reversed(stages(run)):
+        path = folder / "checkpoints" / "last.ckpt"
+        if path.is_file():
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            state = content.get(type(data).__qualname__) or {}
+            if "categories" in state:
+                return list(state["categories"])
+    return list(data.categories)
+
+
+class _Pictures(DataModule):
+    """Images without annotations; proposals are made by the loader's processes as images are read."""
+
+    def __init__(self, images: list[Record], categories: list[Record], workers: int) -> None:
+        super().__init__("pictures", Path(), "auto", 2000, Augment(), Loading(batch_size=1, workers=workers))
+        self._index = Index("pictures", Path(), images, {}, categories, [], {}, {})
+
+    @property
+    def has_val(self) -> bool:
+        return False
+
+    def read(self, split: str) -> Index:
+        return self._index
+
+    def proposal_file(self, split: str) -> ProposalFile | None:
+        needed = getattr(self._model(), "needs_proposals", True)
+        return cast("ProposalFile", _FreshProposals()) if needed else None
+
+
+class _FreshProposals:
+    """Reads like a file of proposals, but makes them."""
+
+    def read(self, file_name: str, size: tuple[int, int], segments: bool, limit: int) -> Proposals:
+        from wsis.evidence.segments import propose
+
+        boxes, scores, labels, members = propose(read_image(Path(file_name), size).permute(1, 2, 0).numpy())
+        if not segments or members is None:
+            return Proposals(boxes[:limit], scores[:limit])
+        return Proposals(boxes[:limit], scores[:limit], labels, members[:limit])
+
+
+def _readable(given: Iterable[Path]) -> list[Record]:
+    """Records of the images that can be read; one line for each that cannot."""
+    records: list[Record] = []
+    for path in _files(given):
+        try:
+            height, width = read_image(path).shape[1:]
+        except InputError as error:
+            _warn(f"left out: {error}")
+            continue
+        records.append({"id": len(records) + 1, "file_name": str(path), "height": int(height), "width": int(width)})
+    if not records:
+        raise InputError("none of the images can be read; give images or folders of images")
+    return records
+
+
+def _files(given: Iterable[Path]) -> list[Path]:
+    """Files named, and those with an image's suffix in folders named, each once."""
+    suffixes = Image.registered_extensions()
+    files: list[Path] = []
+    for path in given:
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file()) if path.is_dir() else [path]
+        if not inside:
+            _warn(f"left out: no images in {path}")
+        files += inside
+    return list(dict.fromkeys(files))
+
+
+def _draw(results: Path, index: Index, score: float, folder: Path) -> None:
+    """Write one overlay per image."""
+    names = [category["name"] for category in index.categories]
+    stems = Counter(Path(image["file_name"]).stem for image in index.images)
+    for image, prediction in zip(index.images, read_results(results, index.images, index.categories), strict=True):
+        stem = Path(image["file_name"]).stem
+        name = stem if stems[stem] == 1 else f"{stem}-{image['id']}"
+        drawn = viz.overlay(
+            read_image(Path(image["file_name"])), prediction, names, score, max(800, image["width"], image["height"])
+        )
+        with whole(folder / f"{name}.jpg") as scratch:
+            scratch.write_bytes(viz.jpeg(drawn))
+
+
+@rank_zero_only
+def _warn(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Judge a run or a file: `python -m wsis.test --run RUN`, or `--predictions FILE --data coco --data.root DIR`."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pytorch_lightning.cli import LightningArgumentParser
+
+from wsis import viz
+from wsis.cli import CLI, plain_errors
+from wsis.data._coco_json import Index, class_of
+from wsis.data._images import read_image
+from wsis.data._samples import _truth
+from wsis.files import InputError, whole
+from wsis.inference import load
+from wsis.metrics import VOCAP, CorLoc, InstanceAP
+from wsis.metrics.results import read_results
+from wsis.predict import store_predictions
+from wsis.report import Pair, read_curves, write_report
+from wsis.settings import as_words, read_config
+from wsis.types import Prediction, Truth
+
+__all__ = ["Judgement", "evaluate", "judge", "main"]
+
+HEADINGS = ("AP", "AP25", "AP50", "AP70", "AP75", "APs", "APm", "APl", "VOC_AP50", "VOC07_AP50")
+PER_CLASS = ("AP", "AP25", "AP50", "AP70", "AP75", "box_AP50", "CorLoc")
+GALLERY = 12
+"""Images in the report, about 3 MB."""
+
+
+class Judgement(NamedTuple):
+    """Figures from 0 to 1; nan where there is no truth to judge by."""
+
+    figures: dict[str, float]
+    per_class: dict[str, dict[str, float]]
+    """Class name -> figure -> value."""
+
+
+def main(argv: Sequence[str] | None = None) -> Judgement | None:
+    """Judge what `argv` asks for; None on all ranks but the first."""
+    with plain_errors():
+        words = _with_data_of_run(list(sys.argv[1:] if argv is None else argv))
+        cli = CLI("test", words, kinds=("data",), options=_options)
+        return evaluate(cli.datamodule, **{name: cli.config[name] for name in cli.own})
+
+
+def evaluate(
+    data: Any,
+    run: Path | None = None,
+    predictions: Path | None = None,
+    split: str = "val",
+    out: Path | None = None,
+    per_class: bool = False,
+    accelerator: str = "auto",
+    devices: int = 1,
+) -> Judgement | None:
+    """Judge a run or a results file, print a table, and write metrics.json and report.html.
+
+    Args:
+        data: What to judge on.
+        run: Folder of a finished run; its data is used unless told otherwise.
+        predictions: A COCO results file instead of a run.
+        split: Which images: val or train. CorLoc is usually given for train.
+        out: Folder to write to; RUN/test-SPLIT, or the folder of the predictions, if not given.
+        per_class: Print a line for each class.
+        accelerator: What to compute on, as Lightning calls it: auto, cpu, gpu, ...
+        devices: How many of them.
+
+    Raises:
+        InputError: nothing or too much to judge, or predictions that are not of this data set.
+    """
+    if (run is None) == (predictions is None):
+        raise InputError("give either --run RUN, or --predictions FILE with --data NAME")
+    if split not in ("train", "val"):
+        raise InputError(f"--split {split}: give train or val")
+    index = data.index(split)
+    folder = out or (run / f"test-{split}" if run else Path(str(predictions)).parent)
+    file = predictions or store_predictions(load(run).model, data, split, folder, accelerator, devices)  # type: ignore[arg-type]
+    if file is None:
+        return None
+    found = read_results(file, index.images, index.categories)
+    if not any(len(p.labels) for p in found):
+        if predictions:
+            raise InputError(f"{file} holds no predictions; write it again, or name another file")
+        print("this model finds nothing in these images")
+    judgement = judge(found, _truths(index), [category["name"] for category in index.categories])
+    _print(judgement, per_class)
+    title = str(run or predictions)
+    _write(folder, judgement, index, {"predictions": title, "data": data.name, "split": split, "images": str(len(found))})
+    _report(folder / "report.html", title, judgement, index, found, run, split)
+    print(f"wrote {folder / 'metrics.json'}, {folder / 'report.html'}" + (f", {file}" if run else ""))
+    return judgement
+
+
+def judge(predictions: Sequence[Prediction], truths: Sequence[Truth], names: Sequence[str]) -> Judgement:
+    """Give all figures of predictions, one per truth; of boxes alone where predictions have no masks.
+
+    Args:
+        predictions: one per image.
+        truths: of the same images.
+        names: class names.
+    """
+    kinds = ("mask", "box") if all(len(p.masks) == len(p.labels) for p in predictions) else ("box",)
+    metrics = [InstanceAP(len(names)), CorLoc(len(names))]
+    metrics += [VOCAP(0.5, points, kind, len(names)) for kind in kinds for points in ("all", "11")]  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for metric in metrics:
+        metric.update(list(predictions), list(truths))
+        values |= metric.compute()
+    figures = {name: float(value) for name, value in values.items() if value.ndim == 0}
+    columns = {name.removeprefix("per_class/"): value.tolist() for name, value in values.items() if value.ndim}
+    return Judgement(figures, {name: {key: column[c] for key, column in columns.items()} for c, name in enumerate(names)})
+
+
+def _options(parser: LightningArgumentParser) -> None:
+    parser.add_function_arguments(evaluate, skip={"data", "per_class"})
+    parser.add_argument("--per_class", action="store_true", help="Print a line for each class.")
+
+
+def _with_data_of_run(words: list[str]) -> list[str]:
+    """Put the data settings of the `--run` in front of the words."""
+    runs = [
+        value or after
+        for (flag, _, value), after in zip((w.partition("=") for w in words), [*words[1:], ""], strict=True)
+        if flag == "--run"
+    ]
+    if not runs or "--help" in words or "-h" in words:
+        return words
+    path = Path(runs[-1]) / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"{runs[-1]} is not the folder of a run: it has no config.yaml")
+    section = read_config(path)["data"]
+    return ["--data", section["class_path"], *as_words(dict(_dotted(section.get("init_args") or {}, "data"))), *words]
+
+
+def _dotted(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}.{key}")
+        else:
+            yield f"{prefix}.{key}", value
+
+
+def _truths(index: Index) -> list[Truth]:
+    classes = class_of(index.categories)
+    return [_truth(index.annotations.get(i["id"], []), classes, (i["height"], i["width"])) for i in index.images]
+
+
+def _rows(figures: Mapping[str, float]) -> list[list[str]]:
+    """The table of figures in percent: masks, boxes, and CorLoc."""
+    shown = [name for name in HEADINGS if name in figures or f"box_{name}" in figures]
+    rows = [["", *shown]]
+    for kind, prefix in (("masks", ""), ("boxes", "box_")):
+        values = [figures.get(prefix + name, math.nan) for name in shown]
+        if not all(map(math.isnan, values)):
+            rows.append([kind, *map(_percent, values)])
+    return rows
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.1f}"
+
+
+def _corloc(figures: Mapping[str, float]) -> str:
+    return f"{_percent(figures['CorLoc'])} (over images {_percent(figures['CorLoc_images'])})"
+
+
+def _print(judgement: Judgement, per_class: bool) -> None:
+    _print_table(_rows(judgement.figures))
+    print(f"CorLoc {_corloc(judgement.figures)}")
+    if per_class:
+        print()
+        _print_table([["", *PER_CLASS], *([n, *(_percent(v[c]) for c in PER_CLASS)] for n, v in judgement.per_class.items())])
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *rest in rows:
+        print("  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))]))
+
+
+def _write(folder: Path, judgement: Judgement, index: Index, facts: Mapping[str, str]) -> None:
+    def plain(figures: Mapping[str, float]) -> dict[str, float | None]:
+        return {name: None if math.isnan(value) else value for name, value in figures.items()}  # json knows no nan
+
+    classes = {name: plain(figures) for name, figures in judgement.per_class.items()}
+    with whole(folder / "metrics.json") as scratch:
+        scratch.write_text(json.dumps({**facts, "metrics": plain(judgement.figures), "per_class": classes}, indent=1))
+
+
+def _report(
+    path: Path, title: str, judgement: Judgement, index: Index, found: Sequence[Prediction], run: Path | None, split: str
+) -> None:
+    names = [category["name"] for category in index.categories]
+    truths = _truths(index)
+    chosen = range(0, len(found), max(1, len(found) // GALLERY))[:GALLERY]
+    gallery = []
+    for i in chosen:
+        image = index.images[i]
+        pixels = read_image(index.root / image["file_name"], (image["height"], image["width"]))
+        sides = viz.overlay(pixels, found[i], names, 0.3, 640), viz.overlay(pixels, truths[i], names, 0, 640)
+        gallery.append(Pair(image["file_name"], *sides))
+    known = {name: {c: v[c] for c in PER_CLASS} for name, v in judgement.per_class.items()}
+    facts = {"Data": f"{index.name}, {split}, {len(found)} images", "CorLoc": _corloc(judgement.figures)}
+    write_report(path, title, facts, _rows(judgement.figures), known, read_curves(run) if run else [], gallery)
+
+
+if __name__ == "__main__":
+    main()
