@@ -178,7 +178,8 @@ def test_stages_are_skipped_or_redone(tmp_path, whole):
     argv = words("Staged", tmp_path / "run", base)
     go(argv, tmp_path)
     first = marks(tmp_path / "run")
-    assert list(first) and go([*argv, "--data.root", "/elsewhere"], tmp_path)[0] == 0
+    assert list(first)
+    assert go([*argv, "--data.root", "/elsewhere"], tmp_path)[0] == 0
     assert marks(tmp_path / "run") == first, "a path is no setting"
     go([*argv, "--model.width", "5"], tmp_path)
     wider = marks(tmp_path / "run")

@@ -11,15 +11,12 @@ import sys
 from types import ModuleType
 from typing import Any
 
+__version__ = "0.1.0"
 __all__ = ["load", "predict"]
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for."""
-    if name == "__version__":
-        from importlib.metadata import version
-
-        return version("wsis")
     if name == "load":
         return importlib.import_module("wsis.inference").load
     if name == "predict":
@@ -33,7 +30,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     registry = importlib.import_module("wsis.registry")
-    return sorted({*globals(), *__all__, "__version__", *registry.exports()})
+    return sorted({*globals(), *__all__, *registry.exports()})
 
 
 class _Verb(ModuleType):

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ from wsis.settings import Config, arrange, as_words, check_known, flatten, layer
 
 __all__ = ["CLI", "plain_errors", "run_folder", "write_settings"]
 
-TRAINER = MappingProxyType({"devices": 1, "log_every_n_steps": 10, "num_sanity_val_steps": 0, "enable_model_summary": False})
+TRAINER = MappingProxyType({"devices": "1", "log_every_n_steps": 10, "num_sanity_val_steps": 0, "enable_model_summary": False})
 """Where our Trainer departs from Lightning's."""
 STEPS = 1000
 """How long to train where neither a recipe nor the user says: minutes on a laptop."""
@@ -43,10 +44,10 @@ LINKED = ("num_classes", "num_stuff")
 
 
 class _Help(DefaultHelpFormatter):  # type: ignore[misc]
-    """Wide, so that a setting takes one or two lines."""
+    """So wide that a setting is one line, which `_short` shortens."""
 
     def __init__(self, prog: str, **_: Any) -> None:
-        super().__init__(prog, max_help_position=44, width=128)
+        super().__init__(prog, max_help_position=100, width=2000)
 
 
 class CLI(LightningCLI):
@@ -153,6 +154,8 @@ class CLI(LightningCLI):
         for path in self.files:
             found |= layer(path, self.paths, known)
         words = [re.sub(r"^--(model|data)\.init_args\.", r"--\1.", word) for word in self.words]
+        if re.search(r"--trainer\.logger[= ]\S+Logger\b", " ".join(words)):
+            words.append("--trainer.logger.save_dir=.")  # asked for by most; `loggers` puts the stage's folder in its place
         for word in words:
             if word.startswith("--"):
                 check_known(word[2:].partition("=")[0], known)
@@ -270,10 +273,21 @@ def _keys(parser: LightningArgumentParser) -> set[str]:
 
 
 def _short(text: str) -> str:
-    """Help without what everybody knows: blank lines, metavars, how to print help."""
-    text = re.sub(r"\n  (-h, --help|--print_config|--\S+ CONFIG).*(\n {10,}.*)*", "", text)
-    text = re.sub(r"(\n  --\S+) [A-Z_]+(?= )", lambda m: m[1].ljust(len(m[0])), text)
-    return "\n".join(line for line in text.splitlines() if line.strip())
+    """Jsonargparse's help with one setting a line: `--name default  sentence`, and without how to print help."""
+    lines = []
+    for line in text.splitlines():
+        setting = re.match(r"  (?:-c CONFIG, )?(--\S+)(?: (\S+))? +(.*)", line)
+        if setting is None or setting[1] == "--config":
+            lines += [line] if line.strip() and not re.match(r"options:|  -", line) else []
+        elif setting[2] != "CONFIG" and setting[1] != "--print_config":
+            said = re.fullmatch(r"(.*?) ?\((?:required, )?(?:type: .*?)?(?:, )?(?:default: (.*))?\)", setting[3])
+            sentence, default = (said[1], said[2] or "") if said else (setting[3], "")
+            if (setting[2] or "").startswith("{") and setting[2] != "{true,false}":
+                sentence += f" {setting[2]}"
+            left = f"  {setting[1]} {default}"
+            first = " " * (42 - len(left)) if len(left) < 42 else "  "
+            lines += textwrap.wrap(left + first + sentence, 128, subsequent_indent=" " * 42, break_on_hyphens=False)
+    return "\n".join(lines)
 
 
 def _take_help(words: list[str]) -> tuple[str | None, list[str]]:

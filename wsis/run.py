@@ -267,7 +267,7 @@ def read_stage(folder: Path) -> dict[str, Any]:
 
 
 def _is_done(stage: dict[str, Any], print_: str, steps: int | None) -> bool:
-    """Whether a stage's entry says that just this has been done; `steps` is -1 where epochs are counted, None without training."""
+    """Whether a stage's entry says that just this has been done; `steps` is -1 where epochs count, None without training."""
     return stage.get("fingerprint") == print_ and stage["finished"] and steps in (None, -1, stage["steps"])
 
 

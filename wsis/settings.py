@@ -105,7 +105,8 @@ def check_known(key: str, known: Collection[str], where: str = "") -> None:
     """
     parts = key.removesuffix("+").split(".")
     if not any(".".join(parts[: i + 1]) in known for i in range(len(parts))):
-        raise InputError(f"unknown setting '{key}'{where}{registry.suggest(key, known)}")
+        sections = {name.partition(".")[0] for name in known}
+        raise InputError(f"unknown setting '{key}'{where}{registry.suggest(key, known if '.' in key else sections)}")
 
 
 def flatten(config: Config, known: Collection[str], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,56 @@
+"""Every settings file parses, and says nothing twice."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from wsis import registry
+from wsis.cli import CLI
+from wsis.settings import read_config, recipe
+
+FOLDER = Path(__file__).parents[1] / "configs"
+RECIPES = sorted([*FOLDER.glob("*.yaml"), *FOLDER.glob("shapes/*.yaml")])
+OVERLAYS = sorted(FOLDER.glob("ablation/*.yaml"))
+
+
+class Parsed(CLI):
+    """Parses without making model or data."""
+
+    def instantiate_classes(self) -> None:
+        self.model = self.datamodule = None
+
+
+def parse(*words: str) -> dict:
+    return Parsed("fit", words).settings()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(FOLDER)))
+def test_recipe(path):
+    config = read_config(path)
+    name = config["model"]["class_path"]
+    data = (config.get("data") or {}).get("class_path", "shapes")
+    made = parse("--config", str(path))
+    assert made["trainer"]["max_steps"] > 0
+    assert recipe(registry.short_name("model", registry.class_path("model", name)), data) == path, "found by its name"
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
+def test_overlay(path):
+    name = max((name for name in registry.names("model") if path.stem.startswith(name)), key=len)
+    paper = ["--model", name, "--data", "voc", "--data.root", "/voc"]
+    plain, changed = parse(*paper), parse(*paper, "--config", str(path))
+    assert plain != changed, "an overlay changes something"
+    assert len(path.read_text().splitlines()) <= 10
+
+
+def test_wheel_has_every_package():
+    """Packages are listed by hand because configs/ is mapped into the package."""
+    root = FOLDER.parent
+    setup = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {path.parent.relative_to(root) for path in root.glob("wsis/**/*.py")}
+    folders |= {"wsis" / path.parent.relative_to(root) for path in FOLDER.rglob("*.yaml")}
+    assert set(setup["packages"]) >= {".".join(folder.parts) for folder in folders}
+    assert setup["package-dir"] == {"wsis.configs": "configs"}

@@ -1,0 +1,62 @@
+"""Imports point one way."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "wsis"
+LAYERS = [
+    {"types", "files"},
+    {"ops", "losses", "viz"},
+    {"nn", "evidence"},
+    {"data", "metrics", "generate"},
+    {"registry", "settings", "loggers", "checkpoints", "fingerprint", "run"},
+    {"models"},
+]
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+VERBS = len(LAYERS)
+
+
+def part(module: str) -> str:
+    """`wsis.data.voc` -> `data`."""
+    return ([*module.split("."), ""])[1]
+
+
+def imports(path: Path) -> set[str]:
+    """Parts of the package that a file imports, for type checking or in functions included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {part(alias.name) for alias in node.names if alias.name.startswith("wsis.")}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "wsis":
+            found |= {part(node.module)} if "." in node.module else {alias.name for alias in node.names}
+    return found
+
+
+FILES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py" or path.parent != ROOT)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_arrows(path):
+    here = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    for there in imports(path) - {here, ""}:
+        assert RANK.get(there, VERBS) <= RANK.get(here, VERBS), f"{here} may not import {there}"
+
+
+def test_arrows_can_fail(tmp_path):
+    (tmp_path / "x.py").write_text(
+        "def f():\n    from wsis.models.pdsl import PDSL\n    import wsis.cli\n    from wsis import losses\n"
+    )
+    assert imports(tmp_path / "x.py") == {"models", "cli", "losses"}
+
+
+def test_names_that_say_nothing():
+    assert not {path.stem for path in ROOT.rglob("*")} & {"utils", "common", "helpers", "base"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_is_long(path):
+    assert len(path.read_text().splitlines()) <= 400

@@ -1,0 +1,104 @@
+"""The package from Python: quick to import, everything at hand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import toy_plugins
+from PIL import Image
+
+import wsis
+from wsis import fit, registry
+from wsis.files import InputError
+from wsis.inference import predict
+from wsis.types import Prediction
+
+
+def python(code: str) -> str:
+    here = Path(__file__).parents[1]
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=here, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_import_is_quick_and_light():
+    code = "import time, sys; a = time.process_time(); import wsis; print(time.process_time() - a, 'torch' in sys.modules)"
+    best = min((python(code).split() for _ in range(3)), key=lambda said: float(said[0]))
+    assert float(best[0]) < 0.3
+    assert best[1] == "False"
+
+
+def test_listing_imports_no_method():
+    assert python("import wsis, sys; assert 'PDSL' in dir(wsis); print('torch' in sys.modules)").strip() == "False"
+
+
+@pytest.mark.parametrize(("name", "kind"), registry.exports().items())
+def test_every_class_is_at_hand(name, kind):
+    assert getattr(wsis, name).__name__ == name
+    assert registry.KINDS[kind] in getattr(wsis, name).__module__
+
+
+def test_unknown_name():
+    with pytest.raises(AttributeError, match="Pdls"):
+        wsis.Pdls  # noqa: B018
+
+
+def test_version():
+    assert wsis.__version__.count(".") == 2
+
+
+def test_load(tmp_path):
+    words = "--model toy_plugins.Net --data toy_plugins.Data --model.width 7 --data.batch_size 3 --trainer.accelerator cpu"
+    fit.main([*words.split(), "--trainer.max_steps", "2", "--run_dir", str(tmp_path)])
+    model, data, config = wsis.load(tmp_path)
+    assert isinstance(model, toy_plugins.Net)
+    assert not model.training
+    trained = torch.load(tmp_path / "train/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(value, trained[name]) for name, value in model.state_dict().items())
+    assert data.batch_size == 3
+    assert isinstance(data.hparams if hasattr(data, "root") else data, toy_plugins.Data)
+    assert config["model"]["init_args"]["width"] == 7
+    with pytest.raises(InputError, match="not the folder of a run"):
+        wsis.load(tmp_path / "train/checkpoints")
+
+
+class Echo(toy_plugins.Net):
+    """Says what it was shown."""
+
+    def predict_step(self, batch, i):
+        (sample,) = batch
+        assert not self.training
+        found = torch.zeros(0, 4), torch.zeros(0), torch.zeros(0)
+        self.shown = sample
+        return [Prediction(sample["image_id"], sample["size"], *found, [])]
+
+
+def test_predict_takes_any_image(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    model = Echo(3).train()
+    for image in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pixels), pixels, tensor):
+        prediction = wsis.predict(model, image)
+        assert prediction.size == (20, 30)
+        assert torch.equal(model.shown["image"], tensor)
+        assert "proposals" not in model.shown
+        assert model.training
+    with pytest.raises(InputError, match="an image is"):
+        predict(model, pixels.astype(float))
+
+
+def test_predict_makes_proposals_where_needed():
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[10:30, 20:50] = 200
+    model = Echo(3)
+    model.needs_proposals = True
+    wsis.predict(model, pixels)
+    proposals = model.shown["proposals"]
+    assert len(proposals.boxes) > 0
+    assert any(torch.equal(box, torch.tensor([20.0, 10, 50, 30])) for box in proposals.boxes), "the rectangle is among them"
