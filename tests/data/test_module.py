@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from wsis.data._coco_json import write_coco
 from wsis.data._module import Augment, Loading
 from wsis.data._proposals import ProposalFile
 from wsis.data.folder import Folder
@@ -147,6 +148,30 @@ def test_proposals_in_another_format_are_converted_once(root: Path, tmp_path: Pa
     assert len(made(root)) == 1
     with pytest.raises(InputError, match=r"no proposals .*gone\.pkl"):
         Folder(root, proposals=str(tmp_path / "gone.pkl")).proposal_file("train")
+
+
+def test_pseudo_labels_take_the_place_of_annotations(root: Path, tmp_path: Path) -> None:
+    data = Folder(root, proposals="none", loading=SERIAL)
+    own = data.index("train")
+    box = {
+        "bbox": [20, 10, 30, 20],
+        "category_id": 2,
+        "score": 0.7,
+        "ignore": 1,
+        "segmentation": [[20, 10, 50, 10, 50, 30, 20, 30]],
+    }
+    write_coco(tmp_path / "pseudo.json", own._replace(images=own.images[:2], annotations={2: [box]}))
+    labelled = data.with_labels(tmp_path / "pseudo.json")
+    assert [i["file_name"] for i in labelled.index("train").images] == ["a.png", "b.png"]
+    target = labelled.samples("train", train=False, supervision="masks").sample(1)["target"]
+    assert target["boxes"].tolist() == [[20, 10, 50, 30]]
+    assert (target["labels"].tolist(), target["crowd"].tolist(), int(target["masks"].sum())) == ([1], [True], 600)
+    assert target["tags"].tolist() == [0, 1]
+    assert labelled.fingerprint() != data.fingerprint()
+    assert data.index("train") is own
+    write_coco(tmp_path / "other.json", own._replace(images=[{**own.images[0], "file_name": "z.png"}]))
+    with pytest.raises(InputError, match=r"other\.json labels z\.png, not a training image of folder"):
+        data.with_labels(tmp_path / "other.json")
 
 
 def test_fingerprint_knows_what_shapes_the_weights(root: Path) -> None:

@@ -98,7 +98,7 @@ def write_coco(path: Path, index: Index) -> None:
             annotations.append({**own, "id": len(annotations) + 1, "image_id": image["id"]})
     content = {"images": index.images, "annotations": annotations, "categories": index.categories}
     with whole(path) as scratch:
-        scratch.write_text(json.dumps(content))
+        scratch.write_text(json.dumps(content, default=bytes.decode))  # compressed run lengths may be bytes
 
 
 def read_stuff(path: Path, index: Index) -> Index:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import cv2
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from wsis.data._coco_json import Index, Record
+from wsis.data._coco_json import Index, Record, class_of, keep_images, read_coco
 from wsis.data._samplers import OrderSampler, StepSampler
 from wsis.data._samples import Samples, Supervision
 from wsis.data._transforms import Augment
@@ -83,6 +84,29 @@ class DataModule(pl.LightningDataModule):
                 raise InputError(f"{self.name} has no {split} images in {index.root}; check its lists and settings")
             self._indices[split] = index
         return self._indices[split]
+
+    def with_labels(self, path: Path) -> Self:
+        """Give the same data with the training annotations of a COCO json in place of its own; tags stay as they are.
+
+        Raises:
+            InputError: the file is of other images or other classes.
+        """
+        own = self.index("train")
+        given = read_coco(path, own.root, self.class_names, check_images=False)
+        position, number = class_of(given.categories), [category["id"] for category in own.categories]
+        names = {image["id"]: image["file_name"] for image in own.images}
+        for image in given.images:
+            if names.get(image["id"]) != image["file_name"]:
+                raise InputError(f"{path} labels {image['file_name']}, not a training image of {self.name}; label this data")
+        labels = {
+            image: [{**a, "category_id": number[position[a["category_id"]]]} for a in found]
+            for image, found in given.annotations.items()
+        }
+        other = copy.copy(self)
+        other.trainer = None
+        kept = keep_images(own, {image["id"] for image in given.images})
+        other._indices = {**self._indices, "train": kept._replace(annotations=labels)}
+        return other
 
     @property
     def categories(self) -> list[Record]:
