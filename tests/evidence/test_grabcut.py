@@ -229,12 +229,12 @@ def test_resample_of_nothing():
 
 
 @pytest.mark.skipif(not COCO.is_dir(), reason="real images are not here")
-def test_on_real_instances_fast_is_no_worse_than_opencv():
+def test_on_real_instances_it_improves_on_the_filled_box():
     from pycocotools import mask as rle
 
     data = json.loads((COCO / "annotations/instances_val2017.json").read_text())
     images = {image["id"]: image for image in data["images"]}
-    chosen = [a for a in data["annotations"] if a["area"] > 32**2 and not a["iscrowd"]][::16][:15]
+    chosen = [a for a in data["annotations"] if a["area"] > 32**2 and not a["iscrowd"]][::5][:40]
     scores = []
     for annotation in chosen:
         record, shape = images[annotation["image_id"]], annotation["segmentation"]
@@ -245,8 +245,7 @@ def test_on_real_instances_fast_is_no_worse_than_opencv():
         image = cv2.imread(str(COCO / "val2017" / record["file_name"]))[..., ::-1].copy()
         filled = np.zeros(size, dtype=bool)
         filled[round(y) : round(y + h), round(x) : round(x + w)] = True
-        masks = [foreground(image, box)[0], foreground(image, box, setting="authors")[0], filled]
+        masks = [foreground(image, box)[0], filled]
         scores.append([iou(mask, truth) for mask in masks])
-    fast, authors, filled = np.mean(scores, 0)
-    assert fast >= authors
-    assert fast > filled
+    found, filled = np.mean(scores, 0)
+    assert found > filled

@@ -42,12 +42,13 @@ def foreground(image: Any, boxes: Any, sure: Any = None, setting: str = "fast") 
         setting: "fast", or "authors": cv2.grabCut as the releases of JTSM and PDSL use it (400 px, 5 iterations).
 
     Returns:
-        (K,H,W) bool, False outside each box; a tensor where `boxes` is one, else an array.
+        (K,H,W) bool, False outside each box ("authors": up to one pixel of the shrunk image beyond it); a tensor on the
+        device of `boxes` where that is one, else an array.
     """
-    image = np.asarray(image)
+    image = _array(image)
     height, width = image.shape[:2]
-    corners = _clip(np.asarray(boxes, dtype=np.float64).reshape(-1, 4), height, width)
-    known = None if sure is None else np.asarray(sure, dtype=bool)
+    corners = _clip(_array(boxes).astype(np.float64).reshape(-1, 4), height, width)
+    known = None if sure is None else _array(sure).astype(bool)
     if setting == "authors":
         masks = _as_authors(image, corners, known)
     elif setting == "fast":
@@ -61,7 +62,7 @@ def foreground(image: Any, boxes: Any, sure: Any = None, setting: str = "fast") 
             masks |= known & _rectangles(corners, height, width)
     else:
         raise ValueError(f'grabcut setting {setting!r}: choose "fast" or "authors"')
-    return torch.from_numpy(masks) if isinstance(boxes, Tensor) else masks
+    return torch.from_numpy(masks).to(boxes.device) if isinstance(boxes, Tensor) else masks
 
 
 def crops(image: Array, boxes: Array, sure: Array | None = None) -> tuple[Array, Array]:
@@ -203,6 +204,10 @@ def _unpack(keys: list[_Key], found: dict[_Key, bytes]) -> tuple[Tensor, Tensor]
     windows = torch.tensor([key[1:5] for key in keys], dtype=torch.float32).reshape(-1, 4)
     masks = np.frombuffer(b"".join(found[key] for key in keys), np.uint8)
     return windows, torch.from_numpy(np.unpackbits(masks).reshape(len(keys), SIZE, SIZE).astype(bool))
+
+
+def _array(values: Any) -> Array:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
 def _clip(boxes: Array, height: int, width: int) -> Array:

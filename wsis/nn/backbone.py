@@ -92,8 +92,8 @@ class Backbone(nn.Module):
         self.network, self.stage = network, stage
         self._name = name
         self._divisor = max(reduction)
-        self.register_buffer("mean", torch.tensor(mean or expected["mean"]).view(3, 1, 1) * 255)
-        self.register_buffer("std", torch.tensor(std or expected["std"]).view(3, 1, 1) * 255)
+        self.register_buffer("mean", torch.tensor(mean or expected["mean"], dtype=torch.float32).view(3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(std or expected["std"], dtype=torch.float32).view(3, 1, 1) * 255)
         if own:
             _load(self, own, name, weights)
         self._frozen = list(self.network.modules()) if freeze == 5 else _leading_modules(self.network, freeze, name)
