@@ -49,7 +49,7 @@ def attach(data: Folder, **model: Any) -> Folder:
 
 
 def made(folder: Path) -> list[Path]:
-    return sorted(folder.rglob("proposals-*.sqlite"))
+    return sorted(folder.rglob("proposals*.sqlite"))
 
 
 def test_auto_makes_proposals_once_beside_the_data(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,6 +72,14 @@ def test_proposals_begun_and_stopped_are_finished(root: Path) -> None:
     file = Folder(root, loading=SERIAL).proposal_file("train")
     assert file is not None
     assert len(file) == 3
+
+
+def test_subsets_share_the_proposals_of_a_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Folder(root, loading=SERIAL).proposal_file("train")
+    monkeypatch.setattr("wsis.data._proposals.make", None)
+    (root / "labels.csv").write_text("b.png,dog\n")
+    assert len(Folder(root, loading=SERIAL).samples("train", train=False).sample(0)["proposals"].boxes) > 0
+    assert [path.name for path in made(root)] == ["proposals.sqlite"]
 
 
 def test_where_the_data_cannot_be_written_the_cache_holds_them(

@@ -141,7 +141,10 @@ class DataModule(pl.LightningDataModule):
                 self.proposal_file(split)
 
     def proposal_file(self, split: str) -> ProposalFile | None:
-        """Give the proposals of a split, made now where "auto" finds none; None with "none"."""
+        """Give the proposals of a split, made now where "auto" lacks some; None with "none".
+
+        What is made belongs to the folder of images, so subsets and draws of a data set share it.
+        """
         if self.proposals == "none" or not getattr(self._model(), "needs_proposals", True):
             return None
         from wsis.data._proposal_formats import convert
@@ -152,10 +155,12 @@ class DataModule(pl.LightningDataModule):
             raise InputError(f'no proposals {given}; give an existing file or folder, or "auto" to have them made')
         if given is not None and _is_ours(given):
             return ProposalFile(given)
-        source = None if given is None else [str(given.resolve()), given.stat().st_size, given.stat().st_mtime_ns]
-        key = _digest([source, [image["file_name"] for image in index.images]])[:12]
-        path = _writable(self.folder) / f"proposals-{split}-{key}.sqlite"
-        if not path.exists() or len(ProposalFile(path)) < len(index.images):  # begun and stopped: what is there is kept
+        parts = index.root.relative_to(self.folder).parts if index.root.is_relative_to(self.folder) else (index.root.name,)
+        if given is not None:
+            parts += (_digest([str(given.resolve()), given.stat().st_size, given.stat().st_mtime_ns])[:12],)
+        path = _writable(self.folder) / ("-".join(("proposals", *parts)) + ".sqlite")
+        made = ProposalFile(path).files() if path.exists() else set()
+        if not made.issuperset(image["file_name"] for image in index.images):
             if given is None:
                 make(index, path, None if self.loading.workers else 0)  # all cores: nothing else runs yet
             else:
