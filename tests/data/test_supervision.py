@@ -95,7 +95,10 @@ def fit(folder: Path, supervision: str = "tags", steps: int = 6, **options: Any)
     data = COCO(folder, proposals="none", augment=AUGMENT, loading=Loading(2, options.pop("workers", 0)))
     checkpoints = ModelCheckpoint(options.pop("checkpoints", None), "{step}", save_top_k=-1, every_n_train_steps=1)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    trainer = pl.Trainer(max_steps=steps, limit_val_batches=0, callbacks=[checkpoints], **quiet)
+    accumulate = options.pop("accumulate", 1)
+    trainer = pl.Trainer(
+        max_steps=steps, accumulate_grad_batches=accumulate, limit_val_batches=0, callbacks=[checkpoints], **quiet
+    )
     trainer.fit(model, data, **options)
     return model, Path(checkpoints.dirpath or "")
 
@@ -178,14 +181,15 @@ def test_evaluation_gives_the_original_image_and_the_truth(clean: Path) -> None:
         assert [m["counts"] for m in sample["truth"].masks] == [a["segmentation"]["counts"] for a in found]
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.filterwarnings("ignore")
-def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(clean: Path, tmp_path: Path) -> None:
-    """Step 3 of 6 lies inside a pass over the 10 images, two a step; two loader processes change nothing."""
-    whole, folder = fit(clean, checkpoints=tmp_path / "whole")
-    pl.seed_everything(99, verbose=False)
-    resumed, _ = fit(clean, checkpoints=tmp_path / "resumed", workers=2, ckpt_path=folder / "step=3.ckpt", weights_only=False)
-    assert resumed.seen == whole.seen[3:]
-    assert len(set(whole.seen)) == 6
+def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(clean: Path, tmp_path: Path, accumulate: int) -> None:
+    """Step 3 of 6 lies inside a pass over the 10 images, two a batch; two loader processes change nothing."""
+    whole, folder = fit(clean, checkpoints=tmp_path / "whole", accumulate=accumulate)
+    again = {"ckpt_path": folder / "step=3.ckpt", "weights_only": False}
+    resumed, _ = fit(clean, checkpoints=tmp_path / "resumed", workers=2, accumulate=accumulate, **again)
+    assert resumed.seen == whole.seen[3 * accumulate :]
+    assert len(set(whole.seen)) == 6 * accumulate
 
 
 @pytest.mark.filterwarnings("ignore")

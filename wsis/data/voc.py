@@ -96,7 +96,7 @@ class VOC(DataModule):
         return index
 
 
-_SBD_PLACES = ("SBD", "sbd", "SBD/dataset", "benchmark_RELEASE/dataset", "VOCdevkit/SBD", ".")
+_SBD_PLACES = ("SBD", "sbd", "SBD/dataset", "benchmark_RELEASE/dataset", "VOCdevkit/SBD")
 
 
 def read_voc(devkit: Path, stems: Sequence[str], classes: Sequence[str], masks: bool, sbd: Path | None = None) -> Index:
