@@ -22,15 +22,15 @@ from typing import Any
 import pytorch_lightning as pl
 import yaml
 from jsonargparse import ArgumentError, DefaultHelpFormatter
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from wsis import registry
 from wsis.files import InputError, whole
 from wsis.loggers import CSV, WandB
+from wsis.run import rank
 from wsis.settings import Config, arrange, as_words, check_known, flatten, layer, read_config, recipe
 
 __all__ = ["CLI", "plain_errors", "run_folder", "write_settings"]
@@ -43,11 +43,11 @@ LINKED = ("num_classes", "num_stuff")
 """Model arguments that are the data's to say."""
 
 
-class _Help(DefaultHelpFormatter):  # type: ignore[misc]
+class _Help(DefaultHelpFormatter):
     """So wide that a setting is one line, which `_short` shortens."""
 
     def __init__(self, prog: str, **_: Any) -> None:
-        super().__init__(prog, max_help_position=100, width=2000)
+        super().__init__(prog, max_help_position=100, width=2000)  # type: ignore[no-untyped-call]
 
 
 class CLI(LightningCLI):
@@ -103,7 +103,7 @@ class CLI(LightningCLI):
         for path in files:
             for kind in self.kinds:
                 section = read_config(path).get(kind) or {}
-                named[kind] = section.get("class_path", named.get(kind))
+                named[kind] = section.get("class_path", named.get(kind, ""))
         named |= {kind: name for kind, name in chosen.items() if kind in self.kinds}
         named = {kind: name for kind, name in named.items() if name}
         missing = [kind for kind in self.kinds if kind not in named]
@@ -373,7 +373,7 @@ def run_folder(model: str, data: str, given: Path | None) -> Path:
     """
     if given is not None:
         return given
-    if rank_zero_only.rank:
+    if rank():
         if "WSIS_RUN_DIR" not in os.environ:
             raise InputError("several processes started from outside need one folder: give --run_dir")
         return Path(os.environ["WSIS_RUN_DIR"])

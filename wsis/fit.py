@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch.distributed as dist
 from pytorch_lightning.cli import LightningArgumentParser
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from wsis.cli import CLI, plain_errors, run_folder, write_settings
 from wsis.files import InputError
-from wsis.run import OnlyStage, Run, stages
+from wsis.run import OnlyStage, Run, rank, stages
 
 __all__ = ["main"]
 
@@ -38,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> Run:
             _report(place)
             return run
     finally:
-        if not rank_zero_only.rank:
+        if rank() == 0:
             os.environ.pop("WSIS_RUN_DIR", None)
         if dist.is_initialized():  # Lightning leaves the group open, and gloo then aborts one exit in five
             dist.destroy_process_group()
@@ -93,14 +92,15 @@ def _open(cli: CLI, folder: Path) -> None:
     for path in cli.files:
         _say(f"settings from {path}")
     _say(f"run in {folder}")
-    if rank_zero_only.rank == 0:
+    if rank() == 0:
         write_settings(folder / "config.yaml", cli.settings())
 
 
 def _work(run: Run, model: pl.LightningModule, data: pl.LightningDataModule) -> None:
     try:
-        if hasattr(model, "stages"):
-            model.stages(run, data)
+        staged: Callable[[Run, pl.LightningDataModule], None] | None = getattr(model, "stages", None)
+        if staged is not None:
+            staged(run, data)
         else:
             run.fit("train", model, data)
     except OnlyStage as unfinished:
@@ -122,7 +122,7 @@ def _report(folder: Path) -> None:
 
 
 def _say(line: str) -> None:
-    if rank_zero_only.rank == 0:
+    if rank() == 0:
         print(line, flush=True)
 
 

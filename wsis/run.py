@@ -27,14 +27,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from wsis.checkpoints import Reseed, Save, newest
 from wsis.files import InputError, whole
 from wsis.fingerprint import fingerprint, plain
 from wsis.loggers import CSV
 
-__all__ = ["OnlyStage", "Run", "read_stage", "stages"]
+__all__ = ["OnlyStage", "Run", "rank", "read_stage", "stages"]
 
 log = logging.getLogger(__name__)
 POLL = 0.2
@@ -93,8 +93,7 @@ class Run:
         if not self._begin(name, settings, steps=made.max_steps):
             start = newest(last.parent)
             save.writer.keep = start == last
-            if start is not None:
-                self._continue(name, start, made)
+            self._continue(name, start, made)
             made.fit(model, datamodule=data, ckpt_path=start)
             metrics = _validate(made, model, data)
             self._end(name, steps=made.global_step, metrics=metrics)
@@ -127,7 +126,7 @@ class Run:
             **settings: what the result depends on besides the stages before.
         """
         if not self._begin(name, settings):
-            if rank_zero_only.rank == 0:
+            if rank() == 0:
                 produce(self.folder / name)
             self._end(name)
         self._wait_for(name, finished=True)
@@ -144,7 +143,7 @@ class Run:
         self._history.append(f"{name} {print_} {steps}")
         if self.only not in (None, name) and not _is_done(read_stage(self.folder / name), print_, steps):
             raise OnlyStage(name)
-        leads = rank_zero_only.rank == 0
+        leads = rank() == 0
         stage = self._open(name, print_, settings, steps) if leads else self._wait_for(name, print_)
         done = bool(stage["finished"])
         self.announce(f"{name}: {'done before' if done else 'working'}")
@@ -185,7 +184,7 @@ class Run:
         _write(folder, stage)
 
     def _end(self, name: str, **facts: Any) -> None:
-        if rank_zero_only.rank == 0:
+        if rank() == 0:
             folder = self.folder / name
             if facts.get("metrics"):
                 with whole(folder / "metrics.json") as scratch:
@@ -201,7 +200,7 @@ class Run:
             if stage and print_ in (None, stage["fingerprint"]) and (stage["finished"] or not finished):
                 return stage
             if os.getppid() != parent:  # the process that started this one is gone, and rank zero with it
-                raise SystemExit(f"rank {rank_zero_only.rank}: rank zero has ended")
+                raise SystemExit(f"rank {rank()}: rank zero has ended")
             time.sleep(POLL)
 
     def _describe(self, model: pl.LightningModule, data: pl.LightningDataModule) -> dict[str, Any]:
@@ -209,11 +208,14 @@ class Run:
         told = data.fingerprint() if hasattr(data, "fingerprint") else dict(data.hparams)
         return {"model": _path(model), "hparams": dict(model.hparams), "data": [_path(data), told]}
 
-    def _continue(self, name: str, start: Path, trainer: pl.Trainer) -> None:
-        step = int(torch.load(start, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-        if start.name == "previous.ckpt":
-            self.announce(f"{name}: last.ckpt is missing or damaged, going back to the checkpoint before it")
-        self.announce(f"{name}: continuing at step {step}")
+    def _continue(self, name: str, start: Path | None, trainer: pl.Trainer) -> None:
+        """Say where training goes on, and forget what was logged beyond it."""
+        step = 0
+        if start is not None:
+            step = int(torch.load(start, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+            if start.name == "previous.ckpt":
+                self.announce(f"{name}: last.ckpt is missing or damaged, going back to the checkpoint before it")
+            self.announce(f"{name}: continuing at step {step}")
         for logger in trainer.loggers:
             if isinstance(logger, CSV):
                 logger.rewind(step)
@@ -250,6 +252,11 @@ def _let_go(model: pl.LightningModule, data: pl.LightningDataModule) -> None:
 
 def _path(thing: object) -> str:
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def rank() -> int:
+    """Number of this process among those that train together."""
+    return int(getattr(rank_zero_only, "rank", 0) or 0)
 
 
 def stages(run: Path) -> list[tuple[Path, dict[str, Any]]]:
