@@ -165,9 +165,7 @@ def caffe2_name(key: str) -> str:
     return f"{layer.replace('stem.conv', 'conv1_').replace('.', '_')}_{kind}"
 
 
-@pytest.mark.parametrize(
-    ("name", "style"), [("resnet18_ws", "detectron2"), ("resnet18_ws_v2", "caffe2"), ("resnet50_ws", "caffe2")]
-)
+@pytest.mark.parametrize(("name", "style"), [("resnet18_ws_v2", "caffe2"), ("resnet50_ws", "detectron2")])
 def test_authors_pickle(tmp_path, name, style):
     torch.manual_seed(0)
     source = Backbone(name, "none").eval()
@@ -179,7 +177,7 @@ def test_authors_pickle(tmp_path, name, style):
     else:
         content = {"model": {**arrays, "linear.weight": np.zeros((1000, 512))}, "__author__": "test"}
     path = tmp_path / "weights.pkl"
-    path.write_bytes(pickle.dumps(content, protocol=2))
+    path.write_bytes(pickle.dumps(content, protocol=2 if style == "caffe2" else 4))
     batch = images((48, 48))
     torch.testing.assert_close(Backbone(name, str(path)).eval()(batch), source(batch))
 

@@ -177,6 +177,8 @@ def _timm(name: str, stride: int, stage: int, model_args: dict[str, Any], weight
             f"backbone {name} cannot be built with output_stride {stride} and model_args {model_args}{_reason(error)}; "
             "output_stride 32 leaves its stride as it is"
         ) from error
+    except IndexError as error:
+        raise InputError(f"backbone {name} has no stage {stage}; choose a smaller one") from error
     except Exception as error:  # the hub and its clients raise many kinds
         advice = "another backbone or file" if state is not None else "a network that timm has weights for, a file, or none"
         raise InputError(
