@@ -161,7 +161,7 @@ def test_boxes_alone_are_judged(run, data_words, tmp_path, capsys):
 
 def test_other_split_and_folder(run, tmp_path):
     judging.main(["--run", str(run), "--split", "train", "--out", str(tmp_path / "here"), "--accelerator", "cpu"])
-    assert json.loads((tmp_path / "here/metrics.json").read_text())["images"] == "6"
+    assert json.loads((tmp_path / "here/metrics.json").read_text())["images"] == 6
 
 
 def test_a_model_that_finds_nothing_is_judged(place, data_words, capsys):
@@ -222,6 +222,15 @@ def test_help_is_short_and_says_something_of_each_setting(verb, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) < 80
     assert any("--run" in line and "Folder of a finished run" in " ".join(lines[i : i + 2]) for i, line in enumerate(lines))
+
+
+def test_tags_alone_cannot_be_judged_by(tmp_path, capsys):
+    write_image(tmp_path / "a.png", 0)
+    for name in ("labels.csv", "val.csv"):
+        (tmp_path / name).write_text("a.png,cat\n")
+    (tmp_path / "mine.json").write_text(json.dumps(result(image_id=1)))
+    words = ["--predictions", tmp_path / "mine.json", "--data", "folder", "--data.root", tmp_path, "--data.proposals", "none"]
+    assert "no boxes or masks" in refused(judging, words, capsys)
 
 
 def write_image(path: Path, seed: int, size=(50, 70)) -> Path:

@@ -17,7 +17,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from PIL import Image
 
 from wsis import viz
-from wsis.cli import plain_errors
+from wsis.cli import _Help, plain_errors
 from wsis.data._coco_json import Index, Record
 from wsis.data._images import read_image
 from wsis.data._module import Augment, DataModule, Loading
@@ -37,7 +37,7 @@ __all__ = ["main", "predict_images", "store_predictions"]
 def main(argv: Sequence[str] | None = None) -> Path:
     """Predict what `argv` names; returns the results file."""
     with plain_errors():
-        parser = ArgumentParser(prog="python -m wsis.predict", description=__doc__, exit_on_error=False)
+        parser = ArgumentParser(prog="python -m wsis.predict", description=__doc__, exit_on_error=False, formatter_class=_Help)
         parser.add_argument("images", nargs="+", type=Path, help="Images, and folders of images.")
         parser.add_function_arguments(predict_images, skip={"images"})
         return predict_images(**parse(parser, argv))

@@ -79,6 +79,8 @@ def evaluate(
     if split not in ("train", "val"):
         raise InputError(f"--split {split}: give train or val")
     index = data.index(split)
+    if not any(index.annotations.values()):
+        raise InputError(f"{data.name} has no boxes or masks in its {split} split to judge by; annotate some images")
     folder = out or (run / f"test-{split}" if run else Path(str(predictions)).parent)
     file = predictions or store_predictions(load(run).model, data, split, folder, accelerator, devices)  # type: ignore[arg-type]
     if file is None:
@@ -91,7 +93,7 @@ def evaluate(
     judgement = judge(found, _truths(index), [category["name"] for category in index.categories])
     _print(judgement, per_class)
     title = str(run or predictions)
-    _write(folder, judgement, index, {"predictions": title, "data": data.name, "split": split, "images": str(len(found))})
+    _write(folder, judgement, index, {"predictions": title, "data": data.name, "split": split, "images": len(found)})
     _report(folder / "report.html", title, judgement, index, found, run, split)
     print(f"wrote {folder / 'metrics.json'}, {folder / 'report.html'}" + (f", {file}" if run else ""))
     return judgement
@@ -184,7 +186,7 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
         print("  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))]))
 
 
-def _write(folder: Path, judgement: Judgement, index: Index, facts: Mapping[str, str]) -> None:
+def _write(folder: Path, judgement: Judgement, index: Index, facts: Mapping[str, Any]) -> None:
     def plain(figures: Mapping[str, float]) -> dict[str, float | None]:
         return {name: None if math.isnan(value) else value for name, value in figures.items()}  # json knows no nan
 
