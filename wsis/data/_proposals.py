@@ -1,4 +1,4 @@
-"""Proposals on disk: one SQLite file per split, so that any image is read alone and a killed writer loses nothing done before."""
+"""Proposals on disk: one SQLite file per split. Any image is read alone, and a killed writer loses nothing done before."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -49,7 +50,7 @@ class ProposalFile:
         if not self.path.is_file():
             raise InputError(f"no proposal file {self.path}; make one with python -m wsis.propose")
         self._opened: tuple[int, sqlite3.Connection] | None = None
-        self.provenance
+        _ = self.provenance  # a foreign or damaged file is refused here, not in the middle of training
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "_opened": None}
@@ -124,7 +125,7 @@ class ProposalWriter:
     """Adds images to an open proposal file; `write` makes it."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        self.connection, self._since = connection, 0
+        self.connection, self._uncommitted = connection, 0
         self.files = {name for (name,) in connection.execute("SELECT file FROM proposals")}
 
     def add(self, file_name: str, size: tuple[int, int], proposals: Proposals) -> None:
@@ -135,10 +136,10 @@ class ProposalWriter:
         """Store proposals that are packed already, as they come from another process."""
         self.connection.execute("INSERT OR REPLACE INTO proposals VALUES (?, ?, ?, ?)", (file_name, size[1], size[0], packed))
         self.files.add(file_name)
-        self._since += 1
-        if self._since == _BATCH:
+        self._uncommitted += 1
+        if self._uncommitted == _BATCH:
             self.connection.commit()
-            self._since = 0
+            self._uncommitted = 0
 
 
 @contextmanager
@@ -203,6 +204,8 @@ def _results(images: list[Record], root: Path, workers: int | None) -> Iterator[
 
 def _parallel(jobs: list[tuple[Path, Record]], workers: int) -> Iterator[bytes | str]:
     context = get_context("fork" if sys.platform == "linux" else "spawn")  # as a DataLoader: a plain script has no main guard
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # here, because a forked child that touches OpenCV's threads hangs
     with ProcessPoolExecutor(workers, context, _begin) as pool:
         try:
             yield from pool.map(_propose, jobs, chunksize=4)
@@ -210,13 +213,11 @@ def _parallel(jobs: list[tuple[Path, Record]], workers: int) -> Iterator[bytes |
             raise InputError("a worker died, most likely for want of memory; repeat the command with fewer workers") from error
         finally:
             pool.shutdown(cancel_futures=True)
+            cv2.setNumThreads(threads)
 
 
 def _begin() -> None:
-    import cv2
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which stops the pool
-    cv2.setNumThreads(1)
     torch.set_num_threads(1)
 
 

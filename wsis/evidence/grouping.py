@@ -1,8 +1,8 @@
 """Hierarchical grouping of superpixels, many groupings in step with one another.
 
-Selective search (Uijlings et al., IJCV 2013, section 3) merges the two most similar neighbours until one region is left, once per
-colour space and similarity. All M groupings of one image start from the same S superpixels and need exactly S - 1 merges each, so
-merge t of every grouping is done in one vectorised step over (M, ...) arrays.
+Selective search (Uijlings et al., IJCV 2013, section 3) merges the two most similar neighbours until one region is left, once
+per colour space and similarity. All M groupings of one image start from the same S superpixels and need exactly S - 1 merges
+each, so merge t of every grouping is done in one vectorised step over (M, ...) arrays.
 """
 
 from __future__ import annotations

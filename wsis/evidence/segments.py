@@ -1,7 +1,7 @@
 """Segment proposals from pixels alone: superpixels, grouped in many ways, ranked without any label.
 
-Selective search (Uijlings et al., IJCV 2013) on one fine Felzenszwalb map (IJCV 2004), so that every proposal is a set of the same
-superpixels, with an objectness that selective search lacks.
+Selective search (Uijlings et al., IJCV 2013) on one fine map of superpixels (Felzenszwalb and Huttenlocher, IJCV 2004), so that
+every proposal is a set of the same superpixels, with an objectness that selective search lacks.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _graph(labels: Labels) -> Graph:
 def _extents(labels: Labels, count: int) -> Floats:
     """Boxes (S,4) of the superpixels."""
     boxes = np.empty((count, 4), np.float32)
-    height, width = labels.shape
+    width = labels.shape[1]
     order = np.argsort(labels.ravel(), kind="stable")
     starts = np.searchsorted(labels.ravel()[order], np.arange(count))
     ys, xs = np.divmod(order, width)
@@ -187,7 +187,12 @@ def _regions(merges: Merges, graph: Graph) -> Regions:
     _, chosen, which = np.unique(merges.names.ravel(), return_index=True, return_inverse=True)
     persistence = np.bincount(which.ravel(), lived.ravel()) / groupings
     return Regions(
-        np.concatenate([np.packbits(np.eye(count, dtype=bool), axis=1), merges.members.reshape(total * groupings, -1)[chosen]]),
+        np.concatenate(
+            [
+                np.packbits(np.eye(count, dtype=bool), axis=1),
+                merges.members.reshape(total * groupings, (count + 7) // 8)[chosen],
+            ]
+        ),
         np.concatenate([graph.boxes, merges.boxes.reshape(-1, 4)[chosen]]),
         np.concatenate([graph.sizes, merges.sizes.ravel()[chosen]]),
         np.concatenate([np.zeros(count), persistence]).astype(np.float32),

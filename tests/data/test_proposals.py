@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import sqlite3
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from wsis.data import _proposals
+from wsis.data._coco_json import Index
+from wsis.data._proposals import ProposalFile, make, write
+from wsis.files import InputError
+from wsis.types import Proposals
+
+MADE = {"made": "by hand", "supervision": "none"}
+
+
+def drawn(seed=0, size=(30, 40), count=13, superpixels=9, boxes_alone=False):
+    rng = np.random.default_rng(seed)
+    corners = np.sort(rng.random((count, 2, 2)) * size[::-1], 1).reshape(count, 4)
+    scores = np.sort(rng.random(count))[::-1].copy()
+    columns = [torch.tensor(corners, dtype=torch.float32), torch.tensor(scores, dtype=torch.float32)]
+    if not boxes_alone:
+        labels = rng.integers(-1, superpixels, size).astype(np.int32)
+        columns += [torch.from_numpy(labels), torch.from_numpy(rng.random((count, superpixels)) < 0.4)]
+    return Proposals(*columns)
+
+
+def same(first, second):
+    return all((a is None and b is None) or (a.dtype == b.dtype and a.equal(b)) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("superpixels", [1, 9, 40000])
+@pytest.mark.parametrize("count", [0, 1, 13])
+def test_what_was_written_is_read_to_the_bit(tmp_path, count, superpixels):
+    given = drawn(count=count, superpixels=superpixels)
+    with write(tmp_path / "p.sqlite", MADE) as writer:
+        writer.add("a/b.jpg", (30, 40), given)
+    file = ProposalFile(tmp_path / "p.sqlite")
+    assert same(file.read("a/b.jpg", (30, 40), segments=True), given)
+    assert same(file.read("a/b.jpg", (30, 40)), given[:2] + (None, None))
+    assert same(file.read("a/b.jpg", (30, 40), True, 5), Proposals(given[0][:5], given[1][:5], given[2], given[3][:5]))
+    assert file.provenance == MADE
+    assert len(file) == 1
+    assert "a/b.jpg" in file
+    assert "b.jpg" not in file
+
+
+def test_a_pickled_reader_reads_in_another_process(tmp_path):
+    with write(tmp_path / "p.sqlite", MADE) as writer:
+        writer.add("a.jpg", (30, 40), drawn())
+    file = ProposalFile(tmp_path / "p.sqlite")
+    assert same(pickle.loads(pickle.dumps(file)).read("a.jpg", (30, 40), True), drawn())
+    with multiprocessing.get_context("fork").Pool(1) as pool:  # as a loader worker, after the file was opened here
+        assert pool.apply(_count, (file,)) == 13
+
+
+def _count(file):
+    return len(file.read("a.jpg", (30, 40)).boxes)
+
+
+def test_missing_image_other_size_and_boxes_alone_are_told(tmp_path):
+    with write(tmp_path / "p.sqlite", MADE) as writer:
+        writer.add("a.jpg", (30, 40), drawn(boxes_alone=True))
+    file = ProposalFile(tmp_path / "p.sqlite")
+    with pytest.raises(InputError, match=r"no proposals for b\.jpg.*wsis\.propose"):
+        file.read("b.jpg", (30, 40))
+    with pytest.raises(InputError, match=r"40 x 30 pixels, is 30 x 40.*made for other images"):
+        file.read("a.jpg", (40, 30))
+    with pytest.raises(InputError, match="boxes alone"):
+        file.read("a.jpg", (30, 40), segments=True)
+
+
+def test_foreign_truncated_and_damaged_files_are_told(tmp_path):
+    path = tmp_path / "p.sqlite"
+    with pytest.raises(InputError, match="no proposal file"):
+        ProposalFile(path)
+    path.write_bytes(b"no database at all" * 100)
+    with pytest.raises(InputError, match="not a proposal file"):
+        ProposalFile(path)
+    path.unlink()
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE t (x)")
+    other.close()
+    with pytest.raises(InputError, match="not a proposal file"):
+        ProposalFile(path)
+    path.unlink()
+    with write(path, MADE) as writer:
+        for i in range(50):
+            writer.add(f"{i}.jpg", (30, 40), drawn(i))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"damaged|not a proposal file"):
+        file = ProposalFile(path)
+        for i in range(50):
+            file.read(f"{i}.jpg", (30, 40), True)
+    path.write_bytes(content)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE proposals SET blob = substr(blob, 1, 60) WHERE file = '7.jpg'")
+    connection.close()
+    with pytest.raises(InputError, match=r"7\.jpg is damaged"):
+        ProposalFile(path).read("7.jpg", (30, 40), True)
+
+
+def test_an_error_keeps_what_was_added_and_writing_goes_on(tmp_path):
+    path = tmp_path / "p.sqlite"
+    with pytest.raises(RuntimeError), write(path, MADE) as writer:
+        writer.add("a.jpg", (30, 40), drawn())
+        raise RuntimeError
+    with write(path, MADE) as writer:
+        assert writer.files == {"a.jpg"}
+        writer.add("b.jpg", (30, 40), drawn(1))
+    assert ProposalFile(path).files() == {"a.jpg", "b.jpg"}
+    with pytest.raises(InputError, match="made in another way"), write(path, {**MADE, "supervision": "masks"}):
+        pass
+
+
+def pictures(folder, count=6, size=(48, 64)):
+    images = []
+    for i in range(count):
+        pixels = np.full((*size, 3), 60, np.uint8)
+        cv2.circle(pixels, (20 + 4 * i, 24), 12, (30, 200, 240), -1)
+        cv2.imwrite(str(folder / f"{i}.png"), pixels)
+        images.append({"id": i + 1, "file_name": f"{i}.png", "height": size[0], "width": size[1]})
+    return Index("pictures", folder, images, {}, [], [], {}, {})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_make_proposes_for_every_image_once(tmp_path, monkeypatch, workers):
+    index = pictures(tmp_path)
+    out = make(index, tmp_path / "p.sqlite", workers)
+    file = ProposalFile(out)
+    assert file.files() == {f"{i}.png" for i in range(6)}
+    assert file.provenance["supervision"] == "none"
+    assert file.read("3.png", (48, 64), True).boxes[0].tolist() == pytest.approx([20, 12, 45, 37], abs=2)
+    monkeypatch.setattr(_proposals, "_propose", lambda job: pytest.fail("done already"))
+    make(index, out, 0)
+
+
+def test_make_goes_on_after_an_image_that_cannot_be_read(tmp_path):
+    index = pictures(tmp_path)
+    good = (tmp_path / "2.png").read_bytes()
+    (tmp_path / "2.png").write_bytes(good[:50])
+    with pytest.raises(InputError, match=r"2\.png.*the other proposals are kept"):
+        make(index, tmp_path / "p.sqlite", 0)
+    assert len(ProposalFile(tmp_path / "p.sqlite")) == 5
+    (tmp_path / "2.png").write_bytes(good)
+    make(index, tmp_path / "p.sqlite", 0)
+    assert len(ProposalFile(tmp_path / "p.sqlite")) == 6
+
+
+def test_the_verb_serves_a_folder_and_says_where(tmp_path, capsys, monkeypatch):
+    from wsis.propose import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    pictures(tmp_path / "images", 2)
+    paths = main(["--images", str(tmp_path / "images"), "--out", str(tmp_path / "o.sqlite"), "--workers", "1"])
+    assert paths == [tmp_path / "o.sqlite"]
+    assert f"proposals of 2 images in {tmp_path / 'o.sqlite'}" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--images", str(tmp_path), "--split", "tset", "--images", str(tmp_path / "none")])
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_verb_makes_the_file_that_auto_looks_for(tmp_path, monkeypatch):
+    from wsis.data.shapes import Shapes
+    from wsis.propose import main
+
+    small = ["--data.train", "2", "--data.val", "1", "--data.salient", "1"]
+    paths = main(["--data", "shapes", "--data.root", str(tmp_path), *small, "--workers", "1"])
+    monkeypatch.setattr(_proposals, "_propose", lambda job: pytest.fail("done already"))
+    data = Shapes(root=tmp_path, train=2, val=1, salient=1)
+    assert [data.proposal_file(split).path for split in ("train", "val")] == paths
