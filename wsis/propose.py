@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from wsis.data._coco_json import Index
+from wsis.data._coco_json import Index, Record
 from wsis.data._images import image_size
 from wsis.data._proposal_formats import convert
 from wsis.data._proposals import ProposalFile, make
@@ -87,7 +87,7 @@ def index_of_folder(folder: Path) -> Index:
     if not files:
         raise InputError(f"no images in {folder}; give a folder with {', '.join(sorted(_SUFFIXES))} files")
     sizes = [image_size(folder / name) for name in files]
-    images = [
+    images: list[Record] = [
         {"id": number, "file_name": name, "height": height, "width": width}
         for number, (name, (height, width)) in enumerate(zip(files, sizes, strict=True), 1)
     ]

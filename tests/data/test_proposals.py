@@ -41,7 +41,7 @@ def test_what_was_written_is_read_to_the_bit(tmp_path, count, superpixels):
         writer.add("a/b.jpg", (30, 40), given)
     file = ProposalFile(tmp_path / "p.sqlite")
     assert same(file.read("a/b.jpg", (30, 40), segments=True), given)
-    assert same(file.read("a/b.jpg", (30, 40)), given[:2] + (None, None))
+    assert same(file.read("a/b.jpg", (30, 40)), (*given[:2], None, None))
     assert same(file.read("a/b.jpg", (30, 40), True, 5), Proposals(given[0][:5], given[1][:5], given[2], given[3][:5]))
     assert file.provenance == MADE
     assert len(file) == 1
@@ -94,9 +94,7 @@ def test_foreign_truncated_and_damaged_files_are_told(tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match=r"damaged|not a proposal file"):
-        file = ProposalFile(path)
-        for i in range(50):
-            file.read(f"{i}.jpg", (30, 40), True)
+        [ProposalFile(path).read(f"{i}.jpg", (30, 40), True) for i in range(50)]
     path.write_bytes(content)
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE proposals SET blob = substr(blob, 1, 60) WHERE file = '7.jpg'")
@@ -107,9 +105,8 @@ def test_foreign_truncated_and_damaged_files_are_told(tmp_path):
 
 def test_an_error_keeps_what_was_added_and_writing_goes_on(tmp_path):
     path = tmp_path / "p.sqlite"
-    with pytest.raises(RuntimeError), write(path, MADE) as writer:
-        writer.add("a.jpg", (30, 40), drawn())
-        raise RuntimeError
+    with pytest.raises(AttributeError), write(path, MADE) as writer:
+        [writer.add(name, (30, 40), proposals) for name, proposals in (("a.jpg", drawn()), ("b.jpg", None))]
     with write(path, MADE) as writer:
         assert writer.files == {"a.jpg"}
         writer.add("b.jpg", (30, 40), drawn(1))

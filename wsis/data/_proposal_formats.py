@@ -106,8 +106,8 @@ def _compact(masks: Masks) -> tuple[Array, Array]:
     """Leave out superpixel numbers without a pixel."""
     numbers, labels = np.unique(masks.labels, return_inverse=True)
     kept = numbers[numbers >= 0]
-    labels = labels.reshape(masks.labels.shape).astype(np.int32) - int(numbers[0] < 0)
-    return labels, np.ascontiguousarray(masks.members[:, kept])
+    dense: Array = labels.reshape(masks.labels.shape).astype(np.int32) - int(numbers[0] < 0)
+    return dense, np.ascontiguousarray(masks.members[:, kept])
 
 
 def _mask_boxes(labels: Array, members: Array) -> Array:
@@ -132,11 +132,12 @@ def _spans(labels: Array, members: Array) -> tuple[Array, Array]:
 
 def _choose(boxes: Array, scores: Array, identity: Array) -> Array:
     """Rows to keep, best first: with an area, and of equal `identity` (P,K) the best."""
-    order = np.argsort(-scores, kind="stable")
+    order: Array = np.argsort(-scores, kind="stable")
     order = order[(boxes[order, 2] > boxes[order, 0]) & (boxes[order, 3] > boxes[order, 1])]
     if not len(order):
         return order
-    return order[np.sort(np.unique(identity[order], axis=0, return_index=True)[1])]
+    order = order[np.sort(np.unique(identity[order], axis=0, return_index=True)[1])]
+    return order
 
 
 def _by_name(index: Index) -> dict[str, Record]:

@@ -87,7 +87,8 @@ class _Groupings:
         a, b = self.boxes[row, first], self.boxes[row, second]
         extent = (np.maximum(a[:, 2:], b[:, 2:]) - np.minimum(a[:, :2], b[:, :2])).prod(-1) / self.area
         look += _FIRST * (self.starts[row, first] == self.starts[row, second])
-        return look - self.size_weight[row] * together - self.fill_weight[row] * (extent - together)
+        similarity: Floats = look - self.size_weight[row] * together - self.fill_weight[row] * (extent - together)
+        return similarity
 
     def merge(self) -> tuple[Ints, Ints]:
         """Merge the two most similar neighbours of every grouping: (M,) the region that grew, (M,) the one that went."""
@@ -124,9 +125,9 @@ class _Groupings:
         dead = self.first < 0
         width = int((~dead).sum(1).max())
         order = np.argsort(dead, 1, kind="stable")[:, :width]
-        self.first, self.second, self.similarity = (
-            np.take_along_axis(values, order, 1) for values in (self.first, self.second, self.similarity)
-        )
+        self.first = np.take_along_axis(self.first, order, 1)
+        self.second = np.take_along_axis(self.second, order, 1)
+        self.similarity = np.take_along_axis(self.similarity, order, 1)
 
 
 def group(graph: Graph, signatures: Floats, size_weight: Floats, fill_weight: Floats, starts: Ints, until: int = 1) -> Merges:

@@ -85,11 +85,12 @@ def propose(
     regions = _regions(group(graph, *_strategies(small, labels), _starts(small, labels)), graph)
     share = regions.sizes / graph.area
     fits = (share >= min_size) & (share <= max_size)
-    regions = Regions(*(column[fits] for column in regions))
+    members, boxes, sizes, persistence = regions
+    regions = Regions(members[fits], boxes[fits], sizes[fits], persistence[fits])
     scores = _objectness(regions, share[fits])
     best = np.argsort(-scores, kind="stable")[:limit]
-    members = np.unpackbits(regions.members[best], axis=1, count=len(graph.sizes)).astype(bool)
-    return _proposals(members, scores[best], labels, image.shape[:2])
+    chosen = np.unpackbits(regions.members[best], axis=1, count=len(graph.sizes)).astype(bool)
+    return _proposals(chosen, scores[best], labels, image.shape[:2])
 
 
 def settings() -> dict[str, Any]:
@@ -104,12 +105,13 @@ def _shrink(image: Image, side: int) -> Image:
     if scale >= 1:
         return image
     size = (max(round(width * scale), 1), max(round(height * scale), 1))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    smaller: Image = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    return smaller
 
 
 def _superpixels(image: Image, limit: int) -> Labels:
     """Felzenszwalb's map in Lab; where it has more than `limit` regions, the most alike and smallest are merged."""
-    labels = felzenszwalb(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), scale=50, sigma=0.8, min_size=25).astype(np.int32)
+    labels: Labels = felzenszwalb(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), scale=50, sigma=0.8, min_size=25).astype(np.int32)
     count = int(labels.max()) + 1
     if count > limit:
         look = _histograms(labels, _quantised(image, cv2.COLOR_RGB2LAB))
