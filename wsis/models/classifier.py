@@ -71,7 +71,10 @@ class Classifier(pl.LightningModule):
         """One logit per image and class (N,C); the padding of smaller images takes no part."""
         maps, stride = self([sample["image"] for sample in batch]), self.backbone.stride
         sizes = [(math.ceil(h / stride), math.ceil(w / stride)) for h, w in (s["image"].shape[-2:] for s in batch)]
-        pooled = [pool(m[:, :h, :w], self.hparams["pooling"], self.hparams["sharpness"]) for m, (h, w) in zip(maps, sizes, strict=True)]
+        pooled = [
+            pool(m[:, :h, :w], self.hparams["pooling"], self.hparams["sharpness"])
+            for m, (h, w) in zip(maps, sizes, strict=True)
+        ]
         return torch.stack(pooled)
 
     def loss(self, batch: Batch) -> Tensor:

@@ -33,6 +33,8 @@ cut at 0.5 on its own 28 x 28 grid, where the release pastes it into the image a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
@@ -41,7 +43,8 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from wsis.evidence.grabcut import Evidence, resample
+from wsis.data._images import read_image
+from wsis.evidence.grabcut import Evidence, Request, resample
 from wsis.losses import (
     box_loss,
     correlation_loss,
@@ -132,7 +135,7 @@ class PDSL(pl.LightningModule):
         self.mil = MILHead(features, num_classes)
         self.refinements = nn.ModuleList(RefinementHead(features, num_classes, regression) for _ in range(refinements))
         self.masks = MaskHeads(self.backbone.channels, [1] + [num_classes] * mask_heads, mask_width)
-        self.evidence = Evidence(evidence)
+        self.evidence = Evidence()
 
     def configure_callbacks(self) -> list[Callback]:
         """Evaluate whatever is predicted."""
@@ -143,7 +146,9 @@ class PDSL(pl.LightningModule):
         if self.hparams["pretraining"]:
             settings = dict(self.hparams["pretraining"])
             steps = settings.pop("steps")
-            shared = {name: self.hparams[name] for name in ("num_classes", "backbone", "weights", "output_stride", "backbone_args")}
+            shared = {
+                name: self.hparams[name] for name in ("num_classes", "backbone", "weights", "output_stride", "backbone_args")
+            }
             classifier = run.fit("1-classifier", Classifier(**(shared | settings)), data, max_steps=steps)
             self.backbone.load(classifier)
         run.fit("2-pdsl" if self.hparams["pretraining"] else "train", self, data)
@@ -155,7 +160,7 @@ class PDSL(pl.LightningModule):
         losses, found = zip(*(self.detection_losses(h, s) for h, s in zip(heads, batch, strict=True)), strict=True)
         total = {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}  # eq. (4)
         labels, scores = (torch.cat([getattr(f, name) for f in found]) for name in ("labels", "scores"))
-        target = torch.cat([self.seed_masks(f, s) for f, s in zip(found, batch, strict=True)])
+        target = self.seed_masks(found, batch)
         regions = pool(features, [f.boxes for f in found], self.backbone.stride, 14, "roi_align")
         total["mask"] = total["correlation"] = features.new_zeros(())
         for channels in self.masks(regions):
@@ -203,14 +208,19 @@ class PDSL(pl.LightningModule):
         own = scores if self.hparams["correlation_target"] == "own" and heads.logits else None
         return losses, foreground(proposals, pseudo._replace(scores=target), matched, own, self.hparams["foreground"])
 
-    def seed_masks(self, found: Foreground, sample: Sample) -> Tensor:
+    def seed_masks(self, found: Sequence[Foreground], batch: Batch) -> Tensor:
         """The first masks (K,28,28): n^seed proposals a class get evidence, the others their nearest seed's (section 3.3)."""
-        seeds = nearest_seeds(found, self.hparams["seeds"])
-        boxes = sample["view"].to_original(found.boxes)
-        windows, masks = self.evidence(sample, boxes[seeds])
-        which = box_iou(boxes, boxes[seeds]).argmax(1) if len(seeds) else seeds
-        target = resample(windows, masks, which, boxes, 28)
-        return (target.flip(-1) if sample["view"].flip else target).round()
+        seeds = [nearest_seeds(f, self.hparams["seeds"]) for f in found]
+        boxes = [s["view"].to_original(f.boxes) for f, s in zip(found, batch, strict=True)]
+        chosen = [b[index] for b, index in zip(boxes, seeds, strict=True)]
+        images = [partial(read_image, s["path"], s["size"]) for s in batch]
+        requests = [Request(s["image_id"], image, c) for s, image, c in zip(batch, images, chosen, strict=True)]
+        masks = []
+        for (windows, evidence), b, c, s in zip(self.evidence(requests), boxes, chosen, batch, strict=True):
+            nearest = box_iou(b, c).argmax(1) if len(c) else b.new_zeros(0, dtype=torch.int64)
+            target = resample(windows.to(b.device), evidence.to(b.device), nearest, b, 28)
+            masks.append(target.flip(-1) if s["view"].flip else target)
+        return torch.cat(masks).round()
 
     def validation_step(self, batch: Batch, _: int) -> list[Prediction]:
         """Predict each image."""
@@ -233,7 +243,10 @@ class PDSL(pl.LightningModule):
             boxes = decode(deltas, proposals.boxes, size)
         at, kept, labels, _ = detect(scores, boxes, self.hparams["nms"])
         masks = torch.stack(
-            [self._view_masks(f, look.view.to_input(at), labels, look.view.flip) for f, look in zip(features, views, strict=True)]
+            [
+                self._view_masks(f, look.view.to_input(at), labels, look.view.flip)
+                for f, look in zip(features, views, strict=True)
+            ]
         ).mean(0)
         return Prediction(sample["image_id"], size, at.cpu(), kept.cpu(), labels.cpu(), paste(masks, at, size))
 

@@ -1,0 +1,200 @@
+"""What every method must do, found by discovery: a new file in wsis/models is tested from its first day."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+import wsis
+from wsis import fit, registry
+from wsis.data.shapes import Shapes
+from wsis.types import Prediction, Proposals
+
+METHODS = registry.names("model")
+TINY = {
+    "backbone": "test_byobnet",
+    "weights": "none",
+    "output_stride": 32,
+    "stage": 2,
+    "freeze": 0,
+    "hidden": 32,
+    "features": 32,
+    "mask_width": 8,
+    "test_sides": (),
+    "pretraining": None,
+}
+QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("shapes")
+
+
+@pytest.fixture
+def data(root) -> Shapes:
+    return Shapes(root=root, train=8, val=4, salient=4)
+
+
+def build(name: str, **settings) -> pl.LightningModule:
+    cls = registry.find("model", name)
+    accepted = inspect.signature(cls).parameters
+    return cls(num_classes=8, **{key: value for key, value in {**TINY, **settings}.items() if key in accepted})
+
+
+def train(name: str, data: Shapes, steps: int = 2, **trainer) -> pl.LightningModule:
+    pl.seed_everything(0, verbose=False)
+    model = build(name)
+    pl.Trainer(accelerator="cpu", max_steps=steps, **{**QUIET, **trainer}).fit(model, datamodule=data)
+    return model
+
+
+def predictions(model: pl.LightningModule, data: Shapes) -> list[Prediction]:
+    batches = pl.Trainer(accelerator="cpu", **QUIET).predict(model, dataloaders=data.dataloader("val", train=False))
+    return [prediction for batch in batches or [] for prediction in batch or []]
+
+
+def same(a: list[Prediction], b: list[Prediction]) -> bool:
+    return len(a) == len(b) > 0 and all(
+        torch.equal(p.scores, q.scores) and torch.equal(p.boxes, q.boxes) and p.masks == q.masks
+        for p, q in zip(a, b, strict=True)
+    )
+
+
+def predicts(name: str) -> bool:
+    return registry.find("model", name).predict_step is not pl.LightningModule.predict_step
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_setting_has_a_sentence(name):
+    cls = registry.find("model", name)
+    for setting in inspect.signature(cls).parameters:
+        assert f"    {setting}: " in (cls.__doc__ or ""), f"{name}.{setting} has no help"
+    assert cls.supervision in ("tags", "boxes", "masks")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_steps_move_what_is_not_frozen_and_nothing_else(name, data, tmp_path):
+    pl.seed_everything(0, verbose=False)
+    before = {key: value.clone() for key, value in build(name).named_parameters()}
+    after = dict(train(name, data, default_root_dir=tmp_path).named_parameters())
+    moved = {key for key in after if not torch.equal(before[key], after[key])}
+    assert moved
+    assert moved <= {key for key, value in after.items() if value.requires_grad}
+    assert all(value.isfinite().all() for value in after.values())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_saved_and_loaded_from_python(name, data, tmp_path):
+    model = train(name, data)
+    trainer = pl.Trainer(accelerator="cpu", max_steps=2, **QUIET)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    again = type(model).load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    if predicts(name):
+        assert same(predictions(model, data), predictions(again, data))
+
+
+def words(name: str, root: Path, run: Path, steps: int = 4) -> list[str]:
+    settings = {**TINY, "pretraining": "null", "test_sides": "[]"}
+    accepted = inspect.signature(registry.find("model", name)).parameters
+    flags = [f"--model.{key}={value}" for key, value in settings.items() if key in accepted]
+    flags += [f"--data.root={root}", "--data.train=8", "--data.val=4", "--data.salient=4", f"--run_dir={run}"]
+    return ["--model", name, *flags, f"--trainer.max_steps={steps}", "--trainer.accelerator=cpu", "--save_every=1"]
+
+
+class PowerCut(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_interrupted_run_ends_as_an_undisturbed_one(name, root, tmp_path, monkeypatch):
+    cls = registry.find("model", name)
+    fit.main(words(name, root, tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        step = cls.training_step
+
+        def cut(self, batch, index):
+            if self.global_step == 2:
+                raise PowerCut
+            return step(self, batch, index)
+
+        patch.setattr(cls, "training_step", cut)
+        with pytest.raises(PowerCut):
+            fit.main(words(name, root, tmp_path / "cut"))
+    fit.main(words(name, root, tmp_path / "cut"))
+    last = "checkpoints/last.ckpt"
+    stage = next((tmp_path / "whole").glob(f"*/{last}")).parents[1].name
+    a, b = (torch.load(tmp_path / run / stage / last, weights_only=True)["state_dict"] for run in ("whole", "cut"))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_saved_settings_give_the_same_run_and_it_loads(name, root, data, tmp_path):
+    fit.main(words(name, root, tmp_path / "a", steps=2))
+    fit.main(["--config", str(tmp_path / "a/config.yaml"), "--run_dir", str(tmp_path / "b")])
+    a, b = (wsis.load(tmp_path / run).model for run in "ab")
+    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    if predicts(name):
+        assert same(predictions(a, data), predictions(b, data))
+
+
+def hard_cases(data: Shapes) -> dict[str, dict]:
+    """A training sample, made difficult in ways that real data are."""
+    data.setup("fit")
+    usual = data.dataloader("train", train=True).dataset.sample(0, 0)
+    none = Proposals(*(None if part is None else part[:0] for part in usual["proposals"][:2]))
+    pixel = usual["proposals"].boxes.clone()
+    pixel[:, 2:] = pixel[:, :2] + 1
+    return {
+        "no tag": {**usual, "target": {"tags": torch.zeros(8)}},
+        "no proposal": {**usual, "proposals": none},
+        "one-pixel proposals": {**usual, "proposals": usual["proposals"]._replace(boxes=pixel)},
+        "every tag": {**usual, "target": {"tags": torch.ones(8)}},
+    }
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("case", ["no tag", "no proposal", "one-pixel proposals", "every tag"])
+def test_hard_samples_give_finite_gradients_and_predictions(name, case, data):
+    model = build(name)
+    model.log = model.log_dict = lambda *_, **__: None  # no trainer listens
+    sample = hard_cases(data)[case]
+    loss = model.training_step([sample], 0)
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    if predicts(name):
+        with torch.no_grad():
+            (found,) = model.eval().predict_step([sample], 0)
+        assert found.scores.isfinite().all()
+        assert len(found.masks) == len(found.boxes) == len(found.labels)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if predicts(name)])
+def test_predictions_are_what_the_glossary_says(name, data):
+    for found in predictions(build(name), data):
+        assert found.boxes.dtype == torch.float32
+        assert (found.scores[:-1] >= found.scores[1:]).all()
+        assert ((found.labels >= 0) & (found.labels < 8)).all()
+        assert all(mask["size"] == list(found.size) for mask in found.masks)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_train_together(name, root, tmp_path):
+    flags = [*words(name, root, tmp_path / "run", steps=2), "--trainer.devices=2", "--trainer.strategy=ddp"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-m", "wsis.fit", *flags], check=True, timeout=300, env=environment, capture_output=True)
+    stages = [json.loads(path.read_text()) for path in (tmp_path / "run").glob("*/stage.json")]
+    assert stages
+    assert all(stage["finished"] for stage in stages)
