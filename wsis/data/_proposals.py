@@ -246,7 +246,7 @@ def _create(connection: sqlite3.Connection, provenance: dict[str, Any]) -> None:
 
 
 def _pack(proposals: Proposals) -> bytes:
-    """Compress the columns: boxes and members by column, labels as steps along rows."""
+    """Compress the columns: boxes by coordinate, labels as steps along rows, members as bits of one proposal after another."""
     boxes, scores = proposals.boxes.numpy().astype("<f4"), proposals.scores.numpy().astype("<f4")
     parts = [boxes.T.tobytes(), scores.tobytes()]
     superpixels = width = 0
@@ -254,7 +254,7 @@ def _pack(proposals: Proposals) -> bytes:
         superpixels = proposals.members.shape[1]
         width = 2 if superpixels < 2**15 else 4
         steps = np.diff(proposals.labels.numpy(), axis=1, prepend=0).astype(f"<i{width}")
-        parts += [steps.tobytes(), np.packbits(proposals.members.numpy(), axis=0).tobytes()]
+        parts += [steps.tobytes(), np.packbits(proposals.members.numpy(), axis=1).tobytes()]
     return _HEADER.pack(len(boxes), superpixels, width) + b"".join(_chunk(part) for part in parts)
 
 
@@ -271,8 +271,8 @@ def _unpack(blob: bytes, size: tuple[int, int], segments: bool, limit: int | Non
     if not segments or not width:
         return Proposals(torch.from_numpy(boxes), torch.from_numpy(scores))
     labels = np.cumsum(np.frombuffer(parts[2](), f"<i{width}").reshape(size), axis=1, dtype=np.int32)
-    packed: NDArray[np.uint8] = np.frombuffer(parts[3](), np.uint8).reshape((count + 7) // 8, superpixels)
-    members = np.unpackbits(packed, axis=0, count=count)[:limit].astype(bool)
+    packed: NDArray[np.uint8] = np.frombuffer(parts[3](), np.uint8).reshape(count, (superpixels + 7) // 8)
+    members = np.unpackbits(packed[:limit], axis=1, count=superpixels).astype(bool)
     return Proposals(*(torch.from_numpy(array) for array in (boxes, scores, labels, members)))
 
 
