@@ -53,12 +53,15 @@ def build(name: str, **settings) -> pl.LightningModule:
 def train(name: str, data: Shapes, steps: int = 2, **trainer) -> pl.LightningModule:
     pl.seed_everything(0, verbose=False)
     model = build(name)
-    pl.Trainer(accelerator="cpu", max_steps=steps, **{**QUIET, **trainer}).fit(model, datamodule=data)
+    place = {"default_root_dir": data.folder, **trainer}
+    pl.Trainer(accelerator="cpu", max_steps=steps, **QUIET, **place).fit(model, datamodule=data)
     return model
 
 
 def predictions(model: pl.LightningModule, data: Shapes) -> list[Prediction]:
-    batches = pl.Trainer(accelerator="cpu", **QUIET).predict(model, dataloaders=data.dataloader("val", train=False))
+    batches = pl.Trainer(accelerator="cpu", default_root_dir=data.folder, **QUIET).predict(
+        model, dataloaders=data.dataloader("val", train=False)
+    )
     return [prediction for batch in batches or [] for prediction in batch or []]
 
 
@@ -95,7 +98,7 @@ def test_two_steps_move_what_is_not_frozen_and_nothing_else(name, data, tmp_path
 @pytest.mark.parametrize("name", METHODS)
 def test_saved_and_loaded_from_python(name, data, tmp_path):
     model = train(name, data)
-    trainer = pl.Trainer(accelerator="cpu", max_steps=2, **QUIET)
+    trainer = pl.Trainer(accelerator="cpu", max_steps=2, default_root_dir=tmp_path, **QUIET)
     trainer.strategy.connect(model)
     trainer.save_checkpoint(tmp_path / "model.ckpt", weights_only=True)
     again = type(model).load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
@@ -194,7 +197,10 @@ def test_predictions_are_what_the_glossary_says(name, data):
 def test_two_processes_train_together(name, root, tmp_path):
     flags = [*words(name, root, tmp_path / "run", steps=2), "--trainer.devices=2", "--trainer.strategy=ddp"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-m", "wsis.fit", *flags], check=True, timeout=300, env=environment, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "wsis.fit", *flags], timeout=300, env=environment, capture_output=True, text=True
+    )
+    assert not done.returncode, done.stderr[-3000:]
     stages = [json.loads(path.read_text()) for path in (tmp_path / "run").glob("*/stage.json")]
     assert stages
     assert all(stage["finished"] for stage in stages)

@@ -154,15 +154,17 @@ class DataModule(pl.LightningDataModule):
         if given is not None and not given.exists():
             raise InputError(f'no proposals {given}; give an existing file or folder, or "auto" to have them made')
         if given is not None and _is_ours(given):
-            return ProposalFile(given)
+            file = ProposalFile(given)
+            file.check(index.images)  # now, not hours into training
+            return file
         parts = index.root.relative_to(self.folder).parts if index.root.is_relative_to(self.folder) else (index.root.name,)
         if given is not None:
             parts += (_digest([str(given.resolve()), given.stat().st_size, given.stat().st_mtime_ns])[:12],)
         path = _writable(self.folder) / ("-".join(("proposals", *parts)) + ".sqlite")
-        made = ProposalFile(path).files() if path.exists() else set()
-        if not made.issuperset(image["file_name"] for image in index.images):
+        made = ProposalFile(path).files() if path.exists() else {}
+        if any(made.get(image["file_name"]) != (image["height"], image["width"]) for image in index.images):
             if given is None:
-                make(index, path, None if self.loading.workers else 0)  # all cores: nothing else runs yet
+                make(index, path)
             else:
                 convert(given, index, path)
         return ProposalFile(path)
@@ -189,6 +191,8 @@ class DataModule(pl.LightningDataModule):
         rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         size = self.loading.batch_size
         sampler = self._step_sampler(len(samples), rank, world) if train else OrderSampler(len(samples), size, rank, world)
+        if self.loading.workers:
+            cv2.setNumThreads(0)  # here, because a forked child that touches OpenCV's threads hangs
         return DataLoader(
             samples,
             batch_size=None,  # a key of the sampler is a batch already
@@ -302,5 +306,4 @@ def _plain(value: Any) -> Any:
 
 
 def _begin_worker(_: int) -> None:
-    cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -32,7 +32,7 @@ __all__ = ["Shapes"]
 
 _VERSION = 1  # raise it whenever the same settings would give other files
 _TAIL = 20  # of a long-tailed draw: images of the most frequent class to those of the rarest
-_AUGMENT, _LOADING = Augment(), Loading()
+_AUGMENT, _LOADING = Augment(), Loading(workers=0)  # a sample takes a millisecond, a worker seconds to start
 _CATEGORIES = [{"id": k + 1, "name": kind.name} for k, kind in enumerate(THINGS)]
 _STUFF_CATEGORIES = [{"id": 101 + k, "name": name} for k, name in enumerate(STUFF)]
 

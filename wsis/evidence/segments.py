@@ -1,7 +1,7 @@
 """Segment proposals from pixels alone: superpixels, grouped in many ways, ranked without any label.
 
 Selective search (Uijlings et al., IJCV 2013) on one fine map of superpixels (Felzenszwalb and Huttenlocher, IJCV 2004), so that
-every proposal is a set of the same superpixels, with an objectness that selective search lacks.
+every proposal is a set of the same superpixels, with an order and an objectness that selective search lacks.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from skimage.segmentation import felzenszwalb
 from torchvision.ops import nms
 
 from wsis.evidence.grouping import Floats, Graph, Ints, Merges, group, neighbours
+from wsis.evidence.objectness import objectness
 from wsis.types import Proposals
 
 __all__ = ["propose", "settings"]
@@ -42,7 +43,6 @@ _STARTS = (
 _NEWBORN = 0.002  # persistence lent to every region, so that superpixels are ranked by size
 _SIZE_POWER = 0.4
 _DOUBLES = ((0.5, 1.0), (0.7, 0.4), (0.85, 0.15), (1.0, 0.03))  # factor of regions that overlap no better one by more
-_HALF = 0.01  # raw score that becomes 0.5
 
 
 class Regions(NamedTuple):
@@ -77,7 +77,8 @@ def propose(
         max_size: Largest proposal as a part of the image.
 
     Returns:
-        Proposals in image pixels, best first, no two with the same mask.
+        Proposals in image pixels, no two with the same mask, in the order in which they cover most objects; scored by
+        `wsis.evidence.objectness`.
     """
     small = _shrink(image, work_side)
     labels = _superpixels(small, superpixels)
@@ -87,10 +88,9 @@ def propose(
     fits = (share >= min_size) & (share <= max_size)
     members, boxes, sizes, persistence = regions
     regions = Regions(members[fits], boxes[fits], sizes[fits], persistence[fits])
-    scores = _objectness(regions, share[fits])
-    best = np.argsort(-scores, kind="stable")[:limit]
+    best = _order(regions, share[fits])[:limit]
     chosen = np.unpackbits(regions.members[best], axis=1, count=len(graph.sizes)).astype(bool)
-    return _proposals(chosen, scores[best], labels, image.shape[:2])
+    return _proposals(chosen, objectness(small, labels, chosen), labels, image.shape[:2])
 
 
 def settings() -> dict[str, Any]:
@@ -201,15 +201,14 @@ def _regions(merges: Merges, graph: Graph) -> Regions:
     )
 
 
-def _objectness(regions: Regions, share: Floats) -> Floats:
-    """Scores (P,) in [0, 1): long-lived regions first, larger before smaller, near doubles of better ones last."""
+def _order(regions: Regions, share: Floats) -> Ints:
+    """The regions (P,), most useful first: long-lived regions first, larger before smaller, near doubles of better ones last."""
     raw = (regions.persistence + _NEWBORN) * share**_SIZE_POWER
     boxes, order = torch.from_numpy(regions.boxes), torch.from_numpy(raw)
     factors = np.full(len(raw), _DOUBLES[-1][1], np.float32)
     for overlap, factor in reversed(_DOUBLES[:-1]):
         factors[nms(boxes, order, overlap).numpy()] = factor
-    raw = raw * factors
-    return (raw / (raw + _HALF)).astype(np.float32)
+    return np.argsort(-raw * factors, kind="stable")
 
 
 def _proposals(members: NDArray[np.bool_], scores: Floats, labels: Labels, size: tuple[int, int]) -> Proposals:

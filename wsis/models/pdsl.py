@@ -86,6 +86,8 @@ class PDSL(pl.LightningModule):
         evidence: where the masks of seeds come from: GrabCut in a small crop, or GrabCut as the authors run it.
         correlation: weight of the correlation loss, eq. (6); 0 switches it off.
         correlation_target: score a mask's activation should equal: its pseudo-label's, or the proposal's own.
+        prior: power of the proposals' objectness that multiplies scores where pseudo-labels and detections are chosen; the
+            paper has 0, but parts of objects win then where the data are few.
         hidden: width of the first fully connected layer; 4096 for ResNet18-WS, 2048 for the deeper ones.
         features: width of the second fully connected layer.
         mask_width: channels of the mask branch.
@@ -117,6 +119,7 @@ class PDSL(pl.LightningModule):
         evidence: Literal["fast", "authors"] = "fast",
         correlation: float = 1.0,
         correlation_target: Literal["pseudo", "own"] = "pseudo",
+        prior: float = 0.0,
         hidden: int = 4096,
         features: int = 4096,
         mask_width: int = 256,
@@ -191,18 +194,19 @@ class PDSL(pl.LightningModule):
     def detection_losses(self, heads: Detection, sample: Sample) -> tuple[dict[str, Tensor], Foreground]:
         """Each head learns from the best proposals of the one before it, eqs. (2)-(4); the last one chooses the foreground."""
         tags, proposals, size = sample["target"]["tags"], sample["proposals"].boxes, sample["image"].shape[-2:]
+        prior = sample["proposals"].scores ** self.hparams["prior"]
         image_scores, zero = heads.mil.sum(0), heads.mil.sum() * 0
         losses = {"mil": image_loss(heads.mil, tags), "refinement": zero, "box": zero}  # eq. (2)
         scores, boxes = heads.mil, proposals
         for logits, deltas in zip(heads.logits, heads.deltas, strict=True):
-            pseudo = mine(scores, tags, image_scores, boxes)
+            pseudo = mine(scores, tags, image_scores, boxes, prior)
             matched = match(proposals, pseudo, len(tags))
             losses["refinement"] = losses["refinement"] + refinement_loss(logits, matched.labels, matched.weights)  # eq. (3)
             if deltas is not None:
                 losses["box"] = losses["box"] + regression_loss(deltas, proposals, pseudo, matched)
                 boxes = decode(deltas.detach(), proposals, (size[0], size[1]))
             scores = logits.detach().softmax(1)
-        pseudo = mine(scores, tags, image_scores, boxes)
+        pseudo = mine(scores, tags, image_scores, boxes, prior)
         matched = match(proposals, pseudo, len(tags))
         target = pseudo.scores if heads.logits else pseudo.weights  # S^0 is a product that sums to y: far below any activation
         own = scores if self.hparams["correlation_target"] == "own" and heads.logits else None
@@ -241,7 +245,8 @@ class PDSL(pl.LightningModule):
         if self.refinements and self.hparams["regression"]:
             deltas = torch.stack([h.mean_deltas(look.view.flip) for h, look in zip(heads, views, strict=True)]).mean(0)
             boxes = decode(deltas, proposals.boxes, size)
-        at, kept, labels, _ = detect(scores, boxes, self.hparams["nms"])
+        prior = proposals.scores[:, None] ** self.hparams["prior"]
+        at, kept, labels, _ = detect(scores * prior, boxes, self.hparams["nms"])
         masks = torch.stack(
             [
                 self._view_masks(f, look.view.to_input(at), labels, look.view.flip)

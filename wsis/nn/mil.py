@@ -99,7 +99,7 @@ class Pseudo(NamedTuple):
     """(G,) int64, index of the chosen proposal."""
 
 
-def mine(scores: Tensor, tags: Tensor, image_scores: Tensor, boxes: Tensor) -> Pseudo:
+def mine(scores: Tensor, tags: Tensor, image_scores: Tensor, boxes: Tensor, prior: Tensor | None = None) -> Pseudo:
     """Take the best-scoring proposal of each tagged class (PDSL section 3.2; OICR).
 
     Args:
@@ -107,9 +107,12 @@ def mine(scores: Tensor, tags: Tensor, image_scores: Tensor, boxes: Tensor) -> P
         tags: (C,) 0 or 1.
         image_scores: (C,) summed MIL scores.
         boxes: (P,4) proposals, or (P,C,4) regressed by the previous head.
+        prior: (P,) factor on the scores in the choice; the score that is given stays as it was.
     """
     labels = tags.nonzero().flatten() if len(scores) else tags.new_zeros(0, dtype=torch.int64)
-    best, index = scores.detach()[:, labels].max(0) if len(labels) else (scores.new_zeros(0), labels)
+    candidates = scores.detach()[:, labels]
+    index = (candidates if prior is None else candidates * prior[:, None]).argmax(0) if len(labels) else labels
+    best = candidates.gather(0, index[None])[0] if len(labels) else scores.new_zeros(0)
     chosen = boxes[index, labels] if boxes.ndim == 3 else boxes[index]
     return Pseudo(chosen.detach(), labels, best, image_scores.detach()[labels].clamp(1e-6, 1 - 1e-6), index)
 
