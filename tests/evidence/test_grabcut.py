@@ -144,10 +144,10 @@ def same(a: list[tuple[torch.Tensor, torch.Tensor]], b: list[tuple[torch.Tensor,
 
 @pytest.mark.parametrize("megabytes", [0, 0.003, 100])
 def test_evidence_is_the_same_whatever_is_remembered(megabytes):
-    evidence = Evidence(megabytes)
+    evidence = Evidence(megabytes=megabytes)
     rounds = [[(0, [0, 1]), (1, [2])], [(0, [1, 3, 1]), (2, [])], [(0, [0, 1, 2, 3, 4]), (1, [2, 0])]]
     for which in [*rounds, *rounds]:
-        expected = Evidence(100)(requests(*which))
+        expected = Evidence(megabytes=100)(requests(*which))
         assert same(evidence(requests(*which)), expected)
         assert evidence.used <= evidence.limit
 
@@ -181,6 +181,17 @@ def test_evidence_is_that_of_the_rounded_box():
     expected = crops(image, np.array([[10, 20, 91, 100], [100, 20, 160, 61]]))
     np.testing.assert_array_equal(windows.numpy(), expected[0])
     np.testing.assert_array_equal(masks.numpy(), expected[1])
+
+
+def test_evidence_as_the_authors_make_it_is_their_mask_at_the_cells_centres():
+    (windows, masks), *_ = Evidence("authors")(requests((0, [0, 1, 2, 3, 4])))
+    image = np.ascontiguousarray(scene(0).permute(1, 2, 0).numpy())
+    for window, mask, full in zip(windows, masks, foreground(image, windows.numpy(), setting="authors"), strict=True):
+        x1, y1, x2, y2 = window.tolist()
+        for row, column in [(0, 0), (10, 30), (24, 24), (47, 5), (40, 47)]:
+            x, y = x1 + (column + 0.5) * (x2 - x1) / SIZE, y1 + (row + 0.5) * (y2 - y1) / SIZE
+            assert mask[row, column] == full[int(y), int(x)]
+    assert 0 < masks.float().mean() < 1
 
 
 def test_sure_cells_are_part_of_what_is_remembered():

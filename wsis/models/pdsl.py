@@ -83,7 +83,7 @@ class PDSL(pl.LightningModule):
         regression: whether refinement heads regress boxes.
         mask_heads: number of class-specific mask heads, n^m in eq. (5); 0 leaves the class-agnostic one.
         seeds: proposals per class whose mask is taken from bottom-up evidence, n^seed.
-        evidence: where the masks of seeds come from: GrabCut in a small crop, or GrabCut as the authors run it.
+        evidence: where the masks of seeds come from: "fast" colour models in a small crop, or "authors", OpenCV's GrabCut at 400 px.
         correlation: weight of the correlation loss, eq. (6); 0 switches it off.
         correlation_target: score a mask's activation should equal: its pseudo-label's, or the proposal's own.
         prior: power of the proposals' objectness that multiplies scores where pseudo-labels and detections are chosen; the
@@ -138,7 +138,7 @@ class PDSL(pl.LightningModule):
         self.mil = MILHead(features, num_classes)
         self.refinements = nn.ModuleList(RefinementHead(features, num_classes, regression) for _ in range(refinements))
         self.masks = MaskHeads(self.backbone.channels, [1] + [num_classes] * mask_heads, mask_width)
-        self.evidence = Evidence()
+        self.evidence = Evidence(evidence)
 
     def configure_callbacks(self) -> list[Callback]:
         """Evaluate whatever is predicted."""

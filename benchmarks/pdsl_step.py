@@ -1,0 +1,107 @@
+"""Where a PDSL training step spends its time, and how much memory it takes.
+
+    python benchmarks/pdsl_step.py [--proposals 2000] [--side 480] [--steps 5]
+
+One image of 4:3 with random proposals, ResNet18-WS with the paper's heads, on the CPU; "evidence" with an empty memory and
+with a full one (after the first epoch).
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from wsis.evidence.segments import propose
+from wsis.models.pdsl import PDSL
+from wsis.types import View
+
+
+def sample(proposals: int, side: int, folder: Path) -> dict:
+    rng = np.random.default_rng(0)
+    width = side * 4 // 3
+    pixels = np.kron(rng.integers(0, 255, (side // 40, width // 40, 3)), np.ones((40, 40, 1))).astype(np.uint8)
+    pixels = pixels + rng.integers(0, 12, pixels.shape).astype(np.uint8)
+    path = folder / "image.png"
+    Image.fromarray(pixels).save(path)
+    size = pixels.shape[:2]
+    corner = torch.from_numpy(rng.uniform(0, 0.8, (proposals, 2)) * [size[1], size[0]]).float()
+    extent = torch.from_numpy(rng.uniform(24, side / 2, (proposals, 2))).float()
+    boxes = torch.cat([corner, corner + extent], 1).clamp(max=torch.tensor([size[1], size[0]] * 2))
+    found = propose(pixels, limit=1)
+    return {
+        "image": torch.from_numpy(pixels).permute(2, 0, 1),
+        "image_id": 0,
+        "path": path,
+        "size": size,
+        "view": View((1.0, 1.0), (0.0, 0.0), size[1], False),
+        "proposals": found._replace(boxes=boxes, scores=torch.rand(proposals), labels=None, members=None),
+        "target": {"tags": (torch.arange(20) < 2).float()},
+    }
+
+
+def timed(model: PDSL, seconds: dict[str, float]) -> None:
+    """Note the time of each part as it is called."""
+
+    def wrap(owner: object, name: str, label: str) -> None:
+        inner = getattr(owner, name)
+
+        def outer(*args: object, **kwargs: object) -> object:
+            begin = time.perf_counter()
+            result = inner(*args, **kwargs)
+            seconds[label] += time.perf_counter() - begin
+            return result
+
+        setattr(owner, name, outer)
+
+    wrap(model.backbone, "forward", "backbone")
+    wrap(model.trunk, "forward", "fully connected layers")
+    wrap(model.masks, "forward", "mask heads")
+    wrap(model, "seed_masks", "evidence")
+    wrap(model, "detection", "detection branch, with pooling and layers")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--proposals", type=int, default=2000)
+    parser.add_argument("--side", type=int, default=480)
+    parser.add_argument("--steps", type=int, default=5)
+    given = parser.parse_args()
+    torch.manual_seed(0)
+    model = PDSL(weights="none").train()
+    model.log = model.log_dict = lambda *_, **__: None
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4, momentum=0.9)
+    seconds: dict[str, float] = defaultdict(float)
+    timed(model, seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        one = sample(given.proposals, given.side, Path(folder))
+        for step in range(given.steps + 1):
+            if step == 1:
+                first, seconds["evidence"] = seconds["evidence"], 0.0
+                seconds.clear()
+                begin = time.perf_counter()
+            loss = model.training_step([one], 0)
+            back = time.perf_counter()
+            optimiser.zero_grad()
+            loss.backward()
+            seconds["backward"] += time.perf_counter() - back
+            back = time.perf_counter()
+            optimiser.step()
+            seconds["optimiser"] += time.perf_counter() - back
+    whole = (time.perf_counter() - begin) / given.steps
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{given.proposals} proposals, short side {given.side}: {whole:.2f} s a step, peak {peak:.1f} GiB of the process")
+    for label, total in sorted(seconds.items(), key=lambda item: -item[1]):
+        print(f"  {label:<44}{total / given.steps:7.3f} s  {total / given.steps / whole:5.1%}")
+    print(f"  evidence with an empty memory{'':<15}{first:7.3f} s")
+
+
+if __name__ == "__main__":
+    main()
