@@ -122,7 +122,7 @@ class Request(NamedTuple):
     image: Callable[[], Tensor]
     """Gives the original image, (3,H,W) uint8 RGB; called only when a box is not remembered."""
     boxes: Tensor
-    """(K,4) xyxy in pixels of the original."""
+    """(K,4) xyxy in pixels of the original, inside it as proposals are."""
     sure: Tensor | None = None
     """(K,SIZE,SIZE) bool as in `crops`."""
 
