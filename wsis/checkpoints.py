@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import Callback, Checkpoint
 
 from wsis.files import InputError, whole
 
-__all__ = ["Checkpoints", "Reseed", "Save", "newest"]
+__all__ = ["Checkpoints", "Reseed", "Save", "intact", "newest"]
 
 
 class Checkpoints(TorchCheckpointIO):
@@ -69,14 +69,15 @@ def newest(folder: Path) -> Path | None:
     """
     there = [path for path in (folder / "last.ckpt", folder / "previous.ckpt") if path.is_file()]
     for path in there:
-        if _intact(path):
+        if intact(path):
             return path
     if there:
         raise InputError(f"{there[0]} is damaged and there is no earlier one; delete {folder.parent} to begin this stage again")
     return None
 
 
-def _intact(path: Path) -> bool:
+def intact(path: Path) -> bool:
+    """Whether a checkpoint is there and every byte as it was written."""
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None

@@ -5,14 +5,12 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
-import logging
 import os
 import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -22,7 +20,6 @@ from typing import Any
 import pytorch_lightning as pl
 import yaml
 from jsonargparse import ArgumentError, DefaultHelpFormatter
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger
@@ -33,7 +30,7 @@ from wsis.loggers import CSV, WandB
 from wsis.run import rank
 from wsis.settings import Config, arrange, as_words, check_known, flatten, layer, read_config, recipe
 
-__all__ = ["CLI", "plain_errors", "run_folder", "write_settings"]
+__all__ = ["CLI", "Help", "run_folder", "write_settings"]
 
 TRAINER = MappingProxyType({"devices": "1", "log_every_n_steps": 10, "num_sanity_val_steps": 0, "enable_model_summary": False})
 """Where our Trainer departs from Lightning's."""
@@ -43,8 +40,8 @@ LINKED = ("num_classes", "num_stuff")
 """Model arguments that are the data's to say."""
 
 
-class _Help(DefaultHelpFormatter):
-    """So wide that a setting is one line, which `_short` shortens."""
+class Help(DefaultHelpFormatter):
+    """So wide that a setting is one line."""
 
     def __init__(self, prog: str, **_: Any) -> None:
         super().__init__(prog, max_help_position=100, width=2000)  # type: ignore[no-untyped-call]
@@ -91,7 +88,7 @@ class CLI(LightningCLI):
                 "prog": f"python -m wsis.{verb}",
                 "usage": f"%(prog)s {' '.join(f'--{kind} NAME' for kind in kinds)} [--SETTING VALUE ...] [--config FILE ...]",
                 "description": "; ".join(f"--{kind}: {', '.join(registry.names(kind))}" for kind in kinds),
-                "formatter_class": _Help,
+                "formatter_class": Help,
                 "allow_abbrev": False,
                 "exit_on_error": False,
             },
@@ -182,8 +179,13 @@ class CLI(LightningCLI):
         if "model" in self.kinds:
             config.trainer.logger = False
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self.config_init = self.parser.instantiate_classes(config)
+            warnings.simplefilter("ignore", DeprecationWarning)  # what data says of itself is shown
+            try:
+                self.config_init = self.parser.instantiate_classes(config)
+            except ValueError as error:  # jsonargparse wraps what a linked setting raises
+                if isinstance(error.__cause__, InputError):
+                    raise error.__cause__ from None
+                raise
         self.model, self.datamodule = self.config_init.get("model"), self.config_init.get("data")
 
     # What a verb asks for
@@ -311,58 +313,6 @@ def _one_line(message: str) -> str:
     if key and union and value:
         return f"--{key[1]} {value[1]}: expected one of {union[1][:200]}".replace("<class ", "").replace(">", "")
     return " ".join(message.split())[:300]
-
-
-# What the user sees
-
-
-@contextmanager
-def plain_errors(hint: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Turn a user's mistake, a full disk or Ctrl-C into one line and an exit code; `WSIS_TRACEBACK=1` shows all.
-
-    Args:
-        hint: what to say after an interruption, such as how to resume.
-    """
-    quiet()
-    try:
-        yield
-    except KeyboardInterrupt:
-        sys.exit(_stop(130, f"interrupted{hint()}"))
-    except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into exit(1)
-            sys.exit(_stop(130, f"interrupted{hint()}"))
-        raise
-    except (InputError, MisconfigurationException) as error:
-        if os.environ.get("WSIS_TRACEBACK"):
-            raise
-        sys.exit(_stop(2, f"error: {str(error).strip().splitlines()[-1].removeprefix('wsis.files.InputError: ')}"))
-    except OSError as error:
-        if os.environ.get("WSIS_TRACEBACK"):
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        sys.exit(_stop(2, f"error: {where}{error.strerror or error}{hint()}"))
-
-
-def _stop(code: int, line: str) -> int:
-    print(line, file=sys.stderr, flush=True)
-    return code
-
-
-def quiet() -> None:
-    """Leave out Lightning's tips and what our runs see to by themselves."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers",
-        ".*your dataloader is not resumable",  # our sampler goes on at the step of the checkpoint
-        ".*smaller than the logging interval",
-        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated",
-        ".*in eval mode at the start of training",  # frozen BatchNorm
-        ".*GPU available but not used",
-        ".*JsonargparseDeprecationWarning",
-        ".*Trying to infer the `batch_size`",
-    ):
-        warnings.filterwarnings("ignore", message)
 
 
 def run_folder(model: str, data: str, given: Path | None) -> Path:

@@ -11,8 +11,9 @@ import pytorch_lightning as pl
 import torch.distributed as dist
 from pytorch_lightning.cli import LightningArgumentParser
 
-from wsis.cli import CLI, plain_errors, run_folder, write_settings
+from wsis.cli import CLI, run_folder, write_settings
 from wsis.files import InputError
+from wsis.messages import plain_errors
 from wsis.run import OnlyStage, Run, rank, stages
 
 __all__ = ["main"]

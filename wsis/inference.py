@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsis import registry
+from wsis.checkpoints import intact
 from wsis.data._images import read_image
 from wsis.files import InputError
 from wsis.run import stages
@@ -47,6 +48,8 @@ def load(run: str | os.PathLike[str]) -> Loaded:
     if not (folder / "config.yaml").is_file():
         raise InputError(f"{folder} is not the folder of a run: it has no config.yaml")
     config = read_config(folder / "config.yaml")
+    if not all((config.get(kind) or {}).get("class_path") for kind in registry.KINDS):
+        raise InputError(f"{folder / 'config.yaml'} does not name the model and data of a run; give the folder of another run")
     model = registry.find("model", config["model"]["class_path"])
     return Loaded(_load_model(folder, model), _make_data(config["data"]), config)
 
@@ -54,12 +57,15 @@ def load(run: str | os.PathLike[str]) -> Loaded:
 def _load_model(folder: Path, cls: type[pl.LightningModule]) -> pl.LightningModule:
     name = f"{cls.__module__}.{cls.__qualname__}"
     trained = [place for place, stage in stages(folder) if stage["finished"] and stage["settings"].get("model") == name]
-    trained = [place for place in trained if (place / "checkpoints/last.ckpt").is_file()]
+    trained = [place for place in trained if (place / "checkpoints").is_dir()]  # others predict
     if not trained:
         raise InputError(
             f"{folder} has no finished stage that trains {name}; continue it with `python -m wsis.fit --resume {folder}`"
         )
-    return cls.load_from_checkpoint(trained[-1] / "checkpoints/last.ckpt", map_location="cpu", weights_only=True).eval()
+    checkpoint = trained[-1] / "checkpoints/last.ckpt"
+    if not intact(checkpoint):
+        raise InputError(f"{checkpoint} is damaged or missing; mend it with `python -m wsis.fit --resume {folder}`")
+    return cls.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).eval()
 
 
 def _make_data(section: Config) -> pl.LightningDataModule:

@@ -13,9 +13,10 @@ from jsonargparse import ArgumentParser
 from pycocotools import mask as rle_masks
 from torch import Tensor
 
-from wsis.cli import _Help, plain_errors
+from wsis.cli import Help
 from wsis.data._coco_json import Index, Record, write_coco
 from wsis.inference import load
+from wsis.messages import plain_errors
 from wsis.metrics.results import read_results
 from wsis.predict import parse, store_predictions
 from wsis.types import Batch, Prediction
@@ -26,7 +27,7 @@ __all__ = ["label_images", "main", "tagged"]
 def main(argv: Sequence[str] | None = None) -> Path:
     """Label what `argv` names; returns the file."""
     with plain_errors():
-        parser = ArgumentParser(prog="python -m wsis.label", description=__doc__, exit_on_error=False, formatter_class=_Help)
+        parser = ArgumentParser(prog="python -m wsis.label", description=__doc__, exit_on_error=False, formatter_class=Help)
         parser.add_function_arguments(label_images)
         return label_images(**parse(parser, argv))
 

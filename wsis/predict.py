@@ -17,15 +17,17 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from PIL import Image
 
 from wsis import viz
-from wsis.cli import _Help, plain_errors
+from wsis.checkpoints import intact
+from wsis.cli import Help
 from wsis.data._coco_json import Index, Record
 from wsis.data._images import read_image
 from wsis.data._module import Augment, DataModule, Loading
 from wsis.files import InputError, whole
 from wsis.inference import load
+from wsis.messages import plain_errors
 from wsis.metrics.evaluation import Evaluation
 from wsis.metrics.results import read_results
-from wsis.run import _Split, stages
+from wsis.run import Split, stages
 from wsis.types import Proposals
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ __all__ = ["main", "predict_images", "store_predictions"]
 def main(argv: Sequence[str] | None = None) -> Path:
     """Predict what `argv` names; returns the results file."""
     with plain_errors():
-        parser = ArgumentParser(prog="python -m wsis.predict", description=__doc__, exit_on_error=False, formatter_class=_Help)
+        parser = ArgumentParser(prog="python -m wsis.predict", description=__doc__, exit_on_error=False, formatter_class=Help)
         parser.add_argument("images", nargs="+", type=Path, help="Images, and folders of images.")
         parser.add_function_arguments(predict_images, skip={"images"})
         return predict_images(**parse(parser, argv))
@@ -97,7 +99,7 @@ def store_predictions(
         callbacks=[Evaluation([])],
     )
     try:
-        trainer.predict(model, datamodule=_Split(data, split), return_predictions=False)
+        trainer.predict(model, datamodule=Split(data, split), return_predictions=False)
     finally:
         if dist.is_initialized():  # Lightning leaves the group open, and gloo then aborts one exit in five
             dist.destroy_process_group()
@@ -121,7 +123,7 @@ def categories_of(run: Path, data: Any) -> list[Record]:
     """Give a run's classes: from its checkpoint, which needs no data set at hand, else from the data."""
     for folder, _ in reversed(stages(run)):
         path = folder / "checkpoints" / "last.ckpt"
-        if path.is_file():
+        if intact(path):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             state = content.get(type(data).__qualname__) or {}
             if "categories" in state:

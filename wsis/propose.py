@@ -22,7 +22,8 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 def main(argv: Sequence[str] | None = None) -> list[Path]:
     """Write the proposal files that `argv` asks for and say where they are; started again, it goes on where it was stopped."""
-    from wsis.cli import CLI, plain_errors
+    from wsis.cli import CLI
+    from wsis.messages import plain_errors
 
     with plain_errors(lambda: "; the same command continues"):
         cli = CLI("propose", list(sys.argv[1:] if argv is None else argv), kinds=("data",), options=_options)

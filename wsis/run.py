@@ -29,12 +29,12 @@ import pytorch_lightning as pl
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from wsis.checkpoints import Reseed, Save, newest
+from wsis.checkpoints import Reseed, Save, intact, newest
 from wsis.files import InputError, whole
 from wsis.fingerprint import fingerprint, plain
 from wsis.loggers import CSV
 
-__all__ = ["OnlyStage", "Run", "rank", "read_stage", "stages"]
+__all__ = ["OnlyStage", "Run", "Split", "rank", "read_stage", "stages"]
 
 log = logging.getLogger(__name__)
 POLL = 0.2
@@ -90,6 +90,7 @@ class Run:
         save = Save(last, self.save_every)
         made = self.make_trainer(folder, [Reseed(self._seed_of(name)), save], **trainer)
         settings = self._describe(model, data) | {"trainer": {key: getattr(made, key, None) for key in SHAPING}}
+        self._reopen_if_lost(last)
         if not self._begin(name, settings, steps=made.max_steps):
             start = newest(last.parent)
             save.writer.keep = start == last
@@ -112,7 +113,7 @@ class Run:
         folder = self.folder / name
         if not self._begin(name, self._describe(model, data) | {"split": split}):
             made = self.make_trainer(folder)
-            made.predict(model, datamodule=_Split(data, split), return_predictions=False)
+            made.predict(model, datamodule=Split(data, split), return_predictions=False)
             self._end(name)
             _let_go(model, data)
         return folder / "predictions.json"
@@ -183,6 +184,13 @@ class Run:
         stage["finished"] = False
         _write(folder, stage)
 
+    def _reopen_if_lost(self, checkpoint: Path) -> None:
+        """Rank zero: a finished stage whose checkpoint is gone or damaged is not finished."""
+        folder = checkpoint.parents[1]
+        stage = read_stage(folder)
+        if rank() == 0 and stage.get("finished") and not intact(checkpoint):
+            _write(folder, stage | {"finished": False})
+
     def _end(self, name: str, **facts: Any) -> None:
         if rank() == 0:
             folder = self.folder / name
@@ -221,7 +229,7 @@ class Run:
                 logger.rewind(step)
 
 
-class _Split(pl.LightningDataModule):
+class Split(pl.LightningDataModule):
     """One split of a data module, for prediction."""
 
     def __init__(self, data: Any, split: str) -> None:
@@ -266,11 +274,17 @@ def stages(run: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def read_stage(folder: Path) -> dict[str, Any]:
-    """A stage's entry, {} if it has not begun."""
+    """A stage's entry, {} if it has not begun.
+
+    Raises:
+        InputError: it is damaged.
+    """
     try:
         return dict(json.loads((folder / "stage.json").read_text()))
     except FileNotFoundError:
         return {}
+    except ValueError as error:
+        raise InputError(f"{folder / 'stage.json'} is damaged; delete {folder} to begin this stage again") from error
 
 
 def _is_done(stage: dict[str, Any], print_: str, steps: int | None) -> bool:

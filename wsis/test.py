@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 from pytorch_lightning.cli import LightningArgumentParser
 
 from wsis import viz
-from wsis.cli import CLI, plain_errors
+from wsis.cli import CLI
 from wsis.data._coco_json import Index, class_of
 from wsis.data._images import read_image
-from wsis.data._samples import _truth
+from wsis.data._samples import truth_of
 from wsis.files import InputError, whole
 from wsis.inference import load
+from wsis.messages import plain_errors
 from wsis.metrics import VOCAP, CorLoc, InstanceAP
 from wsis.metrics.results import read_results
 from wsis.predict import store_predictions
@@ -150,7 +151,7 @@ def _dotted(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any
 
 def _truths(index: Index) -> list[Truth]:
     classes = class_of(index.categories)
-    return [_truth(index.annotations.get(i["id"], []), classes, (i["height"], i["width"])) for i in index.images]
+    return [truth_of(index.annotations.get(i["id"], []), classes, (i["height"], i["width"])) for i in index.images]
 
 
 def _rows(figures: Mapping[str, float]) -> list[list[str]]:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
+import signal
 import sqlite3
 
 import cv2
@@ -54,7 +56,9 @@ def test_a_pickled_reader_reads_in_another_process(tmp_path):
         writer.add("a.jpg", (30, 40), drawn())
     file = ProposalFile(tmp_path / "p.sqlite")
     assert same(pickle.loads(pickle.dumps(file)).read("a.jpg", (30, 40), True), drawn())
-    with multiprocessing.get_context("fork").Pool(1) as pool:  # as a loader worker, after the file was opened here
+    with multiprocessing.get_context("fork").Pool(
+        1
+    ) as pool:  # as a loader worker, after the file was opened here
         assert pool.apply(_count, (file,)) == 13
 
 
@@ -108,11 +112,29 @@ def test_an_error_keeps_what_was_added_and_writing_goes_on(tmp_path):
     with pytest.raises(AttributeError), write(path, MADE) as writer:
         [writer.add(name, (30, 40), proposals) for name, proposals in (("a.jpg", drawn()), ("b.jpg", None))]
     with write(path, MADE) as writer:
-        assert writer.files == {"a.jpg"}
+        assert set(writer.files) == {"a.jpg"}
         writer.add("b.jpg", (30, 40), drawn(1))
-    assert ProposalFile(path).files() == {"a.jpg", "b.jpg"}
+    assert set(ProposalFile(path).files()) == {"a.jpg", "b.jpg"}
     with pytest.raises(InputError, match="made in another way"), write(path, {**MADE, "supervision": "masks"}):
         pass
+
+
+def _die(path):
+    with write(path, MADE) as writer:
+        for i in range(30):
+            writer.add(f"{i}.jpg", (30, 40), Proposals(torch.rand(20_000, 4), torch.rand(20_000)))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_writer_killed_in_the_middle_loses_only_its_last_images(tmp_path):
+    """4 MB are not committed: more than SQLite's cache, so half of them are in the file."""
+    process = multiprocessing.get_context("fork").Process(target=_die, args=(tmp_path / "p.sqlite",))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert set(ProposalFile(tmp_path / "p.sqlite").files()) == {f"{i}.jpg" for i in range(16)}
+    with write(tmp_path / "p.sqlite", MADE) as writer:
+        assert len(writer.files) == 16
 
 
 def pictures(folder, count=6, size=(48, 64)):
@@ -130,7 +152,7 @@ def test_make_proposes_for_every_image_once(tmp_path, monkeypatch, workers):
     index = pictures(tmp_path)
     out = make(index, tmp_path / "p.sqlite", workers)
     file = ProposalFile(out)
-    assert file.files() == {f"{i}.png" for i in range(6)}
+    assert file.files() == {f"{i}.png": (48, 64) for i in range(6)}
     assert file.provenance["supervision"] == "none"
     assert file.read("3.png", (48, 64), True).boxes[0].tolist() == pytest.approx([20, 12, 45, 37], abs=2)
     monkeypatch.setattr(_proposals, "_propose", lambda job: pytest.fail("done already"))

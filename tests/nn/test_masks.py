@@ -28,7 +28,9 @@ def loop(mask, box, size):
 def test_paste_against_loops():
     g = torch.Generator().manual_seed(0)
     masks = torch.rand(6, 9, 9, generator=g)
-    boxes = torch.tensor([[3.2, 4.7, 20.1, 30.9], [-5, -5, 12, 9], [30, 20, 70, 60], [5, 5, 6.2, 40], [0, 0, 50, 40], [10, 10, 11, 11]])
+    boxes = torch.tensor(
+        [[3.2, 4.7, 20.1, 30.9], [-5, -5, 12, 9], [30, 20, 70, 60], [5, 5, 6.2, 40], [0, 0, 50, 40], [10, 10, 11, 11]]
+    )
     for mask, box, found in zip(masks, boxes, paste(masks, boxes, (40, 50)), strict=True):
         exact = loop(mask.numpy(), box.tolist(), (40, 50))
         sure = np.abs(exact - 0.5) > 0.03  # OpenCV interpolates in steps of 1/32 pixel

@@ -161,7 +161,8 @@ class DataModule(pl.LightningDataModule):
         if given is not None:
             parts += (_digest([str(given.resolve()), given.stat().st_size, given.stat().st_mtime_ns])[:12],)
         path = _writable(self.folder) / ("-".join(("proposals", *parts)) + ".sqlite")
-        made = ProposalFile(path).files() if path.exists() else {}
+        begun = path.exists() and path.stat().st_size  # else the disk was full, or the power went, as it was made
+        made = ProposalFile(path).files() if begun else {}
         if any(made.get(image["file_name"]) != (image["height"], image["width"]) for image in index.images):
             if given is None:
                 make(index, path)

@@ -37,8 +37,10 @@ def convert(path: str | os.PathLike[str], index: Index, out: str | os.PathLike[s
     with write(out, provenance) as writer:
         for found in tqdm(read_foreign(path), "convert", unit="image"):
             image = images.get(_plain(found.key))
-            if image is not None and image["file_name"] not in writer.files:
-                size = image["height"], image["width"]
+            if image is None:
+                continue
+            size = image["height"], image["width"]
+            if writer.files.get(image["file_name"]) != size:
                 writer.add(image["file_name"], size, proposals_of(found, size, image["file_name"]))
         missing = [image["file_name"] for image in index.images if image["file_name"] not in writer.files]
     if missing:

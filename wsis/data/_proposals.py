@@ -9,7 +9,7 @@ import sqlite3
 import struct
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
@@ -69,9 +69,28 @@ class ProposalFile:
     def __contains__(self, file_name: object) -> bool:
         return bool(self._ask("SELECT 1 FROM proposals WHERE file = ?", file_name))
 
-    def files(self) -> set[str]:
-        """Names of the images whose proposals are here."""
-        return {name for (name,) in self._ask("SELECT file FROM proposals")}
+    def files(self) -> dict[str, tuple[int, int]]:
+        """Names and sizes (height, width) of the images whose proposals are here."""
+        return {name: (height, width) for name, height, width in self._ask("SELECT file, height, width FROM proposals")}
+
+    def check(self, images: Iterable[Record]) -> None:
+        """Refuse images whose proposals are not here, or were made at another size.
+
+        Raises:
+            InputError: which image, and what to do.
+        """
+        made = self.files()
+        for image in images:
+            self._check(image["file_name"], (image["height"], image["width"]), made.get(image["file_name"]))
+
+    def _check(self, file_name: str, size: tuple[int, int], made: tuple[int, int] | None) -> None:
+        if made is None:
+            raise InputError(f"{self.path} has no proposals for {file_name}; finish it with python -m wsis.propose")
+        if made != tuple(size):
+            raise InputError(
+                f"{self.path}: {file_name} was {made[1]} x {made[0]} pixels, is {size[1]} x {size[0]}: "
+                "proposals made for other images; make them anew with python -m wsis.propose"
+            )
 
     def read(self, file_name: str, size: tuple[int, int], segments: bool = False, limit: int | None = None) -> Proposals:
         """Read the proposals of one image.
@@ -86,14 +105,8 @@ class ProposalFile:
             InputError: the image is not in the file, was of another size, has no segments here, or its entry is damaged.
         """
         found = self._ask("SELECT width, height, blob FROM proposals WHERE file = ?", file_name)
-        if not found:
-            raise InputError(f"{self.path} has no proposals for {file_name}; finish it with python -m wsis.propose")
-        width, height, blob = found[0]
-        if (height, width) != tuple(size):
-            raise InputError(
-                f"{self.path}: {file_name} was {width} x {height} pixels, is {size[1]} x {size[0]}: "
-                "proposals made for other images; make them anew with python -m wsis.propose"
-            )
+        width, height, blob = found[0] if found else (0, 0, b"")
+        self._check(file_name, size, (height, width) if found else None)
         try:
             proposals = _unpack(blob, (height, width), segments, limit)
         except (zlib.error, struct.error, ValueError) as error:
@@ -116,7 +129,8 @@ class ProposalFile:
 
     def _connection(self) -> sqlite3.Connection:
         if self._opened is None or self._opened[0] != os.getpid():  # SQLite handles must not cross a fork
-            uri = f"{self.path.resolve().as_uri()}?mode=ro"
+            mode = "rw" if os.access(self.path, os.W_OK) else "ro"  # what a killed writer left half done is only undone by "rw"
+            uri = f"{self.path.resolve().as_uri()}?mode={mode}"
             self._opened = os.getpid(), sqlite3.connect(uri, uri=True, timeout=60, check_same_thread=False)
         return self._opened[1]
 
@@ -126,7 +140,9 @@ class ProposalWriter:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection, self._uncommitted = connection, 0
-        self.files = {name for (name,) in connection.execute("SELECT file FROM proposals")}
+        self.files: dict[str, tuple[int, int]] = {
+            name: (height, width) for name, height, width in connection.execute("SELECT file, height, width FROM proposals")
+        }
 
     def add(self, file_name: str, size: tuple[int, int], proposals: Proposals) -> None:
         """Store the proposals of an image of `size` (height, width), in place of what was there."""
@@ -135,7 +151,7 @@ class ProposalWriter:
     def insert(self, file_name: str, size: tuple[int, int], packed: bytes) -> None:
         """Store proposals that are packed already, as they come from another process."""
         self.connection.execute("INSERT OR REPLACE INTO proposals VALUES (?, ?, ?, ?)", (file_name, size[1], size[0], packed))
-        self.files.add(file_name)
+        self.files[file_name] = size
         self._uncommitted += 1
         if self._uncommitted == _BATCH:
             self.connection.commit()
@@ -150,15 +166,12 @@ def write(path: str | os.PathLike[str], provenance: dict[str, Any]) -> Iterator[
         InputError: the file is of another provenance or no proposal file, or cannot be written.
     """
     path = Path(path)
-    begun = path.exists() and path.stat().st_size > 0
-    if begun and (found := ProposalFile(path).provenance) != json.loads(json.dumps(provenance)):
-        differing = sorted(key for key in {*found, *provenance} if found.get(key) != provenance.get(key))
-        raise InputError(f"{path} was made in another way ({', '.join(differing)} differ); delete it or choose another --out")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(path, timeout=60)) as connection:
-            if not begun:
+            if connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None:
                 _create(connection, provenance)
+            _require_same(path, provenance)
             try:
                 yield ProposalWriter(connection)
             finally:
@@ -169,6 +182,15 @@ def write(path: str | os.PathLike[str], provenance: dict[str, Any]) -> Iterator[
         raise InputError(
             f"cannot write {path}: {error}; free space or choose another place, then repeat the command"
         ) from error
+    except sqlite3.DatabaseError as error:
+        raise _foreign(path) from error
+
+
+def _require_same(path: Path, provenance: dict[str, Any]) -> None:
+    found = ProposalFile(path).provenance
+    if found != json.loads(json.dumps(provenance)):
+        differing = sorted(key for key in {*found, *provenance} if found.get(key) != provenance.get(key))
+        raise InputError(f"{path} was made in another way ({', '.join(differing)} differ); delete it or choose another --out")
 
 
 def make(index: Index, out: str | os.PathLike[str], workers: int | None = None) -> Path:
@@ -182,7 +204,7 @@ def make(index: Index, out: str | os.PathLike[str], workers: int | None = None) 
     provenance = {"made": "wsis.evidence.segments", "supervision": "none", "data": index.name, **settings()}
     failures: list[str] = []
     with write(out, provenance) as writer:
-        todo = [image for image in index.images if image["file_name"] not in writer.files]
+        todo = [image for image in index.images if writer.files.get(image["file_name"]) != (image["height"], image["width"])]
         for image, result in _results(todo, index.root, workers):
             if isinstance(result, str):
                 failures.append(result)
@@ -237,6 +259,7 @@ def _propose(job: tuple[Path, Record]) -> bytes | str:
 
 def _create(connection: sqlite3.Connection, provenance: dict[str, Any]) -> None:
     with connection:
+        connection.execute("BEGIN")  # else each table is a transaction of its own, and a full disk leaves one of two
         connection.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
         connection.execute(
             "CREATE TABLE proposals (file TEXT PRIMARY KEY, width INT NOT NULL, height INT NOT NULL, blob BLOB NOT NULL)"

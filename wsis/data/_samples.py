@@ -21,7 +21,7 @@ from wsis.types import RLE, Batch, Sample, Target, Truth, View
 if TYPE_CHECKING:
     from wsis.data._proposals import ProposalFile
 
-__all__ = ["Samples", "Supervision"]
+__all__ = ["Samples", "Supervision", "truth_of"]
 
 Supervision = Literal["tags", "boxes", "masks"]
 _HIDDEN = {"tags": ("bbox", "segmentation", "area"), "boxes": ("segmentation", "area"), "masks": ()}
@@ -80,7 +80,7 @@ class Samples(Dataset[Batch]):
         if self.proposals is not None:
             sample["proposals"] = self.proposals.read(image["file_name"], size, self.segments, self.max_proposals)
         if self.augment is None:
-            sample["truth"] = _truth(record["annotations"], self.classes, size)
+            sample["truth"] = truth_of(record["annotations"], self.classes, size)
             return sample
         return _vary(sample, self.augment, np.random.default_rng(draw))
 
@@ -132,7 +132,14 @@ def _run_lengths(segmentation: Any, size: tuple[int, int]) -> RLE:
     return cast(RLE, segmentation)
 
 
-def _truth(annotations: Sequence[Record], classes: dict[int, int], size: tuple[int, int]) -> Truth:
+def truth_of(annotations: Sequence[Record], classes: dict[int, int], size: tuple[int, int]) -> Truth:
+    """Give an image's annotations for metrics; no masks at all where an object lacks one.
+
+    Args:
+        annotations: of COCO.
+        classes: class (0-based position) of each category id.
+        size: (height, width) of the image.
+    """
     boxes, labels, crowd = _objects(annotations, classes)
     known = all(a.get("segmentation") for a in annotations)
     masks = [_run_lengths(a["segmentation"], size) for a in annotations] if known else []
