@@ -78,11 +78,11 @@ class CAM(pl.LightningModule):
         """The classifier's."""
         return self.classifier.optimiser(int(self.trainer.estimated_stepping_batches))
 
-    def validation_step(self, batch: Batch, _: int) -> list[Prediction]:
+    def validation_step(self, batch: Batch, _: int) -> list[Prediction]:  # type: ignore[override]
         """Predict each image."""
         return [self.predict(sample) for sample in batch]
 
-    test_step = predict_step = validation_step
+    test_step = predict_step = validation_step  # type: ignore[assignment]
 
     def predict(self, sample: Sample) -> Prediction:
         """Answer each piece of each class's map; a piece's score is the class probability times its share of the maximum."""
@@ -91,11 +91,11 @@ class CAM(pl.LightningModule):
         probability = self.classifier.logits([sample])[0].sigmoid()
         maps = F.interpolate(maps.relu(), size=size, mode="bilinear")[0].cpu().numpy()
         pieces, labels, scores = [], [], []
-        for label, map_ in enumerate(maps):
+        for number, map_ in enumerate(maps):
             for piece, share in cut(map_, self.hparams["threshold"]):
                 pieces += [piece]
-                labels += [label]
-                scores += [float(probability[label]) * share]
+                labels += [number]
+                scores += [float(probability[number]) * share]
         boxes, masks = answer(pieces, sample["proposals"], size)
         kept, best = torch.tensor(scores), torch.tensor(labels, dtype=torch.int64)
         table = torch.zeros(len(kept), len(probability)).scatter_(1, best[:, None], kept[:, None])

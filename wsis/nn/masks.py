@@ -34,8 +34,8 @@ class MaskHeads(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         for predictor in self.predictors:
-            nn.init.normal_(predictor.weight, std=0.001)
-            nn.init.zeros_(predictor.bias)
+            nn.init.normal_(predictor.weight, std=0.001)  # type: ignore[arg-type]
+            nn.init.zeros_(predictor.bias)  # type: ignore[arg-type]
 
     def forward(self, regions: Tensor) -> list[Tensor]:
         """(K,D,14,14) -> logits (K,outputs_m,28,28) of each predictor."""

@@ -32,8 +32,8 @@ def pool(features: Tensor, boxes: list[Tensor], stride: int, size: int = 7, how:
     """
     boxes = [box.to(features.dtype) for box in boxes]
     if how == "roi_pool":
-        return roi_pool(features, boxes, size, 1 / stride)
-    return roi_align(features, boxes, size, 1 / stride, sampling_ratio=2, aligned=True)
+        return roi_pool(features, boxes, size, 1 / stride)  # type: ignore[no-any-return]
+    return roi_align(features, boxes, size, 1 / stride, sampling_ratio=2, aligned=True)  # type: ignore[no-any-return]
 
 
 class Look(NamedTuple):
