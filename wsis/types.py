@@ -18,7 +18,7 @@ RLE = dict[str, Any]
 
 
 class Proposals(NamedTuple):
-    """Candidate regions of one image, the most useful first, so that a few are a good choice. A mask is a set of superpixels of one label map."""
+    """Candidate regions of one image, the most useful first, so that a few are a good choice; each is a set of superpixels."""
 
     boxes: Tensor
     """(P,4) float32."""
