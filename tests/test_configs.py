@@ -14,6 +14,7 @@ from wsis.settings import read_config, recipe
 FOLDER = Path(__file__).parents[1] / "configs"
 RECIPES = sorted([*FOLDER.glob("*.yaml"), *FOLDER.glob("shapes/*.yaml")])
 OVERLAYS = sorted(FOLDER.glob("ablation/*.yaml"))
+SMALL = sorted(FOLDER.glob("small/*.yaml"))
 
 
 class Parsed(CLI):
@@ -44,6 +45,16 @@ def test_overlay(path):
     plain, changed = parse(*paper), parse(*paper, "--config", str(path))
     assert plain != changed, "an overlay changes something"
     assert len(path.read_text().splitlines()) <= 10
+
+
+@pytest.mark.parametrize("path", SMALL, ids=lambda path: f"small/{path.stem}")
+def test_recipe_for_few_images_runs_minutes_and_says_nothing_of_a_machine(path):
+    model, data = (read_config(path)[kind] for kind in ("model", "data"))
+    assert path.stem == f"{model['class_path']}_{data['class_path']}"
+    made = parse("--model", model["class_path"], "--data", data["class_path"], "--config", str(path))
+    assert made["model"]["init_args"].items() >= model["init_args"].items()
+    assert made["trainer"]["max_steps"] * made["trainer"]["accumulate_grad_batches"] <= 1000
+    assert not {"root", "weights"} & {*model["init_args"], *data["init_args"]}
 
 
 def test_wheel_has_every_package():

@@ -35,6 +35,19 @@ def test_heads_have_the_papers_shapes_and_scores_stay_within_their_image():
     assert RefinementHead(8, 5, boxes=False)(features)[1] is None
 
 
+def test_heads_started_from_a_classifier_read_the_mean_and_the_contrast():
+    torch.manual_seed(0)
+    weight, bias, mean, contrast = torch.randn(5, 4), torch.randn(5), torch.randn(7, 4), torch.randn(7, 4)
+    features = torch.cat([mean, contrast], 1)
+    mil, refinement = MILHead(8, 5), RefinementHead(8, 5, boxes=False)
+    mil.start(weight, bias)
+    refinement.start(weight)
+    of_class, of_place = mean @ weight.T + bias, contrast @ weight.T
+    expected = of_class.softmax(1) * of_place.softmax(0)
+    assert torch.allclose(mil(features, [7])[0], expected, atol=1e-6)
+    assert torch.allclose(refinement(features)[0], torch.cat([of_place, torch.zeros(7, 1)], 1), atol=1e-5)
+
+
 def test_mine_takes_the_best_proposal_of_each_tagged_class():
     scores = torch.tensor([[0.1, 0.9, 0.3], [0.5, 0.2, 0.8]])
     boxes = boxes_of(2)

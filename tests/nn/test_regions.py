@@ -1,6 +1,7 @@
 import torch
+import torch.nn.functional as F
 
-from wsis.nn.regions import looks, pool, resize
+from wsis.nn.regions import looks, mean_and_contrast, pool, resize
 
 
 def test_pool_takes_the_maximum_of_each_bin():
@@ -16,6 +17,36 @@ def test_pool_of_several_images_keeps_their_order_and_takes_none():
         found = pool(features, boxes, 8, 3, how)
         assert found.shape == (3, 2, 3, 3)
         assert torch.equal(found[1:], pool(features[2:], boxes[2:], 8, 3, how))
+
+
+def test_mean_and_contrast_against_pixels():
+    y, x = torch.meshgrid(torch.arange(16.0), torch.arange(20.0), indexing="ij")
+    features = torch.stack([torch.sin(x / 5) + y / 10, torch.cos(y / 4)])[None].repeat(2, 1, 1, 1)
+    features[1] *= -2
+    boxes = [torch.tensor([[32.0, 32, 96, 64], [0, 0, 40, 48]]), torch.tensor([[80.0, 24, 160, 104]])]
+    found = mean_and_contrast(features, boxes, stride=8, reach=1.5)
+    pixels = F.interpolate(features, scale_factor=8, mode="bilinear")
+    windows = [[(16, 24, 112, 72), (0, 0, 50, 60)], [(60, 4, 160, 124)]]
+    row = 0
+    for image, of_image, around in zip(pixels, boxes, windows, strict=True):
+        for (x1, y1, x2, y2), (left, top, right, bottom) in zip(of_image.int().tolist(), around, strict=True):
+            ring = torch.zeros(128, 160, dtype=torch.bool)
+            ring[top:bottom, left:right] = True
+            ring[y1:y2, x1:x2] = False
+            mean = image[:, y1:y2, x1:x2].mean((1, 2))
+            assert torch.allclose(found[row], torch.cat([mean, mean - image[:, ring].mean(1)]), atol=0.02)
+            row += 1
+
+
+def test_contrast_tells_an_object_from_its_part_and_is_zero_without_surroundings():
+    features = torch.zeros(1, 1, 20, 20)
+    features[..., 5:15, 5:15] = 1.0
+    boxes = torch.tensor([[40.0, 40, 120, 120], [60, 60, 100, 100], [0, 0, 160, 160]])
+    mean, contrast = mean_and_contrast(features, [boxes], stride=8, reach=1.8).unbind(1)
+    assert mean[1] > mean[0]
+    assert contrast[0] > contrast[1] + 0.5
+    assert contrast[2] == 0
+    assert mean_and_contrast(features, [boxes[:0]], 8, 1.8).shape == (0, 2)
 
 
 def test_looks_scale_and_mirror_boxes_with_the_pixels():

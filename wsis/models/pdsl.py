@@ -35,6 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
@@ -58,7 +59,7 @@ from wsis.models.classifier import Classifier
 from wsis.nn.backbone import Backbone
 from wsis.nn.masks import MaskHeads, of_class, paste
 from wsis.nn.mil import Match, MILHead, Pseudo, RefinementHead, Trunk, decode, detect, encode, match, mine
-from wsis.nn.regions import looks, pool
+from wsis.nn.regions import Pooling, looks, mean_and_contrast, pool
 from wsis.types import Batch, Prediction, Proposals, Sample
 
 if TYPE_CHECKING:
@@ -86,14 +87,20 @@ class PDSL(pl.LightningModule):
         evidence: where the masks of seeds come from: "fast" colour models in a small crop, or "authors", OpenCV's GrabCut at 400 px.
         correlation: weight of the correlation loss, eq. (6); 0 switches it off.
         correlation_target: score a mask's activation should equal: its pseudo-label's, or the proposal's own.
+        image_weight: weight of the image loss, a mean over classes; `num_classes` makes it the sum of the text.
+        pooling: how regions are pooled for detection: "roi_pool" as the paper, or "roi_align".
         prior: power of the proposals' objectness that multiplies scores where pseudo-labels and detections are chosen; the
             paper has 0, but parts of objects win then where the data are few.
+        context: 0 has the paper's two hidden layers; else heads read each region's mean and its contrast to a ring around it,
+            this many sides wide (1.8), and start from the classifier of `pretraining`: for a few hundred images.
+        background: weight of background proposals where refinement heads learn classes; 1 in the paper, less for few images.
         hidden: width of the first fully connected layer; 4096 for ResNet18-WS, 2048 for the deeper ones.
         features: width of the second fully connected layer.
         mask_width: channels of the mask branch.
         foreground: most foreground proposals of an image that train the mask branch; the paper uses all.
         optimiser: "sgd" with momentum 0.9, as the paper, or "adamw", which needs fewer steps where there are few.
         lr: learning rate; biases learn twice as fast.
+        warmup: fraction of the schedule over which the learning rate rises from nothing; the paper has none.
         weight_decay: of the weights; biases have none.
         decay_at: fractions of the schedule at which the learning rate falls to a tenth.
         test_sides: short sides in pixels over which predictions are averaged; empty tests the image as it is.
@@ -120,13 +127,18 @@ class PDSL(pl.LightningModule):
         evidence: Literal["fast", "authors"] = "fast",
         correlation: float = 1.0,
         correlation_target: Literal["pseudo", "own"] = "pseudo",
+        image_weight: float = 1.0,
+        pooling: Pooling = "roi_pool",
         prior: float = 0.0,
+        context: float = 0.0,
+        background: float = 1.0,
         hidden: int = 4096,
         features: int = 4096,
         mask_width: int = 256,
         foreground: int = 512,
         optimiser: Literal["sgd", "adamw"] = "sgd",
         lr: float = 0.01,
+        warmup: float = 0.0,
         weight_decay: float = 5e-4,
         decay_at: tuple[float, ...] = (0.7,),
         test_sides: tuple[int, ...] = (480, 576, 672, 768, 864, 960, 1056, 1152),
@@ -136,7 +148,8 @@ class PDSL(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.backbone = Backbone(backbone, weights, output_stride, stage, freeze, **(backbone_args or {}))
-        self.trunk = Trunk(self.backbone.channels * 49, hidden, features)
+        self.trunk = nn.Identity() if context else Trunk(self.backbone.channels * 49, hidden, features)
+        features = 2 * self.backbone.channels if context else features
         self.mil = MILHead(features, num_classes)
         self.refinements = nn.ModuleList(RefinementHead(features, num_classes, regression) for _ in range(refinements))
         self.masks = MaskHeads(self.backbone.channels, [1] + [num_classes] * mask_heads, mask_width)
@@ -156,7 +169,17 @@ class PDSL(pl.LightningModule):
             }
             classifier = run.fit("1-classifier", Classifier(**(shared | settings)), data, max_steps=steps)
             self.backbone.load(classifier)
+            if self.hparams["context"]:
+                self._start(classifier)
         run.fit("2-pdsl" if self.hparams["pretraining"] else "train", self, data)
+
+    def _start(self, classifier: Path) -> None:
+        """Begin all heads as the classifier of a checkpoint."""
+        state = torch.load(classifier, map_location="cpu", weights_only=True)["state_dict"]
+        weight = state["head.weight"].flatten(1)
+        self.mil.start(weight, state["head.bias"])
+        for head in self.refinements:
+            head.start(weight)  # type: ignore[operator]
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """L = L_OD + L_IS + L_CL, eq. (1)."""
@@ -182,9 +205,14 @@ class PDSL(pl.LightningModule):
     def detection(self, features: Tensor, proposals: list[Proposals]) -> list[Detection]:
         """Run the detection branch (section 3.2) on the proposals of each image of a batch of features (N,D,H,W)."""
         counts = [len(p.boxes) for p in proposals]
-        pooled = pool(features, [p.boxes for p in proposals], self.backbone.stride)
+        boxes, stride, reach = [p.boxes for p in proposals], self.backbone.stride, self.hparams["context"]
+        pooled = (
+            mean_and_contrast(features, boxes, stride, reach)
+            if reach
+            else pool(features, boxes, stride, how=self.hparams["pooling"])
+        )
         objectness = torch.cat([p.scores for p in proposals])
-        regions = self.trunk(pooled * (objectness + 1)[:, None, None, None])
+        regions = self.trunk(pooled * (objectness + 1).view(-1, *[1] * (pooled.ndim - 1)))
         refined = [head(regions) for head in self.refinements]
         logits = [logit.split(counts) for logit, _ in refined]
         deltas = [[None] * len(counts) if delta is None else delta.split(counts) for _, delta in refined]
@@ -198,12 +226,13 @@ class PDSL(pl.LightningModule):
         tags, proposals, size = sample["target"]["tags"], sample["proposals"].boxes, sample["image"].shape[-2:]
         prior = sample["proposals"].scores ** self.hparams["prior"]
         image_scores, zero = heads.mil.sum(0), heads.mil.sum() * 0
-        losses = {"mil": image_loss(heads.mil, tags), "refinement": zero, "box": zero}  # eq. (2)
+        losses = {"mil": self.hparams["image_weight"] * image_loss(heads.mil, tags), "refinement": zero, "box": zero}  # eq. (2)
         scores, boxes = heads.mil, proposals
         for logits, deltas in zip(heads.logits, heads.deltas, strict=True):
             pseudo = mine(scores, tags, image_scores, boxes, prior)
             matched = match(proposals, pseudo, len(tags))
-            losses["refinement"] = losses["refinement"] + refinement_loss(logits, matched.labels, matched.weights)  # eq. (3)
+            weights = matched.weights.where(matched.foreground, self.hparams["background"] * matched.weights)
+            losses["refinement"] = losses["refinement"] + refinement_loss(logits, matched.labels, weights)  # eq. (3)
             if deltas is not None:
                 losses["box"] = losses["box"] + regression_loss(deltas, proposals, pseudo, matched)
                 boxes = decode(deltas.detach(), proposals, (size[0], size[1]))
@@ -273,9 +302,17 @@ class PDSL(pl.LightningModule):
         ]
         sgd = self.hparams["optimiser"] == "sgd"
         optimiser = torch.optim.SGD(groups, lr=lr, momentum=0.9) if sgd else torch.optim.AdamW(groups, lr=lr)
-        milestones = [round(at * int(self.trainer.estimated_stepping_batches)) for at in self.hparams["decay_at"]]
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones, gamma=0.1)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimiser, partial(rate, steps=steps, warmup=self.hparams["warmup"], decay_at=self.hparams["decay_at"])
+        )
         return [optimiser], [{"scheduler": schedule, "interval": "step"}]
+
+
+def rate(step: int, steps: int, warmup: float, decay_at: Sequence[float]) -> float:
+    """Factor of the learning rate: up from nothing over a fraction `warmup` of `steps`, to a tenth at each of `decay_at`."""
+    rising = min(1.0, (step + 1) / (warmup * steps)) if warmup else 1.0
+    return rising * 0.1 ** sum(step >= round(at * steps) for at in decay_at)
 
 
 class Detection(NamedTuple):

@@ -9,6 +9,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
 
@@ -53,6 +54,11 @@ class MILHead(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
+    def start(self, weight: Tensor, bias: Tensor) -> None:
+        """Begin as a linear classifier (C,D), (C,) on `mean_and_contrast`: its logits of the mean, detection by contrast."""
+        self.classification.load_state_dict({"weight": F.pad(weight, (0, weight.shape[1])), "bias": bias})
+        self.detection.load_state_dict({"weight": F.pad(weight, (weight.shape[1], 0)), "bias": torch.zeros_like(bias)})
+
     def forward(self, features: Tensor, counts: list[int]) -> list[Tensor]:
         """Score the proposals (P,D) of several images, `counts` each; returns (P_i,C) per image."""
         streams = self.classification(features).split(counts), self.detection(features).split(counts)
@@ -77,6 +83,10 @@ class RefinementHead(nn.Module):
         if self.deltas is not None:
             nn.init.normal_(self.deltas.weight, std=0.001)
             nn.init.zeros_(self.deltas.bias)
+
+    def start(self, weight: Tensor) -> None:
+        """Begin as a linear classifier (C,D) of the contrast in `mean_and_contrast`, background even with no contrast."""
+        self.logits.load_state_dict({"weight": F.pad(weight, (weight.shape[1], 0, 0, 1)), "bias": self.logits.bias})
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
         """(P,D) -> logits (P,C+1), deltas (P,C,4) or None."""

@@ -8,11 +8,11 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import roi_align, roi_pool
+from torchvision.ops import box_area, roi_align, roi_pool
 
 from wsis.types import View
 
-__all__ = ["Look", "Pooling", "looks", "pool", "resize"]
+__all__ = ["Look", "Pooling", "looks", "mean_and_contrast", "pool", "resize"]
 
 Pooling = Literal["roi_pool", "roi_align"]
 
@@ -34,6 +34,29 @@ def pool(features: Tensor, boxes: list[Tensor], stride: int, size: int = 7, how:
     if how == "roi_pool":
         return roi_pool(features, boxes, size, 1 / stride)  # type: ignore[no-any-return]
     return roi_align(features, boxes, size, 1 / stride, sampling_ratio=2, aligned=True)  # type: ignore[no-any-return]
+
+
+def mean_and_contrast(features: Tensor, boxes: list[Tensor], stride: int, reach: float) -> Tensor:
+    """Describe regions by their mean and by how it differs from the ring around them (contrast of ContextLocNet, ECCV 2016).
+
+    A mean alone cannot tell an object from its most telling part; both differ from what surrounds them, the object more.
+
+    Args:
+        features: (N,D,H,W).
+        boxes: N tensors (P_i,4) in input pixels.
+        stride: input pixels per feature cell.
+        reach: outer side of the ring in sides of the region, above 1; the feature map cuts it off.
+
+    Returns:
+        (P_1 + ... + P_N, 2D): the mean, then mean inside minus mean of the ring; zero where no ring is left.
+    """
+    limit = boxes[0].new_tensor([features.shape[-1], features.shape[-2]]).repeat(2) * stride
+    grow = boxes[0].new_tensor([[-1, -1, 1, 1]]) * (reach - 1) / 2
+    windows = [(box + grow * (box[:, 2:] - box[:, :2]).repeat(1, 2)).clamp(min=0).minimum(limit) for box in boxes]
+    inside, within = (pool(features, b, stride, how="roi_align").mean((2, 3)) for b in (boxes, windows))
+    area, outer = (box_area(torch.cat(b)) for b in (boxes, windows))
+    ring = outer / (outer - area).maximum(0.01 * outer).clamp(min=1e-6)
+    return torch.cat([inside, (inside - within) * ring[:, None].to(inside.dtype)], 1)
 
 
 class Look(NamedTuple):

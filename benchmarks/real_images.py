@@ -1,0 +1,120 @@
+"""PDSL beside its floor on the 20 VOC classes of a small COCO folder, through the command line; one table.
+
+python benchmarks/real_images.py COCO_DIR MOBILENETV2_WEIGHTS [--seeds 3] [--out runs/real-images]
+
+CorLoc is of the training images, mask AP of the validation images, both in percent. Runs that are finished are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision.ops import box_iou
+
+from wsis.data.coco import COCO
+from wsis.metrics import CorLoc
+from wsis.types import Prediction, Proposals, Truth
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "small"
+COLUMNS = (("train", "CorLoc"), ("train", "CorLoc_images"), ("val", "AP25"), ("val", "AP50"))
+PROPOSALS = 300
+Score = Callable[[Proposals, Truth], torch.Tensor]
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("data", type=Path)
+    arguments.add_argument("weights", type=Path)
+    arguments.add_argument("--seeds", type=int, default=3)
+    arguments.add_argument("--out", type=Path, default=Path("runs/real-images"))
+    asked = arguments.parse_args()
+    names = [" ".join(column) for column in COLUMNS]
+    print("  ".join(["".ljust(24), *(name.rjust(22) for name in names), "minutes".rjust(8)]))
+    for name, value in baselines(asked.data).items():
+        _row(name, [[100 * value[figure] for figure in ("CorLoc", "CorLoc_images")]])
+    for model in ("cam", "pdsl"):
+        runs = [figures(model, seed, asked) for seed in range(asked.seeds)]
+        for seed, run in enumerate(runs):
+            _row(f"{model}, seed {seed}", [run])
+        _row(f"{model}, mean (range)", runs)
+
+
+def baselines(folder: Path) -> dict[str, dict[str, float]]:
+    """CorLoc of choices that learn nothing, and of the best that any choice of proposals can reach."""
+    samples = COCO(folder, classes="voc", max_proposals=PROPOSALS).samples("train", train=False)
+    generator = torch.Generator().manual_seed(0)
+    choices: dict[str, Score] = {
+        "random proposal": lambda p, _: torch.rand(len(p.boxes), 20, generator=generator),
+        "most object-like": lambda p, _: p.scores[:, None].expand(-1, 20),
+        "best proposal": lambda p, t: _overlap(p.boxes, t),
+    }
+    found = {name: CorLoc(20) for name in (*choices, "whole image")}
+    for i in range(len(samples)):
+        sample = samples.sample(i)
+        image, size, truth, proposals = sample["image_id"], sample["size"], sample["truth"], sample["proposals"]
+        labels = torch.arange(20)
+        for name, score in choices.items():
+            best, index = score(proposals, truth).max(0)
+            found[name].update([Prediction(image, size, proposals.boxes[index], best, labels, [])], [truth])
+        whole = torch.tensor([0.0, 0.0, size[1], size[0]]).expand(20, 4)
+        found["whole image"].update([Prediction(image, size, whole, torch.ones(20), labels, [])], [truth])
+    return {name: {key: float(v) for key, v in metric.compute().items() if v.ndim == 0} for name, metric in found.items()}
+
+
+def figures(model: str, seed: int, asked: argparse.Namespace) -> list[float]:
+    """Train and judge one seed; the figures of COLUMNS in percent, and the minutes of training."""
+    run = asked.out / f"{model}-{seed}"
+    if not (run / "minutes.json").is_file():
+        start = time.perf_counter()
+        words = ["--model", model, "--data", "coco", "--config", str(CONFIGS / f"{model}_coco.yaml"), "--run_dir", str(run)]
+        words += ["--data.root", str(asked.data), "--data.classes", "voc", "--model.weights", str(asked.weights)]
+        _call("wsis.fit", [*words, "--seed_everything", str(seed), "--data.loading.seed", str(seed)])
+        run.joinpath("minutes.json").write_text(json.dumps((time.perf_counter() - start) / 60))
+    if not (run / "test-train" / "metrics.json").is_file():
+        _call("wsis.test", ["--run", str(run), "--split", "train"])
+    judged = {f"train/{key}": value for key, value in _read(run / "test-train" / "metrics.json")["metrics"].items()}
+    for stage in sorted(run.glob("*/stage.json")):
+        judged |= _read(stage)["metrics"]  # a fit ends with the validation images
+    return [*(100 * judged[f"{split}/{figure}"] for split, figure in COLUMNS), _read(run / "minutes.json")]
+
+
+def _overlap(boxes: torch.Tensor, truth: Truth) -> torch.Tensor:
+    """Best IoU (P,20) of boxes with a truth of each class."""
+    overlap = box_iou(boxes, truth.boxes)
+    return torch.stack(
+        [
+            overlap[:, truth.labels == c].max(1).values if (truth.labels == c).any() else overlap.new_zeros(len(boxes))
+            for c in range(20)
+        ],
+        1,
+    )
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def _call(module: str, words: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", module, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        sys.exit(done.stdout)
+
+
+def _row(name: str, runs: list[list[float]]) -> None:
+    cells = []
+    for values in zip(*runs, strict=True):
+        mean, spread = sum(values) / len(values), f" ({min(values):.1f}-{max(values):.1f})" if len(values) > 1 else ""
+        cells.append(f"{mean:.1f}{spread}")
+    print("  ".join([name.ljust(24), *(cell.rjust(22) for cell in cells)]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
