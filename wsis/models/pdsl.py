@@ -84,7 +84,7 @@ class PDSL(pl.LightningModule):
         regression: whether refinement heads regress boxes.
         mask_heads: number of class-specific mask heads, n^m in eq. (5); 0 leaves the class-agnostic one.
         seeds: proposals per class whose mask is taken from bottom-up evidence, n^seed.
-        evidence: where the masks of seeds come from: "fast" colour models in a small crop, or "authors", OpenCV's GrabCut at 400 px.
+        evidence: where the masks of seeds come from: "fast" colour models in a small crop, or "authors", OpenCV's GrabCut.
         correlation: weight of the correlation loss, eq. (6); 0 switches it off.
         correlation_target: score a mask's activation should equal: its pseudo-label's, or the proposal's own.
         image_weight: weight of the image loss, a mean over classes; `num_classes` makes it the sum of the text.
@@ -239,9 +239,12 @@ class PDSL(pl.LightningModule):
             scores = logits.detach().softmax(1)
         pseudo = mine(scores, tags, image_scores, boxes, prior)
         matched = match(proposals, pseudo, len(tags))
-        target = pseudo.scores if heads.logits else pseudo.weights  # S^0 is a product that sums to y: far below any activation
-        own = scores if self.hparams["correlation_target"] == "own" and heads.logits else None
-        return losses, foreground(proposals, pseudo._replace(scores=target), matched, own, self.hparams["foreground"])
+        found = foreground(proposals, pseudo, matched, self.hparams["foreground"])
+        if self.hparams["correlation_target"] == "own":
+            found = found._replace(scores=scores[found.proposals, found.labels])
+        elif not heads.logits:  # S^0 sums to y over all proposals: y is the like of a score
+            found = found._replace(scores=pseudo.weights[found.pseudo])
+        return losses, found
 
     def seed_masks(self, found: Sequence[Foreground], batch: Batch) -> Tensor:
         """The first masks (K,28,28): n^seed proposals a class get evidence, the others their nearest seed's (section 3.3)."""
@@ -342,6 +345,8 @@ class Foreground(NamedTuple):
 
     boxes: Tensor
     """(K,4)."""
+    proposals: Tensor
+    """(K,) int64, their indices."""
     labels: Tensor
     """(K,) int64."""
     scores: Tensor
@@ -352,13 +357,12 @@ class Foreground(NamedTuple):
     """(K,) box IoU with it."""
 
 
-def foreground(proposals: Tensor, pseudo: Pseudo, matched: Match, own: Tensor | None, most: int) -> Foreground:
-    """Take at most `most` of the proposals (P,4) that are matched to a class, at random; `own` (P,C+1) gives own scores."""
+def foreground(proposals: Tensor, pseudo: Pseudo, matched: Match, most: int) -> Foreground:
+    """Take at most `most` of the proposals (P,4) that are matched to a class, at random, with their pseudo-labels' scores."""
     index = matched.foreground.nonzero().flatten()
     index = index[torch.randperm(len(index), device=index.device)[:most]]
-    labels, which = matched.labels[index], matched.pseudo[index]
-    scores = pseudo.scores[which] if own is None else own[index, labels]
-    return Foreground(proposals[index], labels, scores, which, matched.overlap[index])
+    which = matched.pseudo[index]
+    return Foreground(proposals[index], index, matched.labels[index], pseudo.scores[which], which, matched.overlap[index])
 
 
 def nearest_seeds(found: Foreground, seeds: int) -> Tensor:

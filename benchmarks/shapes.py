@@ -1,0 +1,77 @@
+"""Mask AP50 on the generated data: PDSL, PDSL without the correlation loss, and the floor.
+
+    python benchmarks/shapes.py runs/benchmark [--draws 1 2 3] [--seeds 0 1] [--jobs 2]
+
+Settings were chosen on draw 0 of the data, which is therefore left out. Runs are ordinary runs: a repeated command continues
+where it was stopped. PDSL without correlation shares the classifier of the run it is compared with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+METHODS = {"cam": ["--model", "cam"], "pdsl": ["--model", "pdsl"], "pdsl, no correlation": []}
+METHODS["pdsl, no correlation"] = [*METHODS["pdsl"], "--model.correlation", "0"]
+FIGURES = ("AP25", "AP50", "AP75", "CorLoc")
+
+
+def fit(folder: Path, name: str, draw: int, seed: int, threads: int) -> None:
+    run = folder / name.replace(", ", "-").replace(" ", "-") / f"{draw}-{seed}"
+    if "," in name and not run.exists():
+        shutil.copytree(folder / "pdsl" / f"{draw}-{seed}" / "1-classifier", run / "1-classifier")
+    words = [*METHODS[name], "--data.seed", str(draw), "--data.root", str(folder / "data"), "--seed_everything", str(seed)]
+    begin = time.time()
+    command = [sys.executable, "-m", "wsis.fit", *words, "--run_dir", str(run), "--trainer.accelerator", "cpu"]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    if not (run / "seconds").exists():
+        (run / "seconds").write_text(str(round(time.time() - begin)))
+
+
+def figures(folder: Path, name: str, draws: list[int], seeds: list[int]) -> list[dict[str, float]]:
+    runs = [folder / name.replace(", ", "-").replace(" ", "-") / f"{draw}-{seed}" for draw in draws for seed in seeds]
+    last = [max(run.glob("*/metrics.json"), key=lambda path: path.parent.name) for run in runs]
+    found = [json.loads(path.read_text()) for path in last]
+    return [{figure: 100 * one[f"val/{figure}"] for figure in FIGURES} for one in found]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--draws", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--jobs", type=int, default=2)
+    given = parser.parse_args()
+    pairs = [(draw, seed) for draw in given.draws for seed in given.seeds]
+    threads = max((os.cpu_count() or 1) // given.jobs, 1)
+    propose = [sys.executable, "-m", "wsis.propose", "--data", "shapes", "--data.root", str(given.folder / "data")]
+    for draw in given.draws:
+        subprocess.run([*propose, "--data.seed", str(draw)], check=True)
+    for name in ("pdsl", "pdsl, no correlation", "cam"):
+        with ThreadPoolExecutor(given.jobs) as pool:
+            list(pool.map(lambda pair, name=name: fit(given.folder, name, *pair, threads), pairs))
+    print(f"{'':<24}" + "".join(f"{figure:>22}" for figure in FIGURES))
+    for name in METHODS:
+        found = figures(given.folder, name, given.draws, given.seeds)
+        cells = []
+        for figure in FIGURES:
+            values = [one[figure] for one in found]
+            cells.append(f"{sum(values) / len(values):.1f} ({min(values):.1f}-{max(values):.1f})")
+        print(f"{name:<24}" + "".join(f"{cell:>22}" for cell in cells))
+    print("AP50 by (draw, seed): " + ", ".join(map(str, pairs)))
+    for name in METHODS:
+        values = [f"{one['AP50']:.1f}" for one in figures(given.folder, name, given.draws, given.seeds)]
+        print(f"  {name:<22}" + "  ".join(values))
+
+
+if __name__ == "__main__":
+    main()
