@@ -56,9 +56,7 @@ def test_a_pickled_reader_reads_in_another_process(tmp_path):
         writer.add("a.jpg", (30, 40), drawn())
     file = ProposalFile(tmp_path / "p.sqlite")
     assert same(pickle.loads(pickle.dumps(file)).read("a.jpg", (30, 40), True), drawn())
-    with multiprocessing.get_context("fork").Pool(
-        1
-    ) as pool:  # as a loader worker, after the file was opened here
+    with multiprocessing.get_context("fork").Pool(1) as pool:  # as a loader worker, after the file was opened here
         assert pool.apply(_count, (file,)) == 13
 
 

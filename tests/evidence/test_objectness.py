@@ -10,8 +10,8 @@ def by_pixels(image, labels, inside):
     height, width = labels.shape
 
     def colour(y, x):
-        l, a, b = (int(v) for v in lab[y, x])
-        return l // 32, min(max((a - 64) // 16, 0), 7), min(max((b - 64) // 16, 0), 7)
+        light, a, b = (int(v) for v in lab[y, x])
+        return light // 32, min(max((a - 64) // 16, 0), 7), min(max((b - 64) // 16, 0), 7)
 
     def histogram(pixels):
         counts = {}

@@ -3,8 +3,8 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import torch
 import pytest
+import torch
 
 from wsis.evidence.grouping import Graph, group, neighbours
 from wsis.evidence.segments import propose, settings

@@ -202,7 +202,7 @@ def _regions(merges: Merges, graph: Graph) -> Regions:
 
 
 def _order(regions: Regions, share: Floats) -> Ints:
-    """The regions (P,), most useful first: long-lived regions first, larger before smaller, near doubles of better ones last."""
+    """The regions (P,), most useful first: long-lived before fleeting, large before small, doubles last."""
     raw = (regions.persistence + _NEWBORN) * share**_SIZE_POWER
     boxes, order = torch.from_numpy(regions.boxes), torch.from_numpy(raw)
     factors = np.full(len(raw), _DOUBLES[-1][1], np.float32)
