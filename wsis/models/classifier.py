@@ -102,7 +102,8 @@ class Classifier(pl.LightningModule):
         """AdamW under one cycle: up for a fifth of the steps, then down to nothing."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(parameters, lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"])
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, self.hparams["lr"], total_steps=steps, pct_start=0.2)
+        rise = 0.25 if steps == 5 else 0.2  # a fifth of 5 is a rise of no steps, by which OneCycleLR divides
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, self.hparams["lr"], total_steps=steps, pct_start=rise)
         return [optimiser], [{"scheduler": schedule, "interval": "step"}]
 
 
