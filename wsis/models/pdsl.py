@@ -27,10 +27,13 @@ Where we follow the released code instead of the text, and why:
     features   pooled features are multiplied by the proposal's objectness + 1 (in neither text)
     NMS        0.3; the text says 0.5
 
-Beyond both, off by default and for data that are few: `prior`, because parts of objects score as well as wholes (on the
+Beyond both, for data that are few and off by default: `prior`, because parts of objects score as well as wholes (on the
 generated data the best proposal of a class is a whole object in 6 of 10 images with it, in 3 without); `background`, because
 most proposals are background and the scores of classes stay low in a short schedule; `context`, linear heads on a region's
 mean and its contrast to the ring around it, started from the classifier of `pretraining`.
+
+Where we differ from both: head 0 is class-agnostic as the text means it (the release sets a misspelt key); a mask target is
+cut at 0.5 on its own 28 x 28 grid, where the release pastes it into the image and cuts the same box out again.
 """
 
 from __future__ import annotations
