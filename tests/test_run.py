@@ -43,6 +43,7 @@ def assert_same(a: Path, b: Path) -> None:
 
 
 def _child(argv, prepare, arguments, errors):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with open(errors, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
