@@ -47,6 +47,17 @@ def sample(proposals: int, side: int, folder: Path) -> dict:
     }
 
 
+def calibrate(model: PDSL, image: torch.Tensor) -> None:
+    """Give BatchNorm the statistics of an image, because random weights with none make features of any size."""
+    norms = [module for module in model.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.train().momentum = None
+    with torch.no_grad():
+        model.backbone([image])
+    for norm in norms:
+        norm.eval()
+
+
 def timed(model: PDSL, seconds: dict[str, float]) -> None:
     """Note the time of each part as it is called."""
 
@@ -79,9 +90,10 @@ def main() -> None:
     model.log = model.log_dict = lambda *_, **__: None
     optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4, momentum=0.9)
     seconds: dict[str, float] = defaultdict(float)
-    timed(model, seconds)
     with tempfile.TemporaryDirectory() as folder:
         one = sample(given.proposals, given.side, Path(folder))
+        calibrate(model, one["image"])
+        timed(model, seconds)
         for step in range(given.steps + 1):
             if step == 1:
                 first, seconds["evidence"] = seconds["evidence"], 0.0
