@@ -200,10 +200,11 @@ class PDSL(pl.LightningModule):
             total["mask"] = total["mask"] + mask_loss(logits, target)  # eq. (5)
             total["correlation"] = total["correlation"] + correlation_loss(activation, scores)  # eqs. (6), (8)
             target = (logits.detach() > 0).to(logits.dtype)
-        loss = sum(total.values(), features.new_zeros(())) + (self.hparams["correlation"] - 1) * total["correlation"]
+        weights = {"correlation": self.hparams["correlation"]}
+        loss = torch.stack([weights.get(name, 1.0) * value for name, value in total.items()]).sum()
         self.log_dict({f"train/{name}": value for name, value in total.items()}, batch_size=len(batch))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        return loss  # type: ignore[no-any-return]
+        return loss
 
     def detection(self, features: Tensor, proposals: list[Proposals]) -> list[Detection]:
         """Run the detection branch (section 3.2) on the proposals of each image of a batch of features (N,D,H,W)."""
