@@ -124,6 +124,28 @@ def test_killed_while_a_checkpoint_is_written(tmp_path, whole):
     assert_same(tmp_path / "run/3-net", whole / "3-net")
 
 
+def _die_in_replace(number):
+    replace, count = os.replace, [0]
+
+    def never(source, target):
+        count[0] += 1
+        if count[0] == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    os.replace = never
+
+
+def test_killed_as_a_small_file_is_written(tmp_path, whole):
+    argv = words("Staged", tmp_path / "run", STAGED)
+    for number in (1, 3):  # the run's own settings, a stage's
+        assert go(argv, tmp_path, _die_in_replace, number)[0] == -signal.SIGKILL
+        assert list((tmp_path / "run").rglob(".*"))
+    assert go(argv, tmp_path)[0] == 0
+    assert not list((tmp_path / "run").rglob(".*"))
+    assert_same(tmp_path / "run/3-net", whole / "3-net")
+
+
 def _die_in_make(i):
     os.environ["TOY_KILL_MAKE"] = str(i)
 

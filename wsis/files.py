@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["InputError", "read_pickle", "whole"]
+__all__ = ["InputError", "clear_scratch", "read_pickle", "whole"]
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -48,6 +48,12 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def clear_scratch(folder: Path) -> None:
+    """Delete what `whole` was writing, anywhere in `folder`, when its process was killed."""
+    for torn in folder.rglob(".*.????????"):
+        torn.unlink(missing_ok=True)
 
 
 def read_pickle(path: str | os.PathLike[str]) -> Any:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from pytorch_lightning.cli import LightningArgumentParser
 
 from wsis.cli import CLI, run_folder, write_settings
-from wsis.files import InputError
+from wsis.files import InputError, clear_scratch
 from wsis.messages import plain_errors
 from wsis.run import OnlyStage, Run, rank, stages
 
@@ -94,6 +94,7 @@ def _open(cli: CLI, folder: Path) -> None:
         _say(f"settings from {path}")
     _say(f"run in {folder}")
     if rank() == 0:
+        clear_scratch(folder)
         write_settings(folder / "config.yaml", cli.settings())
 
 

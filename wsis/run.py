@@ -30,7 +30,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from wsis.checkpoints import Reseed, Save, intact, newest
-from wsis.files import InputError, whole
+from wsis.files import InputError, clear_scratch, whole
 from wsis.fingerprint import fingerprint, plain
 from wsis.loggers import CSV
 
@@ -163,8 +163,7 @@ class Run:
         folder = self.folder / name
         stage = read_stage(folder)
         if stage.get("fingerprint") == print_:
-            for torn in folder.rglob(".*.????????"):  # what `whole` was writing when the process was killed
-                torn.unlink(missing_ok=True)
+            clear_scratch(folder)
             if stage["finished"] and not _is_done(stage, print_, steps):
                 self._prolong(folder, stage, steps)
             return stage
