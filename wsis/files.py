@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["InputError", "clear_scratch", "read_pickle", "whole"]
+__all__ = ["InputError", "cache_folder", "clear_scratch", "read_pickle", "whole"]
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -54,6 +54,12 @@ def clear_scratch(folder: Path) -> None:
     """Delete what `whole` was writing, anywhere in `folder`, when its process was killed."""
     for torn in folder.rglob(".*.????????"):
         torn.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """Give the user's folder for things that can be made again: WSIS_CACHE, else the system's cache folder / wsis."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("WSIS_CACHE") or Path(base) / "wsis")
 
 
 def read_pickle(path: str | os.PathLike[str]) -> Any:

@@ -87,6 +87,8 @@ class Truth(NamedTuple):
     """M run-length masks at the original size."""
     crowd: Tensor
     """(M,) bool: matched detections of these are ignored, as COCO does."""
+    panoptic: Tensor | None = None
+    """(H,W,2) int32: each pixel's class (things 0..C-1, stuff C..C+C_stuff-1, -1 = void) and instance number (0 for stuff)."""
 
 
 class Sample(TypedDict, total=False):
@@ -125,3 +127,5 @@ class Prediction(NamedTuple):
     """(N,) int64, 0-based class."""
     masks: list[RLE]
     """N run-length masks at `size`; a list, because (N,H,W) would not fit at full size."""
+    panoptic: Tensor | None = None
+    """(H,W,2) int32, as in `Truth`; None from a method that gives instances alone."""

@@ -6,10 +6,13 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
+from wsis.data._panoptic import PanopticMaps
 from wsis.files import InputError, whole
 
 __all__ = ["Index", "Record", "class_of", "drop_empty", "keep_images", "read_coco", "read_stuff", "tags_of", "write_coco"]
@@ -35,6 +38,8 @@ class Index(NamedTuple):
     """Image id -> classes in the image, ascending."""
     stuff_tags: dict[int, list[int]]
     """Image id -> positions in `stuff`, ascending."""
+    panoptic: Callable[[Record], Tensor | None] | None = None
+    """Reads the panoptic map (H,W,2) of an image record, None of an image that has none; None where no image has."""
 
 
 def class_of(categories: Iterable[Record]) -> dict[int, int]:
@@ -102,7 +107,10 @@ def write_coco(path: Path, index: Index) -> None:
 
 
 def read_stuff(path: Path, index: Index) -> Index:
-    """Add the stuff classes and stuff tags of a COCO panoptic file to `index`."""
+    """Add the stuff classes, stuff tags and panoptic maps of a COCO panoptic file to `index`.
+
+    The maps are pngs in a folder of the file's name; a thing of a class that `index` does not have is void in them.
+    """
     content = load_json(path, ("annotations", "categories"))
     stuff = [{"id": c["id"], "name": c["name"]} for c in content["categories"] if not c["isthing"]]
     position = class_of(stuff)
@@ -110,7 +118,12 @@ def read_stuff(path: Path, index: Index) -> Index:
         a["image_id"]: sorted({position[s["category_id"]] for s in a["segments_info"] if s["category_id"] in position})
         for a in content["annotations"]
     }
-    return index._replace(stuff=stuff, stuff_tags={i["id"]: tags[i["id"]] for i in index.images if i["id"] in tags})
+    classes = class_of([*index.categories, *stuff])
+    return index._replace(
+        stuff=stuff,
+        stuff_tags={i["id"]: tags[i["id"]] for i in index.images if i["id"] in tags},
+        panoptic=PanopticMaps(path.with_suffix(""), content["annotations"], classes, len(index.categories)),
+    )
 
 
 def load_json(path: Path, keys: Sequence[str]) -> dict[str, list[Record]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wsis.files import InputError
 
-__all__ = ["image_size", "read_image", "read_labels"]
+__all__ = ["image_size", "read_image", "read_labels", "read_numbers"]
 
 _BROKEN = (OSError, SyntaxError, ValueError, struct.error, EOFError, IndexError, Image.DecompressionBombError)
 _SIDEWAYS = {5, 6, 7, 8}  # EXIF orientations that swap height and width
@@ -70,6 +70,27 @@ def read_labels(path: Path) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
     if labels.ndim != 2:
         raise InputError(f"{path} is a colour image; a label map has one palette index or grey value per pixel")
     return labels.astype(np.uint8)
+
+
+def read_numbers(path: Path, size: tuple[int, int]) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
+    """Read the segment numbers (H,W) int32 of a COCO panoptic png: R + 256 G + 65536 B.
+
+    Args:
+        path: of the png.
+        size: (height, width) of its image.
+
+    Raises:
+        InputError: missing, empty or broken file, no colour image, or another size.
+    """
+    try:
+        with Image.open(path) as image:
+            colours = np.array(image)
+    except _BROKEN as error:
+        raise _unreadable(path, error) from error
+    if colours.shape != (*size, 3):
+        raise InputError(f"{path} is no RGB png of {size[1]} x {size[0]} pixels, the size of its image; fetch it again")
+    numbers: np.ndarray[tuple[int, int], np.dtype[np.int32]] = colours.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
+    return numbers
 
 
 def _upright(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:

@@ -20,13 +20,13 @@ from wsis.data._coco_json import Index, Record, class_of, keep_images, read_coco
 from wsis.data._samplers import OrderSampler, StepSampler
 from wsis.data._samples import Samples, Supervision
 from wsis.data._transforms import Augment
-from wsis.files import InputError
+from wsis.files import InputError, cache_folder
 from wsis.types import Batch
 
 if TYPE_CHECKING:
     from wsis.data._proposals import ProposalFile
 
-__all__ = ["Augment", "DataModule", "Loading", "Samples", "Supervision", "cache_folder"]
+__all__ = ["Augment", "DataModule", "Loading", "Samples", "Supervision"]
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,7 @@ class DataModule(pl.LightningDataModule):
             self.proposal_file(split),
             getattr(model, "needs_segments", False),
             self.max_proposals,
+            getattr(model, "panoptic", False),
         )
 
     def dataloader(self, split: str, train: bool) -> DataLoader[Batch]:
@@ -264,12 +265,6 @@ class DataModule(pl.LightningDataModule):
         accumulate = trainer.accumulate_grad_batches
         steps = trainer.max_steps * accumulate if trainer.max_steps > 0 else one_pass
         return StepSampler(images, batch_size, seed, steps, lambda: trainer.global_step * accumulate, rank, world)
-
-
-def cache_folder() -> Path:
-    """Give the user's folder for things that can be made again: WSIS_CACHE, else the system's cache folder / wsis."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("WSIS_CACHE") or Path(base) / "wsis")
 
 
 def _writable(folder: Path) -> Path:

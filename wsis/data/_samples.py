@@ -39,6 +39,7 @@ class Samples(Dataset[Batch]):
         proposals: where proposals are read from; None for no proposals.
         segments: also give the proposals' superpixels.
         max_proposals: the best so many proposals are used.
+        panoptic: the truth of evaluation also has the panoptic map, where the data set has one.
     """
 
     def __init__(
@@ -49,11 +50,13 @@ class Samples(Dataset[Batch]):
         proposals: ProposalFile | None = None,
         segments: bool = False,
         max_proposals: int = 2000,
+        panoptic: bool = False,
     ) -> None:
         self.root, self.classes, self.stuff = index.root, class_of(index.categories), len(index.stuff)
         self.supervision, self.augment = supervision, augment
         self.proposals, self.segments, self.max_proposals = proposals, segments, max_proposals
         training = augment is not None
+        self.panoptic = index.panoptic if panoptic and not training else None
         # one bytes object per image: workers share its pages, where dicts would be copied as their counts change
         self._records = [pickle.dumps(_record(index, image, supervision if training else "masks")) for image in index.images]
 
@@ -80,7 +83,8 @@ class Samples(Dataset[Batch]):
         if self.proposals is not None:
             sample["proposals"] = self.proposals.read(image["file_name"], size, self.segments, self.max_proposals)
         if self.augment is None:
-            sample["truth"] = truth_of(record["annotations"], self.classes, size)
+            truth = truth_of(record["annotations"], self.classes, size)
+            sample["truth"] = truth._replace(panoptic=self.panoptic(image)) if self.panoptic else truth
             return sample
         return _vary(sample, self.augment, np.random.default_rng(draw))
 

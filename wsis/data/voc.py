@@ -7,20 +7,22 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
+from torch import Tensor
 
 from wsis.data._coco_json import Index, Record, drop_empty, keep_images, tags_of
 from wsis.data._images import image_size, read_labels
 from wsis.data._long_tail import draw_long_tail
-from wsis.data._module import Augment, DataModule, Loading, cache_folder
-from wsis.files import InputError, whole
+from wsis.data._module import Augment, DataModule, Loading
+from wsis.files import InputError, cache_folder, whole
 
 __all__ = ["VOC", "VOC_CLASSES", "read_voc"]
 
@@ -36,6 +38,7 @@ _LISTS = {
     ("2007", "segmentation"): ("trainval", "test"),
     ("2007", "detection"): ("trainval", "test"),
 }
+_STUFF: list[Record] = [{"id": 0, "name": "background"}]
 _HOST = "http://host.robots.ox.ac.uk/pascal/VOC/voc{year}/"
 _SBD_HOST = "http://home.bharathh.info/pubs/codes/SBD/download.html"
 _AUGMENT = Augment(short_sides=tuple(range(480, 1217, 32)), max_side=2000, crop=0.9, jitter=1.5)
@@ -84,6 +87,11 @@ class VOC(DataModule):
         """The twenty classes in order: id and name."""
         return [{"id": position + 1, "name": name} for position, name in enumerate(VOC_CLASSES)]
 
+    @property
+    def stuff(self) -> list[Record]:
+        """The one stuff class, background, where there are masks."""
+        return list(_STUFF) if self.task == "segmentation" else []
+
     def read(self, split: str) -> Index:
         """Read a split's list and annotations."""
         devkit = _devkit(self.folder, self.year)
@@ -126,9 +134,11 @@ def read_voc(devkit: Path, stems: Sequence[str], classes: Sequence[str], masks: 
     images = [{"id": n, **image} for n, (image, _, _) in zip(_numbers(stems), records, strict=True)]
     found = {image["id"]: annotations for image, (_, annotations, _) in zip(images, records, strict=True)}
     tags = {image["id"]: given for image, (_, _, given) in zip(images, records, strict=True)}
-    stuff = [{"id": 0, "name": "background"}] if masks else []
-    stuff_tags = {image["id"]: [0] for image in images} if masks else {}
-    return Index("voc", images_dir, images, drop_empty(found, devkit), categories, stuff, tags, stuff_tags)
+    index = Index("voc", images_dir, images, drop_empty(found, devkit), categories, [], tags, {})
+    if not masks:
+        return index
+    panoptic = _PanopticMaps(devkit, sbd, len(classes))
+    return index._replace(stuff=list(_STUFF), stuff_tags={image["id"]: [0] for image in images}, panoptic=panoptic)
 
 
 def _devkit(root: Path, year: str) -> Path:
@@ -223,21 +233,45 @@ def _read_object(item: ElementTree.Element, number: dict[str, int]) -> Record:
 
 
 def _read_masks(files: Sequence[Path], size: tuple[int, int], classes: int) -> list[Record]:
-    """Read instances from an SBD .mat, or from an object png and a class png; 255 is the void border."""
-    path = files[0]
-    objects, category = _read_sbd(path) if path.suffix == ".mat" else _read_pngs(*files[:2])
-    if objects.shape != size:
-        raise InputError(f"{path} has another size than its image; fetch both again")
+    """Read instances from an SBD .mat, or from an object png and a class png."""
+    objects, category = _read_objects(files, size, classes)
     annotations = []
     for number, label in category.items():
-        if not 1 <= label <= classes:
-            raise InputError(f"{path}: object {number} has class {label}, not 1 to {classes}; fetch it again")
         lengths = rle.encode(np.asfortranarray(objects == number, np.uint8))
         segmentation = {"size": lengths["size"], "counts": lengths["counts"].decode()}
         annotations.append(
             {"bbox": rle.toBbox(lengths).tolist(), "category_id": label, "iscrowd": 0, "segmentation": segmentation}
         )
     return annotations
+
+
+class _PanopticMaps(NamedTuple):
+    """Reads panoptic maps: objects, void borders, and background as the one stuff class."""
+
+    devkit: Path
+    sbd: Path | None
+    classes: int
+
+    def __call__(self, image: Record) -> Tensor:
+        files = _sources(self.devkit, Path(image["file_name"]).stem, True, self.sbd)[1:]
+        objects, category = _read_objects(files, (image["height"], image["width"]), self.classes)
+        table = np.tile(np.array([-1, 0], np.int32), (256, 1))
+        table[0] = self.classes, 0
+        for instance, (number, label) in enumerate(category.items(), 1):
+            table[number] = label - 1, instance
+        return torch.from_numpy(table[objects])
+
+
+def _read_objects(files: Sequence[Path], size: tuple[int, int], classes: int) -> tuple[NDArray[np.uint8], dict[int, int]]:
+    """Read a map of object numbers (0 background, 255 void border) and the class of each number, counted from 1."""
+    path = files[0]
+    objects, category = _read_sbd(path) if path.suffix == ".mat" else _read_pngs(*files[:2])
+    if objects.shape != size:
+        raise InputError(f"{path} has another size than its image; fetch both again")
+    for number, label in category.items():
+        if not 1 <= label <= classes:
+            raise InputError(f"{path}: object {number} has class {label}, not 1 to {classes}; fetch it again")
+    return objects, category
 
 
 def _read_pngs(objects_path: Path, classes_path: Path) -> tuple[NDArray[np.uint8], dict[int, int]]:
