@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import pytorch_lightning as pl
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from wsis.data._module import Augment, Loading
+from wsis.data._samples import Samples
 from wsis.data.coco import COCO
 from wsis.data.shapes import Shapes
 from wsis.files import InputError
@@ -29,6 +31,8 @@ KEYS = {"tags": {"tags"}, "boxes": {"tags", "boxes", "labels", "crowd"}, "masks"
 
 class Toy(pl.LightningModule):
     """Learns from everything it is given, random numbers included."""
+
+    panoptic = True  # asks for all there is
 
     def __init__(self, supervision: str = "tags") -> None:
         super().__init__()
@@ -86,13 +90,21 @@ def poisoned(clean: Path, tmp_path: Path) -> Path:
         annotation["bbox"] = [*rng.integers(0, 100, 2).tolist(), 0 if k % 3 == 0 else 50, 60]
         annotation["area"] = int(rng.integers(1, 1000))
     path.write_text(json.dumps(content))
+    path = folder / "annotations/panoptic_train2017.json"
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:  # which stuff an image has may be known, where it is may not
+        pixels = rng.integers(0, 20, (256, 256, 3)).astype(np.uint8)
+        assert cv2.imwrite(str(folder / "annotations/panoptic_train2017" / annotation["file_name"]), pixels)
+        for k, segment in enumerate(annotation["segments_info"]):
+            segment |= {"id": k + 3, "bbox": rng.integers(0, 100, 4).tolist(), "area": int(rng.integers(1, 1000))}
+    path.write_text(json.dumps(content))
     return folder
 
 
 def fit(folder: Path, supervision: str = "tags", steps: int = 6, **options: Any) -> tuple[Toy, Path]:
     pl.seed_everything(3, verbose=False)
     model = Toy(supervision)
-    data = COCO(folder, proposals="none", augment=AUGMENT, loading=Loading(2, options.pop("workers", 0)))
+    data = COCO(folder, panoptic=True, proposals="none", augment=AUGMENT, loading=Loading(2, options.pop("workers", 0)))
     checkpoints = ModelCheckpoint(options.pop("checkpoints", None), "{step}", save_top_k=-1, every_n_train_steps=1)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     accumulate = options.pop("accumulate", 1)
@@ -159,6 +171,21 @@ def test_a_training_sample_holds_what_is_allowed_and_no_truth(clean: Path, super
             assert xs.max() < x2 + 1
             assert ys.min() >= y1 - 1
             assert ys.max() < y2 + 1
+
+
+def test_panoptic_maps_are_for_evaluation_alone(clean: Path, poisoned: Path) -> None:
+    """The poison is there, and training does not even need the files."""
+    indices = [COCO(folder, panoptic=True, proposals="none").index("train") for folder in (clean, poisoned)]
+    honest, misled = ([index.panoptic(image) for image in index.images] for index in indices)
+    assert not any(torch.equal(a, b) for a, b in zip(honest, misled, strict=True))
+    assert indices[0].stuff_tags == indices[1].stuff_tags
+    shutil.rmtree(poisoned / "annotations/panoptic_train2017")
+    for supervision in ("tags", "masks"):
+        samples = Samples(indices[1], supervision, AUGMENT, panoptic=True)
+        assert "truth" not in samples.sample(0)
+        assert "panoptic" not in samples.sample(0)["target"]
+    with pytest.raises(InputError, match="no panoptic map"):
+        Samples(indices[1], "tags", panoptic=True).sample(0)
 
 
 def test_what_is_forbidden_is_not_even_kept(clean: Path) -> None:

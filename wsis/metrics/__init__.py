@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["VOCAP", "CorLoc", "Evaluation", "InstanceAP", "MaskIoU", "ProposalRecall"]
+__all__ = ["VOCAP", "CorLoc", "Evaluation", "InstanceAP", "MaskIoU", "PanopticQuality", "ProposalRecall"]
 
 if TYPE_CHECKING:
     from wsis.metrics.evaluation import Evaluation
     from wsis.metrics.instances import VOCAP, CorLoc, InstanceAP, MaskIoU
+    from wsis.metrics.panoptic import PanopticQuality
     from wsis.metrics.proposals import ProposalRecall
 
-_MODULES = {"Evaluation": "evaluation", "ProposalRecall": "proposals"}
+_MODULES = {"Evaluation": "evaluation", "PanopticQuality": "panoptic", "ProposalRecall": "proposals"}
 
 
 def __getattr__(name: str) -> Any:

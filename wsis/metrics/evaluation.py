@@ -15,6 +15,8 @@ from torchmetrics.utilities import dim_zero_cat
 
 from wsis.metrics._states import from_lines, to_lines
 from wsis.metrics.instances import CorLoc, InstanceAP
+from wsis.metrics.panoptic import PanopticQuality
+from wsis.metrics.panoptic_results import store_map, write_panoptic
 from wsis.metrics.results import to_results, write_results
 from wsis.types import Batch, Prediction
 
@@ -29,10 +31,11 @@ class Evaluation(Callback):
 
     Steps return `list[Prediction]`, one per sample of the batch. Where samples carry a truth, figures are logged as `val/AP50`,
     `val/CorLoc`, ..., or `test/...`; after test and predict `predictions.json` (COCO results) lies in the trainer's
-    `default_root_dir`. In validation the first images are drawn for every logger that takes pictures.
+    `default_root_dir`, and panoptic.json with its pngs where predictions have panoptic maps. In validation the first images are
+    drawn for every logger that takes pictures.
 
     Args:
-        metrics: what to compute; InstanceAP and CorLoc when None.
+        metrics: what to compute; InstanceAP and CorLoc when None, and PanopticQuality of a model with `panoptic = True`.
         pictures: how many images to draw in each validation, at most 8.
         least_score: detections below this score are not drawn.
     """
@@ -48,8 +51,11 @@ class Evaluation(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Make the default metrics, which need to know how many classes there are."""
         if self.metrics is None:
-            classes = getattr(_data(trainer), "num_classes", None)
+            data = _data(trainer)
+            classes = getattr(data, "num_classes", None)
             self.metrics = [InstanceAP(classes), CorLoc(classes)]
+            if classes and getattr(pl_module, "panoptic", False):
+                self.metrics.append(PanopticQuality(classes, getattr(data, "num_stuff", 0)))
 
     def _begin(self, module: pl.LightningModule) -> None:
         self._drawn = []
@@ -68,11 +74,18 @@ class Evaluation(Callback):
         scalars = {f"{prefix}/{n}": v for n, v in self.figures.items() if v.ndim == 0 and not v.isnan()}
         module.log_dict({name: value.float() for name, value in scalars.items()}, sync_dist=True)
 
+    def _keep(self, trainer: pl.Trainer, predictions: list[Prediction]) -> None:
+        things, stuff = _classes(trainer)
+        numbers = [category["id"] for category in (*things, *stuff)] or range(1 << 31)  # classes themselves without data module
+        maps = [store_map(Path(trainer.default_root_dir), prediction, numbers) for prediction in predictions]
+        self._results.update(predictions, numbers, maps)
+
     def _store(self, trainer: pl.Trainer) -> None:
         lines = self._results.compute()
         if trainer.is_global_zero:
-            results = [result for record in from_lines(lines) for result in record["results"]]
-            write_results(Path(trainer.default_root_dir) / "predictions.json", results)
+            records, folder = from_lines(lines), Path(trainer.default_root_dir)
+            write_results(folder / "predictions.json", [result for record in records for result in record["results"]])
+            write_panoptic(folder, [r["panoptic"] for r in records if r["panoptic"]], *_classes(trainer))
 
     def _draw(self, trainer: pl.Trainer, predictions: list[Prediction], batch: Batch) -> None:
         from wsis import viz  # loads an image library, which most runs do without
@@ -116,7 +129,7 @@ class Evaluation(Callback):
     ) -> None:
         """Judge and keep a batch."""
         self._judge(_checked(outputs, batch), batch)
-        self._results.update(outputs, _category_ids(trainer))
+        self._keep(trainer, outputs)
 
     def on_predict_batch_end(
         self,
@@ -128,7 +141,7 @@ class Evaluation(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep a batch."""
-        self._results.update(_checked(outputs, batch), _category_ids(trainer))
+        self._keep(trainer, _checked(outputs, batch))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log `val/...` and the pictures."""
@@ -148,7 +161,7 @@ class Evaluation(Callback):
 
 
 class _Results(Metric):
-    """COCO results of all ranks, in the order in which images came."""
+    """COCO results of all ranks, and annotations of their panoptic maps, in the order in which images came."""
 
     full_state_update = False
     lines: list[Tensor]
@@ -157,8 +170,13 @@ class _Results(Metric):
         super().__init__()
         self.add_state("lines", [], dist_reduce_fx="cat")
 
-    def update(self, predictions: Sequence[Prediction], category_ids: Sequence[int]) -> None:
-        records = [{"image_id": p.image_id, "results": to_results(p, category_ids)} for p in predictions]
+    def update(
+        self, predictions: Sequence[Prediction], category_ids: Sequence[int], maps: Sequence[dict[str, Any] | None] = ()
+    ) -> None:
+        records = [
+            {"image_id": prediction.image_id, "results": to_results(prediction, category_ids), "panoptic": panoptic}
+            for prediction, panoptic in zip(predictions, maps, strict=True)
+        ]
         self.lines.append(to_lines(records).to(self.device))
 
     def compute(self) -> Tensor:
@@ -193,7 +211,6 @@ def _data(trainer: pl.Trainer) -> Any:
     return getattr(trainer, "datamodule", None)
 
 
-def _category_ids(trainer: pl.Trainer) -> Sequence[int]:
-    """The data set's category ids; classes themselves where there is no data module to ask."""
-    categories = getattr(_data(trainer), "categories", None)
-    return range(1 << 31) if categories is None else [category["id"] for category in categories]
+def _classes(trainer: pl.Trainer) -> tuple[Sequence[dict[str, Any]], Sequence[dict[str, Any]]]:
+    """The data set's things and stuff; none where there is no data module to ask."""
+    return getattr(_data(trainer), "categories", ()), getattr(_data(trainer), "stuff", ())

@@ -1,0 +1,84 @@
+"""COCO panoptic results: panoptic.json, and beside it a folder panoptic/ with a png of segment numbers for each image."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from wsis.data._coco_json import class_of, load_json
+from wsis.data._panoptic import PanopticMaps, write_map
+from wsis.files import InputError, whole
+from wsis.types import Prediction
+
+__all__ = ["PANOPTIC", "read_panoptic", "store_map", "write_panoptic"]
+
+Record = dict[str, Any]
+PANOPTIC = "panoptic.json"
+_SCRATCH = ".panoptic"
+
+
+def store_map(folder: Path, prediction: Prediction, category_ids: Sequence[int]) -> Record | None:
+    """Keep a prediction's panoptic map for `write_panoptic`; gives its annotation, None of a prediction without a map.
+
+    Args:
+        folder: that panoptic.json is to lie in.
+        prediction: of an image.
+        category_ids: the data set's id of each class, things first.
+    """
+    if prediction.panoptic is None:
+        return None
+    name = f"{prediction.image_id:012d}.png"
+    segments = write_map(folder / _SCRATCH / name, prediction.panoptic)
+    found = [{"id": number, "category_id": category_ids[label], "area": area} for number, label, area in segments]
+    return {"image_id": prediction.image_id, "file_name": name, "segments_info": found}
+
+
+def write_panoptic(folder: Path, annotations: Sequence[Record], categories: Sequence[Record], stuff: Sequence[Record]) -> None:
+    """Put what `store_map` kept, on all ranks, in the place of an older panoptic.json and panoptic/; both go if it is nothing.
+
+    The json goes first and comes last, so where it is, the pngs are its own.
+
+    Raises:
+        InputError: the folder cannot be written or the disk is full.
+    """
+    maps, scratch = folder / "panoptic", folder / _SCRATCH
+    (folder / PANOPTIC).unlink(missing_ok=True)
+    shutil.rmtree(maps, ignore_errors=True)
+    if annotations:
+        maps.mkdir()
+        for annotation in annotations:
+            (scratch / annotation["file_name"]).rename(maps / annotation["file_name"])
+        known = [{**c, "isthing": int(thing)} for thing, part in ((True, categories), (False, stuff)) for c in part]
+        with whole(folder / PANOPTIC) as file:
+            file.write_text(json.dumps({"annotations": list(annotations), "categories": known}, separators=(",", ":")))
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def read_panoptic(path: Path, images: Sequence[Record], categories: Sequence[Record], stuff: Sequence[Record]) -> PanopticMaps:
+    """Read a COCO panoptic results file, whose pngs lie in the folder of its name; maps are read one by one, when asked for.
+
+    Args:
+        path: the json.
+        images: `id`, `height`, `width` of the data set's images.
+        categories: `id` of the data set's things, in order.
+        stuff: `id` of its stuff classes, in order.
+
+    Raises:
+        InputError: no such file, not a panoptic json, or results of other images or classes.
+    """
+    annotations = load_json(path, ("annotations",))["annotations"]
+    known, classes = {image["id"] for image in images}, class_of([*categories, *stuff])
+    for annotation in annotations:
+        if not isinstance(annotation, dict) or not {"image_id", "file_name", "segments_info"} <= annotation.keys():
+            raise InputError(f"{path} has an annotation without image_id, file_name or segments_info; give a panoptic file")
+        if annotation["image_id"] not in known:
+            raise InputError(f"{path} is of image {annotation['image_id']}, not in this data set; check --data and --split")
+        strange = [s.get("category_id") for s in annotation["segments_info"] if s.get("category_id") not in classes]
+        if any("id" not in s for s in annotation["segments_info"]):
+            raise InputError(f"{path}: image {annotation['image_id']} has a segment without an id; give a panoptic file")
+        if strange:
+            raise InputError(f"{path} has category {strange[0]!r}, not in this data set ({len(classes)} classes); check --data")
+    return PanopticMaps(path.with_suffix(""), annotations, classes, len(categories))

@@ -1,0 +1,58 @@
+"""From instances and a map of stuff to one panoptic map."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from pycocotools import mask as rle
+from torch import Tensor
+
+from wsis.types import Prediction
+
+__all__ = ["merge"]
+
+_NO_STUFF = 255
+
+
+def merge(
+    prediction: Prediction,
+    semantic: Tensor,
+    num_classes: int,
+    score_threshold: float = 0.5,
+    overlap_threshold: float = 0.5,
+    stuff_area: int = 4096,
+) -> Tensor:
+    """Let instances take their pixels by descending score, and stuff what they leave (Kirillov et al., Panoptic FPN, 4.1).
+
+    Args:
+        prediction: instances with masks.
+        semantic: (H,W) int64 stuff class of each pixel, 0-based; 255 = none.
+        num_classes: how many thing classes there are: stuff class s becomes `num_classes` + s.
+        score_threshold: instances below this score are left out.
+        overlap_threshold: an instance of which a larger share is taken already is left out; others keep what is free.
+        stuff_area: stuff classes of fewer free pixels are left out.
+
+    Returns:
+        (H,W,2) int32: class (-1 = void) and instance, counted from 1 in order of score, 0 for stuff and void.
+
+    Raises:
+        ValueError: `semantic` is not of the image's size.
+    """
+    if tuple(semantic.shape) != tuple(prediction.size):
+        raise ValueError(f"image {prediction.image_id} is {prediction.size}, but its stuff map {tuple(semantic.shape)}")
+    classes, instances = np.full(prediction.size, -1, np.int32), np.zeros(prediction.size, np.int32)
+    scores, labels = prediction.scores.tolist(), prediction.labels.tolist()
+    kept = [i for i in sorted(range(len(scores)), key=lambda i: -scores[i]) if scores[i] >= score_threshold]
+    count = 0
+    for i in kept:
+        mask = rle.decode(prediction.masks[i]).astype(bool)
+        free = mask & (classes < 0)
+        if not free.any() or mask.sum() - free.sum() > overlap_threshold * mask.sum():
+            continue
+        count += 1
+        classes[free], instances[free] = labels[i], count
+    stuff = np.where(classes < 0, semantic.cpu().numpy(), _NO_STUFF)
+    areas = np.bincount(stuff.ravel(), minlength=_NO_STUFF + 1)
+    large = (areas >= stuff_area) & (np.arange(len(areas)) != _NO_STUFF)
+    classes = np.where(large[stuff], stuff + num_classes, classes)
+    return torch.from_numpy(np.stack([classes, instances], -1).astype(np.int32))
