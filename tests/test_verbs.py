@@ -121,7 +121,7 @@ def test_report_escapes_what_users_name(tmp_path):
         tmp_path / "r.html",
         evil,
         {evil: evil},
-        table,
+        [table],
         {evil: {"AP": float("nan")}},
         [curve],
         [report.Pair(evil, picture, picture)],

@@ -68,6 +68,41 @@ def test_odd_objects_do_no_harm():
     assert viz.overlay(np.zeros((2, 2000, 3), np.uint8), nothing, long_side=100).shape == (1, 100, 3)
 
 
+def test_a_panoptic_map_shows_things_stuff_and_void():
+    panoptic = torch.tensor([1, 0], dtype=torch.int32).repeat(60, 80, 1)  # one thing class: class 1 is stuff
+    panoptic[5:25, 5:35], panoptic[5:25, 35:65] = torch.tensor([0, 1]), torch.tensor([0, 2])
+    panoptic[40:, 60:] = torch.tensor([-1, 0])
+    picture = np.full((60, 80, 3), (200, 100, 50), np.uint8)
+    drawn = viz.overlay_panoptic(picture, panoptic, ["thing"], ["ground"], long_side=800)
+    assert drawn.shape == (600, 800, 3)
+    for (y, x), tint in (((200, 120), viz.colour(0, 0)), ((200, 560), viz.colour(0, 1)), ((560, 20), viz.stuff_colour(0))):
+        np.testing.assert_allclose(drawn[y, x], 0.45 * picture[0, 0] + 0.55 * np.array(tint), atol=1)
+    grey = drawn[560, 780]
+    assert len(set(grey.tolist())) == 1
+    assert grey[0] < 100
+    rim = drawn[150].min(-1) > 150  # a white rim at each thing, none at the edges of stuff and void
+    assert rim[40:60].any()
+    assert rim[340:360].any()
+    assert drawn[500].min(-1).max() < 150
+    assert (picture == (200, 100, 50)).all()
+
+
+def test_odd_panoptic_maps_do_no_harm():
+    void = torch.full((60, 80, 2), -1)
+    assert viz.overlay_panoptic(IMAGE, void, [], [], long_side=100).shape == (75, 100, 3)
+    one = torch.zeros(1, 1, 2, dtype=torch.int32)
+    for things in ([], ["a"]):
+        assert viz.overlay_panoptic(np.zeros((1, 1, 3), np.uint8), one, things, long_side=5).shape == (5, 5, 3)
+
+
+def test_stuff_is_calmer_than_things():
+    def saturation(tint):
+        return (max(tint) - min(tint)) / max(tint)
+
+    assert max(saturation(viz.stuff_colour(k)) for k in range(60)) < min(saturation(viz.colour(k)) for k in range(20))
+    assert len({viz.stuff_colour(k) for k in range(53)}) == 53
+
+
 def test_names_do_not_cover_each_other_where_there_is_room():
     placed: list = []
     for _ in range(4):

@@ -26,6 +26,7 @@ from wsis.files import InputError, whole
 from wsis.inference import load
 from wsis.messages import plain_errors
 from wsis.metrics.evaluation import Evaluation
+from wsis.metrics.panoptic_results import PANOPTIC, read_panoptic
 from wsis.metrics.results import read_results
 from wsis.run import Split, stages
 from wsis.types import Proposals
@@ -56,6 +57,8 @@ def predict_images(
 ) -> Path:
     """Find objects in images and write predictions.json (COCO results), images.json and overlays/ into a folder.
 
+    A panoptic method also writes panoptic.json with panoptic/ (COCO's format) and overlays/panoptic/.
+
     Args:
         images: Images, and folders of images.
         run: Folder of a finished run.
@@ -69,13 +72,15 @@ def predict_images(
         InputError: not a finished run, or no image can be read.
     """
     model, data, _ = load(run)
-    pictures = _Pictures(_readable(images), categories_of(run, data), workers)
+    pictures = _Pictures(_readable(images), *classes_of(run, data), workers)
     results = store_predictions(model, pictures, "train", out, accelerator, devices)
     if results is not None:
         index = pictures.index("train")
         with whole(out / "images.json") as scratch:
             scratch.write_text(json.dumps({"images": index.images, "categories": index.categories}, indent=1))
         _draw(results, index, score, out / "overlays")
+        if (out / PANOPTIC).is_file():
+            _draw_panoptic(out / PANOPTIC, index, out / "overlays" / "panoptic")
         print(f"{len(index.images)} images: {results}, {out / 'images.json'}, {out / 'overlays'}")
     return out / "predictions.json"
 
@@ -119,24 +124,24 @@ def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
     return {key: value for key, value in parsed.as_dict().items() if key != "config"}
 
 
-def categories_of(run: Path, data: Any) -> list[Record]:
-    """Give a run's classes: from its checkpoint, which needs no data set at hand, else from the data."""
+def classes_of(run: Path, data: Any) -> tuple[list[Record], list[Record]]:
+    """Give a run's things and stuff: from its checkpoint, which needs no data set at hand, else from the data."""
     for folder, _ in reversed(stages(run)):
         path = folder / "checkpoints" / "last.ckpt"
         if intact(path):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             state = content.get(type(data).__qualname__) or {}
             if "categories" in state:
-                return list(state["categories"])
-    return list(data.categories)
+                return list(state["categories"]), list(state["stuff"])
+    return list(data.categories), list(data.stuff)
 
 
 class _Pictures(DataModule):
     """Images without annotations; proposals are made by the loader's processes as images are read."""
 
-    def __init__(self, images: list[Record], categories: list[Record], workers: int) -> None:
+    def __init__(self, images: list[Record], categories: list[Record], stuff: list[Record], workers: int) -> None:
         super().__init__("pictures", Path(), "auto", 2000, Augment(), Loading(batch_size=1, workers=workers))
-        self._index = Index("pictures", Path(), images, {}, categories, [], {}, {})
+        self._index = Index("pictures", Path(), images, {}, categories, stuff, {}, {})
 
     @property
     def has_val(self) -> bool:
@@ -192,15 +197,34 @@ def _files(given: Iterable[Path]) -> list[Path]:
 def _draw(results: Path, index: Index, score: float, folder: Path) -> None:
     """Write one overlay per image."""
     names = [category["name"] for category in index.categories]
-    stems = Counter(Path(image["file_name"]).stem for image in index.images)
-    for image, prediction in zip(index.images, read_results(results, index.images, index.categories), strict=True):
-        stem = Path(image["file_name"]).stem
-        name = stem if stems[stem] == 1 else f"{stem}-{image['id']}"
-        drawn = viz.overlay(
-            read_image(Path(image["file_name"])), prediction, names, score, max(800, image["width"], image["height"])
-        )
+    predictions = read_results(results, index.images, index.categories)
+    for image, name, prediction in zip(index.images, _names(index), predictions, strict=True):
+        drawn = viz.overlay(read_image(Path(image["file_name"])), prediction, names, score, _long_side(image))
         with whole(folder / f"{name}.jpg") as scratch:
             scratch.write_bytes(viz.jpeg(drawn))
+
+
+def _draw_panoptic(results: Path, index: Index, folder: Path) -> None:
+    """Write one overlay per image that has a panoptic map."""
+    names, stuff = ([category["name"] for category in part] for part in (index.categories, index.stuff))
+    maps = read_panoptic(results, index.images, index.categories, index.stuff)
+    for image, name in zip(index.images, _names(index), strict=True):
+        panoptic = maps(image)
+        if panoptic is not None:
+            drawn = viz.overlay_panoptic(read_image(Path(image["file_name"])), panoptic, names, stuff, _long_side(image))
+            with whole(folder / f"{name}.jpg") as scratch:
+                scratch.write_bytes(viz.jpeg(drawn))
+
+
+def _names(index: Index) -> list[str]:
+    """A name for each image's overlay: its stem, with its id where several have that."""
+    stems = [Path(image["file_name"]).stem for image in index.images]
+    count = Counter(stems)
+    return [s if count[s] == 1 else f"{s}-{image['id']}" for s, image in zip(stems, index.images, strict=True)]
+
+
+def _long_side(image: Record) -> int:
+    return max(800, int(image["width"]), int(image["height"]))
 
 
 @rank_zero_only

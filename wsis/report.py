@@ -38,7 +38,7 @@ def write_report(
     path: Path,
     title: str,
     facts: Mapping[str, str],
-    table: Sequence[Sequence[str]],
+    tables: Sequence[Sequence[Sequence[str]]],
     per_class: Mapping[str, Figures],
     curves: Sequence[Curve],
     gallery: Sequence[Pair],
@@ -49,7 +49,7 @@ def write_report(
         path: of the page.
         title: its heading.
         facts: what was judged: name and value of each line.
-        table: figures as text; first the row of headings, first in each row its name.
+        tables: figures as text; in each table first the row of headings, first in each row its name.
         per_class: figures by class name; nan where a class has no truth.
         curves: what was logged in training; none where there is no run.
         gallery: predictions beside truths.
@@ -60,7 +60,7 @@ def write_report(
     sections = [
         f"<h1>{escape(title)}</h1>",
         "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items()) + "</dl>",
-        "<h2>Figures</h2>" + _table(table),
+        "<h2>Figures</h2>" + "".join(map(_table, tables)),
         "<h2>Classes</h2>" + _classes(per_class) if per_class else "",
         '<h2>Training</h2><div class="curves">' + "".join(map(_chart, curves)) + "</div>" if curves else "",
         "<h2>Pictures</h2><p>Prediction on the left, truth on the right.</p>" + "".join(map(_pair, gallery)) if gallery else "",
@@ -168,6 +168,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; mar
 dd { margin: 0; overflow-wrap: anywhere }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto }
 th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
+table + table { margin-top: 1rem }
 th { color: var(--soft); font-weight: 500 } th:first-child, td:first-child { text-align: left; padding-left: 0 }
 .bars td[style] { min-width: 4.5rem; background: linear-gradient(to right, var(--bar) var(--share), transparent var(--share)) }
 .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1.2rem 1.6rem }

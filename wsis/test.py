@@ -15,11 +15,13 @@ from wsis import viz
 from wsis.cli import CLI
 from wsis.data._coco_json import Index, class_of
 from wsis.data._images import read_image
+from wsis.data._panoptic import PanopticMaps
 from wsis.data._samples import truth_of
 from wsis.files import InputError, whole
 from wsis.inference import load
 from wsis.messages import plain_errors
-from wsis.metrics import VOCAP, CorLoc, InstanceAP
+from wsis.metrics import VOCAP, CorLoc, InstanceAP, PanopticQuality
+from wsis.metrics.panoptic_results import PANOPTIC, read_panoptic
 from wsis.metrics.results import read_results
 from wsis.predict import store_predictions
 from wsis.report import Pair, read_curves, write_report
@@ -29,6 +31,7 @@ from wsis.types import Prediction, Truth
 __all__ = ["Judgement", "evaluate", "judge", "main"]
 
 HEADINGS = ("AP", "AP25", "AP50", "AP70", "AP75", "APs", "APm", "APl", "VOC_AP50", "VOC07_AP50")
+PANOPTIC_HEADINGS = ("PQ", "SQ", "RQ")
 PER_CLASS = ("AP", "AP25", "AP50", "AP70", "AP75", "box_AP50", "CorLoc")
 GALLERY = 12
 """Images in the report, about 3 MB."""
@@ -57,6 +60,7 @@ def evaluate(
     split: str = "val",
     out: Path | None = None,
     per_class: bool = False,
+    panoptic: Path | None = None,
     accelerator: str = "auto",
     devices: int = 1,
 ) -> Judgement | None:
@@ -69,6 +73,7 @@ def evaluate(
         split: Which images: val or train. CorLoc is usually given for train.
         out: Folder to write to; RUN/test-SPLIT, or the folder of the predictions, if not given.
         per_class: Print a line for each class.
+        panoptic: A COCO panoptic json beside its folder of pngs; panoptic.json beside the predictions if not given.
         accelerator: What to compute on, as Lightning calls it: auto, cpu, gpu, ...
         devices: How many of them.
 
@@ -92,10 +97,13 @@ def evaluate(
             raise InputError(f"{file} holds no predictions; write it again, or name another file")
         print("this model finds nothing in these images")
     judgement = judge(found, _truths(index), [category["name"] for category in index.categories])
+    maps = _maps(panoptic, Path(file).with_name(PANOPTIC), index)
+    if maps:
+        judgement = _with_panoptic(judgement, maps, index, found)
     _print(judgement, per_class)
     title = str(run or predictions)
     _write(folder, judgement, index, {"predictions": title, "data": data.name, "split": split, "images": len(found)})
-    _report(folder / "report.html", title, judgement, index, found, run, split)
+    _report(folder / "report.html", title, judgement, index, found, maps, run, split)
     print(f"wrote {folder / 'metrics.json'}, {folder / 'report.html'}" + (f", {file}" if run else ""))
     return judgement
 
@@ -118,6 +126,37 @@ def judge(predictions: Sequence[Prediction], truths: Sequence[Truth], names: Seq
     figures = {name: float(value) for name, value in values.items() if value.ndim == 0}
     columns = {name.removeprefix("per_class/"): value.tolist() for name, value in values.items() if value.ndim}
     return Judgement(figures, {name: {key: column[c] for key, column in columns.items()} for c, name in enumerate(names)})
+
+
+def _maps(given: Path | None, beside: Path, index: Index) -> PanopticMaps | None:
+    """The predicted panoptic maps that can be judged."""
+    if given is None and not beside.is_file():
+        return None
+    if index.panoptic is not None:
+        return read_panoptic(given or beside, index.images, index.categories, index.stuff)
+    lack = f"{index.name} as read here has no panoptic annotations"
+    if given:
+        raise InputError(f"{lack} to judge {given} by; for COCO set --data.panoptic true")
+    print(f"{beside} is not judged: {lack}")
+    return None
+
+
+def _with_panoptic(judgement: Judgement, maps: PanopticMaps, index: Index, found: Sequence[Prediction]) -> Judgement:
+    """Add panoptic quality, image by image: the maps of a data set would not fit in memory."""
+    metric = PanopticQuality(len(index.categories), len(index.stuff))
+    for image, prediction, truth in zip(index.images, found, _truths(index), strict=True):
+        true = index.panoptic(image) if index.panoptic else None
+        predicted = None if true is None else maps(image)
+        if true is not None and predicted is None:
+            raise InputError(f"{maps.folder}.json has no map of image {image['id']}; predict all images of the split")
+        metric.update([prediction._replace(panoptic=predicted)], [truth._replace(panoptic=true)])
+    values = metric.compute()
+    figures = {name: float(value) for name, value in values.items() if value.ndim == 0}
+    per_class = {name: dict(known) for name, known in judgement.per_class.items()}
+    for c, category in enumerate([*index.categories, *index.stuff]):
+        known = per_class.setdefault(category["name"], {})
+        known |= {name: float(values[f"per_class/{name}"][c]) for name in PANOPTIC_HEADINGS}
+    return Judgement(judgement.figures | figures, per_class)
 
 
 def _options(parser: LightningArgumentParser) -> None:
@@ -165,6 +204,23 @@ def _rows(figures: Mapping[str, float]) -> list[list[str]]:
     return rows
 
 
+def _panoptic_rows(figures: Mapping[str, float]) -> list[list[str]]:
+    """The table of panoptic quality in percent; empty where it was not judged."""
+    if "PQ" not in figures:
+        return []
+    kinds = (("panoptic", ""), ("things", "_things"), ("stuff", "_stuff"))
+    return [
+        ["", *PANOPTIC_HEADINGS],
+        *([k, *(_percent(figures[name + end]) for name in PANOPTIC_HEADINGS)] for k, end in kinds),
+    ]
+
+
+def _class_columns(judgement: Judgement) -> dict[str, dict[str, float]]:
+    """What is shown of each class; stuff has panoptic quality alone."""
+    columns = (*PER_CLASS, *(PANOPTIC_HEADINGS if "PQ" in judgement.figures else ()))
+    return {name: {c: known.get(c, math.nan) for c in columns} for name, known in judgement.per_class.items()}
+
+
 def _percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{100 * share:.1f}"
 
@@ -176,9 +232,13 @@ def _corloc(figures: Mapping[str, float]) -> str:
 def _print(judgement: Judgement, per_class: bool) -> None:
     _print_table(_rows(judgement.figures))
     print(f"CorLoc {_corloc(judgement.figures)}")
+    if panoptic := _panoptic_rows(judgement.figures):
+        print()
+        _print_table(panoptic)
     if per_class:
         print()
-        _print_table([["", *PER_CLASS], *([n, *(_percent(v[c]) for c in PER_CLASS)] for n, v in judgement.per_class.items())])
+        known = _class_columns(judgement)
+        _print_table([["", *next(iter(known.values()))], *([n, *map(_percent, v.values())] for n, v in known.items())])
 
 
 def _print_table(rows: Sequence[Sequence[str]]) -> None:
@@ -197,20 +257,36 @@ def _write(folder: Path, judgement: Judgement, index: Index, facts: Mapping[str,
 
 
 def _report(
-    path: Path, title: str, judgement: Judgement, index: Index, found: Sequence[Prediction], run: Path | None, split: str
+    path: Path,
+    title: str,
+    judgement: Judgement,
+    index: Index,
+    found: Sequence[Prediction],
+    maps: PanopticMaps | None,
+    run: Path | None,
+    split: str,
 ) -> None:
-    names = [category["name"] for category in index.categories]
+    facts = {"Data": f"{index.name}, {split}, {len(found)} images", "CorLoc": _corloc(judgement.figures)}
+    tables = [table for table in (_rows(judgement.figures), _panoptic_rows(judgement.figures)) if table]
+    curves = read_curves(run) if run else []
+    write_report(path, title, facts, tables, _class_columns(judgement), curves, _gallery(index, found, maps))
+
+
+def _gallery(index: Index, found: Sequence[Prediction], maps: PanopticMaps | None) -> list[Pair]:
+    """Draw some images, each with its panoptic map where that is judged."""
+    names, stuff = ([category["name"] for category in part] for part in (index.categories, index.stuff))
     truths = _truths(index)
-    chosen = range(0, len(found), max(1, len(found) // GALLERY))[:GALLERY]
     gallery = []
-    for i in chosen:
+    for i in range(0, len(found), max(1, len(found) // GALLERY))[:GALLERY]:
         image = index.images[i]
         pixels = read_image(index.root / image["file_name"], (image["height"], image["width"]))
         sides = viz.overlay(pixels, found[i], names, 0.3, 640), viz.overlay(pixels, truths[i], names, 0, 640)
         gallery.append(Pair(image["file_name"], *sides))
-    known = {name: {c: v[c] for c in PER_CLASS} for name, v in judgement.per_class.items()}
-    facts = {"Data": f"{index.name}, {split}, {len(found)} images", "CorLoc": _corloc(judgement.figures)}
-    write_report(path, title, facts, _rows(judgement.figures), known, read_curves(run) if run else [], gallery)
+        pair = [panoptic for reader in (maps, index.panoptic) if reader and (panoptic := reader(image)) is not None]
+        if len(pair) == 2:
+            predicted, true = (viz.overlay_panoptic(pixels, panoptic, names, stuff, 640) for panoptic in pair)
+            gallery.append(Pair(f"{image['file_name']}, panoptic", predicted, true))
+    return gallery
 
 
 if __name__ == "__main__":

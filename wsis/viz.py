@@ -19,7 +19,7 @@ from torch import Tensor
 
 from wsis.types import RLE, Prediction, Truth
 
-__all__ = ["Picture", "colour", "grid", "jpeg", "overlay", "picture_of"]
+__all__ = ["Picture", "colour", "grid", "jpeg", "overlay", "overlay_panoptic", "picture_of", "stuff_colour"]
 
 Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -39,6 +39,8 @@ class _Object(NamedTuple):
     mask: RLE | None
     colour: Colour
     text: str
+    outlined: bool = True
+    """Stuff is not: its name is written where `box` is, the largest square inside it."""
 
 
 def colour(label: int, instance: int = 0) -> Colour:
@@ -47,6 +49,12 @@ def colour(label: int, instance: int = 0) -> Colour:
     hue = (HUES[place] + 0.045 * turn + 0.02 * (instance % 3 - instance % 2)) % 1
     value, saturation = ((1.0, 0.78), (0.80, 0.92), (1.0, 0.52), (0.62, 0.85))[instance % 4]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def stuff_colour(label: int) -> Colour:
+    """A calm colour for a stuff class, 0-based."""
+    red, green, blue = colorsys.hsv_to_rgb((0.55 + 0.382 * label) % 1, 0.38, (0.72, 0.56, 0.86)[label % 3])
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
@@ -68,14 +76,36 @@ def overlay(
         long_side: pixels of the result's longer side; small images are enlarged, so that lines and letters stay crisp.
         opacity: of the tint, 0 to 1.
     """
-    pixels = picture_of(image)
-    scale = long_side / max(pixels.shape[:2])
-    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
-    resized = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    canvas = np.array(resized, np.uint8)
+    canvas, scale = _canvas(image, long_side)
     drawn = _objects(objects, names, least_score, scale)
     tops = [_tint(canvas, thing, opacity) for thing in drawn]
     return _write(canvas, drawn, tops, max(12, round(long_side / 50)))
+
+
+def overlay_panoptic(
+    image: Picture | Tensor,
+    panoptic: Tensor,
+    things: Sequence[str],
+    stuff: Sequence[str] = (),
+    long_side: int = 800,
+    opacity: float = 0.55,
+) -> Picture:
+    """Draw a panoptic map over its image: things vivid and outlined, stuff in calm colours, void as dark grey picture.
+
+    Args:
+        image: (H,W,3) uint8 RGB, or the same as a (3,H,W) tensor.
+        panoptic: (H,W,2) class and instance of each pixel, as in `Prediction.panoptic`.
+        things: names of the thing classes; all of them, for classes beyond are stuff.
+        stuff: names of the stuff classes.
+        long_side: pixels of the result's longer side.
+        opacity: of the tint, 0 to 1.
+    """
+    canvas, scale = _canvas(image, long_side)
+    segments = _segments(panoptic.cpu().numpy(), len(things), [*things, *stuff], scale)
+    void = _enlarged((panoptic[..., 0] < 0).cpu().numpy(), canvas)
+    canvas[void] = (0.6 * cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)[void, None]).astype(np.uint8)
+    tops = [_tint(canvas, segment, opacity) for segment in segments]
+    return _write(canvas, segments, tops, max(12, round(long_side / 50)))
 
 
 def grid(pictures: Sequence[Picture], columns: int = 4, captions: Sequence[str] = (), gap: int = 12) -> Picture:
@@ -116,6 +146,40 @@ def picture_of(image: Picture | Tensor) -> Picture:
     return np.ascontiguousarray(image)
 
 
+def _canvas(image: Picture | Tensor, long_side: int) -> tuple[Picture, float]:
+    """Give a copy of the image to draw on, and its scale."""
+    pixels = picture_of(image)
+    scale = long_side / max(pixels.shape[:2])
+    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+    resized = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    return np.array(resized, np.uint8), scale
+
+
+def _enlarged(mask: NDArray[Any], canvas: Picture) -> NDArray[np.bool_]:
+    """Give a mask (H,W) at the canvas' size, with smooth edges."""
+    soft = cv2.resize(mask.astype(np.uint8) * np.uint8(255), canvas.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    return np.asarray(soft > 127)
+
+
+def _segments(panoptic: NDArray[np.int32], things: int, names: Sequence[str], scale: float) -> list[_Object]:
+    """Give what to draw of a panoptic map: stuff first, then things, large ones first."""
+    drawn = []
+    seen: dict[int, int] = {}
+    for label, instance in np.unique(panoptic[panoptic[..., 0] >= 0], axis=0).tolist():
+        mask = np.asfortranarray((panoptic == (label, instance)).all(-1), np.uint8)
+        x, y, width, height = cv2.boundingRect(mask)
+        if label >= things:
+            depth = cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
+            y, x = divmod(int(depth.argmax()), mask.shape[1])
+            x, y, width, height = round(x - depth.max()), round(y - depth.max()), *[round(2 * depth.max())] * 2
+        box = (x * scale, y * scale, (x + width) * scale, (y + height) * scale)
+        tint = colour(label, seen.get(label, 0)) if label < things else stuff_colour(label - things)
+        seen[label] = seen.get(label, 0) + 1
+        name = names[label] if label < len(names) else f"class {label}"
+        drawn.append(_Object(box, rle_masks.encode(mask), tint, name, label < things))
+    return sorted(drawn, key=lambda segment: (segment.outlined, -_common(segment.box, segment.box)))
+
+
 def _objects(objects: Prediction | Truth, names: Sequence[str], least_score: float, scale: float) -> list[_Object]:
     """Give what to draw, large objects first, so that small ones lie on top."""
     labels, boxes = objects.labels.tolist(), (objects.boxes * scale).tolist()
@@ -132,7 +196,7 @@ def _objects(objects: Prediction | Truth, names: Sequence[str], least_score: flo
         mask = objects.masks[i] if objects.masks else None
         drawn.append(_Object(tuple(box), mask, colour(label, seen.get(label, 0)), text))
         seen[label] = seen.get(label, 0) + 1
-    return sorted(drawn, key=lambda thing: -(thing.box[2] - thing.box[0]) * (thing.box[3] - thing.box[1]))
+    return sorted(drawn, key=lambda thing: -_common(thing.box, thing.box))
 
 
 def _tint(canvas: Picture, thing: _Object, opacity: float) -> Point:
@@ -142,14 +206,14 @@ def _tint(canvas: Picture, thing: _Object, opacity: float) -> Point:
     if thing.mask is None:
         cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), thing.colour, width + 1, cv2.LINE_AA)
         return (x1 + x2) / 2, y1
-    full: Any = rle_masks.decode([thing.mask])[..., 0]
-    soft = cv2.resize(full * np.uint8(255), canvas.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    mask = (soft > 127).astype(np.uint8)
+    mask = _enlarged(rle_masks.decode([thing.mask])[..., 0], canvas).astype(np.uint8)
     x, y, w, h = cv2.boundingRect(mask)
     if not w:
         return (x1 + x2) / 2, y1
     window, inside = canvas[y : y + h, x : x + w], mask[y : y + h, x : x + w].astype(bool)
     window[inside] = (window[inside] * (1 - opacity) + np.array(thing.colour) * opacity).astype(np.uint8)
+    if not thing.outlined:
+        return (x1 + x2) / 2, (y1 + y2) / 2
     lines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     cv2.polylines(canvas, lines, True, (255, 255, 255), width + 2, cv2.LINE_AA)  # light rim: seen on any ground
     cv2.polylines(canvas, lines, True, thing.colour, width, cv2.LINE_AA)

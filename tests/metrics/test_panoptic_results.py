@@ -10,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from PIL import Image
+from pytorch_lightning.loggers.logger import DummyLogger
 from torch.utils.data import DataLoader, Dataset
 
 from wsis.files import InputError
@@ -133,6 +134,27 @@ def test_older_maps_go(tmp_path):
     assert len(list((tmp_path / "panoptic").iterdir())) == 5
     trainer_for(tmp_path).predict(Oracle(panoptic=False), datamodule=SceneData())
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.json"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_validation_draws_maps_for_loggers_that_take_pictures(tmp_path):
+    trainer = trainer_for(tmp_path)
+    album = Album()
+    trainer.loggers = [album]
+    trainer.validate(Oracle(), datamodule=SceneData(), verbose=False)
+    assert len(album.pictures) == 5
+    assert album.pictures[0].shape[1] > 4 * 512  # instances and map, each beside its truth
+
+
+class Album(DummyLogger):
+    """Takes pictures as WandbLogger does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pictures = []
+
+    def log_image(self, key, images, step=None):
+        self.pictures += images
 
 
 @pytest.mark.filterwarnings("ignore")

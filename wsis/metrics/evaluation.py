@@ -90,12 +90,17 @@ class Evaluation(Callback):
     def _draw(self, trainer: pl.Trainer, predictions: list[Prediction], batch: Batch) -> None:
         from wsis import viz  # loads an image library, which most runs do without
 
-        names = getattr(_data(trainer), "class_names", ())
+        names, stuff = ([category["name"] for category in part] for part in _classes(trainer))
         for prediction, sample in list(zip(predictions, batch, strict=True))[: self.pictures - len(self._drawn)]:
-            sides = [viz.overlay(sample["image"], prediction, names, self.least_score, long_side=512)]
-            if "truth" in sample:
-                sides.append(viz.overlay(sample["image"], sample["truth"], names, long_side=512))
-            self._drawn.append(viz.grid(sides, captions=("prediction", "truth")))
+            image, truth = sample["image"], sample.get("truth")
+            sides = {"prediction": viz.overlay(image, prediction, names, self.least_score, long_side=512)}
+            if truth:
+                sides["truth"] = viz.overlay(image, truth, names, long_side=512)
+            if prediction.panoptic is not None:
+                sides["panoptic prediction"] = viz.overlay_panoptic(image, prediction.panoptic, names, stuff, long_side=512)
+            if truth and truth.panoptic is not None:
+                sides["panoptic truth"] = viz.overlay_panoptic(image, truth.panoptic, names, stuff, long_side=512)
+            self._drawn.append(viz.grid(list(sides.values()), captions=list(sides)))
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the last epoch."""
