@@ -165,8 +165,9 @@ def _segments(panoptic: NDArray[np.int32], things: int, names: Sequence[str], sc
     """Give what to draw of a panoptic map: stuff first, then things, large ones first."""
     drawn = []
     seen: dict[int, int] = {}
-    for label, instance in np.unique(panoptic[panoptic[..., 0] >= 0], axis=0).tolist():
-        mask = np.asfortranarray((panoptic == (label, instance)).all(-1), np.uint8)
+    keys = panoptic[..., 0].astype(np.int64) << 32 | panoptic[..., 1]  # one number a segment sorts faster than two
+    for key in np.unique(keys[keys >= 0]).tolist():
+        label, mask = key >> 32, np.asfortranarray(keys == key, np.uint8)
         x, y, width, height = cv2.boundingRect(mask)
         if label >= things:
             depth = cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]

@@ -6,8 +6,9 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 import numpy as np
@@ -245,7 +246,8 @@ def _read_masks(files: Sequence[Path], size: tuple[int, int], classes: int) -> l
     return annotations
 
 
-class _PanopticMaps(NamedTuple):
+@dataclass(frozen=True)
+class _PanopticMaps:
     """Reads panoptic maps: objects, void borders, and background as the one stuff class."""
 
     devkit: Path
