@@ -126,14 +126,27 @@ def test_the_json_is_cocos(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_older_maps_go(tmp_path):
-    """Those of a run that was killed, of other images, and of a panoptic method where the new one is not."""
-    for folder in (".panoptic", "panoptic"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "000000000999.png").touch()
+    """Those of a run that was killed, of more images, and of a panoptic method where the new one is not."""
+    (tmp_path / ".panoptic").mkdir()
+    (tmp_path / ".panoptic/000000000999.png").touch()
     trainer_for(tmp_path).predict(Oracle(), datamodule=SceneData())
     assert len(list((tmp_path / "panoptic").iterdir())) == 5
+    trainer_for(tmp_path, limit_predict_batches=1).predict(Oracle(), datamodule=SceneData())
+    assert len(list((tmp_path / "panoptic").iterdir())) == 2
     trainer_for(tmp_path).predict(Oracle(panoptic=False), datamodule=SceneData())
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.json"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_files_of_others_stay(tmp_path):
+    (tmp_path / "panoptic").mkdir()
+    (tmp_path / "panoptic/mine.png").touch()
+    (tmp_path / "panoptic.json").write_text('{"annotations": [{"file_name": "mine.png"}]}')
+    trainer_for(tmp_path).predict(Oracle(panoptic=False), datamodule=SceneData())
+    assert "mine.png" in (tmp_path / "panoptic.json").read_text()
+    trainer_for(tmp_path).predict(Oracle(), datamodule=SceneData())
+    trainer_for(tmp_path).predict(Oracle(panoptic=False), datamodule=SceneData())
+    assert [path.name for path in (tmp_path / "panoptic").iterdir()] == ["mine.png"]
 
 
 @pytest.mark.filterwarnings("ignore")

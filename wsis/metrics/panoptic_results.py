@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ __all__ = ["PANOPTIC", "read_panoptic", "store_map", "write_panoptic"]
 Record = dict[str, Any]
 PANOPTIC = "panoptic.json"
 _SCRATCH = ".panoptic"
+_INFO = {"description": "panoptic predictions of wsis"}
 
 
 def store_map(folder: Path, prediction: Prediction, category_ids: Sequence[int]) -> Record | None:
@@ -37,24 +39,40 @@ def store_map(folder: Path, prediction: Prediction, category_ids: Sequence[int])
 
 
 def write_panoptic(folder: Path, annotations: Sequence[Record], categories: Sequence[Record], stuff: Sequence[Record]) -> None:
-    """Put what `store_map` kept, on all ranks, in the place of an older panoptic.json and panoptic/; both go if it is nothing.
+    """Put what `store_map` kept, on all ranks, in the place of older results; these go also where nothing was kept.
 
-    The json goes first and comes last, so where it is, the pngs are its own.
+    The json goes first and comes last, so where it is, the pngs are its own. Files that this did not write are left alone.
 
     Raises:
         InputError: the folder cannot be written or the disk is full.
     """
     maps, scratch = folder / "panoptic", folder / _SCRATCH
-    (folder / PANOPTIC).unlink(missing_ok=True)
-    shutil.rmtree(maps, ignore_errors=True)
+    _remove(folder)
     if annotations:
-        maps.mkdir()
+        maps.mkdir(exist_ok=True)
         for annotation in annotations:
-            (scratch / annotation["file_name"]).rename(maps / annotation["file_name"])
+            (scratch / annotation["file_name"]).replace(maps / annotation["file_name"])
         known = [{**c, "isthing": int(thing)} for thing, part in ((True, categories), (False, stuff)) for c in part]
         with whole(folder / PANOPTIC) as file:
-            file.write_text(json.dumps({"annotations": list(annotations), "categories": known}, separators=(",", ":")))
+            content = {"info": _INFO, "annotations": list(annotations), "categories": known}
+            file.write_text(json.dumps(content, separators=(",", ":")))
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Delete the results that `write_panoptic` wrote, and nothing that a user may have put there."""
+    try:
+        content = json.loads((folder / PANOPTIC).read_bytes())
+    except (OSError, ValueError):
+        return
+    if not isinstance(content, dict) or content.get("info") != _INFO:
+        return
+    (folder / PANOPTIC).unlink()
+    maps = folder / "panoptic"
+    for annotation in content["annotations"]:
+        (maps / Path(annotation["file_name"]).name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # others' files are there too
+        maps.rmdir()
 
 
 def read_panoptic(path: Path, images: Sequence[Record], categories: Sequence[Record], stuff: Sequence[Record]) -> PanopticMaps:
