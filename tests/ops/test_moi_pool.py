@@ -1,0 +1,288 @@
+"""MoIPool by hand, by brute force, and beside torchvision; every backend that this machine has, under each test."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torchvision.ops import roi_pool
+
+from wsis.files import InputError
+from wsis.ops import backend, moi_pool
+from wsis.ops.build import compiled_devices
+from wsis.ops.pooling import moi_pool_backward_reference, moi_pool_reference, windows_of
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+OPERATOR = torch.ops.wsis.moi_pool.default
+ops_on = pytest.mark.parametrize("device", DEVICES)
+
+
+@pytest.fixture(scope="module", params=["reference", *DEVICES])
+def pool(request):
+    """`moi_pool` on (N,D,H,W), (K,5), (K,H,W) by one backend, results on the CPU."""
+
+    def by_reference(features, boxes, cells, size=7, scale=0.125, compensation="bins"):
+        code = {None: 0, "bins": 1, "released": 2}[compensation]
+        return moi_pool_reference(features, windows_of(boxes, scale), cells, size, code, True)[0]
+
+    if request.param == "reference":
+        return by_reference
+    if request.param not in compiled_devices():
+        pytest.skip(f"no kernels for {request.param} here")
+    return lambda f, b, c, *rest: moi_pool(f.to(request.param), b.to(request.param), c.to(request.param), *rest).cpu()
+
+
+def brute_force(features, boxes, cells, size, scale, compensation):
+    """Loops over regions, channels and bins, in Python's own numbers."""
+    count, (_, channels, height, width) = len(boxes), features.shape
+    pooled = torch.zeros(count, channels, size, size, dtype=torch.float64)
+    for k in range(count):
+        x1, y1, x2, y2 = (math.floor(value * scale + 0.5) for value in boxes[k, 1:].tolist())
+        columns, rows = max(x2 - x1 + 1, 1), max(y2 - y1 + 1, 1)
+        filled = 0
+        for u in range(size):
+            for v in range(size):
+                inside = [
+                    (y, x)
+                    for y in range(y1 + u * rows // size, y1 + math.ceil((u + 1) * rows / size))
+                    for x in range(x1 + v * columns // size, x1 + math.ceil((v + 1) * columns / size))
+                    if 0 <= y < height and 0 <= x < width and cells[k, y, x]
+                ]
+                filled += bool(inside)
+                for c in range(channels if inside else 0):
+                    pooled[k, c, u, v] = max(features[int(boxes[k, 0]), c, y, x].item() for y, x in inside)
+        pooled[k] *= {None: 1, "bins": size**2 / max(filled, 1), "released": size**2 / (filled + 1)}[compensation]
+    return pooled
+
+
+def some(count=12, channels=5, height=9, width=11, images=2, seed=0, dtype=torch.float32):
+    """Features, boxes that partly leave the map, and random cells."""
+    g = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 2, generator=g) * torch.tensor([width, height]) * 8 - 12
+    sides = torch.rand(count, 2, generator=g) * torch.tensor([width, height]) * 8
+    image = torch.randint(images, (count, 1), generator=g)
+    boxes = torch.cat([image, corner, corner + sides], 1)
+    features = torch.randn(images, channels, height, width, generator=g, dtype=dtype)
+    return features, boxes, torch.rand(count, height, width, generator=g) > 0.4
+
+
+def test_by_hand(pool):
+    # Map 5 x 5, values 0 .. 24 in reading order; a box of cells 1..4 x 1..3 (columns x rows), 2 x 2 bins of 2 columns each,
+    # rows [1, 3) and [2, 4): bins overlap in row 2. The region is the cells marked *.
+    #     5   6*  7   8   9        upper left: 6, 11 -> 11       upper right: 14 -> 14
+    #    10  11* 12  13  14*       lower left: 11, 17 -> 17      lower right: 14 -> 14
+    #    15  16  17* 18  19
+    features = torch.arange(25.0).view(1, 1, 5, 5)
+    cells = torch.zeros(1, 5, 5, dtype=torch.bool)
+    for value in (6, 11, 14, 17):
+        cells.view(-1)[value] = True
+    boxes = torch.tensor([[0.0, 8, 8, 32, 24]])
+    assert pool(features, boxes, cells, 2, 1 / 8, None).tolist() == [[[[11, 14], [17, 14]]]]
+    assert pool(features, boxes, cells, 2, 1 / 8, "released").flatten().tolist() == pytest.approx([8.8, 11.2, 13.6, 11.2])
+    cells.view(-1)[14] = False  # two bins are left empty, the others count twice
+    assert pool(features, boxes, cells, 2, 1 / 8, "bins").tolist() == [[[[22, 0], [34, 0]]]]
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8])
+@pytest.mark.parametrize("compensation", [None, "bins", "released"])
+def test_brute_force(pool, size, compensation):
+    features, boxes, cells = some()
+    expected = brute_force(features, boxes, cells, size, 0.125, compensation)
+    torch.testing.assert_close(pool(features, boxes, cells, size, 0.125, compensation), expected.float(), rtol=1e-6, atol=0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 20), st.integers(1, 20), st.integers(1, 75), st.integers(1, 9), st.booleans())
+def test_backends_agree_to_the_bit(seed, height, width, channels, size, double):
+    """Sizes around those at which the kernels change their way: 1, 8 and 64 channels, and more."""
+    features, boxes, cells = some(7, channels, height, width, 2, seed, torch.float64 if double else torch.float32)
+    windows = windows_of(boxes, 0.125)
+    expected = moi_pool_reference(features, windows, cells, size, 1, True)
+    grad = torch.randn(expected[0].shape, dtype=features.dtype, generator=torch.Generator().manual_seed(seed))
+    back = moi_pool_backward_reference(grad, windows, *expected[1:], 2, height, width, 1)
+    for device in compiled_devices():
+        got = OPERATOR(features.to(device), windows.to(device), cells.to(device), size, 1, True)
+        for ours, theirs in zip(got, expected, strict=True):
+            assert torch.equal(ours.cpu(), theirs)
+        operands = [t.to(device) for t in (grad, windows, *expected[1:])]
+        maps = torch.ops.wsis.moi_pool_backward(*operands, 2, height, width, 1)
+        torch.testing.assert_close(maps.cpu(), back, rtol=1e-5, atol=1e-5)  # sums in another order
+
+
+def test_full_rectangle_is_roi_pool(pool):
+    """JTSM, section 3.3: MoIPool degenerates to RoIPool when the segment is a rectangle."""
+    features, boxes, cells = some(200, 3, 30, 40)
+    boxes[:, 1:] = boxes[:, 1:].clamp(min=0)  # torchvision rounds negative halves away from zero
+    full = torch.ones_like(cells)
+    boxes[0, 1:] = torch.tensor([4.0, 12, 100, 60])  # halves: 0.5 -> 1, 1.5 -> 2
+    expected = roi_pool(features, boxes, 7, 1 / 8)
+    assert torch.equal(pool(features, boxes, full, 7, 1 / 8, None), expected)
+    inside = boxes[(boxes[:, 3] < 312) & (boxes[:, 4] < 232)]
+    assert len(inside) > 20
+    assert torch.equal(pool(features, inside, full[: len(inside)], 7, 1 / 8, "bins"), roi_pool(features, inside, 7, 1 / 8)), (
+        "no bin is empty, so the compensation is 1"
+    )
+
+
+def test_of_equals_the_first_gets_the_gradient(pool):
+    if backend() == "reference":
+        pytest.skip("covered by the comparison of backends")
+    features = torch.zeros(1, 1, 4, 4, requires_grad=True)
+    cells = torch.ones(1, 4, 4, dtype=torch.bool)
+    cells[0, 0, 0] = False
+    moi_pool(features, torch.tensor([[0.0, 0, 0, 24, 24]]), cells, 1, 1 / 8).sum().backward()
+    assert features.grad.nonzero().tolist() == [[0, 0, 0, 1]]
+
+
+def test_gradcheck():
+    features, boxes, cells = some(5, 3, 6, 7, dtype=torch.float64)
+    features = features.requires_grad_()
+    assert torch.autograd.gradcheck(lambda f: moi_pool(f, boxes, cells, 3, 1 / 8), (features,))
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@ops_on
+def test_opcheck(device, keep):
+    features, boxes, cells = (t.to(device) for t in some(5, 3, 6, 7))
+    arguments = (features.requires_grad_(keep), windows_of(boxes, 1 / 8), cells, 3, 1, keep)
+    torch.library.opcheck(OPERATOR, arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@ops_on
+def test_halves(device, dtype):
+    """A maximum of halves is exact; only the compensation is rounded, once."""
+    features, boxes, cells = (t.to(device) for t in some())
+    features = features.to(dtype).requires_grad_()
+    exact = features.detach().float().requires_grad_()
+    ours, theirs = moi_pool(features, boxes, cells), moi_pool(exact, boxes, cells)
+    assert ours.dtype == dtype
+    assert torch.equal(ours, theirs.to(dtype))
+    grad = torch.randn(ours.shape, device=device).to(dtype)
+    ours.backward(grad)
+    theirs.backward(grad.float())
+    torch.testing.assert_close(features.grad, exact.grad.to(dtype), rtol=1e-2, atol=1e-3)
+
+
+@ops_on
+def test_autocast_keeps_the_type_of_features(device):
+    features, boxes, cells = (t.to(device) for t in some())
+    with torch.autocast(device, dtype=torch.bfloat16):
+        half = nn.functional.conv2d(features, torch.ones(4, 5, 1, 1, device=device))
+        pooled = moi_pool(half, boxes, cells)
+    assert half.dtype == pooled.dtype == torch.bfloat16
+    assert torch.equal(pooled, moi_pool(half, boxes, cells))
+
+
+def test_empty_and_outside(pool):
+    features, boxes, cells = some(4)
+    cells[0] = False
+    boxes[1, 1:] = torch.tensor([1000.0, 1000, 1100, 1100])
+    boxes[2, 1:] = torch.tensor([-500.0, -500, -100, -100])
+    pooled = pool(features, boxes, cells)
+    assert pooled[:3].abs().max() == 0
+    assert pooled[3].abs().max() > 0
+    assert pool(features, boxes[:0], cells[:0]).shape == (0, 5, 7, 7)
+    assert pool(features[:, :0], boxes, cells).shape == (4, 0, 7, 7)
+
+
+def test_a_batch_is_its_images(pool):
+    features, boxes, cells = some(20, images=3)
+    together = pool(features, boxes, cells)
+    for n in range(3):
+        here = boxes[:, 0] == n
+        alone = boxes[here] * torch.tensor([0.0, 1, 1, 1, 1])
+        assert torch.equal(together[here], pool(features[n : n + 1], alone, cells[here]))
+
+
+def test_channels_last_and_strided_inputs_give_the_same(pool):
+    features, boxes, cells = some()
+    expected = pool(features, boxes, cells)
+    wide = torch.randn(2, 5, 9, 22)
+    wide[..., ::2] = features
+    assert torch.equal(pool(features.contiguous(memory_format=torch.channels_last), boxes, cells), expected)
+    assert torch.equal(pool(wide[..., ::2], boxes, cells.transpose(1, 2).contiguous().transpose(1, 2)), expected)
+
+
+class Pooled(nn.Module):
+    """A module around the operator."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, features, boxes, cells):
+        return moi_pool(features * self.scale, boxes, cells, 3).square().mean()
+
+
+def test_compile_in_one_graph():
+    module = Pooled()
+    compiled = torch.compile(copy.deepcopy(module), fullgraph=True, backend="aot_eager")
+    arguments = some()
+    eager, traced = module(*arguments), compiled(*arguments)
+    eager.backward()
+    traced.backward()
+    torch.testing.assert_close(traced, eager)
+    torch.testing.assert_close(compiled.scale.grad, module.scale.grad)
+
+
+def test_export():
+    arguments = some()
+    program = torch.export.export(Pooled(), arguments)
+    torch.testing.assert_close(program.module()(*arguments), Pooled()(*arguments))
+    assert any("moi_pool" in str(node.target) for node in program.graph.nodes)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: the CPU's sums always have one order")
+def test_deterministic_backward_on_cuda():
+    features, boxes, cells = (t.cuda() for t in some(300, 64, 20, 20))
+    features.requires_grad_()
+    torch.use_deterministic_algorithms(True)
+    try:
+        grads = [torch.autograd.grad(moi_pool(features, boxes, cells).square().sum(), features)[0] for _ in range(3)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(grads[0], grads[1])
+    assert torch.equal(grads[0], grads[2])
+
+
+def test_threads_do_not_change_the_gradient():
+    features, boxes, cells = some(50, 16, 20, 20)
+    features.requires_grad_()
+    threads, grads = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            grads.append(torch.autograd.grad(moi_pool(features, boxes, cells).square().sum(), features)[0])
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*grads)
+
+
+def test_what_does_not_go_together_is_refused():
+    features, boxes, cells = some()
+    for arguments, part in [
+        ((features[0], boxes, cells), "features are"),
+        ((features, boxes[:, 1:], cells), "boxes are"),
+        ((features, boxes, cells[:, 1:]), "cells are"),
+        ((features, boxes, cells.float()), "cells are"),
+        ((features, boxes, cells, 0), "output_size"),
+        ((features, boxes, cells, 7, 0.1, "psi"), "compensation"),
+    ]:
+        with pytest.raises(InputError, match=part):
+            moi_pool(*arguments)
+    boxes[3, 0] = 7
+    with pytest.raises(RuntimeError, match="image"):
+        moi_pool(features, boxes, cells)
+
+
+def test_without_kept_cells_there_is_no_gradient():
+    features, boxes, cells = some()
+    pooled = OPERATOR(features.requires_grad_(), windows_of(boxes, 1 / 8), cells, 7, 1, False)[0]
+    with pytest.raises(RuntimeError, match="keep=False"):
+        pooled.sum().backward()

@@ -1,0 +1,10 @@
+"""Operators on regions of arbitrary shape: MoIPool, its interpolated variant, and regions as cells of a feature map."""
+
+from __future__ import annotations
+
+from wsis.ops.build import backend
+from wsis.ops.cells import segment_cells
+from wsis.ops.interpolation import moi_pool_interpolated
+from wsis.ops.pooling import moi_pool
+
+__all__ = ["backend", "moi_pool", "moi_pool_interpolated", "segment_cells"]
