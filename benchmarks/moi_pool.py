@@ -59,7 +59,7 @@ def pooling(device: str, rounds: int, dtype: torch.dtype, count: int = 1000, cha
         "moi_pool": lambda f: moi_pool(f, boxes, cells, 7, 1 / STRIDE),
         "roi_pool": lambda f: roi_pool(f, same, 7, 1 / STRIDE),
         "roi_align": lambda f: roi_align(f, same, 7, 1 / STRIDE, sampling_ratio=2, aligned=True),
-        "reference": lambda f: moi_pool_reference(f, windows_of(boxes, 1 / STRIDE), cells, 7, 1, False)[0],
+        "reference": lambda f: moi_pool_reference(f, windows_of(boxes, 1 / STRIDE), cells, 7, 1),
     }
     learning = features.clone().requires_grad_()
     grad = torch.randn(count, channels, 7, 7, device=device, dtype=dtype)

@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.ops import roi_pool
 
 from wsis.files import InputError
-from wsis.ops import backend, moi_pool
+from wsis.ops import moi_pool
 from wsis.ops.build import compiled_devices
 from wsis.ops.pooling import moi_pool_backward_reference, moi_pool_reference, windows_of
 
@@ -28,7 +28,7 @@ def pool(request):
 
     def by_reference(features, boxes, cells, size=7, scale=0.125, compensation="bins"):
         code = {None: 0, "bins": 1, "released": 2}[compensation]
-        return moi_pool_reference(features, windows_of(boxes, scale), cells, size, code, True)[0]
+        return moi_pool_reference(features, windows_of(boxes, scale), cells, size, code)
 
     if request.param == "reference":
         return by_reference
@@ -102,15 +102,13 @@ def test_backends_agree_to_the_bit(seed, height, width, channels, size, double):
     """Sizes around those at which the kernels change their way: 1, 8 and 64 channels, and more."""
     features, boxes, cells = some(7, channels, height, width, 2, seed, torch.float64 if double else torch.float32)
     windows = windows_of(boxes, 0.125)
-    expected = moi_pool_reference(features, windows, cells, size, 1, True)
-    grad = torch.randn(expected[0].shape, dtype=features.dtype, generator=torch.Generator().manual_seed(seed))
-    back = moi_pool_backward_reference(grad, windows, *expected[1:], 2, height, width, 1)
+    expected = moi_pool_reference(features, windows, cells, size, 1)
+    grad = torch.randn(expected.shape, dtype=features.dtype, generator=torch.Generator().manual_seed(seed))
+    back = moi_pool_backward_reference(grad, features, windows, cells, 1)
     for device in compiled_devices():
-        got = OPERATOR(features.to(device), windows.to(device), cells.to(device), size, 1, True)
-        for ours, theirs in zip(got, expected, strict=True):
-            assert torch.equal(ours.cpu(), theirs)
-        operands = [t.to(device) for t in (grad, windows, *expected[1:])]
-        maps = torch.ops.wsis.moi_pool_backward(*operands, 2, height, width, 1)
+        there = [t.to(device) for t in (features, windows, cells)]
+        assert torch.equal(OPERATOR(*there, size, 1).cpu(), expected)
+        maps = torch.ops.wsis.moi_pool_backward(grad.to(device), *there, 1)
         torch.testing.assert_close(maps.cpu(), back, rtol=1e-5, atol=1e-5)  # sums in another order
 
 
@@ -129,14 +127,13 @@ def test_full_rectangle_is_roi_pool(pool):
     )
 
 
-def test_of_equals_the_first_gets_the_gradient(pool):
-    if backend() == "reference":
-        pytest.skip("covered by the comparison of backends")
-    features = torch.zeros(1, 1, 4, 4, requires_grad=True)
+@pytest.mark.parametrize("backward", [torch.ops.wsis.moi_pool_backward, moi_pool_backward_reference])
+def test_of_equals_the_first_gets_the_gradient(backward):
     cells = torch.ones(1, 4, 4, dtype=torch.bool)
     cells[0, 0, 0] = False
-    moi_pool(features, torch.tensor([[0.0, 0, 0, 24, 24]]), cells, 1, 1 / 8).sum().backward()
-    assert features.grad.nonzero().tolist() == [[0, 0, 0, 1]]
+    windows = torch.tensor([[0, 0, 0, 4, 4]], dtype=torch.int32)
+    maps = backward(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 4, 4), windows, cells, 0)
+    assert maps.nonzero().tolist() == [[0, 0, 0, 1]]
 
 
 def test_gradcheck():
@@ -145,11 +142,11 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda f: moi_pool(f, boxes, cells, 3, 1 / 8), (features,))
 
 
-@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("learning", [False, True])
 @ops_on
-def test_opcheck(device, keep):
+def test_opcheck(device, learning):
     features, boxes, cells = (t.to(device) for t in some(5, 3, 6, 7))
-    arguments = (features.requires_grad_(keep), windows_of(boxes, 1 / 8), cells, 3, 1, keep)
+    arguments = (features.requires_grad_(learning), windows_of(boxes, 1 / 8), cells, 3, 1)
     torch.library.opcheck(OPERATOR, arguments)
 
 
@@ -279,10 +276,3 @@ def test_what_does_not_go_together_is_refused():
     boxes[3, 0] = 7
     with pytest.raises(RuntimeError, match="image"):
         moi_pool(features, boxes, cells)
-
-
-def test_without_kept_cells_there_is_no_gradient():
-    features, boxes, cells = some()
-    pooled = OPERATOR(features.requires_grad_(), windows_of(boxes, 1 / 8), cells, 7, 1, False)[0]
-    with pytest.raises(RuntimeError, match="keep=False"):
-        pooled.sum().backward()

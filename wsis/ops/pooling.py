@@ -59,9 +59,8 @@ def moi_pool(
     check(features, boxes, cells, output_size)
     if compensation not in _CODES:
         raise InputError(f"moi_pool: compensation is one of {[*_CODES]}, not {compensation!r}")
-    keep = features.requires_grad and torch.is_grad_enabled()
     windows = windows_of(boxes, spatial_scale)
-    return _operator(features, windows, cells, output_size, _CODES[compensation], keep)[0]  # type: ignore[no-any-return]
+    return _operator(features, windows, cells, output_size, _CODES[compensation])  # type: ignore[no-any-return]
 
 
 def check(features: Tensor, boxes: Tensor, cells: Tensor, output_size: int) -> None:
@@ -88,58 +87,56 @@ def windows_of(boxes: Tensor, scale: float) -> Tensor:
 
 
 @torch.library.custom_op("wsis::moi_pool", mutates_args=())
-def _operator(
-    features: Tensor, windows: Tensor, cells: Tensor, size: int, compensation: int, keep: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Pooled (K,D,s,s), index of each value's cell (K,D,s,s) or (0,D,s,s) int32, number of non-empty bins (K,) int32."""
+def _operator(features: Tensor, windows: Tensor, cells: Tensor, size: int, compensation: int) -> Tensor:
+    """Pooled features (K,D,s,s)."""
     if features.device.type in compiled_devices():  # just built: its kernel answers this time
-        return _operator(features, windows, cells, size, compensation, keep)  # type: ignore[no-any-return]
-    return moi_pool_reference(features, windows, cells, size, compensation, keep)
+        return _operator(features, windows, cells, size, compensation)  # type: ignore[no-any-return]
+    return moi_pool_reference(features, windows, cells, size, compensation)
 
 
 @torch.library.custom_op("wsis::moi_pool_backward", mutates_args=())
-def _backward_operator(
-    grad: Tensor, windows: Tensor, argmax: Tensor, filled: Tensor, images: int, height: int, width: int, compensation: int
-) -> Tensor:
+def _backward_operator(grad: Tensor, features: Tensor, windows: Tensor, cells: Tensor, compensation: int) -> Tensor:
     """Gradient (N,D,H,W) of the features."""
     if grad.device.type in compiled_devices():
-        return _backward_operator(  # type: ignore[no-any-return]
-            grad, windows, argmax, filled, images, height, width, compensation
-        )
-    return moi_pool_backward_reference(grad, windows, argmax, filled, images, height, width, compensation)
+        return _backward_operator(grad, features, windows, cells, compensation)  # type: ignore[no-any-return]
+    return moi_pool_backward_reference(grad, features, windows, cells, compensation)
 
 
-def moi_pool_backward_reference(
-    grad: Tensor, windows: Tensor, argmax: Tensor, filled: Tensor, images: int, height: int, width: int, compensation: int
-) -> Tensor:
-    """Do what `wsis::moi_pool_backward` does, in plain PyTorch, whose sums have one order where it is told so."""
-    channels = grad.shape[1]
-    scaled = grad.to(_exact(grad)) * _factor(filled, grad.shape[2] * grad.shape[3], compensation, grad).view(-1, 1, 1, 1)
-    plane = windows[:, 0].long()[:, None] * channels + torch.arange(channels, device=grad.device)  # (K,D)
-    size = images * channels * height * width
-    index = (plane[:, :, None, None] * height * width + argmax).where(argmax >= 0, size)  # one more place, for empty bins
-    maps = scaled.new_zeros(size + 1).index_put((index,), scaled, accumulate=True)[:-1]
-    return maps.view(images, channels, height, width).to(grad.dtype)
-
-
-def moi_pool_reference(
-    features: Tensor, windows: Tensor, cells: Tensor, size: int, compensation: int, keep: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def moi_pool_reference(features: Tensor, windows: Tensor, cells: Tensor, size: int, compensation: int) -> Tensor:
     """Do what `wsis::moi_pool` does, in plain PyTorch."""
+    pooled, _, filled = _pool(features, windows, cells, size)
+    return (pooled * _factor(filled, size**2, compensation, pooled)).to(features.dtype)  # eq. (8)
+
+
+def moi_pool_backward_reference(grad: Tensor, features: Tensor, windows: Tensor, cells: Tensor, compensation: int) -> Tensor:
+    """Do what `wsis::moi_pool_backward` does, in plain PyTorch, whose sums have one order where it is told so."""
+    size = grad.shape[-1]
+    _, argmax, filled = _pool(features, windows, cells, size)
+    grad = grad.to(_exact(grad))
+    scaled = grad * _factor(filled, size**2, compensation, grad)
+    images, channels, height, width = features.shape
+    plane = windows[:, 0].long()[:, None] * channels + torch.arange(channels, device=grad.device)  # (K,D)
+    index = plane[:, :, None, None] * height * width + argmax
+    maps = scaled.new_zeros(images * channels * height * width)
+    maps.index_put_((index[argmax >= 0],), scaled[argmax >= 0], accumulate=True)
+    return maps.view(images, channels, height, width).to(features.dtype)
+
+
+def _pool(features: Tensor, windows: Tensor, cells: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Maxima (K,D,s,s), the cells they are in, -1 in an empty bin, and how many bins of each region are not empty (K,)."""
     count, (images, channels, height, width) = len(windows), features.shape
     if count and not 0 <= int(windows[:, 0].min()) <= int(windows[:, 0].max()) < images:
-        raise RuntimeError(f"moi_pool: a region is of image {windows[:, 0].tolist()}, but there are {images}")
+        raise RuntimeError(f"moi_pool: a region is of image {int(windows[:, 0].max())}, but there are {images}")
     maps = features.flatten(2).transpose(1, 2).to(_exact(features))  # (N,HW,D)
     chunk = max(_CHUNK // max(size**2 * height * width, 1), 1)
     parts = [_pool_regions(maps, windows[i : i + chunk], cells[i : i + chunk], size) for i in range(0, max(count, 1), chunk)]
-    pooled, argmax, filled = (torch.cat(part) for part in zip(*parts, strict=True))
-    pooled = pooled * _factor(filled, size**2, compensation, pooled).view(-1, 1, 1)  # eq. (8)
-    pooled, argmax = (values.transpose(1, 2).reshape(count, channels, size, size) for values in (pooled, argmax))
-    return pooled.to(features.dtype), argmax if keep else argmax[:0], filled
+    top, argmax, filled = (torch.cat(part) for part in zip(*parts, strict=True))
+    top, argmax = (values.transpose(1, 2).reshape(count, channels, size, size) for values in (top, argmax))
+    return top, argmax, filled
 
 
 def _pool_regions(maps: Tensor, windows: Tensor, cells: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Maxima and their cells (k,s*s,D) of a few regions, and how many of their bins are not empty (k,)."""
+    """The same of a few regions on maps (N,HW,D): (k,s*s,D), (k,s*s,D), (k,)."""
     count, channels, (height, width) = len(windows), maps.shape[-1], cells.shape[1:]
     rows, columns = _bins(windows[:, 2], windows[:, 4], size, height), _bins(windows[:, 1], windows[:, 3], size, width)
     inside = cells[:, None, None] & rows[:, :, None, :, None] & columns[:, None, :, None, :]  # (k,s,s,H,W)
@@ -149,12 +146,10 @@ def _pool_regions(maps: Tensor, windows: Tensor, cells: Tensor, size: int) -> tu
     index = place[:, None].expand_as(values)
     top = values.new_full((count * size**2, channels), -torch.inf).scatter_reduce(0, index, values, "amax")  # eq. (5)
     order = torch.arange(len(cell), device=cell.device)[:, None].where(values == top[place], len(cell))
-    first = order.new_full(top.shape, len(cell)).scatter_reduce(0, index, order, "amin")
-    found = first < len(cell)
-    argmax = torch.cat([cell, cell.new_tensor([-1])])[first].to(torch.int32)
-    filled = inside.flatten(3).any(3).flatten(1).sum(1, dtype=torch.int32)
+    first = order.new_full(top.shape, len(cell)).scatter_reduce(0, index, order, "amin")  # of equals
+    argmax = torch.cat([cell, cell.new_tensor([-1])])[first]
     shape = count, size**2, channels
-    return top.where(found, 0).view(shape), argmax.view(shape), filled
+    return top.where(argmax >= 0, 0).view(shape), argmax.view(shape), inside.flatten(3).any(3).flatten(1).sum(1)
 
 
 def _bins(start: Tensor, length: Tensor, size: int, limit: int) -> Tensor:
@@ -166,11 +161,11 @@ def _bins(start: Tensor, length: Tensor, size: int, limit: int) -> Tensor:
 
 
 def _factor(filled: Tensor, bins: int, compensation: int, like: Tensor) -> Tensor:
-    """Compensation psi (K,) of eq. (7), in the type of `like`."""
+    """Compensation psi (K,1,1,1) of eq. (7), in the type of `like`."""
     if compensation == _CODES[None]:
-        return torch.ones_like(filled, dtype=like.dtype)
+        return torch.ones_like(filled, dtype=like.dtype).view(-1, 1, 1, 1)
     count = filled + 1 if compensation == _CODES["released"] else filled.clamp(min=1)
-    return torch.full_like(count, bins, dtype=like.dtype) / count
+    return (torch.full_like(count, bins, dtype=like.dtype) / count).view(-1, 1, 1, 1)
 
 
 def _exact(values: Tensor) -> torch.dtype:
@@ -179,35 +174,25 @@ def _exact(values: Tensor) -> torch.dtype:
 
 
 @_operator.register_fake
-def _(features: Tensor, windows: Tensor, cells: Tensor, size: int, compensation: int, keep: bool) -> tuple[Tensor, ...]:
-    shape = (len(windows), features.shape[1], size, size)
-    argmax = windows.new_empty(shape if keep else (0, *shape[1:]))
-    return features.new_empty(shape), argmax, windows.new_empty(len(windows))
+def _(features: Tensor, windows: Tensor, cells: Tensor, size: int, compensation: int) -> Tensor:
+    return features.new_empty(len(windows), features.shape[1], size, size)
 
 
 @_backward_operator.register_fake
-def _(
-    grad: Tensor, windows: Tensor, argmax: Tensor, filled: Tensor, images: int, height: int, width: int, compensation: int
-) -> Tensor:
-    return grad.new_empty(images, grad.shape[1], height, width)
+def _(grad: Tensor, features: Tensor, windows: Tensor, cells: Tensor, compensation: int) -> Tensor:
+    return features.new_empty(features.shape)
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    features, windows, _, _, ctx.compensation, _ = inputs
-    _, argmax, filled = output
-    ctx.save_for_backward(windows, argmax, filled)
-    ctx.mark_non_differentiable(argmax, filled)
-    ctx.images, _, ctx.height, ctx.width = features.shape
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, _, ctx.compensation = inputs
+    ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    windows, argmax, filled = ctx.saved_tensors
-    if len(argmax) != len(windows):
-        raise RuntimeError("wsis::moi_pool has no gradient when called with keep=False")
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     ordered = grad.is_cuda and torch.are_deterministic_algorithms_enabled()  # the kernel on CUDA adds in any order
+    features, windows, cells = ctx.saved_tensors
     backward = moi_pool_backward_reference if ordered else _backward_operator
-    maps = backward(grad, windows, argmax, filled, ctx.images, ctx.height, ctx.width, ctx.compensation)
-    return maps, None, None, None, None, None
+    return backward(grad, features, windows, cells, ctx.compensation), None, None, None, None
 
 
 _operator.register_autograd(_backward, setup_context=_remember)

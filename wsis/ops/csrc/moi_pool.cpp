@@ -6,184 +6,208 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
-#include <tuple>
 #include <vector>
 
 #include "moi_pool.h"
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using torch::stable::parallel_for;
 
 namespace {
 
-constexpr int kLanes = 64;  // channels at a time: four registers of AVX-512, and a 7 x 7 tile of them fits the first cache
+constexpr int kLanes = 32;     // channels at a time; a block of them of a 40 x 40 map is 205 kB and stays in the second cache
+constexpr int64_t kGroup = 64;  // regions that are pooled while a block is there
 
 struct Shape {
-  int64_t regions, channels, height, width, bins;
+  int64_t images, regions, channels, height, width, side;
+  int64_t area() const { return height * width; }
+  int64_t bins() const { return side * side; }
+  int64_t blocks() const { return (channels + kLanes - 1) / kLanes; }
+  int64_t lanes(int64_t block) const { return std::min<int64_t>(kLanes, channels - block * kLanes); }
 };
 
-// The cells of each bin of a region, row-major: cells of bin b are list[start[b] .. start[b + 1]). Returns non-empty bins.
-int32_t list_cells(const Shape& s, const int32_t* window, const bool* cells, int32_t side, std::vector<int32_t>& list,
-                   std::vector<int32_t>& start) {
-  int32_t filled = 0;
-  list.clear();
-  start.clear();
-  for (int32_t row = 0; row < side; ++row) {
-    const auto ys = wsis::bin(row, side, window[2], window[4], int32_t(s.height));
-    for (int32_t column = 0; column < side; ++column) {
-      const auto xs = wsis::bin(column, side, window[1], window[3], int32_t(s.width));
-      start.push_back(int32_t(list.size()));
-      for (int32_t y = ys.first; y < ys.last; ++y)
-        for (int32_t x = xs.first; x < xs.last; ++x)
-          if (cells[y * s.width + x]) list.push_back(int32_t(y * s.width + x));
-      filled += int32_t(list.size()) > start.back();
-    }
-  }
-  start.push_back(int32_t(list.size()));
-  return filled;
+template <typename T>
+const T* read(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
 }
 
-// The maximum over some cells for `Lanes` channels, and the cell it is in, the first of equals. Local arrays of constant
-// length stay in registers; through pointers the compiler leaves the cell's lanes scalar, which is ten times slower.
-template <typename T, bool Keep, int Lanes>
-inline void maximum(const T* map, int64_t channels, const int32_t* cells, int32_t count, T* top, int32_t* where) {
-  T best[Lanes];
-  int32_t at[Lanes];
-  for (int c = 0; c < Lanes; ++c) best[c] = map[cells[0] * channels + c];
-  for (int c = 0; c < Lanes; ++c) at[c] = cells[0];
-  for (int32_t i = 1; i < count; ++i) {
-    const T* value = map + cells[i] * channels;
-    const int32_t cell = cells[i];
-    for (int c = 0; c < Lanes; ++c) {
-      const T v = value[c];
-      if constexpr (Keep) at[c] = v > best[c] ? cell : at[c];
-      best[c] = v > best[c] ? v : best[c];
-    }
-  }
-  for (int c = 0; c < Lanes; ++c) top[c] = best[c];
-  if constexpr (Keep)
-    for (int c = 0; c < Lanes; ++c) where[c] = at[c];
+template <typename T>
+T* write(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
 }
 
-// `Lanes` channels of one region: `map` (H,W,D) of its image -> rows of `pooled` (D,bins) and `argmax` (D,bins).
-template <typename T, bool Keep, int Lanes>
-void pool_lanes(const Shape& s, const T* map, const std::vector<int32_t>& list, const std::vector<int32_t>& start, T scale,
-                std::vector<T>& top, std::vector<int32_t>& where, T* pooled, int32_t* argmax) {
-  for (int64_t b = 0; b < s.bins; ++b) {
-    T* t = &top[b * Lanes];
-    int32_t* w = &where[b * Lanes];
-    if (const int32_t count = start[b + 1] - start[b]) {
-      maximum<T, Keep, Lanes>(map, s.channels, &list[start[b]], count, t, w);
-    } else {
-      std::fill(t, t + Lanes, T(0));
-      std::fill(w, w + Lanes, -1);
-    }
-  }
-  for (int64_t c = 0; c < Lanes; ++c) {
-    for (int64_t b = 0; b < s.bins; ++b) pooled[c * s.bins + b] = top[b * Lanes + c] * scale;
-    if constexpr (Keep)
-      for (int64_t b = 0; b < s.bins; ++b) argmax[c * s.bins + b] = where[b * Lanes + c];
-  }
-}
-
-template <typename T, bool Keep>
-void pool(const Shape& s, const Tensor& maps, const Tensor& windows, const Tensor& cells, int64_t side, int64_t compensation,
-          const Tensor& pooled, const Tensor& argmax, const Tensor& filled) {
-  const T* in = static_cast<const T*>(maps.const_data_ptr());
-  const auto* window = static_cast<const int32_t*>(windows.const_data_ptr());
-  const auto* cell = static_cast<const bool*>(cells.const_data_ptr());
-  T* out = static_cast<T*>(pooled.mutable_data_ptr());
-  auto* where = static_cast<int32_t*>(argmax.mutable_data_ptr());
-  auto* full = static_cast<int32_t*>(filled.mutable_data_ptr());
-  const int64_t area = s.height * s.width, length = s.channels * s.bins;
-  torch::stable::parallel_for(0, s.regions, 1, [&](int64_t begin, int64_t end) {
-    std::vector<int32_t> list, start, at(s.bins * kLanes);
-    std::vector<T> top(s.bins * kLanes);
-    for (int64_t k = begin; k < end; ++k) {
-      const int32_t* w = window + 5 * k;
-      full[k] = list_cells(s, w, cell + k * area, int32_t(side), list, start);
-      const T scale = wsis::factor<T>(full[k], int32_t(s.bins), compensation);
-      const T* map = in + w[0] * area * s.channels;
-      const auto lanes = [&]<int Lanes>(int64_t c) {
-        const int64_t row = k * length + c * s.bins;
-        pool_lanes<T, Keep, Lanes>(s, map + c, list, start, scale, top, at, out + row, Keep ? where + row : nullptr);
-        return c + Lanes;
-      };
-      int64_t c = 0;
-      while (c + kLanes <= s.channels) c = lanes.template operator()<kLanes>(c);
-      while (c + 8 <= s.channels) c = lanes.template operator()<8>(c);
-      while (c < s.channels) c = lanes.template operator()<1>(c);
+// Maps (N,D,HW) <-> blocks of lanes (N,blocks,HW,kLanes): what is read together lies together.
+template <typename T, bool Pack>
+void convert(const Shape& s, std::conditional_t<Pack, const T*, T*> maps, std::vector<T>& packed) {
+  parallel_for(0, s.images * s.blocks(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t block = i % s.blocks(), lanes = s.lanes(block);
+      auto* plane = maps + (i / s.blocks() * s.channels + block * kLanes) * s.area();
+      T* cells = &packed[i * s.area() * kLanes];
+      for (int64_t cell = 0; cell < s.area(); ++cell)
+        for (int64_t c = 0; c < lanes; ++c)
+          if constexpr (Pack) cells[cell * kLanes + c] = plane[c * s.area() + cell];
+          else plane[c * s.area() + cell] = cells[cell * kLanes + c];
     }
   });
 }
 
 template <typename T>
-void unpool(const Shape& s, const Tensor& grad, const Tensor& windows, const Tensor& argmax, const Tensor& filled,
-            int64_t compensation, const Tensor& out) {
-  const T* in = static_cast<const T*>(grad.const_data_ptr());
-  const auto* window = static_cast<const int32_t*>(windows.const_data_ptr());
-  const auto* where = static_cast<const int32_t*>(argmax.const_data_ptr());
-  const auto* full = static_cast<const int32_t*>(filled.const_data_ptr());
-  T* maps = static_cast<T*>(out.mutable_data_ptr());
-  const int64_t area = s.height * s.width;
-  // A thread owns whole channels: no two add to the same cell, and sums have one order whatever the number of threads.
-  torch::stable::parallel_for(0, s.channels, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t k = 0; k < s.regions; ++k) {
-      const T scale = wsis::factor<T>(full[k], int32_t(s.bins), compensation);
-      T* map = maps + window[5 * k] * s.channels * area;
-      for (int64_t c = begin; c < end; ++c) {
-        const int64_t row = (k * s.channels + c) * s.bins;
-        for (int64_t b = 0; b < s.bins; ++b)
-          if (where[row + b] >= 0) map[c * area + where[row + b]] += in[row + b] * scale;
+std::vector<T> pack(const Shape& s, const Tensor& features) {
+  std::vector<T> packed(s.images * s.blocks() * s.area() * kLanes);
+  convert<T, true>(s, read<T>(features), packed);
+  return packed;
+}
+
+struct Region {
+  int64_t index, image;
+  int32_t filled;                    // bins that are not empty
+  std::vector<int32_t> list, start;  // cells of bin b, row-major, are list[start[b] .. start[b + 1])
+};
+
+// Regions [first, last) with the cells of their bins.
+void list_cells(const Shape& s, const Tensor& windows, const Tensor& cells, int64_t first, int64_t last,
+                std::vector<Region>& group) {
+  group.resize(last - first);
+  for (int64_t k = first; k < last; ++k) {
+    const int32_t* window = read<int32_t>(windows) + 5 * k;
+    const bool* own = read<bool>(cells) + k * s.area();
+    Region& region = group[k - first];
+    region.index = k, region.image = window[0], region.filled = 0;
+    region.list.clear(), region.start.clear();
+    for (int32_t row = 0; row < s.side; ++row) {
+      const auto ys = wsis::bin(row, int32_t(s.side), window[2], window[4], int32_t(s.height));
+      for (int32_t column = 0; column < s.side; ++column) {
+        const auto xs = wsis::bin(column, int32_t(s.side), window[1], window[3], int32_t(s.width));
+        region.start.push_back(int32_t(region.list.size()));
+        for (int32_t y = ys.first; y < ys.last; ++y)
+          for (int32_t x = xs.first; x < xs.last; ++x)
+            if (own[y * s.width + x]) region.list.push_back(int32_t(y * s.width + x));
+        region.filled += int32_t(region.list.size()) > region.start.back();
       }
     }
-  });
+    region.start.push_back(int32_t(region.list.size()));
+  }
 }
 
+// The maximum over some cells of a block, and where asked the cell it is in, the first of equals. Local arrays of constant
+// length stay in registers; through pointers the compiler leaves the cell's lanes scalar, which is ten times slower.
+template <typename T, bool Where>
+inline void maximum(const T* block, const int32_t* cells, int32_t count, T* top, int32_t* where) {
+  T best[kLanes];
+  int32_t at[kLanes];
+  for (int c = 0; c < kLanes; ++c) best[c] = block[cells[0] * int64_t(kLanes) + c];
+  for (int c = 0; c < kLanes; ++c) at[c] = cells[0];
+  for (int32_t i = 1; i < count; ++i) {
+    const T* value = block + cells[i] * int64_t(kLanes);
+    const int32_t cell = cells[i];
+    for (int c = 0; c < kLanes; ++c) {
+      const T v = value[c];
+      if constexpr (Where) at[c] = v > best[c] ? cell : at[c];
+      best[c] = v > best[c] ? v : best[c];
+    }
+  }
+  if constexpr (Where)
+    for (int c = 0; c < kLanes; ++c) where[c] = at[c];
+  else
+    for (int c = 0; c < kLanes; ++c) top[c] = best[c];
+}
+
+template <typename T>
+Tensor pool(const Shape& s, const Tensor& features, const Tensor& windows, const Tensor& cells, int64_t compensation) {
+  Tensor pooled = torch::stable::new_empty(features, {s.regions, s.channels, s.side, s.side});
+  const std::vector<T> packed = pack<T>(s, features);
+  parallel_for(0, s.regions, 1, [&](int64_t begin, int64_t end) {
+    std::vector<Region> group;
+    std::vector<T> top(s.bins() * kLanes);
+    for (int64_t first = begin; first < end; first += kGroup) {
+      list_cells(s, windows, cells, first, std::min(first + kGroup, end), group);
+      for (int64_t block = 0; block < s.blocks(); ++block)
+        for (const Region& region : group) {
+          const T* map = &packed[(region.image * s.blocks() + block) * s.area() * kLanes];
+          const T scale = wsis::factor<T>(region.filled, int32_t(s.bins()), compensation);
+          for (int64_t b = 0; b < s.bins(); ++b) {
+            const int32_t count = region.start[b + 1] - region.start[b];
+            if (count) maximum<T, false>(map, &region.list[region.start[b]], count, &top[b * kLanes], nullptr);
+            else std::fill_n(&top[b * kLanes], kLanes, T(0));
+          }
+          T* out = write<T>(pooled) + (region.index * s.channels + block * kLanes) * s.bins();
+          for (int64_t c = 0; c < s.lanes(block); ++c)
+            for (int64_t b = 0; b < s.bins(); ++b) out[c * s.bins() + b] = top[b * kLanes + c] * scale;
+        }
+    }
+  });
+  return pooled;
+}
+
+// The maxima are found again: to keep their places would double what the forward pass writes.
+template <typename T>
+Tensor unpool(const Shape& s, const Tensor& grad, const Tensor& features, const Tensor& windows, const Tensor& cells,
+              int64_t compensation) {
+  const std::vector<T> packed = pack<T>(s, features);
+  std::vector<T> sums(packed.size());
+  // A thread owns whole blocks: no two add to the same cell, and sums have one order whatever the number of threads.
+  parallel_for(0, s.blocks(), 1, [&](int64_t begin, int64_t end) {
+    std::vector<Region> group;
+    int32_t where[kLanes];
+    for (int64_t first = 0; first < s.regions; first += kGroup) {
+      list_cells(s, windows, cells, first, std::min(first + kGroup, s.regions), group);
+      for (int64_t block = begin; block < end; ++block)
+        for (const Region& region : group) {
+          const int64_t map = (region.image * s.blocks() + block) * s.area() * kLanes;
+          const T scale = wsis::factor<T>(region.filled, int32_t(s.bins()), compensation);
+          const T* in = read<T>(grad) + (region.index * s.channels + block * kLanes) * s.bins();
+          const int lanes = int(s.lanes(block)), bins = int(s.bins());
+          for (int64_t b = 0; b < s.bins(); ++b) {
+            const int32_t count = region.start[b + 1] - region.start[b];
+            if (!count) continue;
+            maximum<T, true>(&packed[map], &region.list[region.start[b]], count, nullptr, where);
+            T* sum = &sums[map];
+            for (int c = 0; c < lanes; ++c) sum[where[c] * kLanes + c] += in[c * bins + b] * scale;
+          }
+        }
+    }
+  });
+  Tensor out = torch::stable::new_empty(features, {s.images, s.channels, s.height, s.width});
+  convert<T, false>(s, write<T>(out), sums);
+  return out;
+}
+
+Shape shape_of(const Tensor& features, const Tensor& windows, int64_t side) {
+  const Shape s{features.size(0), windows.size(0), features.size(1), features.size(2), features.size(3), side};
+  const int32_t* window = read<int32_t>(windows);
+  for (int64_t k = 0; k < s.regions; ++k)
+    STD_TORCH_CHECK(window[5 * k] >= 0 && window[5 * k] < s.images, "moi_pool: region ", k, " is of image ", window[5 * k],
+                    ", but there are ", s.images);
+  return s;
+}
+
+// Halves are computed as floats, which is exact: a maximum is one of the values.
 bool is_half(const Tensor& t) { return t.scalar_type() == ScalarType::Half || t.scalar_type() == ScalarType::BFloat16; }
 
-void check_images(const Tensor& windows, int64_t images) {
-  const auto* window = static_cast<const int32_t*>(windows.const_data_ptr());
-  for (int64_t k = 0; k < windows.size(0); ++k)
-    STD_TORCH_CHECK(window[5 * k] >= 0 && window[5 * k] < images, "moi_pool: region ", k, " is of image ", window[5 * k],
-                    ", but there are ", images);
-}
+Tensor as_float(const Tensor& t) { return torch::stable::to(t, ScalarType::Float); }
 
-std::tuple<Tensor, Tensor, Tensor> moi_pool(Tensor features, Tensor windows, Tensor cells, int64_t side, int64_t compensation,
-                                            bool keep) {
-  if (is_half(features)) {  // exact: a maximum is one of the values
-    const auto type = features.scalar_type();
-    auto [pooled, argmax, filled] =
-        moi_pool(torch::stable::to(features, ScalarType::Float), windows, cells, side, compensation, keep);
-    return {torch::stable::to(pooled, type), argmax, filled};
-  }
-  const Shape s{windows.size(0), features.size(1), features.size(2), features.size(3), side * side};
+Tensor moi_pool(Tensor features, Tensor windows, Tensor cells, int64_t side, int64_t compensation) {
+  if (is_half(features))
+    return torch::stable::to(moi_pool(as_float(features), windows, cells, side, compensation), features.scalar_type());
+  features = torch::stable::contiguous(features);
   windows = torch::stable::contiguous(windows);
   cells = torch::stable::contiguous(cells);
-  check_images(windows, features.size(0));
-  const Tensor maps = torch::stable::contiguous(torch::stable::transpose(torch::stable::flatten(features, 2, 3), 1, 2));
-  Tensor pooled = torch::stable::new_empty(features, {s.regions, s.channels, side, side});
-  Tensor argmax = torch::stable::new_empty(windows, {keep ? s.regions : 0, s.channels, side, side});
-  Tensor filled = torch::stable::new_empty(windows, {s.regions});
-  const bool is_double = features.scalar_type() == ScalarType::Double;
-  const auto run = is_double ? (keep ? pool<double, true> : pool<double, false>) : (keep ? pool<float, true> : pool<float, false>);
-  if (s.regions && s.channels) run(s, maps, windows, cells, side, compensation, pooled, argmax, filled);
-  return {pooled, argmax, filled};
+  const auto run = features.scalar_type() == ScalarType::Double ? pool<double> : pool<float>;
+  return run(shape_of(features, windows, side), features, windows, cells, compensation);
 }
 
-Tensor moi_pool_backward(Tensor grad, Tensor windows, Tensor argmax, Tensor filled, int64_t images, int64_t height,
-                         int64_t width, int64_t compensation) {
-  if (is_half(grad))
-    return torch::stable::to(moi_pool_backward(torch::stable::to(grad, ScalarType::Float), windows, argmax, filled, images,
-                                               height, width, compensation),
-                             grad.scalar_type());
-  const Shape s{windows.size(0), grad.size(1), height, width, grad.size(2) * grad.size(3)};
-  Tensor out = torch::stable::new_zeros(grad, {images, s.channels, height, width});
-  const auto run = grad.scalar_type() == ScalarType::Double ? unpool<double> : unpool<float>;
-  if (s.regions && s.channels)
-    run(s, torch::stable::contiguous(grad), torch::stable::contiguous(windows), torch::stable::contiguous(argmax),
-        torch::stable::contiguous(filled), compensation, out);
-  return out;
+Tensor moi_pool_backward(Tensor grad, Tensor features, Tensor windows, Tensor cells, int64_t compensation) {
+  if (is_half(features))
+    return torch::stable::to(moi_pool_backward(as_float(grad), as_float(features), windows, cells, compensation),
+                             features.scalar_type());
+  grad = torch::stable::contiguous(grad);
+  features = torch::stable::contiguous(features);
+  windows = torch::stable::contiguous(windows);
+  cells = torch::stable::contiguous(cells);
+  const auto run = features.scalar_type() == ScalarType::Double ? unpool<double> : unpool<float>;
+  return run(shape_of(features, windows, grad.size(2)), grad, features, windows, cells, compensation);
 }
 
 }  // namespace
