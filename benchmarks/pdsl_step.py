@@ -73,7 +73,7 @@ def timed(model: PDSL, seconds: dict[str, float]) -> None:
         setattr(owner, name, outer)
 
     wrap(model.backbone, "forward", "backbone")
-    wrap(model.trunk, "forward", "fully connected layers")
+    wrap(model.detector.trunk, "forward", "fully connected layers")
     wrap(model.masks, "forward", "mask heads")
     wrap(model, "seed_masks", "evidence")
     wrap(model, "detection", "detection branch, with pooling and layers")

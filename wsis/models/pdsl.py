@@ -41,7 +41,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -51,19 +51,14 @@ from torchvision.ops import box_iou
 
 from wsis.data._images import read_image
 from wsis.evidence.grabcut import Evidence, Request, resample
-from wsis.losses import (
-    box_loss,
-    correlation_loss,
-    image_loss,
-    instance_activation,
-    mask_loss,
-    refinement_loss,
-)
+from wsis.losses import correlation_loss, image_loss, instance_activation, mask_loss
 from wsis.metrics import Evaluation
 from wsis.models.classifier import Classifier
 from wsis.nn.backbone import Backbone
+from wsis.nn.detection import Detection, Detector, Foreground, foreground, nearest_seeds, refine
 from wsis.nn.masks import MaskHeads, of_class, paste
-from wsis.nn.mil import Match, MILHead, Pseudo, RefinementHead, Trunk, decode, detect, encode, match, mine
+from wsis.nn.mil import Trunk, decode, detect
+from wsis.nn.optimisation import Optimiser, optimise
 from wsis.nn.regions import Pooling, looks, mean_and_contrast, pool
 from wsis.types import Batch, Prediction, Proposals, Sample
 
@@ -139,7 +134,7 @@ class PDSL(pl.LightningModule):
         features: int = 4096,
         mask_width: int = 256,
         foreground: int = 512,
-        optimiser: Literal["sgd", "adamw"] = "sgd",
+        optimiser: Optimiser = "sgd",
         lr: float = 0.01,
         warmup: float = 0.0,
         weight_decay: float = 5e-4,
@@ -151,10 +146,9 @@ class PDSL(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.backbone = Backbone(backbone, weights, output_stride, stage, freeze, **(backbone_args or {}))
-        self.trunk = nn.Identity() if context else Trunk(self.backbone.channels * 49, hidden, features)
+        trunk = nn.Identity() if context else Trunk(self.backbone.channels * 49, hidden, features)
         features = 2 * self.backbone.channels if context else features
-        self.mil = MILHead(features, num_classes)
-        self.refinements = nn.ModuleList(RefinementHead(features, num_classes, regression) for _ in range(refinements))
+        self.detector = Detector(trunk, features, num_classes, refinements, regression)
         self.masks = MaskHeads(self.backbone.channels, [1] + [num_classes] * mask_heads, mask_width)
         self.evidence = Evidence(evidence)
 
@@ -180,8 +174,8 @@ class PDSL(pl.LightningModule):
         """Begin all heads as the classifier of a checkpoint."""
         state = torch.load(classifier, map_location="cpu", weights_only=True)["state_dict"]
         weight = state["head.weight"].flatten(1)
-        self.mil.start(weight, state["head.bias"])
-        for head in self.refinements:
+        self.detector.mil.start(weight, state["head.bias"])
+        for head in self.detector.refinements:
             head.start(weight)  # type: ignore[operator]
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
@@ -208,46 +202,26 @@ class PDSL(pl.LightningModule):
 
     def detection(self, features: Tensor, proposals: list[Proposals]) -> list[Detection]:
         """Run the detection branch (section 3.2) on the proposals of each image of a batch of features (N,D,H,W)."""
-        counts = [len(p.boxes) for p in proposals]
         boxes, stride, reach = [p.boxes for p in proposals], self.backbone.stride, self.hparams["context"]
         pooled = (
             mean_and_contrast(features, boxes, stride, reach)
             if reach
             else pool(features, boxes, stride, how=self.hparams["pooling"])
         )
-        objectness = torch.cat([p.scores for p in proposals])
-        regions = self.trunk(pooled * (objectness + 1).view(-1, *[1] * (pooled.ndim - 1)))
-        refined = [head(regions) for head in self.refinements]
-        logits = [logit.split(counts) for logit, _ in refined]
-        deltas = [[None] * len(counts) if delta is None else delta.split(counts) for _, delta in refined]
-        return [
-            Detection(mil, [head[i] for head in logits], [head[i] for head in deltas])
-            for i, mil in enumerate(self.mil(regions, counts))
-        ]
+        return self.detector(pooled, boxes, torch.cat([p.scores for p in proposals]))  # type: ignore[no-any-return]
 
     def detection_losses(self, heads: Detection, sample: Sample) -> tuple[dict[str, Tensor], Foreground]:
         """Each head learns from the best proposals of the one before it, eqs. (2)-(4); the last one chooses the foreground."""
         tags, proposals, size = sample["target"]["tags"], sample["proposals"].boxes, sample["image"].shape[-2:]
         prior = sample["proposals"].scores ** self.hparams["prior"]
-        image_scores, zero = heads.mil.sum(0), heads.mil.sum() * 0
-        losses = {"mil": self.hparams["image_weight"] * image_loss(heads.mil, tags), "refinement": zero, "box": zero}  # eq. (2)
-        scores, boxes = heads.mil, proposals
-        for logits, deltas in zip(heads.logits, heads.deltas, strict=True):
-            pseudo = mine(scores, tags, image_scores, boxes, prior)
-            matched = match(proposals, pseudo, len(tags))
-            weights = matched.weights.where(matched.foreground, self.hparams["background"] * matched.weights)
-            losses["refinement"] = losses["refinement"] + refinement_loss(logits, matched.labels, weights)  # eq. (3)
-            if deltas is not None:
-                losses["box"] = losses["box"] + regression_loss(deltas, proposals, pseudo, matched)
-                boxes = decode(deltas.detach(), proposals, (size[0], size[1]))
-            scores = logits.detach().softmax(1)
-        pseudo = mine(scores, tags, image_scores, boxes, prior)
-        matched = match(proposals, pseudo, len(tags))
-        found = foreground(proposals, pseudo, matched, self.hparams["foreground"])
+        learnt = refine(heads, tags, proposals, (size[0], size[1]), prior, self.hparams["background"])  # eqs. (3), (4)
+        losses = {"mil": self.hparams["image_weight"] * image_loss(heads.mil, tags)}  # eq. (2)
+        losses |= {"refinement": learnt.refinement, "box": learnt.box}
+        found = foreground(proposals, learnt.pseudo, learnt.matched, self.hparams["foreground"])
         if self.hparams["correlation_target"] == "own":
-            found = found._replace(scores=scores[found.proposals, found.labels])
+            found = found._replace(scores=learnt.scores[found.proposals, found.labels])
         elif not heads.logits:  # S^0 sums to y over all proposals: y is the like of a score
-            found = found._replace(scores=pseudo.weights[found.pseudo])
+            found = found._replace(scores=learnt.pseudo.weights[found.pseudo])
         return losses, found
 
     def seed_masks(self, found: Sequence[Foreground], batch: Batch) -> Tensor:
@@ -280,7 +254,7 @@ class PDSL(pl.LightningModule):
             heads += self.detection(feature, [proposals._replace(boxes=look.view.to_input(proposals.boxes))])
         scores = torch.stack([h.scores() for h in heads]).mean(0)
         boxes = proposals.boxes
-        if self.refinements and self.hparams["regression"]:
+        if self.hparams["refinements"] and self.hparams["regression"]:
             deltas = torch.stack([h.mean_deltas(look.view.flip) for h, look in zip(heads, views, strict=True)]).mean(0)
             boxes = decode(deltas, proposals.boxes, size)
         prior = proposals.scores[:, None] ** self.hparams["prior"]
@@ -300,85 +274,7 @@ class PDSL(pl.LightningModule):
         return (logits.flip(-1) if flip else logits).sigmoid()
 
     def configure_optimizers(self) -> Any:
-        """Biases learn at twice the rate without decay; the rate steps down at fractions of the schedule."""
-        lr, decay = self.hparams["lr"], self.hparams["weight_decay"]
-        trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for name, p in trained if not name.endswith("bias")], "weight_decay": decay},
-            {"params": [p for name, p in trained if name.endswith("bias")], "lr": 2 * lr, "weight_decay": 0.0},
-        ]
-        sgd = self.hparams["optimiser"] == "sgd"
-        optimiser = torch.optim.SGD(groups, lr=lr, momentum=0.9) if sgd else torch.optim.AdamW(groups, lr=lr)
+        """As `optimise`, over the trainer's steps."""
+        names = ("lr", "weight_decay", "warmup", "decay_at")
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, partial(rate, steps=steps, warmup=self.hparams["warmup"], decay_at=self.hparams["decay_at"])
-        )
-        return [optimiser], [{"scheduler": schedule, "interval": "step"}]
-
-
-def rate(step: int, steps: int, warmup: float, decay_at: Sequence[float]) -> float:
-    """Factor of the learning rate: up from nothing over a fraction `warmup` of `steps`, to a tenth at each of `decay_at`."""
-    rising = min(1.0, (step + 1) / (warmup * steps)) if warmup else 1.0
-    return rising * 0.1 ** sum(step >= round(at * steps) for at in decay_at)
-
-
-class Detection(NamedTuple):
-    """What the detection branch says of one image."""
-
-    mil: Tensor
-    """S^0 (P,C)."""
-    logits: list[Tensor]
-    """(P,C+1) of each refinement head."""
-    deltas: list[Tensor | None]
-    """(P,C,4) of each refinement head, or None."""
-
-    def scores(self) -> Tensor:
-        """The mean of the heads' probabilities without background (P,C); S^0 where there are none."""
-        if not self.logits:
-            return self.mil
-        return torch.stack([logits.softmax(1) for logits in self.logits]).mean(0)[:, :-1]
-
-    def mean_deltas(self, flip: bool) -> Tensor:
-        """The heads' mean deltas (P,C,4), mirrored back from a flipped view."""
-        mean = torch.stack([deltas for deltas in self.deltas if deltas is not None]).mean(0)
-        return mean * mean.new_tensor([-1, 1, 1, 1]) if flip else mean
-
-
-class Foreground(NamedTuple):
-    """The proposals of one image that train the mask branch."""
-
-    boxes: Tensor
-    """(K,4)."""
-    proposals: Tensor
-    """(K,) int64, their indices."""
-    labels: Tensor
-    """(K,) int64."""
-    scores: Tensor
-    """(K,) detached target of the activation, a-hat."""
-    pseudo: Tensor
-    """(K,) int64, index of the pseudo-label."""
-    overlap: Tensor
-    """(K,) box IoU with it."""
-
-
-def foreground(proposals: Tensor, pseudo: Pseudo, matched: Match, most: int) -> Foreground:
-    """Take at most `most` of the proposals (P,4) that are matched to a class, at random, with their pseudo-labels' scores."""
-    index = matched.foreground.nonzero().flatten()
-    index = index[torch.randperm(len(index), device=index.device)[:most]]
-    which = matched.pseudo[index]
-    return Foreground(proposals[index], index, matched.labels[index], pseudo.scores[which], which, matched.overlap[index])
-
-
-def nearest_seeds(found: Foreground, seeds: int) -> Tensor:
-    """Indices into the foreground (K,) of the `seeds` proposals nearest to each pseudo-label by box IoU."""
-    groups = found.pseudo == torch.unique(found.pseudo)[:, None]  # (G,K)
-    overlap = torch.where(groups, found.overlap, -1.0)
-    best, index = overlap.topk(min(seeds, overlap.shape[1]), dim=1)
-    return index[best >= 0]
-
-
-def regression_loss(deltas: Tensor, proposals: Tensor, pseudo: Pseudo, matched: Match) -> Tensor:
-    """Each foreground proposal (P,4) regresses, by the deltas (P,C,4) of its class, to its pseudo-label's box; eq. (3)."""
-    index = matched.foreground.nonzero().flatten()
-    target = encode(pseudo.boxes[matched.pseudo[index]], proposals[index])
-    return box_loss(deltas[index, matched.labels[index]], target, matched.weights[index], len(proposals))
+        return optimise(self, steps, self.hparams["optimiser"], **{name: self.hparams[name] for name in names})

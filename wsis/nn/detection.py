@@ -1,0 +1,157 @@
+"""The detection branch that PDSL and JTSM share: two streams, refinement heads, and what they teach each other and the masks.
+
+P proposals, C classes, K foreground proposals, G pseudo-labels, D a feature length.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from wsis.losses import box_loss, refinement_loss
+from wsis.nn.mil import Match, MILHead, Pseudo, RefinementHead, decode, encode, match, mine
+
+__all__ = ["Detection", "Detector", "Foreground", "Refinement", "foreground", "nearest_seeds", "refine"]
+
+
+class Detection(NamedTuple):
+    """What the detection branch says of one image."""
+
+    mil: Tensor
+    """S^0 (P,C)."""
+    logits: list[Tensor]
+    """(P,C+1) of each refinement head."""
+    deltas: list[Tensor | None]
+    """(P,C,4) of each refinement head, or None."""
+
+    def scores(self) -> Tensor:
+        """The mean of the heads' probabilities without background (P,C); S^0 where there are none."""
+        if not self.logits:
+            return self.mil
+        return torch.stack([logits.softmax(1) for logits in self.logits]).mean(0)[:, :-1]
+
+    def mean_deltas(self, flip: bool) -> Tensor:
+        """The heads' mean deltas (P,C,4), mirrored back from a flipped view."""
+        mean = torch.stack([deltas for deltas in self.deltas if deltas is not None]).mean(0)
+        return mean * mean.new_tensor([-1, 1, 1, 1]) if flip else mean
+
+
+class Detector(nn.Module):
+    """Hidden layers, the two streams and the refinement heads, on pooled features.
+
+    Args:
+        trunk: from pooled features to D features.
+        features: D.
+        classes: classes of the two streams.
+        refinements: number of refinement heads.
+        regression: whether they regress boxes.
+        refined: classes of the refinement heads, the first of the streams'; all when None.
+    """
+
+    def __init__(
+        self, trunk: nn.Module, features: int, classes: int, refinements: int, regression: bool, refined: int | None = None
+    ) -> None:
+        super().__init__()
+        self.trunk, self.mil = trunk, MILHead(features, classes)
+        refined = classes if refined is None else refined
+        self.refinements = nn.ModuleList(RefinementHead(features, refined, regression) for _ in range(refinements))
+
+    def forward(self, pooled: Tensor, proposals: list[Tensor], objectness: Tensor) -> list[Detection]:
+        """Judge the proposals (P_i,4) of several images by their pooled features (P,...) times objectness (P,) + 1."""
+        counts = [len(boxes) for boxes in proposals]
+        regions = self.trunk(pooled * (objectness + 1).view(-1, *[1] * (pooled.ndim - 1)))
+        refined = [head(regions) for head in self.refinements]
+        logits = [logit.split(counts) for logit, _ in refined]
+        deltas = [[None] * len(counts) if delta is None else delta.split(counts) for _, delta in refined]
+        return [
+            Detection(mil, [head[i] for head in logits], [head[i] for head in deltas])
+            for i, mil in enumerate(self.mil(regions, counts))
+        ]
+
+
+class Refinement(NamedTuple):
+    """What the refinement heads of one image learn, and what the last of them mines."""
+
+    refinement: Tensor
+    """() loss of the classes, eq. (3), summed over the heads."""
+    box: Tensor
+    """() loss of the boxes, eq. (3), summed over the heads."""
+    scores: Tensor
+    """(P,C+1) of the last head; S^0 (P,C) where there are none."""
+    pseudo: Pseudo
+    matched: Match
+
+
+def refine(
+    heads: Detection,
+    tags: Tensor,
+    proposals: Tensor,
+    size: tuple[int, int],
+    prior: Tensor | None = None,
+    background: float = 1.0,
+) -> Refinement:
+    """Let each refinement head learn from the best proposals of the one before it (OICR; PDSL and JTSM eqs. 3-4).
+
+    Args:
+        heads: of one image.
+        tags: (C,) 0 or 1.
+        proposals: (P,4).
+        size: (H, W) of the image, which clips regressed boxes.
+        prior: (P,) factor on scores where proposals are chosen.
+        background: weight of background proposals.
+    """
+    image_scores, zero = heads.mil.sum(0), heads.mil.sum() * 0
+    classes, boxes, scores, boxes_before = zero, zero, heads.mil, proposals
+    for logits, deltas in zip(heads.logits, heads.deltas, strict=True):
+        pseudo = mine(scores, tags, image_scores, boxes_before, prior)
+        matched = match(proposals, pseudo, len(tags))
+        weights = matched.weights.where(matched.foreground, background * matched.weights)
+        classes = classes + refinement_loss(logits, matched.labels, weights)
+        if deltas is not None:
+            boxes = boxes + _regression_loss(deltas, proposals, pseudo, matched)
+            boxes_before = decode(deltas.detach(), proposals, size)
+        scores = logits.detach().softmax(1)
+    pseudo = mine(scores, tags, image_scores, boxes_before, prior)
+    return Refinement(classes, boxes, scores, pseudo, match(proposals, pseudo, len(tags)))
+
+
+class Foreground(NamedTuple):
+    """The proposals of one image that train the mask branch."""
+
+    boxes: Tensor
+    """(K,4)."""
+    proposals: Tensor
+    """(K,) int64, their indices."""
+    labels: Tensor
+    """(K,) int64."""
+    scores: Tensor
+    """(K,) detached score of the pseudo-label."""
+    pseudo: Tensor
+    """(K,) int64, index of the pseudo-label."""
+    overlap: Tensor
+    """(K,) box IoU with it."""
+
+
+def foreground(proposals: Tensor, pseudo: Pseudo, matched: Match, most: int) -> Foreground:
+    """Take at most `most` of the proposals (P,4) that are matched to a class, at random, with their pseudo-labels' scores."""
+    index = matched.foreground.nonzero().flatten()
+    index = index[torch.randperm(len(index), device=index.device)[:most]]
+    which = matched.pseudo[index]
+    return Foreground(proposals[index], index, matched.labels[index], pseudo.scores[which], which, matched.overlap[index])
+
+
+def nearest_seeds(found: Foreground, seeds: int) -> Tensor:
+    """Indices into the foreground (K,) of the `seeds` proposals nearest to each pseudo-label by box IoU."""
+    groups = found.pseudo == torch.unique(found.pseudo)[:, None]  # (G,K)
+    overlap = torch.where(groups, found.overlap, -1.0)
+    best, index = overlap.topk(min(seeds, overlap.shape[1]), dim=1)
+    return index[best >= 0]
+
+
+def _regression_loss(deltas: Tensor, proposals: Tensor, pseudo: Pseudo, matched: Match) -> Tensor:
+    """Each foreground proposal (P,4) regresses, by the deltas (P,C,4) of its class, to its pseudo-label's box; eq. (3)."""
+    index = matched.foreground.nonzero().flatten()
+    target = encode(pseudo.boxes[matched.pseudo[index]], proposals[index])
+    return box_loss(deltas[index, matched.labels[index]], target, matched.weights[index], len(proposals))
