@@ -19,6 +19,7 @@ __all__ = [
     "mask_loss",
     "mil_scores",
     "refinement_loss",
+    "semantic_loss",
 ]
 
 
@@ -103,3 +104,15 @@ def correlation_loss(activation: Tensor, score: Tensor) -> Tensor:
         score: (K,) in [0, 1].
     """
     return (activation - score.detach()).abs().sum() / max(len(activation), 1)
+
+
+def semantic_loss(logits: Tensor, canvas: Tensor, unknown: int = 255) -> Tensor:
+    """Cross-entropy over stuff classes, mean over the cells that are known (JTSM eq. 10).
+
+    Args:
+        logits: (N,S,H,W).
+        canvas: (N,H,W) int64, `unknown` where a cell teaches nothing.
+        unknown: the label of such cells.
+    """
+    total = F.cross_entropy(logits, canvas, ignore_index=unknown, reduction="sum")
+    return total / (canvas != unknown).sum().clamp(min=1)

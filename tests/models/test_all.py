@@ -29,6 +29,7 @@ TINY = {
     "features": 32,
     "mask_width": 8,
     "test_sides": (),
+    "num_stuff": 3,
     "pretraining": None,
 }
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
@@ -59,9 +60,9 @@ def train(name: str, data: Shapes, steps: int = 2, **trainer) -> pl.LightningMod
 
 
 def predictions(model: pl.LightningModule, data: Shapes) -> list[Prediction]:
-    batches = pl.Trainer(accelerator="cpu", default_root_dir=data.folder, **QUIET).predict(
-        model, dataloaders=data.dataloader("val", train=False)
-    )
+    loader = data.dataloader("val", train=False)
+    loader.dataset.segments = getattr(model, "needs_segments", False)
+    batches = pl.Trainer(accelerator="cpu", default_root_dir=data.folder, **QUIET).predict(model, dataloaders=loader)
     return [prediction for batch in batches or [] for prediction in batch or []]
 
 
@@ -109,6 +110,7 @@ def test_saved_and_loaded_from_python(name, data, tmp_path):
 
 def words(name: str, root: Path, run: Path, steps: int = 4) -> list[str]:
     settings = {**TINY, "pretraining": "null", "test_sides": "[]"}
+    del settings["num_stuff"]  # the data's to say
     accepted = inspect.signature(registry.find("model", name)).parameters
     flags = [f"--model.{key}={value}" for key, value in settings.items() if key in accepted]
     flags += [f"--data.root={root}", "--data.train=8", "--data.val=4", "--data.salient=4", f"--run_dir={run}"]
@@ -152,11 +154,14 @@ def test_saved_settings_give_the_same_run_and_it_loads(name, root, data, tmp_pat
         assert same(predictions(a, data), predictions(b, data))
 
 
-def hard_cases(data: Shapes) -> dict[str, dict]:
+def hard_cases(data: Shapes, segments: bool) -> dict[str, dict]:
     """A training sample, made difficult in ways that real data are."""
     data.setup("fit")
-    usual = data.dataloader("train", train=True).dataset.sample(0, 0)
-    none = Proposals(*(None if part is None else part[:0] for part in usual["proposals"][:2]))
+    samples = data.dataloader("train", train=True).dataset
+    samples.segments = segments
+    usual = samples.sample(0, 0)
+    few = usual["proposals"]
+    none = Proposals(few.boxes[:0], few.scores[:0], few.labels, None if few.members is None else few.members[:0])
     pixel = usual["proposals"].boxes.clone()
     pixel[:, 2:] = pixel[:, :2] + 1
     return {
@@ -172,7 +177,7 @@ def hard_cases(data: Shapes) -> dict[str, dict]:
 def test_hard_samples_give_finite_gradients_and_predictions(name, case, data):
     model = build(name)
     model.log = model.log_dict = lambda *_, **__: None  # no trainer listens
-    sample = hard_cases(data)[case]
+    sample = hard_cases(data, getattr(model, "needs_segments", False))[case]
     loss = model.training_step([sample], 0)
     loss.backward()
     assert loss.isfinite()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from wsis.files import InputError
 from wsis.ops import cells as module
-from wsis.ops import segment_cells
+from wsis.ops import segment_cells, segment_windows
 
 
 def brute_force(labels, members, size):
@@ -67,3 +67,27 @@ def test_labels_of_other_proposals_are_refused():
         segment_cells(torch.full((8, 8), 4), torch.ones(2, 3, dtype=torch.bool), (2, 2))
     with pytest.raises(InputError, match="cannot be laid"):
         segment_cells(torch.zeros(0, 8, dtype=torch.int32), torch.ones(2, 3, dtype=torch.bool), (2, 2))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 9))
+def test_windows_are_masks_seen_at_the_centres_of_a_grid(seed, height, width):
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.randint(-1, 5, (20, 30), generator=g, dtype=torch.int32)
+    members = torch.rand(6, 5, generator=g) > 0.5
+    corner = torch.rand(6, 2, generator=g) * 30 - 8
+    boxes = torch.cat([corner, corner + torch.rand(6, 2, generator=g) * 20], 1)
+    seen = segment_windows(labels, members, boxes, (height, width))
+    for k, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
+        for u in range(height):
+            for v in range(width):
+                y, x = math.floor(y1 + (y2 - y1) * (u + 0.5) / height), math.floor(x1 + (x2 - x1) * (v + 0.5) / width)
+                label = labels[y, x] if 0 <= y < 20 and 0 <= x < 30 else -1
+                assert seen[k, u, v] == (label >= 0 and members[k, label])
+
+
+def test_windows_of_no_region():
+    empty = segment_windows(
+        torch.zeros(4, 4, dtype=torch.int32), torch.zeros(0, 2, dtype=torch.bool), torch.zeros(0, 4), (3, 2)
+    )
+    assert empty.shape == (0, 3, 2)

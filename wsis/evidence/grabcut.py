@@ -91,7 +91,7 @@ def crops(image: Array, boxes: Array, sure: Array | None = None) -> tuple[Array,
     return windows.astype(np.float32), masks
 
 
-def resample(windows: Tensor, masks: Tensor, which: Tensor, boxes: Tensor, size: int = 28) -> Tensor:
+def resample(windows: Tensor, masks: Tensor, which: Tensor, boxes: Tensor, size: int | tuple[int, int] = 28) -> Tensor:
     """Masks seen through other boxes.
 
     Args:
@@ -99,17 +99,23 @@ def resample(windows: Tensor, masks: Tensor, which: Tensor, boxes: Tensor, size:
         masks: (K,m,m) bool or float.
         which: (R,) int, the mask that each box looks at.
         boxes: (R,4) xyxy.
-        size: Side of the result.
+        size: Side of the result, or its (height, width).
 
     Returns:
-        (R,size,size) float: bilinear between mask cells, 0 outside the window.
+        (R,height,width) float: bilinear between mask cells, 0 outside the window.
     """
+    height, width = (size, size) if isinstance(size, int) else size
     if not len(boxes):
-        return boxes.new_zeros(0, size, size)
-    window, steps = windows[which], (torch.arange(size, device=boxes.device, dtype=boxes.dtype) + 0.5) / size
-    points = boxes[:, :2, None] + (boxes[:, 2:] - boxes[:, :2])[..., None] * steps
-    points = 2 * (points - window[:, :2, None]) / (window[:, 2:] - window[:, :2]).clamp(min=1e-6)[..., None] - 1
-    x, y = points[:, 0, None, :].expand(-1, size, -1), points[:, 1, :, None].expand(-1, -1, size)
+        return boxes.new_zeros(0, height, width)
+    window, (across, down) = windows[which], (torch.arange(n, device=boxes.device) + 0.5 for n in (width, height))
+    x, y = (
+        2
+        * (boxes[:, i, None] + (boxes[:, i + 2] - boxes[:, i])[:, None] * steps / len(steps) - window[:, i, None])
+        / (window[:, i + 2] - window[:, i]).clamp(min=1e-6)[:, None]
+        - 1
+        for i, steps in enumerate((across, down))
+    )
+    x, y = x[:, None].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)
     grid = torch.stack([x, y], -1)
     values = F.grid_sample(masks[which][:, None].to(grid.dtype), grid, padding_mode="border", align_corners=False)[:, 0]
     return values * (grid.abs() <= 1).all(-1)
@@ -181,7 +187,7 @@ def _keys(request: Request) -> list[_Key]:
     boxes = torch.cat([corners[:, :2], torch.maximum(corners[:, 2:], corners[:, :2] + 1)], 1).tolist()
     if request.sure is None:
         return [(request.image_id, *box, b"") for box in boxes]
-    sure = np.packbits(request.sure.cpu().numpy().reshape(len(boxes), -1), axis=1)
+    sure = np.packbits(request.sure.cpu().numpy().reshape(-1, SIZE * SIZE), axis=1)
     return [(request.image_id, *box, cells.tobytes()) for box, cells in zip(boxes, sure, strict=True)]
 
 

@@ -7,7 +7,9 @@ that CAM, CCGR and EM-Paste start from. Zhou et al., CVPR 2016; log-mean-exp poo
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -18,7 +20,10 @@ from torchmetrics.classification import MultilabelAveragePrecision
 from wsis.nn.backbone import Backbone
 from wsis.types import Batch
 
-__all__ = ["Classifier"]
+if TYPE_CHECKING:
+    from wsis.run import Run
+
+__all__ = ["Classifier", "pretrain"]
 
 Pooling = Literal["average", "lse", "max"]
 
@@ -105,6 +110,20 @@ class Classifier(pl.LightningModule):
         rise = 0.25 if steps == 5 else 0.2  # a fifth of 5 is a rise of no steps, by which OneCycleLR divides
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, self.hparams["lr"], total_steps=steps, pct_start=rise)
         return [optimiser], [{"scheduler": schedule, "interval": "step"}]
+
+
+def pretrain(run: Run, hparams: Mapping[str, Any], data: pl.LightningDataModule) -> Path:
+    """Train a classifier on another model's backbone as the run's first stage; returns its checkpoint.
+
+    Args:
+        run: the run.
+        hparams: the model's settings; `pretraining` holds `steps` and what the classifier has otherwise.
+        data: with tags.
+    """
+    settings = dict(hparams["pretraining"])
+    steps = settings.pop("steps")
+    shared = {name: hparams[name] for name in ("num_classes", "backbone", "weights", "output_stride", "backbone_args")}
+    return run.fit("1-classifier", Classifier(**(shared | settings)), data, max_steps=steps)
 
 
 def tags(batch: Batch) -> Tensor:

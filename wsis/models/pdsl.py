@@ -53,7 +53,7 @@ from wsis.data._images import read_image
 from wsis.evidence.grabcut import Evidence, Request, resample
 from wsis.losses import correlation_loss, image_loss, instance_activation, mask_loss
 from wsis.metrics import Evaluation
-from wsis.models.classifier import Classifier
+from wsis.models.classifier import pretrain
 from wsis.nn.backbone import Backbone
 from wsis.nn.detection import Detection, Detector, Foreground, foreground, nearest_seeds, refine
 from wsis.nn.masks import MaskHeads, of_class, paste
@@ -159,12 +159,7 @@ class PDSL(pl.LightningModule):
     def stages(self, run: Run, data: pl.LightningDataModule) -> None:
         """Train a classifier first where the backbone starts from nothing, then PDSL."""
         if self.hparams["pretraining"]:
-            settings = dict(self.hparams["pretraining"])
-            steps = settings.pop("steps")
-            shared = {
-                name: self.hparams[name] for name in ("num_classes", "backbone", "weights", "output_stride", "backbone_args")
-            }
-            classifier = run.fit("1-classifier", Classifier(**(shared | settings)), data, max_steps=steps)
+            classifier = pretrain(run, self.hparams, data)
             self.backbone.load(classifier)
             if self.hparams["context"]:
                 self._start(classifier)

@@ -8,9 +8,9 @@ import torch
 from pycocotools import mask as rle
 from torch import Tensor, nn
 
-from wsis.types import RLE
+from wsis.types import RLE, Proposals
 
-__all__ = ["MaskHeads", "of_class", "paste"]
+__all__ = ["MaskHeads", "of_class", "paste", "segment_masks"]
 
 
 class MaskHeads(nn.Module):
@@ -73,6 +73,14 @@ def paste(probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshold
         masks.append(rle.encode(canvas))
         canvas[y1:y2, x1:x2] = 0
     return masks
+
+
+def segment_masks(proposals: Proposals, which: Tensor) -> list[RLE]:
+    """Segments (N,) of an image's proposals as run-length masks, one at a time."""
+    if proposals.labels is None or proposals.members is None:
+        raise ValueError("these proposals are boxes: they have no segments")
+    labels, members = proposals.labels.cpu().numpy(), proposals.members[which].cpu().numpy()
+    return [rle.encode(np.asfortranarray((row[labels] & (labels >= 0)).astype(np.uint8))) for row in members]
 
 
 def _stretch(mask: np.ndarray, box: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:

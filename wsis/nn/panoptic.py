@@ -7,9 +7,9 @@ import torch
 from pycocotools import mask as rle
 from torch import Tensor
 
-from wsis.types import Prediction
+from wsis.types import Prediction, Proposals
 
-__all__ = ["merge"]
+__all__ = ["merge", "paint"]
 
 _NO_STUFF = 255
 
@@ -56,3 +56,22 @@ def merge(
     large = (areas >= stuff_area) & (np.arange(len(areas)) != _NO_STUFF)
     classes = np.where(large[stuff], stuff + num_classes, classes)
     return torch.from_numpy(np.stack([classes, instances], -1).astype(np.int32))
+
+
+def paint(proposals: Proposals, scores: Tensor) -> Tensor:
+    """Give each pixel the stuff class of the best-scoring proposal that it belongs to (the mined result of JTSM, section 3.2).
+
+    Args:
+        proposals: P segments of an image.
+        scores: (P,S) of stuff classes.
+
+    Returns:
+        (H,W) int64; 255 where no proposal lies.
+    """
+    if proposals.labels is None or proposals.members is None:
+        raise ValueError("these proposals are boxes: they have no segments")
+    none = scores.new_zeros(1, proposals.members.shape[1])
+    best = [torch.cat([none, proposals.members * column[:, None]]).amax(0) for column in scores.unbind(1)]  # (superpixels,)
+    score, label = torch.stack(best).max(0)
+    label = label.where(score > 0, _NO_STUFF)
+    return torch.cat([label, label.new_tensor([_NO_STUFF])])[proposals.labels.long()]  # label -1 is the last

@@ -10,9 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_area, roi_align, roi_pool
 
-from wsis.types import View
+from wsis.files import InputError
+from wsis.ops import moi_pool, moi_pool_interpolated, segment_cells
+from wsis.ops.pooling import Compensation
+from wsis.types import Proposals, View
 
-__all__ = ["Look", "Pooling", "looks", "mean_and_contrast", "pool", "resize"]
+__all__ = ["Look", "Pooling", "looks", "mean_and_contrast", "pool", "pool_segments", "resize", "see"]
 
 Pooling = Literal["roi_pool", "roi_align"]
 
@@ -34,6 +37,46 @@ def pool(features: Tensor, boxes: list[Tensor], stride: int, size: int = 7, how:
     if how == "roi_pool":
         return roi_pool(features, boxes, size, 1 / stride)  # type: ignore[no-any-return]
     return roi_align(features, boxes, size, 1 / stride, sampling_ratio=2, aligned=True)  # type: ignore[no-any-return]
+
+
+def pool_segments(
+    features: Tensor,
+    proposals: list[Proposals],
+    stride: int,
+    how: Literal["moi_pool", "moi_pool_interpolated"] = "moi_pool",
+    compensation: Compensation = "bins",
+    size: int = 7,
+) -> Tensor:
+    """Pool segments of a batch of feature maps to a grid, from their own pixels (JTSM, section 3.3).
+
+    Args:
+        features: (N,D,H,W).
+        proposals: of N images, with superpixels.
+        stride: input pixels per feature cell.
+        how: "moi_pool" takes the maximum of each bin, "moi_pool_interpolated" warps segments to rectangles.
+        compensation: for empty bins, as `wsis.ops.moi_pool` has it.
+        size: cells on a side of the grid.
+
+    Returns:
+        (P_1 + ... + P_N, D, size, size).
+
+    Raises:
+        InputError: proposals are boxes alone.
+    """
+    height, width = features.shape[-2:]
+    boxes, cells = [], []
+    for image, p in enumerate(proposals):
+        if p.labels is None or p.members is None:
+            raise InputError(
+                f"{how} needs proposals with segments; these are boxes: take --model.pooling roi_pool, or wsis.propose"
+            )
+        below, right = height * stride - p.labels.shape[0], width * stride - p.labels.shape[1]
+        cells.append(segment_cells(F.pad(p.labels, (0, right, 0, below), value=-1), p.members, (height, width)))
+        boxes.append(F.pad(p.boxes, (1, 0), value=image))
+    regions, own = torch.cat(boxes), torch.cat(cells)
+    if how == "moi_pool_interpolated":
+        return moi_pool_interpolated(features, regions, own, size, 1 / stride)
+    return moi_pool(features, regions, own, size, 1 / stride, compensation)
 
 
 def mean_and_contrast(features: Tensor, boxes: list[Tensor], stride: int, reach: float) -> Tensor:
@@ -76,6 +119,15 @@ def looks(image: Tensor, sides: tuple[int, ...], max_side: int = 4000, flip: boo
         for mirrored in (False, True) if flip else (False,):
             look = small.flip(-1) if mirrored else small
             yield Look(look, View(scale, (0.0, 0.0), small.shape[-1], mirrored))
+
+
+def see(proposals: Proposals, look: Look) -> Proposals:
+    """Carry an image's proposals into one view of it; label maps by the nearest pixel."""
+    boxes = look.view.to_input(proposals.boxes)
+    if proposals.labels is None:
+        return proposals._replace(boxes=boxes)
+    labels = F.interpolate(proposals.labels[None, None].double(), size=look.image.shape[-2:], mode="nearest-exact")[0, 0].int()
+    return proposals._replace(boxes=boxes, labels=labels.flip(-1) if look.view.flip else labels)
 
 
 def resize(image: Tensor, side: int, max_side: int) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from wsis.files import InputError
 
-__all__ = ["segment_cells"]
+__all__ = ["segment_cells", "segment_windows"]
 
 _CHUNK = 1 << 18
 """Memberships, (region, cell) pairs, that are written at a time: 2 MB of each index."""
@@ -50,6 +50,29 @@ def segment_cells(labels: Tensor, members: Tensor, size: tuple[int, int]) -> Ten
         cells[region[which], cell[begin[member[which]] + offset]] = True
         start = stop
     return cells.view(count, height, width)
+
+
+def segment_windows(labels: Tensor, members: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Look at regions through boxes, a box each, without making a mask of the image.
+
+    Args:
+        labels: (H,W) int, superpixel of each pixel; negative where there is none.
+        members: (K,S) bool, the superpixels of each region.
+        boxes: (K,4) xyxy in pixels of `labels`.
+        size: (h, w) of the grid over each box.
+
+    Returns:
+        (K,h,w) bool: whether the pixel under the centre of a grid cell belongs to the region; False outside the map.
+    """
+    steps = [(torch.arange(n, device=boxes.device) + 0.5) / n for n in (size[1], size[0])]
+    x, y = (
+        (boxes[:, i : i + 1] + (boxes[:, i + 2] - boxes[:, i])[:, None] * step).floor().long() for i, step in enumerate(steps)
+    )
+    inside = ((y >= 0) & (y < labels.shape[0]))[:, :, None] & ((x >= 0) & (x < labels.shape[1]))[:, None]
+    rows, columns = y.clamp(0, labels.shape[0] - 1), x.clamp(0, labels.shape[1] - 1)
+    seen = labels[rows[:, :, None], columns[:, None]].long()  # (K,h,w)
+    belongs = members.gather(1, seen.clamp(min=0).flatten(1)).view_as(seen)
+    return belongs & inside & (seen >= 0)
 
 
 def _touched(labels: Tensor, superpixels: int, height: int, width: int) -> tuple[Tensor, Tensor]:

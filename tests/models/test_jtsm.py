@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from pycocotools import mask as rle
+
+from wsis.data.shapes import Shapes
+from wsis.files import InputError
+from wsis.losses import semantic_loss
+from wsis.models.jtsm import JTSM, Mined
+from wsis.nn.detection import Foreground
+
+SMALL = {"num_classes": 8, "num_stuff": 3, "backbone": "test_byobnet", "weights": "none", "output_stride": 32, "stage": 1}
+SMALL |= {"hidden": 16, "features": 16, "mask_width": 8, "test_sides": (), "test_flip": False, "stuff_area": 100}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Shapes:
+    made = Shapes(root=tmp_path_factory.mktemp("shapes"), train=8, val=2, salient=2, max_proposals=200)
+    made.prepare_data()
+    return made
+
+
+def samples_of(data: Shapes, split: str):
+    samples = data.samples(split, train=split == "train", supervision="tags")
+    samples.segments = True
+    return samples
+
+
+def step(data: Shapes, drop: str | None = None, **settings) -> tuple[dict, JTSM]:
+    pl.seed_everything(0, verbose=False)
+    model, logged = JTSM(**{**SMALL, **settings}), {}
+    model.log, model.log_dict = (lambda name, value, **_: logged.update({name: value})), (lambda d, **_: logged.update(d))
+    samples = samples_of(data, "train")
+    batch = [samples.sample(i, draw=3) for i in range(2)]
+    for sample in batch:
+        sample["target"].pop(drop, None)
+    model.training_step(batch, 0).backward()
+    return logged, model
+
+
+def evaluated(data: Shapes, i: int = 0):
+    return samples_of(data, "val").sample(i)
+
+
+@pytest.mark.parametrize(
+    ("settings", "branches"),
+    [
+        ({}, {"instance", "semantic"}),
+        ({"instances": False}, {"semantic"}),
+        ({"semantics": False}, {"instance"}),
+        ({"instances": False, "semantics": False}, set()),
+        ({"reestimate": False}, {"instance", "semantic"}),
+        ({"stuff": False}, {"instance"}),
+        ({"stuff": False, "instances": False}, set()),
+        ({"refinements": 0}, {"instance", "semantic"}),
+        ({"mask_heads": 1, "regression": False}, {"instance", "semantic"}),
+        *(({"pooling": how}, {"instance", "semantic"}) for how in ("roi_pool", "roi_align", "moi_pool_interpolated")),
+        ({"compensation": "released"}, {"instance", "semantic"}),
+    ],
+)
+def test_every_setting_of_the_paper_trains_and_predicts(data, settings, branches):
+    logged, model = step(data, **settings)
+    assert {name.removeprefix("train/") for name in logged} == {"loss", "mil", "refinement", "box", *branches}
+    assert torch.allclose(logged["train/loss"], sum(value for name, value in logged.items() if name != "train/loss"))
+    sample = evaluated(data)
+    with torch.no_grad():
+        found = model.eval().predict(sample)
+    assert len(found.boxes) == len(found.masks) > 0
+    assert int(found.labels.max()) < 8
+    if not settings.get("stuff", True):
+        assert found.panoptic is None
+        return
+    classes = found.panoptic[..., 0]
+    assert tuple(classes.shape) == sample["size"]
+    assert set(classes.unique().tolist()) <= set(range(-1, 11))
+    assert (classes >= 8).float().mean() > 0.5, "an untrained model sees no things, and stuff nearly everywhere"
+
+
+def test_both_branches_and_the_streams_learn(data):
+    _, model = step(data)
+    still = {name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())}
+    assert not still
+
+
+def test_images_of_which_no_stuff_is_known_teach_things(data):
+    logged, model = step(data, drop="stuff_tags")
+    assert logged["train/semantic"] == 0
+    stuff = model.detector.mil.classification.weight.grad[8:]
+    assert torch.isfinite(stuff).all()
+    assert logged["train/mil"] > 0
+
+
+def test_data_without_stuff():
+    with pytest.raises(InputError, match=r"no stuff classes; .* --model.stuff false"):
+        JTSM(**{**SMALL, "num_stuff": 0})
+    assert JTSM(**{**SMALL, "num_stuff": 0, "stuff": False}).semantic is None
+
+
+def test_boxes_cannot_be_mined(data):
+    model = JTSM(**{**SMALL, "pooling": "roi_pool", "instances": False, "semantics": False, "stuff": False}).eval()
+    sample = evaluated(data)
+    sample["proposals"] = sample["proposals"]._replace(labels=None, members=None)
+    with pytest.raises(ValueError, match="no segments"):
+        model.predict(sample)
+
+
+def truly_mined(sample, flip: bool) -> tuple[Mined, torch.Tensor]:
+    """As if mining had found, for each object, the proposal whose segment fits it best; with the objects' masks."""
+    proposals, truth = sample["proposals"], sample["truth"]
+    masks = torch.from_numpy(np.stack([rle.decode(m) for m in truth.masks])).bool()
+    masks = masks.flip(-1) if flip else masks
+    segments = proposals.members[:, proposals.labels.long()] & (proposals.labels >= 0)
+    both = (segments[:, None] & masks).flatten(2).sum(2)
+    iou = both / (segments[:, None] | masks).flatten(2).sum(2)
+    best = iou.argmax(0)
+    one = torch.ones(len(best))
+    found = Foreground(proposals.boxes[best], best, truth.labels, one, torch.arange(len(best)), one)
+    none = torch.zeros(0, dtype=torch.int64)
+    return Mined(found, best, none, none), masks[iou.max(0).values > 0.7]
+
+
+@pytest.mark.parametrize("reestimate", [False, True])
+def test_mined_masks_lie_on_their_objects(data, reestimate):
+    model, sample = JTSM(**SMALL, reestimate=reestimate), evaluated(data)
+    mined, _ = truly_mined(sample, False)
+    masks = model.instance_masks(mined, sample)
+    assert masks.shape == (len(mined.best), 28, 28)
+    assert set(masks.unique().tolist()) == {0.0, 1.0}
+    segments = sample["proposals"].members[mined.best][:, sample["proposals"].labels.long()]
+    for mask, segment, box in zip(masks, segments, mined.things.boxes.int().tolist(), strict=True):
+        within = segment[box[1] : box[3], box[0] : box[2]].float()
+        small = torch.nn.functional.interpolate(within[None, None], (28, 28), mode="nearest-exact")[0, 0]
+        iou = (mask * small).sum() / (mask + small).clamp(max=1).sum()
+        assert iou > (0.6 if reestimate else 0.9)
+
+
+@pytest.mark.parametrize("reestimate", [False, True])
+def test_masks_and_canvas_follow_a_flip(data, reestimate):
+    model, sample = JTSM(**SMALL, reestimate=reestimate), evaluated(data)
+    mined, _ = truly_mined(sample, False)
+    mined = mined._replace(stuff=torch.tensor([2, 0]), stuff_best=mined.best[:2])
+    width, proposals = sample["size"][1], sample["proposals"]
+    boxes = proposals.boxes.clone()
+    boxes[:, 0], boxes[:, 2] = width - proposals.boxes[:, 2], width - proposals.boxes[:, 0]
+    mirrored = {**sample, "view": sample["view"]._replace(flip=True)}
+    mirrored["proposals"] = proposals._replace(boxes=boxes, labels=proposals.labels.flip(1))
+    there = mined._replace(things=mined.things._replace(boxes=boxes[mined.things.proposals]))
+    plain, flipped = model.instance_masks(mined, sample), model.instance_masks(there, mirrored).flip(-1)
+    assert (plain != flipped).float().mean() < 0.02, "windows are rounded to whole pixels from the other side"
+    features = torch.zeros(1, 4, sample["size"][0] // model.backbone.stride, width // model.backbone.stride)
+    plain, flipped = model.canvas(mined, sample, features), model.canvas(there, mirrored, features).flip(-1)
+    assert {0, 255} <= set(plain.unique().tolist()) <= {0, 2, 255}
+    assert (plain != flipped).float().mean() < 0.02
+
+
+def test_higher_scores_are_painted_on_top(data):
+    model, sample = JTSM(**SMALL), evaluated(data)
+    proposals = sample["proposals"]
+    heads = model.mining(model.backbone([sample["image"]]), [proposals])[0]
+    mil = torch.zeros_like(heads.mil)
+    mil[5, 8], mil[5, 10], mil[9, 9] = 0.3, 0.6, 0.1
+    _, mined = model.mining_losses(
+        heads._replace(mil=mil), {**sample, "target": {**sample["target"], "stuff_tags": torch.ones(3)}}
+    )
+    assert mined.stuff.tolist() == [1, 0, 2]
+    assert mined.stuff_best.tolist() == [9, 5, 5]
+    canvas = model.canvas(mined, sample, torch.zeros(1, 4, 32, 32))
+    assert 2 in canvas.unique()
+    assert 0 not in canvas.unique(), "stuff 2 has the same segment and a higher score"
+
+
+def test_semantic_loss_is_the_mean_over_what_is_known():
+    logits, canvas = torch.randn(2, 3, 4, 5, requires_grad=True), torch.randint(0, 3, (2, 4, 5))
+    canvas[0, :2] = 255
+    known = canvas != 255
+    picked = logits.log_softmax(1).gather(1, canvas.clamp(max=2)[:, None])[:, 0]
+    torch.testing.assert_close(semantic_loss(logits, canvas), -picked[known].mean())
+    nothing = semantic_loss(logits, torch.full_like(canvas, 255))
+    nothing.backward()
+    assert nothing == 0
+    assert not logits.grad.any()

@@ -1,0 +1,87 @@
+"""Segments as regions of feature maps, as masks, and as stuff."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as rle
+
+from wsis.files import InputError
+from wsis.nn.masks import segment_masks
+from wsis.nn.panoptic import paint
+from wsis.nn.regions import looks, pool, pool_segments, see
+from wsis.types import Proposals
+
+
+def proposals_of(height: int = 50, width: int = 70, count: int = 12, seed: int = 0) -> Proposals:
+    """Blocks of 10 x 10 pixels as superpixels, some of them in each proposal, and a corner that belongs to none."""
+    g = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.arange(height) // 10, torch.arange(width) // 10, indexing="ij")
+    labels = (y * (width // 10) + x).int()
+    members = torch.rand(count, int(labels.max()) + 1, generator=g) > 0.6
+    labels[:5, :5] = -1
+    boxes = []
+    for row in members:
+        ys, xs = (row[labels.clamp(min=0).long()] & (labels >= 0)).nonzero(as_tuple=True)
+        boxes.append([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+    return Proposals(torch.tensor(boxes).float(), torch.rand(count, generator=g), labels, members)
+
+
+def masks_of(proposals: Proposals) -> torch.Tensor:
+    return torch.stack([row[proposals.labels.clamp(min=0).long()] & (proposals.labels >= 0) for row in proposals.members])
+
+
+def test_segment_masks_are_their_superpixels():
+    proposals = proposals_of()
+    which = torch.tensor([3, 0, 7])
+    decoded = torch.from_numpy(np.stack([rle.decode(m) for m in segment_masks(proposals, which)])).bool()
+    assert torch.equal(decoded, masks_of(proposals)[which])
+
+
+def test_paint_takes_the_best_proposal_of_each_pixel():
+    proposals = proposals_of()
+    scores = torch.rand(12, 3, generator=torch.Generator().manual_seed(1))
+    expected = torch.full(proposals.labels.shape, 255)
+    best = torch.zeros(proposals.labels.shape)
+    for mask, row in zip(masks_of(proposals), scores, strict=True):
+        for c in range(3):
+            better = mask & (row[c] > best)
+            best[better], expected[better] = row[c], c
+    assert torch.equal(paint(proposals, scores), expected)
+    assert (paint(proposals, torch.zeros(12, 3)) == 255).all()
+    assert (paint(Proposals(*(part if part is proposals.labels else part[:0] for part in proposals)), scores[:0]) == 255).all()
+
+
+def test_pooled_segments_of_a_batch_are_those_of_each_image():
+    """Maps are larger than the images: what lies beyond an image belongs to no segment."""
+    a, b = proposals_of(50, 70, seed=0), proposals_of(40, 60, 9, seed=1)
+    features = torch.randn(2, 4, 8, 10)
+    together = pool_segments(features, [a, b], 8)
+    assert together.shape == (21, 4, 7, 7)
+    assert torch.equal(together[:12], pool_segments(features[:1], [a], 8))
+    assert torch.equal(together[12:], pool_segments(features[1:], [b], 8))
+    full = [p._replace(members=torch.ones_like(p.members), labels=p.labels.clamp(min=0)) for p in (a, b)]
+    inside = [p._replace(boxes=p.boxes - torch.tensor([0, 0, 8, 8.0])) for p in full]  # the last cell is inclusive
+    boxes = [p.boxes for p in inside]
+    assert torch.equal(pool_segments(features, inside, 8, compensation=None), pool(features, boxes, 8))
+
+
+@pytest.mark.parametrize("how", ["moi_pool", "moi_pool_interpolated"])
+def test_boxes_without_segments_are_refused(how):
+    boxes = proposals_of()._replace(labels=None, members=None)
+    with pytest.raises(InputError, match="needs proposals with segments"):
+        pool_segments(torch.randn(1, 4, 7, 9), [boxes], 8, how)
+
+
+def test_views_carry_segments_along():
+    proposals = proposals_of(60, 80)
+    plain, mirrored, large, _ = looks(torch.zeros(3, 60, 80, dtype=torch.uint8), (60, 120))
+    assert torch.equal(see(proposals, plain).labels, proposals.labels)
+    assert torch.equal(see(proposals, mirrored).labels, proposals.labels.flip(1))
+    assert torch.equal(see(proposals, large).labels, proposals.labels.repeat_interleave(2, 0).repeat_interleave(2, 1))
+    for look in (plain, mirrored, large):
+        seen = see(proposals, look)
+        for box, mask in zip(seen.boxes.int(), masks_of(seen), strict=True):
+            ys, xs = mask.nonzero(as_tuple=True)
+            assert box.tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], "box and segment still fit"
