@@ -1,6 +1,6 @@
-"""Where a PDSL training step spends its time, and how much memory it takes.
+"""Where a training step of PDSL or JTSM spends its time, and how much memory it takes.
 
-    python benchmarks/pdsl_step.py [--proposals 2000] [--side 480] [--steps 5]
+    python benchmarks/step.py [--model jtsm] [--proposals 2000] [--side 480] [--steps 5]
 
 One image of 4:3 with random proposals, ResNet18-WS with the paper's heads, on the CPU; "evidence" with an empty memory and
 with a full one (after the first epoch).
@@ -16,12 +16,14 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 from PIL import Image
 
-from wsis.evidence.segments import propose
-from wsis.models.pdsl import PDSL
-from wsis.types import View
+import wsis.models.jtsm
+import wsis.nn.regions
+from wsis import registry
+from wsis.types import Proposals, View
 
 
 def sample(proposals: int, side: int, folder: Path) -> dict:
@@ -35,19 +37,24 @@ def sample(proposals: int, side: int, folder: Path) -> dict:
     corner = torch.from_numpy(rng.uniform(0, 0.8, (proposals, 2)) * [size[1], size[0]]).float()
     extent = torch.from_numpy(rng.uniform(24, side / 2, (proposals, 2))).float()
     boxes = torch.cat([corner, corner + extent], 1).clamp(max=torch.tensor([size[1], size[0]] * 2))
-    found = propose(pixels, limit=1)
+    rows, columns = (torch.arange(n) // 20 for n in size)  # superpixels of 20 x 20 pixels
+    labels = (rows[:, None] * (size[1] // 20) + columns).int()
+    y, x = (20 * torch.arange(n // 20) + 10 for n in size)
+    centres = torch.stack([x.repeat(len(y)), y.repeat_interleave(len(x))], 1)
+    offset = (2 * centres - (boxes[:, None, :2] + boxes[:, None, 2:])) / (boxes[:, None, 2:] - boxes[:, None, :2]).clamp(min=1)
+    members = offset.square().sum(2) <= 1  # those within an ellipse
     return {
         "image": torch.from_numpy(pixels).permute(2, 0, 1),
         "image_id": 0,
         "path": path,
         "size": size,
         "view": View((1.0, 1.0), (0.0, 0.0), size[1], False),
-        "proposals": found._replace(boxes=boxes, scores=torch.rand(proposals), labels=None, members=None),
-        "target": {"tags": (torch.arange(20) < 2).float()},
+        "proposals": Proposals(boxes, torch.rand(proposals), labels, members),
+        "target": {"tags": (torch.arange(20) < 2).float(), "stuff_tags": torch.ones(1)},
     }
 
 
-def calibrate(model: PDSL, image: torch.Tensor) -> None:
+def calibrate(model: pl.LightningModule, image: torch.Tensor) -> None:
     """Give BatchNorm the statistics of an image, because random weights with none make features of any size."""
     norms = [module for module in model.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
@@ -58,7 +65,7 @@ def calibrate(model: PDSL, image: torch.Tensor) -> None:
         norm.eval()
 
 
-def timed(model: PDSL, seconds: dict[str, float]) -> None:
+def timed(model: pl.LightningModule, seconds: dict[str, float]) -> None:
     """Note the time of each part as it is called."""
 
     def wrap(owner: object, name: str, label: str) -> None:
@@ -74,19 +81,27 @@ def timed(model: PDSL, seconds: dict[str, float]) -> None:
 
     wrap(model.backbone, "forward", "backbone")
     wrap(model.detector.trunk, "forward", "fully connected layers")
-    wrap(model.masks, "forward", "mask heads")
-    wrap(model, "seed_masks", "evidence")
-    wrap(model, "detection", "detection branch, with pooling and layers")
+    if hasattr(model, "semantic"):
+        wrap(model.masks[0], "forward", "instance head 1")
+        wrap(model.masks[1], "forward", "instance head 2")
+        wrap(model.semantic, "forward", "semantic head")
+        wrap(wsis.models.jtsm, "pool_segments", "MoIPool, with cells")
+        wrap(wsis.nn.regions, "segment_cells", "cells")
+    else:
+        wrap(model.masks, "forward", "mask heads")
+        wrap(model, "detection", "detection branch, with pooling and layers")
+    wrap(model, "evidence", "evidence")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="pdsl", choices=("pdsl", "jtsm"))
     parser.add_argument("--proposals", type=int, default=2000)
     parser.add_argument("--side", type=int, default=480)
     parser.add_argument("--steps", type=int, default=5)
     given = parser.parse_args()
     torch.manual_seed(0)
-    model = PDSL(weights="none").train()
+    model = registry.find("model", given.model)(weights="none").train()
     model.log = model.log_dict = lambda *_, **__: None
     optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4, momentum=0.9)
     seconds: dict[str, float] = defaultdict(float)
@@ -109,7 +124,9 @@ def main() -> None:
             seconds["optimiser"] += time.perf_counter() - back
     whole = (time.perf_counter() - begin) / given.steps
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{given.proposals} proposals, short side {given.side}: {whole:.2f} s a step, peak {peak:.1f} GiB of the process")
+    print(
+        f"{given.model}, {given.proposals} proposals, short side {given.side}: {whole:.2f} s a step, peak {peak:.1f} GiB of the process"
+    )
     for label, total in sorted(seconds.items(), key=lambda item: -item[1]):
         print(f"  {label:<44}{total / given.steps:7.3f} s  {total / given.steps / whole:5.1%}")
     print(f"  evidence with an empty memory{'':<15}{first:7.3f} s")
