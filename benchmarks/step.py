@@ -124,9 +124,8 @@ def main() -> None:
             seconds["optimiser"] += time.perf_counter() - back
     whole = (time.perf_counter() - begin) / given.steps
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(
-        f"{given.model}, {given.proposals} proposals, short side {given.side}: {whole:.2f} s a step, peak {peak:.1f} GiB of the process"
-    )
+    scene = f"{given.model}, {given.proposals} proposals, short side {given.side}"
+    print(f"{scene}: {whole:.2f} s a step, peak {peak:.1f} GiB of the process")
     for label, total in sorted(seconds.items(), key=lambda item: -item[1]):
         print(f"  {label:<44}{total / given.steps:7.3f} s  {total / given.steps / whole:5.1%}")
     print(f"  evidence with an empty memory{'':<15}{first:7.3f} s")
