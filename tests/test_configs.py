@@ -48,12 +48,12 @@ def test_overlay(path):
 
 
 @pytest.mark.parametrize("path", SMALL, ids=lambda path: f"small/{path.stem}")
-def test_recipe_for_few_images_runs_minutes_and_says_nothing_of_a_machine(path):
+def test_recipe_for_few_images_is_short_and_says_nothing_of_a_machine(path):
     model, data = (read_config(path)[kind] for kind in ("model", "data"))
     assert path.stem == f"{model['class_path']}_{data['class_path']}"
     made = parse("--model", model["class_path"], "--data", data["class_path"], "--config", str(path))
     assert made["model"]["init_args"].items() >= model["init_args"].items()
-    assert made["trainer"]["max_steps"] * made["trainer"]["accumulate_grad_batches"] <= 1000
+    assert made["trainer"]["max_steps"] * made["trainer"]["accumulate_grad_batches"] <= 2500
     assert not {"root", "weights"} & {*model["init_args"], *data["init_args"]}
 
 
