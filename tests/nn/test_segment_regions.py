@@ -85,3 +85,8 @@ def test_views_carry_segments_along():
         for box, mask in zip(seen.boxes.int(), masks_of(seen), strict=True):
             ys, xs = mask.nonzero(as_tuple=True)
             assert box.tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], "box and segment still fit"
+
+
+def test_label_maps_of_a_larger_image_are_refused():
+    with pytest.raises(InputError, match=r"\(50, 70\), larger than a map of 6 x 9 cells of 8 pixels"):
+        pool_segments(torch.randn(1, 4, 6, 9), [proposals_of()], 8)

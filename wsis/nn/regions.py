@@ -61,7 +61,7 @@ def pool_segments(
         (P_1 + ... + P_N, D, size, size).
 
     Raises:
-        InputError: proposals are boxes alone.
+        InputError: proposals are boxes alone, or their label map is larger than the image.
     """
     height, width = features.shape[-2:]
     boxes, cells = [], []
@@ -71,6 +71,11 @@ def pool_segments(
                 f"{how} needs proposals with segments; these are boxes: take --model.pooling roi_pool, or wsis.propose"
             )
         below, right = height * stride - p.labels.shape[0], width * stride - p.labels.shape[1]
+        if min(below, right) < 0:
+            seen = f"a map of {height} x {width} cells of {stride} pixels"
+            raise InputError(
+                f"the label map of these proposals is {tuple(p.labels.shape)}, larger than {seen}: they are of another image"
+            )
         cells.append(segment_cells(F.pad(p.labels, (0, right, 0, below), value=-1), p.members, (height, width)))
         boxes.append(F.pad(p.boxes, (1, 0), value=image))
     regions, own = torch.cat(boxes), torch.cat(cells)

@@ -1,0 +1,106 @@
+"""JTSM's Tables 1 and 2 on the generated data, or panoptic quality on a small COCO folder beside a floor.
+
+    python benchmarks/panoptic.py runs/panoptic [--draws 1 2 3] [--jobs 2]
+    python benchmarks/panoptic.py runs/panoptic --coco COCO_DIR --weights MOBILENETV2_WEIGHTS
+
+Settings were chosen on draw 0 of the generated data, which is left out; a draw's runs share one classifier. The floor fills
+each image with the stuff class that is most frequent in training, and finds no thing. Finished runs are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from wsis.data.coco import COCO
+from wsis.metrics import PanopticQuality
+from wsis.types import Prediction, Truth
+
+ROWS = {
+    "moi_pool": [],
+    "roi_pool": ["pooling", "roi_pool"],
+    "roi_align": ["pooling", "roi_align"],
+    "interpolated": ["pooling", "moi_pool_interpolated"],
+    "none": ["instances", "false", "semantics", "false"],
+    "instances": ["semantics", "false", "reestimate", "false"],
+    "semantics": ["instances", "false", "reestimate", "false"],
+    "both": ["reestimate", "false"],
+}
+FIGURES = ("PQ", "PQ_things", "PQ_stuff", "SQ", "RQ", "AP50", "CorLoc")
+
+
+def fit(run: Path, words: list[str]) -> dict[str, float]:
+    """Train one run, unless it is there, and give its figures in percent."""
+    command = [sys.executable, "-m", "wsis.fit", "--model", "jtsm", *words, "--run_dir", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    found = json.loads((max(run.glob("*/stage.json"))).read_text())["metrics"]
+    return {figure: 100 * found[f"val/{figure}"] for figure in FIGURES}
+
+
+def row(folder: Path, name: str, draw: int) -> dict[str, float]:
+    settings = ROWS[name]
+    run, first = folder / name / str(draw), folder / "moi_pool" / str(draw) / "1-classifier"
+    if not (run / "1-classifier").exists() and first.exists():
+        shutil.copytree(first, run / "1-classifier")
+    words = [f"--model.{settings[i]}={settings[i + 1]}" for i in range(0, len(settings), 2)]
+    return fit(run, [*words, "--data.seed", str(draw), "--data.root", str(folder / "data"), "--trainer.accelerator", "cpu"])
+
+
+def tables(folder: Path, draws: list[int], jobs: int) -> None:
+    print(f"{'':<14}" + "".join(f"{figure:>20}" for figure in FIGURES))
+    for name in ROWS:
+        with ThreadPoolExecutor(jobs) as pool:
+            found = list(pool.map(lambda draw, name=name: row(folder, name, draw), draws))
+        print(f"{name:<14}" + "".join(_cell([one[figure] for one in found]) for figure in FIGURES), flush=True)
+
+
+def _cell(values: list[float]) -> str:
+    return f"{sum(values) / len(values):.1f} ({min(values):.1f}-{max(values):.1f})".rjust(20)
+
+
+def real(folder: Path, data: Path, weights: Path) -> None:
+    config = Path(__file__).parents[1] / "configs" / "small" / "jtsm_coco.yaml"
+    words = ["--data", "coco", "--config", str(config), "--data.root", str(data), "--data.classes", "voc"]
+    found = fit(folder / "coco", [*words, "--model.weights", str(weights)])
+    coco = COCO(data, classes="voc", panoptic=True, proposals="none")
+    index = coco.index("val")
+    tags = [tag for found in coco.index("train").stuff_tags.values() for tag in found]
+    most, floor = max(set(tags), key=tags.count), PanopticQuality(20, len(index.stuff))
+    nothing = Truth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), [], torch.zeros(0, dtype=torch.bool))
+    for image in index.images:
+        truth = index.panoptic(image) if index.panoptic else None
+        if truth is not None:
+            filled = torch.tensor([20 + most, 0], dtype=torch.int32).expand(image["height"], image["width"], 2)
+            guess = Prediction(image["id"], filled.shape[:2], *(torch.zeros(0) for _ in range(3)), [], filled)
+            floor.update([guess], [nothing._replace(panoptic=truth)])
+    print(f"{'':<14}" + "".join(f"{figure:>12}" for figure in FIGURES))
+    print(f"{'jtsm':<14}" + "".join(f"{found[figure]:>12.1f}" for figure in FIGURES))
+    lowest = floor.compute()
+    print(f"{'floor':<14}" + "".join(f"{100 * lowest[figure]:>12.1f}" for figure in FIGURES if figure in lowest))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--draws", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--coco", type=Path)
+    parser.add_argument("--weights", type=Path)
+    given = parser.parse_args()
+    if given.coco:
+        real(given.folder, given.coco, given.weights)
+    else:
+        tables(given.folder, given.draws, given.jobs)
+
+
+if __name__ == "__main__":
+    main()
