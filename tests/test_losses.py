@@ -11,7 +11,9 @@ from wsis.losses import (
     instance_activation,
     mask_loss,
     mil_scores,
+    neighbour_smoothness,
     refinement_loss,
+    tightness_loss,
 )
 
 
@@ -84,3 +86,39 @@ def test_correlation_loss_teaches_only_the_mask():
     assert score.grad is None
     assert activation.grad.tolist() == [-0.5, 0.5]
     assert correlation_loss(activation[:0], score[:0]).item() == 0
+
+
+def test_tightness_against_loops():
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, 5, generator=g, dtype=torch.float64)
+    rows, columns = torch.rand(2, 4, generator=g) > 0.5, torch.rand(2, 5, generator=g) > 0.5
+    total = 0.0
+    for n in range(2):
+        bags = [(logits[n, y].tolist(), rows[n, y]) for y in range(4)]
+        bags += [(logits[n, :, x].tolist(), columns[n, x]) for x in range(5)]
+        for bag, positive in bags:
+            best = 1 / (1 + math.exp(-max(bag)))
+            total -= math.log(best if positive else 1 - best)
+    assert float(tightness_loss(logits, rows, columns)) == pytest.approx(total / (2 * 9))
+
+
+def test_smoothness_against_loops():
+    p = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    squares = []
+    for n in range(2):
+        for y in range(4):
+            for x in range(5):
+                for dy, dx in ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)):
+                    if 0 <= y + dy < 4 and 0 <= x + dx < 5:
+                        squares.append(float(p[n, y, x] - p[n, y + dy, x + dx]) ** 2)
+    assert float(neighbour_smoothness(p)) == pytest.approx(sum(squares) / len(squares))
+    assert neighbour_smoothness(torch.rand(1, 1, 1)) == 0
+    assert neighbour_smoothness(torch.full((1, 6, 6), 0.7)) == 0
+
+
+def test_losses_of_no_map_are_zero_and_connected():
+    logits = torch.zeros(0, 4, 4, requires_grad=True)
+    none = torch.zeros(0, 4, dtype=torch.bool)
+    loss = tightness_loss(logits, none, none) + neighbour_smoothness(logits)
+    loss.backward()
+    assert loss == 0

@@ -18,8 +18,10 @@ __all__ = [
     "instance_activation",
     "mask_loss",
     "mil_scores",
+    "neighbour_smoothness",
     "refinement_loss",
     "semantic_loss",
+    "tightness_loss",
 ]
 
 
@@ -116,3 +118,33 @@ def semantic_loss(logits: Tensor, canvas: Tensor, unknown: int = 255) -> Tensor:
     """
     total = F.cross_entropy(logits, canvas, ignore_index=unknown, reduction="sum")
     return total / (canvas != unknown).sum().clamp(min=1)
+
+
+def tightness_loss(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Learn from a tight box that each of its lines holds the object, and no other line does (BoxCaseg eq. 1, unary term).
+
+    A line's score is its largest logit; the binary cross-entropy is a mean over all lines, where the text has a sum.
+
+    Args:
+        logits: (N,H,W).
+        rows: (N,H) bool, rows that cross the object.
+        columns: (N,W) bool, columns that do.
+    """
+    lines = torch.cat([logits.amax(2), logits.amax(1)], 1)
+    crossed = torch.cat([rows, columns], 1).to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(lines, crossed, reduction="sum") / max(lines.numel(), 1)
+
+
+def neighbour_smoothness(probabilities: Tensor) -> Tensor:
+    """Mean squared difference over all pairs of 8-neighbours inside a map (BoxCaseg eq. 2).
+
+    The code compares border pixels with zeros around the map, which pushes objects off the border of tight crops.
+
+    Args:
+        probabilities: (N,H,W).
+    """
+    p = probabilities
+    pairs = [(p[:, 1:], p[:, :-1]), (p[..., 1:], p[..., :-1])]
+    pairs += [(p[:, 1:, 1:], p[:, :-1, :-1]), (p[:, 1:, :-1], p[:, :-1, 1:])]
+    total = torch.stack([(a - b).square().sum() for a, b in pairs]).sum()
+    return total / max(sum(a.numel() for a, _ in pairs), 1)
