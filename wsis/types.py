@@ -42,9 +42,11 @@ class Target(TypedDict, total=False):
     labels: Tensor
     """(M,) int64, 0-based class; with `boxes`."""
     crowd: Tensor
-    """(M,) bool; with `boxes`."""
+    """(M,) bool, boxes of several objects or hard ones, to be left out of training; with `boxes`."""
     masks: Tensor
     """(M,H,W) bool; supervision "masks" only."""
+    unsure: Tensor
+    """(M,) bool, 1 where box and label hold but the mask is missing or marked `ignore`; with `masks`."""
 
 
 class View(NamedTuple):

@@ -173,7 +173,10 @@ def test_pseudo_labels_take_the_place_of_annotations(root: Path, tmp_path: Path)
     assert [i["file_name"] for i in labelled.index("train").images] == ["a.png", "b.png"]
     target = labelled.samples("train", train=False, supervision="masks").sample(1)["target"]
     assert target["boxes"].tolist() == [[20, 10, 50, 30]]
-    assert (target["labels"].tolist(), target["crowd"].tolist(), int(target["masks"].sum())) == ([1], [True], 600)
+    assert (target["labels"].tolist(), target["crowd"].tolist(), target["unsure"].tolist()) == ([1], [False], [True])
+    assert int(target["masks"].sum()) == 600
+    truth = labelled.samples("train", train=False).sample(1)["truth"]
+    assert truth.crowd.tolist() == [True], "in evaluation what is to be ignored counts as crowd"
     assert target["tags"].tolist() == [0, 1]
     assert labelled.fingerprint() != data.fingerprint()
     assert data.index("train") is own

@@ -26,7 +26,8 @@ from wsis.files import InputError
 from wsis.types import Batch, Sample
 
 AUGMENT = Augment(short_sides=(48, 64), crop=0.9, jitter=1.5)
-KEYS = {"tags": {"tags"}, "boxes": {"tags", "boxes", "labels", "crowd"}, "masks": {"tags", "boxes", "labels", "crowd", "masks"}}
+BOXES = {"tags", "boxes", "labels", "crowd"}
+KEYS = {"tags": {"tags"}, "boxes": BOXES, "masks": BOXES | {"masks", "unsure"}}
 
 
 class Toy(pl.LightningModule):

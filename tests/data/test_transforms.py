@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.transforms.v2 import ScaleJitter
 
 from wsis.data._transforms import (
     Augment,
@@ -84,6 +85,50 @@ def test_draw_cut_obeys_its_settings() -> None:
     assert 70 < sum(c.flip for c in cuts) < 130
     whole = draw_cut(rng, (33, 21), Augment(flip=0.0))
     assert whole == Cut(0, 0, 33, 21, (33, 21), False)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(20, 90), st.integers(20, 90))
+def test_large_scale_jitter_is_torchvisions(seed: int, height: int, width: int) -> None:
+    """The whole image, scaled as torchvision scales it by the same factor, then a window of at most `max_side`."""
+    augment = Augment(max_side=64, scales=(0.25, 2.0), flip=0.0)
+    cut = draw_cut(np.random.default_rng(seed), (height, width), augment)
+    factor = np.random.default_rng(seed).uniform(0.25, 2.0)
+    scaler = ScaleJitter((64, 64), (factor, factor + 1e-9))
+    whole = scaler(torch.zeros(3, height, width, dtype=torch.uint8)).shape[-2:]
+    assert max(cut.size) <= 64
+    for now, full, taken, side in zip(cut.size, whole, (cut.height, cut.width), (height, width), strict=True):
+        pixel = factor * 64 / max(height, width)  # of the original, in the result: cuts end on the original's pixels
+        assert abs(now - min(full, 64)) <= max(1, pixel)
+        assert taken == side if full < 64 else taken <= side
+    assert 0 <= cut.top <= height - cut.height
+    assert 0 <= cut.left <= width - cut.width
+
+
+def test_large_scale_jitter_draws_every_factor() -> None:
+    rng = np.random.default_rng(0)
+    augment = Augment(max_side=100, scales=(0.1, 2.0))
+    cuts = [draw_cut(rng, (500, 1000), augment) for _ in range(400)]
+    scales = np.array([c.view.scale[0] for c in cuts]) * 10
+    assert np.abs(np.quantile(scales, [0.0, 0.5, 1.0]) - [0.1, 1.05, 2.0]).max() < 0.15
+    assert 150 < sum(c.flip for c in cuts) < 250
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (0.0, 1.0), (2.0, 1.0), (0.5, 1.0, 2.0)])
+def test_impossible_scales(scales: tuple[float, ...]) -> None:
+    with pytest.raises(InputError, match="scales must be two factors"):
+        Augment(scales=scales)
+
+
+def test_unsure_masks_need_not_be_seen() -> None:
+    box = torch.tensor([[0.0, 0.0, 10.0, 10.0]]).repeat(2, 1)
+    target: Target = {
+        **{"tags": torch.ones(1), "boxes": box, "labels": torch.zeros(2, dtype=torch.int64)},
+        **{"crowd": torch.zeros(2).bool(), "masks": torch.zeros(2, 20, 20).bool(), "unsure": torch.tensor([True, False])},
+    }
+    result = cut_target(target, Cut(0, 0, 20, 20, (20, 20), False))
+    assert len(result["boxes"]) == len(result["masks"]) == 1
+    assert result["unsure"].tolist() == [True]
 
 
 @pytest.mark.parametrize(

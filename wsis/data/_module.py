@@ -16,7 +16,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from wsis.data._coco_json import Index, Record, class_of, keep_images, read_coco
+from wsis.data._coco_json import Index, Record
+from wsis.data._labels import relabel
 from wsis.data._samplers import OrderSampler, StepSampler
 from wsis.data._samples import Samples, Supervision
 from wsis.data._transforms import Augment
@@ -35,7 +36,7 @@ class Loading:
 
     Args:
         batch_size: images per step and process.
-        workers: loader processes; 0 loads in the training process. The batches are the same with any number.
+        workers: loader processes; 0 loads in the training process, to the same batches.
         seed: of the order of the images and of all augmentation.
     """
 
@@ -59,12 +60,23 @@ class DataModule(pl.LightningDataModule):
         max_proposals: the best so many proposals of an image are used.
         augment: how training images are varied.
         loading: how batches are loaded.
+        labels: a COCO json whose annotations replace those of the training set; empty keeps them.
     """
 
-    def __init__(self, name: str, folder: Path, proposals: str, max_proposals: int, augment: Augment, loading: Loading) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        proposals: str,
+        max_proposals: int,
+        augment: Augment,
+        loading: Loading,
+        labels: str = "",
+    ) -> None:
         super().__init__()
         self.name, self.folder, self.proposals, self.max_proposals = name, Path(folder), proposals, max_proposals
         self.augment, self.loading = augment, loading
+        self.relabelled = Path(labels) if labels else None
         self._indices: dict[str, Index] = {}
 
     def read(self, split: str) -> Index:
@@ -80,6 +92,8 @@ class DataModule(pl.LightningDataModule):
         """Give the index of a split ("train", "val"), read once."""
         if split not in self._indices:
             index = self.read(split)
+            if split == "train" and self.relabelled:
+                index = relabel(index, self.relabelled)
             if not index.images:
                 raise InputError(f"{self.name} has no {split} images in {index.root}; check its lists and settings")
             self._indices[split] = index
@@ -91,21 +105,9 @@ class DataModule(pl.LightningDataModule):
         Raises:
             InputError: the file is of other images or other classes.
         """
-        own = self.index("train")
-        given = read_coco(path, own.root, self.class_names, check_images=False)
-        position, number = class_of(given.categories), [category["id"] for category in own.categories]
-        names = {image["id"]: image["file_name"] for image in own.images}
-        for image in given.images:
-            if names.get(image["id"]) != image["file_name"]:
-                raise InputError(f"{path} labels {image['file_name']}, not a training image of {self.name}; label this data")
-        labels = {
-            image: [{**a, "category_id": number[position[a["category_id"]]]} for a in found]
-            for image, found in given.annotations.items()
-        }
         other = copy.copy(self)
-        other.trainer = None
-        kept = keep_images(own, {image["id"] for image in given.images})
-        other._indices = {**self._indices, "train": kept._replace(annotations=labels)}
+        other.trainer, other.relabelled = None, path
+        other._indices = {**self._indices, "train": relabel(self.index("train"), path)}
         return other
 
     @property
@@ -175,7 +177,7 @@ class DataModule(pl.LightningDataModule):
         model = self._model()
         allowed = supervision or cast(Supervision, getattr(model, "supervision", "tags"))
         if train:
-            _require(self.index(split), allowed)
+            _require(self.index(split), allowed, self.relabelled)
         return Samples(
             self.index(split),
             allowed,
@@ -286,11 +288,12 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=_plain).encode()).hexdigest()
 
 
-def _require(index: Index, supervision: Supervision) -> None:
+def _require(index: Index, supervision: Supervision, labels: Path | None) -> None:
     """Refuse to train with a supervision that the annotations do not have."""
     needed = {"tags": None, "boxes": "bbox", "masks": "segmentation"}[supervision]
     if needed and not any(a.get(needed) for found in index.annotations.values() for a in found):
-        raise InputError(f"{index.name} has no {supervision} to train with in {index.root}; add them or take a model for tags")
+        place = labels or index.root
+        raise InputError(f"{index.name} has no {supervision} to train with in {place}; add them or take a model for tags")
 
 
 def _as_is(batch: Batch) -> Batch:

@@ -95,11 +95,11 @@ class Samples(Dataset[Batch]):
         if self.supervision == "tags":
             return target
         found = record["annotations"]
-        if self.supervision == "masks":
-            found = [a for a in found if a.get("segmentation")]
-            masks = [torch.from_numpy(rle.decode(_run_lengths(a["segmentation"], size))).bool() for a in found]
-            target["masks"] = torch.stack(masks) if masks else torch.zeros((0, *size), dtype=torch.bool)
         target["boxes"], target["labels"], target["crowd"] = _objects(found, self.classes)
+        if self.supervision == "masks":
+            target["masks"] = torch.stack([_mask(a, size) for a in found]) if found else torch.zeros((0, *size)).bool()
+            unsure = [bool(a.get("ignore") or not a.get("segmentation")) for a in found]
+            target["unsure"] = torch.tensor(unsure, dtype=torch.bool)
         return target
 
 
@@ -119,12 +119,19 @@ def _one_hot(classes: Sequence[int], count: int) -> Tensor:
 
 
 def _objects(annotations: Sequence[Record], classes: dict[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Give boxes (M,4) xyxy, labels (M,) and crowd (M,); what is marked `ignore` counts as crowd."""
+    """Give boxes (M,4) xyxy, labels (M,) and crowd (M,)."""
     boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).view(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     labels = torch.tensor([classes[a["category_id"]] for a in annotations], dtype=torch.int64)
-    crowd = torch.tensor([bool(a.get("iscrowd") or a.get("ignore")) for a in annotations], dtype=torch.bool)
+    crowd = torch.tensor([bool(a.get("iscrowd")) for a in annotations], dtype=torch.bool)
     return boxes, labels, crowd
+
+
+def _mask(annotation: Record, size: tuple[int, int]) -> Tensor:
+    """Give a mask (H,W) bool, empty where the annotation has none."""
+    if not annotation.get("segmentation"):
+        return torch.zeros(size, dtype=torch.bool)
+    return torch.from_numpy(rle.decode(_run_lengths(annotation["segmentation"], size))).bool()
 
 
 def _run_lengths(segmentation: Any, size: tuple[int, int]) -> RLE:
@@ -137,7 +144,7 @@ def _run_lengths(segmentation: Any, size: tuple[int, int]) -> RLE:
 
 
 def truth_of(annotations: Sequence[Record], classes: dict[int, int], size: tuple[int, int]) -> Truth:
-    """Give an image's annotations for metrics; no masks at all where an object lacks one.
+    """Give an image's annotations for metrics; no masks at all where an object lacks one, what is to be ignored as crowd.
 
     Args:
         annotations: of COCO.
@@ -145,6 +152,7 @@ def truth_of(annotations: Sequence[Record], classes: dict[int, int], size: tuple
         size: (height, width) of the image.
     """
     boxes, labels, crowd = _objects(annotations, classes)
+    crowd |= torch.tensor([bool(a.get("ignore")) for a in annotations], dtype=torch.bool)
     known = all(a.get("segmentation") for a in annotations)
     masks = [_run_lengths(a["segmentation"], size) for a in annotations] if known else []
     return Truth(boxes, labels, masks, crowd)

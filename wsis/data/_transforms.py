@@ -24,6 +24,7 @@ class Augment:
         short_sides: the short side is scaled to one of these lengths in pixels; empty keeps the size.
         max_side: the long side is scaled to at most this length in pixels.
         crop: side of a random crop as a share of the image's side; 1 keeps the whole image.
+        scales: large-scale jitter: max_side times a factor in this range, cut to max_side.
         flip: chance of a horizontal flip.
         jitter: exposure and saturation change by random factors in [1 / jitter, jitter]; 1 leaves colours alone.
         min_proposal_side: proposals narrower or lower than this in network input pixels are left out.
@@ -32,6 +33,7 @@ class Augment:
     short_sides: tuple[int, ...] = ()
     max_side: int = 2000
     crop: float = 1.0
+    scales: tuple[float, ...] = ()
     flip: float = 0.5
     jitter: float = 1.0
     min_proposal_side: float = 0.0
@@ -41,6 +43,8 @@ class Augment:
         sizes = (*self.short_sides, self.max_side)
         if min(sizes) < 1 or not 0 < self.crop <= 1 or not 0 <= self.flip <= 1 or self.jitter < 1:
             raise InputError(f"{self}: sides must be at least 1, crop in (0, 1], flip in [0, 1], jitter at least 1")
+        if self.scales and not (len(self.scales) == 2 and 0 < self.scales[0] <= self.scales[1]):
+            raise InputError(f"{self}: scales must be two factors above 0, the least and the largest, such as 0.1 and 2")
 
 
 class Cut(NamedTuple):
@@ -63,12 +67,25 @@ class Cut(NamedTuple):
 
 def draw_cut(rng: np.random.Generator, size: tuple[int, int], augment: Augment) -> Cut:
     """Draw a crop, a scale and a flip for an image of `size` (H, W)."""
+    if augment.scales:
+        return _draw_jittered(rng, size, augment)
     height, width = (max(1, round(side * augment.crop)) for side in size)
     top, left = int(rng.integers(size[0] - height + 1)), int(rng.integers(size[1] - width + 1))
     short, long = sorted((height, width))
     wanted = float(rng.choice(augment.short_sides)) if augment.short_sides else short
     scale = min(wanted / short, augment.max_side / long)
     scaled = (max(1, round(height * scale)), max(1, round(width * scale)))
+    return Cut(top, left, height, width, scaled, bool(rng.random() < augment.flip))
+
+
+def _draw_jittered(rng: np.random.Generator, size: tuple[int, int], augment: Augment) -> Cut:
+    """Large-scale jitter (Ghiasi et al., CVPR 2021): the long side becomes `max_side` times a factor; cut what exceeds it."""
+    least, largest = augment.scales
+    factor = float(rng.uniform(least, largest))
+    scale = factor * augment.max_side / max(size)
+    height, width = (max(1, min(side, round(augment.max_side / scale))) for side in size)
+    top, left = int(rng.integers(size[0] - height + 1)), int(rng.integers(size[1] - width + 1))
+    scaled = (max(1, min(augment.max_side, round(height * scale))), max(1, min(augment.max_side, round(width * scale))))
     return Cut(top, left, height, width, scaled, bool(rng.random() < augment.flip))
 
 
@@ -108,8 +125,10 @@ def cut_target(target: Target, cut: Cut) -> Target:
     boxes, keep = visible(cut.view.to_input(target["boxes"]), cut.size)
     if "masks" in target:
         masks = cut_maps(target["masks"], cut)
-        keep &= masks.flatten(1).any(1)
-        result["masks"] = masks[keep]
+        seen = masks.flatten(1).any(1)
+        unsure = target.get("unsure", torch.zeros_like(seen))
+        keep &= seen | unsure
+        result["masks"], result["unsure"] = masks[keep], unsure[keep]
     result["boxes"], result["labels"], result["crowd"] = boxes[keep], target["labels"][keep], target["crowd"][keep]
     return result
 

@@ -49,6 +49,7 @@ class COCO(DataModule):
         year: "2017" or "2014"; "auto" takes the first that is found.
         panoptic: also read stuff classes and stuff tags from panoptic_*.json.
         long_tail: draw a long-tailed training set of at most 1,200 images a class.
+        labels: a COCO json to train on instead of the set's own annotations, as of wsis.label.
         proposals: "auto" makes segment proposals on first use, "none" gives none, else a file or folder of proposals.
         max_proposals: the best so many proposals of an image are used.
         augment: how training images are varied.
@@ -62,12 +63,13 @@ class COCO(DataModule):
         year: Literal["auto", "2017", "2014"] = "auto",
         panoptic: bool = False,
         long_tail: bool = False,
+        labels: str = "",
         proposals: str = "auto",
         max_proposals: int = 2000,
         augment: Augment = _AUGMENT,
         loading: Loading = _LOADING,
     ) -> None:
-        super().__init__("coco", Path(root), proposals, max_proposals, augment, loading)
+        super().__init__("coco", Path(root), proposals, max_proposals, augment, loading, labels)
         self.classes, self.year, self.panoptic, self.long_tail = classes, year, panoptic, long_tail
 
     def read(self, split: str) -> Index:
@@ -82,7 +84,8 @@ class COCO(DataModule):
         if self.panoptic:
             index = read_stuff(annotations.with_name(annotations.name.replace("instances", "panoptic")), index)
         if split == "train":
-            index = keep_images(index, {image for image, found in index.tags.items() if found})
+            if not self.relabelled:  # else the labels say which images
+                index = keep_images(index, {image for image, found in index.tags.items() if found})
             if self.long_tail:
                 index = keep_images(index, set(draw_long_tail(index.tags, len(index.categories), maximum=1200)))
         return index

@@ -44,11 +44,12 @@ class Shapes(DataModule):
         root: folder that generated sets are kept in.
         train: number of training images.
         val: number of validation images.
-        salient: number of salient images, single objects of other classes with masks (the split "salient").
+        salient: number of salient images: single objects of other classes, with masks.
         seed: of the draw of the data; quote figures on a seed that no setting was chosen on.
         long_tail: draw the training classes twenty times as often at the head as at the tail.
-        mark: radius of the mark that alone tells the two classes of a body apart, in half lengths of the object.
+        mark: radius of the mark that tells two classes of a body apart, in half object lengths.
         rotation: objects turn by up to this many radians either way.
+        labels: a COCO json to train on instead of the set's own annotations, as of wsis.label.
         proposals: "auto" makes segment proposals on first use, "none" gives none, else a file or folder of proposals.
         max_proposals: the best so many proposals of an image are used.
         augment: how training images are varied.
@@ -65,6 +66,7 @@ class Shapes(DataModule):
         long_tail: bool = False,
         mark: float = 0.3,
         rotation: float = 0.3,
+        labels: str = "",
         proposals: str = "auto",
         max_proposals: int = 2000,
         augment: Augment = _AUGMENT,
@@ -73,7 +75,7 @@ class Shapes(DataModule):
         scenes = SceneSettings(mark=mark, rotation=rotation)
         self._scenes: Record = {"seed": seed, "train": train, "val": val, "long_tail": long_tail, "scenes": asdict(scenes)}
         self._salient: Record = {"seed": seed, "salient": salient}
-        super().__init__("shapes", Path(root) / _key(self._scenes), proposals, max_proposals, augment, loading)
+        super().__init__("shapes", Path(root) / _key(self._scenes), proposals, max_proposals, augment, loading, labels)
 
     @property
     def categories(self) -> list[Record]:

@@ -59,6 +59,7 @@ class VOC(DataModule):
         train_list: name of the training list in ImageSets; empty takes the usual one: trainaug, or trainval for 2007.
         val_list: name of the validation list in ImageSets; empty takes the usual one: val, or test for 2007.
         long_tail: draw a long-tailed training set of at most 800 images a class from the training list.
+        labels: a COCO json to train on instead of the set's own annotations, as of wsis.label.
         proposals: "auto" makes segment proposals on first use, "none" gives none, else a file or folder of proposals.
         max_proposals: the best so many proposals of an image are used.
         augment: how training images are varied.
@@ -73,12 +74,13 @@ class VOC(DataModule):
         train_list: str = "",
         val_list: str = "",
         long_tail: bool = False,
+        labels: str = "",
         proposals: str = "auto",
         max_proposals: int = 2000,
         augment: Augment = _AUGMENT,
         loading: Loading = _LOADING,
     ) -> None:
-        super().__init__("voc", Path(root), proposals, max_proposals, augment, loading)
+        super().__init__("voc", Path(root), proposals, max_proposals, augment, loading, labels)
         train, val = _LISTS[year, task]
         self.lists = {"train": train_list or train, "val": val_list or val}
         self.year, self.task, self.long_tail = year, task, long_tail
