@@ -29,6 +29,7 @@ TINY = {
     "features": 32,
     "mask_width": 8,
     "test_sides": (),
+    "test_side": 0,
     "num_stuff": 3,
     "pretraining": None,
 }
@@ -154,21 +155,21 @@ def test_saved_settings_give_the_same_run_and_it_loads(name, root, data, tmp_pat
         assert same(predictions(a, data), predictions(b, data))
 
 
-def hard_cases(data: Shapes, segments: bool) -> dict[str, dict]:
+def hard_cases(data: Shapes, model: pl.LightningModule) -> dict[str, dict]:
     """A training sample, made difficult in ways that real data are."""
-    data.setup("fit")
-    samples = data.dataloader("train", train=True).dataset
-    samples.segments = segments
+    samples = data.samples("train", train=True, supervision=model.supervision)
+    samples.segments = getattr(model, "needs_segments", False)
     usual = samples.sample(0, 0)
+    objects = {key: value for key, value in usual["target"].items() if key not in ("tags", "stuff_tags")}
     few = usual["proposals"]
     none = Proposals(few.boxes[:0], few.scores[:0], few.labels, None if few.members is None else few.members[:0])
     pixel = usual["proposals"].boxes.clone()
     pixel[:, 2:] = pixel[:, :2] + 1
     return {
-        "no tag": {**usual, "target": {"tags": torch.zeros(8)}},
+        "no tag": {**usual, "target": {"tags": torch.zeros(8), **{key: value[:0] for key, value in objects.items()}}},
         "no proposal": {**usual, "proposals": none},
         "one-pixel proposals": {**usual, "proposals": usual["proposals"]._replace(boxes=pixel)},
-        "every tag": {**usual, "target": {"tags": torch.ones(8)}},
+        "every tag": {**usual, "target": {"tags": torch.ones(8), **objects}},
     }
 
 
@@ -177,7 +178,7 @@ def hard_cases(data: Shapes, segments: bool) -> dict[str, dict]:
 def test_hard_samples_give_finite_gradients_and_predictions(name, case, data):
     model = build(name)
     model.log = model.log_dict = lambda *_, **__: None  # no trainer listens
-    sample = hard_cases(data, getattr(model, "needs_segments", False))[case]
+    sample = hard_cases(data, model)[case]
     loss = model.training_step([sample], 0)
     loss.backward()
     assert loss.isfinite()

@@ -39,6 +39,8 @@ def weights_follow() -> Iterator[None]:
 class Backbone(nn.Module):
     """Images -> features (N, `channels`, H / `stride`, W / `stride`), H and W padded to what the network divides by.
 
+    `network` gives every map up to `stage`, from `normalise`d images; `widths` and `strides` list their channels and strides.
+
     BatchNorm keeps its statistics and scales wherever weights are frozen, and everywhere once weights were read.
 
     Args:
@@ -89,6 +91,8 @@ class Backbone(nn.Module):
             self.channels, self.stride = channels[stage], reduction[stage]
         except IndexError:
             raise InputError(f"backbone {name} has {len(channels)} feature maps, no stage {stage}; choose another") from None
+        upto = slice(stage + 1 or None)
+        self.widths, self.strides = list(channels[upto]), list(reduction[upto])
         self.network, self.stage = network, stage
         self._name = name
         self._divisor = max(reduction)
