@@ -190,6 +190,7 @@ def test_images_without_an_object_train(others: tuple) -> None:
     assert all(value.isfinite() for value in heard.values())
     assert gradient(model, "rpn.head.cls_logits") > 0
     assert gradient(model, "cls_score") > 0
+    assert all(p.grad is not None for p in model.parameters()), "processes that train together wait for every gradient"
     assert (heard["train/mask"] > 0) == (heard["train/box"] > 0) == bool(others)
 
 
@@ -201,6 +202,17 @@ def test_a_tiny_first_image_does_not_spoil_later_ones() -> None:
         a, b = (model.predict_step([{"image": image(), "image_id": 0}], 0)[0] for model in (first, second))
     assert torch.equal(a.boxes, b.boxes)
     assert torch.equal(a.scores, b.scores)
+
+
+def test_boxes_keep_their_precision_where_the_network_has_half() -> None:
+    """bfloat16 has eight bits: a box at 1000 pixels would move in steps of 4."""
+    model = tiny(least_score=0.0).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        (found,) = model.predict_step([{"image": image(), "image_id": 0}], 0)
+    assert found.boxes.dtype == found.scores.dtype == torch.float32
+    assert (found.boxes != found.boxes.bfloat16().float()).float().mean() > 0.5
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(value.dtype == torch.float32 for value in losses(model.train(), target(BOXES)).values())
 
 
 def test_pyramid_is_built_on_the_maps_there_are() -> None:
@@ -215,7 +227,8 @@ def test_pyramid_is_built_on_the_maps_there_are() -> None:
 
 def test_masks_are_asked_for_without_proposals(tmp_path) -> None:
     data = Shapes(tmp_path, train=2, val=1)
-    trainer = pl.Trainer(accelerator="cpu", max_steps=1, limit_val_batches=0, logger=False, enable_checkpointing=False)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(accelerator="cpu", max_steps=1, limit_val_batches=0, **quiet)
     trainer.fit(MaskRCNN(8, **TINY, test_side=0), data)
     assert not list(tmp_path.rglob("*.sqlite"))
 
@@ -238,5 +251,4 @@ def test_it_learns_one_image_by_heart(tmp_path) -> None:
     metric = InstanceAP(8)
     metric.update(found, [Truth(objects["boxes"], objects["labels"], masks, objects["crowd"])])
     figures = metric.compute()
-    print({name: float(value) for name, value in figures.items() if value.ndim == 0}, len(masks))
     assert figures["AP50"] > 0.9

@@ -46,9 +46,9 @@ def _check_image(image: Record, mine: Record | None, name: str, path: Path) -> N
 
 
 def _check_mask(annotation: Record, image: Record, path: Path) -> None:
-    segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, dict) and list(segmentation["size"]) != [image["height"], image["width"]]:
+    segmentation, size = annotation.get("segmentation"), [image["height"], image["width"]]
+    if isinstance(segmentation, dict) and segmentation.get("size") != size:
         raise InputError(
-            f"{path}: the mask of annotation {annotation.get('id')} is {segmentation['size']}, but {image['file_name']} is "
-            f"[{image['height']}, {image['width']}] (height, width); make masks at the image's size"
+            f"{path}: the mask of annotation {annotation.get('id')} is {segmentation.get('size')}, but {image['file_name']} is "
+            f"{size} (height, width); make masks at the image's size"
         )

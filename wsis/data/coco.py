@@ -49,7 +49,7 @@ class COCO(DataModule):
         year: "2017" or "2014"; "auto" takes the first that is found.
         panoptic: also read stuff classes and stuff tags from panoptic_*.json.
         long_tail: draw a long-tailed training set of at most 1,200 images a class.
-        labels: a COCO json to train on instead of the set's own annotations, as of wsis.label.
+        labels: a COCO json to train on, such as wsis.label writes; empty takes the set's own.
         proposals: "auto" makes segment proposals on first use, "none" gives none, else a file or folder of proposals.
         max_proposals: the best so many proposals of an image are used.
         augment: how training images are varied.

@@ -49,7 +49,7 @@ class Shapes(DataModule):
         long_tail: draw the training classes twenty times as often at the head as at the tail.
         mark: radius of the mark that tells two classes of a body apart, in half object lengths.
         rotation: objects turn by up to this many radians either way.
-        labels: a COCO json to train on instead of the set's own annotations, as of wsis.label.
+        labels: a COCO json to train on, such as wsis.label writes; empty takes the set's own.
         proposals: "auto" makes segment proposals on first use, "none" gives none, else a file or folder of proposals.
         max_proposals: the best so many proposals of an image are used.
         augment: how training images are varied.

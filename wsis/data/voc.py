@@ -59,7 +59,7 @@ class VOC(DataModule):
         train_list: name of the training list in ImageSets; empty takes the usual one: trainaug, or trainval for 2007.
         val_list: name of the validation list in ImageSets; empty takes the usual one: val, or test for 2007.
         long_tail: draw a long-tailed training set of at most 800 images a class from the training list.
-        labels: a COCO json to train on instead of the set's own annotations, as of wsis.label.
+        labels: a COCO json to train on, such as wsis.label writes; empty takes the set's own.
         proposals: "auto" makes segment proposals on first use, "none" gives none, else a file or folder of proposals.
         max_proposals: the best so many proposals of an image are used.
         augment: how training images are varied.
