@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from wsis import fit
 from wsis.data._coco_json import write_coco
 from wsis.data.coco import COCO
 from wsis.data.shapes import Shapes
@@ -122,3 +123,13 @@ def test_labels_of_something_else(root: Path, tmp_path: Path, change: dict[str, 
 def test_missing_labels(root: Path) -> None:
     with pytest.raises(InputError, match=r"cannot read gone\.json"):
         COCO(root, labels="gone.json").index("train")
+
+
+def test_wrong_labels_are_told_at_once(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the way to the message nothing is loaded or made: Lightning's text of a data module would do that."""
+    path = labels(root, tmp_path / "wrong.json", images=[{**own(root, "images")[0], "file_name": "other.jpg"}], annotations=[])
+    words = f"--model mask_rcnn --data coco --data.root {root} --data.labels {path} --run_dir {tmp_path / 'run'}"
+    with pytest.raises(SystemExit):
+        fit.main([*words.split(), "--trainer.max_steps=1", "--model.weights=none"])
+    assert "wrong.json labels other.jpg, not a training image of coco" in capsys.readouterr().err
+    assert not list(root.glob("proposals*"))

@@ -79,6 +79,10 @@ class DataModule(pl.LightningDataModule):
         self.relabelled = Path(labels) if labels else None
         self._indices: dict[str, Index] = {}
 
+    def __str__(self) -> str:
+        """Name the data set, for error messages; Lightning's text would load every split to count it."""
+        return f"{self.name} in {self.folder}"
+
     def read(self, split: str) -> Index:
         """Read the index of a split from disk."""
         raise NotImplementedError
