@@ -10,14 +10,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from jsonargparse import ArgumentParser
-from pycocotools import mask as rle_masks
 from torch import Tensor
 
 from wsis.cli import Help
-from wsis.data._coco_json import Index, Record, write_coco
+from wsis.data._coco_json import Index, write_coco
 from wsis.inference import load
 from wsis.messages import plain_errors
-from wsis.metrics.results import read_results
+from wsis.metrics.results import read_results, to_annotations
 from wsis.predict import parse, store_predictions
 from wsis.types import Batch, Prediction
 
@@ -59,7 +58,7 @@ def label_images(
         if results is None:
             return out
         labels = read_results(results, index.images, index.categories)
-    found = {p.image_id: [a for a in _annotations(p, index.categories, source) if a["area"]] for p in labels}
+    found = {p.image_id: [a for a in to_annotations(p, index.categories, source) if a["area"]] for p in labels}
     write_coco(out, index._replace(annotations=found))
     print(f"{sum(map(len, found.values()))} labels on {len(index.images)} images: {out}")
     return out
@@ -106,19 +105,6 @@ def _first_of_each(labels: Tensor, candidate: Tensor) -> Tensor:
     """Mark the first candidate of each label (N,): of equal scores one is the best."""
     earlier = (labels[:, None] == labels) & candidate & torch.ones(len(labels), len(labels)).tril(-1).bool()
     return candidate & ~earlier.any(1)
-
-
-def _annotations(prediction: Prediction, categories: Sequence[Record], source: str) -> list[Record]:
-    x1, y1, x2, y2 = prediction.boxes.double().unbind(1)
-    xywh = torch.stack([x1, y1, x2 - x1, y2 - y1], 1)
-    annotations: list[Record] = [
-        {"category_id": categories[label]["id"], "bbox": box, "area": box[2] * box[3], "score": score}
-        | {"source": source, "ignore": 0, "iscrowd": 0}
-        for label, box, score in zip(prediction.labels.tolist(), xywh.tolist(), prediction.scores.tolist(), strict=True)
-    ]
-    for annotation, mask in zip(annotations, prediction.masks, strict=False):  # a detector of boxes has no masks
-        annotation |= {"segmentation": mask, "area": int(rle_masks.area(mask))}
-    return annotations
 
 
 if __name__ == "__main__":

@@ -125,8 +125,11 @@ def test_missing_labels(root: Path) -> None:
         COCO(root, labels="gone.json").index("train")
 
 
-def test_wrong_labels_are_told_at_once(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_labels_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On the way to the message nothing is loaded or made: Lightning's text of a data module would do that."""
+    data = Shapes(tmp_path, train=2, val=2)
+    data.index("train")
+    root = data.folder
     path = labels(root, tmp_path / "wrong.json", images=[{**own(root, "images")[0], "file_name": "other.jpg"}], annotations=[])
     words = f"--model mask_rcnn --data coco --data.root {root} --data.labels {path} --run_dir {tmp_path / 'run'}"
     with pytest.raises(SystemExit):

@@ -63,6 +63,7 @@ def train(name: str, data: Shapes, steps: int = 2, **trainer) -> pl.LightningMod
 def predictions(model: pl.LightningModule, data: Shapes) -> list[Prediction]:
     loader = data.dataloader("val", train=False)
     loader.dataset.segments = getattr(model, "needs_segments", False)
+    loader.dataset.supervision = model.supervision
     batches = pl.Trainer(accelerator="cpu", default_root_dir=data.folder, **QUIET).predict(model, dataloaders=loader)
     return [prediction for batch in batches or [] for prediction in batch or []]
 

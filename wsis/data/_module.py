@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import cv2
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from wsis.data._coco_json import Index, Record
+from wsis.data._joint import JointSampler, JointSamples
 from wsis.data._labels import relabel
-from wsis.data._samplers import OrderSampler, StepSampler
+from wsis.data._salient import read_salient
+from wsis.data._samplers import Key, OrderSampler, StepSampler
 from wsis.data._samples import Samples, Supervision
 from wsis.data._transforms import Augment
 from wsis.files import InputError, cache_folder
@@ -61,6 +63,7 @@ class DataModule(pl.LightningDataModule):
         augment: how training images are varied.
         loading: how batches are loaded.
         labels: a COCO json whose annotations replace those of the training set; empty keeps them.
+        salient: folder of salient images and their masks, for models that learn from those too; empty has none.
     """
 
     def __init__(
@@ -72,10 +75,11 @@ class DataModule(pl.LightningDataModule):
         augment: Augment,
         loading: Loading,
         labels: str = "",
+        salient: str = "",
     ) -> None:
         super().__init__()
         self.name, self.folder, self.proposals, self.max_proposals = name, Path(folder), proposals, max_proposals
-        self.augment, self.loading = augment, loading
+        self.augment, self.loading, self.salient = augment, loading, salient
         self.relabelled = Path(labels) if labels else None
         self._indices: dict[str, Index] = {}
 
@@ -87,6 +91,12 @@ class DataModule(pl.LightningDataModule):
         """Read the index of a split from disk."""
         raise NotImplementedError
 
+    def read_salient(self) -> Index:
+        """Read the salient images (the split "salient") from disk."""
+        if not self.salient:
+            raise InputError("this model learns from salient images too: --data.salient DIR, a folder with images/ and masks/")
+        return read_salient(Path(self.salient))
+
     @property
     def has_val(self) -> bool:
         """Whether there is a validation split."""
@@ -95,7 +105,7 @@ class DataModule(pl.LightningDataModule):
     def index(self, split: str) -> Index:
         """Give the index of a split ("train", "val"), read once."""
         if split not in self._indices:
-            index = self.read(split)
+            index = self.read_salient() if split == "salient" else self.read(split)
             if split == "train" and self.relabelled:
                 index = relabel(index, self.relabelled)
             if not index.images:
@@ -143,6 +153,8 @@ class DataModule(pl.LightningDataModule):
         """Make on disk, in one process, what the coming stage reads: the data where generated, and proposals."""
         for split in self._splits():
             self.index(split)
+            if getattr(self._model(), "salient_share", 0.0):
+                self.index("salient")
             if self.trainer is not None:  # only its model tells whether proposals are needed
                 self.proposal_file(split)
 
@@ -194,11 +206,13 @@ class DataModule(pl.LightningDataModule):
 
     def dataloader(self, split: str, train: bool) -> DataLoader[Batch]:
         """Give batches of a split: in training by (seed, step), in evaluation every image once."""
-        samples = self.samples(split, train)
-        trainer = self.trainer
-        rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        size = self.loading.batch_size
-        sampler = self._step_sampler(len(samples), rank, world) if train else OrderSampler(len(samples), size, rank, world)
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        samples: Dataset[Batch]
+        if train:
+            samples, sampler = self._training(split, rank, world)
+        else:
+            samples = whole = self.samples(split, train)
+            sampler = OrderSampler(len(whole), self.loading.batch_size, rank, world)
         if self.loading.workers:
             cv2.setNumThreads(0)  # here, because a forked child that touches OpenCV's threads hangs
         return DataLoader(
@@ -235,7 +249,7 @@ class DataModule(pl.LightningDataModule):
         asked = self.index("val").images if self.has_val else []
         learned = [index.images, index.categories, index.stuff, *by_image]
         settings = [asdict(self.augment), self.loading.batch_size, self.loading.seed, self.max_proposals]
-        return _digest([self.name, learned, asked, self._proposal_content(), settings])
+        return _digest([self.name, learned, asked, self._proposal_content(), settings, self._salient_content()])
 
     def state_dict(self) -> dict[str, Any]:
         """Give the classes, so that a checkpoint knows their names."""
@@ -255,6 +269,9 @@ class DataModule(pl.LightningDataModule):
         file = self.proposal_file("train")
         return None if file is None else [file.provenance, len(file)]
 
+    def _salient_content(self) -> Any:
+        return [image["file_name"] for image in self.index("salient").images] if self.salient else []
+
     def _model(self) -> pl.LightningModule | None:
         return None if self.trainer is None else getattr(self.trainer, "lightning_module", None)
 
@@ -263,9 +280,22 @@ class DataModule(pl.LightningDataModule):
         val = ("val",) if self.has_val else ()
         return ("train", *val) if stage is None or stage == "fit" else val or ("train",)
 
-    def _step_sampler(self, images: int, rank: int, world: int) -> StepSampler:
-        batch_size, seed, trainer = self.loading.batch_size, self.loading.seed, self.trainer
-        one_pass = -(-images // (batch_size * world))
+    def _training(self, split: str, rank: int, world: int) -> tuple[Dataset[Batch], Sampler[list[Key]]]:
+        """Give the images to train on and their order; where the model asks, a share of each batch is of salient images."""
+        samples, size = self.samples(split, train=True), self.loading.batch_size
+        share = getattr(self._model(), "salient_share", 0.0)
+        if not share:
+            return samples, self._step_sampler(len(samples), size, rank, world)
+        salient, count = self.samples("salient", train=True, supervision="masks"), max(1, round(share * size))
+        order = self._step_sampler(len(samples), max(1, size - count), rank, world)
+        return JointSamples(samples, salient), JointSampler(
+            order, self._step_sampler(len(salient), count, rank, world, len(order))
+        )
+
+    def _step_sampler(self, images: int, batch_size: int, rank: int, world: int, steps: int = 0) -> StepSampler:
+        """Give the order of images; `steps` is the length of one pass where the trainer counts in epochs."""
+        seed, trainer = self.loading.seed, self.trainer
+        one_pass = steps or -(-images // (batch_size * world))
         if trainer is None:
             return StepSampler(images, batch_size, seed, one_pass, rank=rank, world=world)
         accumulate = trainer.accumulate_grad_batches

@@ -30,6 +30,7 @@ class Folder(DataModule):
         labels: training labels (.csv or .json), relative to root; empty takes labels.csv, else labels.json.
         val_labels: validation labels (.csv or .json), relative to root; empty takes val.csv, val.json or none.
         classes: class names in order; empty takes the tags that occur, sorted, or the json's categories.
+        salient: folder of salient images/ and masks/, which BoxCaseg learns from too.
         proposals: "auto" makes segment proposals on first use, "none" gives none, else a file or folder of proposals.
         max_proposals: the best so many proposals of an image are used.
         augment: how training images are varied.
@@ -42,12 +43,13 @@ class Folder(DataModule):
         labels: str = "",
         val_labels: str = "",
         classes: tuple[str, ...] = (),
+        salient: str = "",
         proposals: str = "auto",
         max_proposals: int = 2000,
         augment: Augment = _AUGMENT,
         loading: Loading = _LOADING,
     ) -> None:
-        super().__init__("folder", Path(root), proposals, max_proposals, augment, loading)
+        super().__init__("folder", Path(root), proposals, max_proposals, augment, loading, salient=salient)
         self.labels, self.classes = {"train": labels, "val": val_labels}, tuple(classes)
 
     @property

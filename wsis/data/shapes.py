@@ -87,12 +87,14 @@ class Shapes(DataModule):
         """The stuff classes in order: id and name."""
         return [dict(category) for category in _STUFF_CATEGORIES]
 
+    def read_salient(self) -> Index:
+        """Read the salient images, generated first where they are not there."""
+        folder = self.folder.parent / _key(self._salient)
+        _once(folder, self._salient, _write_salient)
+        return read_salient(folder)
+
     def read(self, split: str) -> Index:
         """Read a split, generated first where it is not there."""
-        if split == "salient":
-            folder = self.folder.parent / _key(self._salient)
-            _once(folder, self._salient, _write_salient)
-            return read_salient(folder)
         _once(self.folder, self._scenes, _write_scenes)
         annotations = self.folder / "annotations"
         index = read_coco(annotations / f"instances_{split}2017.json", self.folder / f"{split}2017", name="shapes")

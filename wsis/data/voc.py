@@ -60,6 +60,7 @@ class VOC(DataModule):
         val_list: name of the validation list in ImageSets; empty takes the usual one: val, or test for 2007.
         long_tail: draw a long-tailed training set of at most 800 images a class from the training list.
         labels: a COCO json to train on, such as wsis.label writes; empty takes the set's own.
+        salient: folder of salient images/ and masks/, which BoxCaseg learns from too.
         proposals: "auto" makes segment proposals on first use, "none" gives none, else a file or folder of proposals.
         max_proposals: the best so many proposals of an image are used.
         augment: how training images are varied.
@@ -75,12 +76,13 @@ class VOC(DataModule):
         val_list: str = "",
         long_tail: bool = False,
         labels: str = "",
+        salient: str = "",
         proposals: str = "auto",
         max_proposals: int = 2000,
         augment: Augment = _AUGMENT,
         loading: Loading = _LOADING,
     ) -> None:
-        super().__init__("voc", Path(root), proposals, max_proposals, augment, loading, labels)
+        super().__init__("voc", Path(root), proposals, max_proposals, augment, loading, labels, salient)
         train, val = _LISTS[year, task]
         self.lists = {"train": train_list or train, "val": val_list or val}
         self.year, self.task, self.long_tail = year, task, long_tail

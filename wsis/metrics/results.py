@@ -16,7 +16,7 @@ from wsis.files import InputError, whole
 from wsis.metrics._states import packed
 from wsis.types import RLE, Prediction
 
-__all__ = ["read_results", "to_results", "write_results"]
+__all__ = ["read_results", "to_annotations", "to_results", "write_results"]
 
 Record = dict[str, Any]
 
@@ -35,6 +35,27 @@ def to_results(prediction: Prediction, category_ids: Sequence[int]) -> list[Reco
         }
         for (x1, y1, x2, y2), score, label, mask in columns
     ]
+
+
+def to_annotations(prediction: Prediction, categories: Sequence[Record], source: str, least_score: float = 0.0) -> list[Record]:
+    """Give the detections of an image as COCO annotations: pseudo-labels with their score and where they are from.
+
+    Args:
+        prediction: of an image.
+        categories: the data set's classes, in order.
+        source: what made the labels.
+        least_score: labels below it are marked `ignore`: their masks are not to be learnt.
+    """
+    x1, y1, x2, y2 = prediction.boxes.double().unbind(1)
+    xywh = torch.stack([x1, y1, x2 - x1, y2 - y1], 1)
+    annotations: list[Record] = [
+        {"category_id": categories[label]["id"], "bbox": box, "area": box[2] * box[3], "score": score}
+        | {"source": source, "ignore": int(score < least_score), "iscrowd": 0}
+        for label, box, score in zip(prediction.labels.tolist(), xywh.tolist(), prediction.scores.tolist(), strict=True)
+    ]
+    for annotation, mask in zip(annotations, prediction.masks, strict=False):  # a detector of boxes has no masks
+        annotation |= {"segmentation": mask, "area": int(rle_masks.area(mask))}
+    return annotations
 
 
 def write_results(path: Path, results: Iterable[Record]) -> None:

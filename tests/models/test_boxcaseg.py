@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from pycocotools import mask as rle
+from torchvision.ops import box_iou, masks_to_boxes
+
+from wsis.data.shapes import Shapes
+from wsis.files import InputError
+from wsis.models.boxcaseg import (
+    BoxCaseg,
+    PixelHead,
+    TransferredHead,
+    jitter,
+    lines,
+    look,
+    merge_masks,
+    proxy_box_agreement,
+    write_proxy_masks,
+)
+
+SMALL = {"num_classes": 8, "backbone": "test_byobnet", "weights": "none", "crop": 64, "proxy_crop": 64}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Shapes:
+    made = Shapes(root=tmp_path_factory.mktemp("shapes"), train=6, val=2, salient=6)
+    made.prepare_data()
+    return made
+
+
+def batch_of(data: Shapes) -> list:
+    weak = data.samples("train", train=True, supervision="boxes")
+    salient = data.samples("salient", train=True, supervision="masks")
+    return [*(weak.sample(i, 1) for i in range(3)), *(salient.sample(i, 1) for i in range(2))]
+
+
+def step(batch: list, **settings) -> tuple[dict, BoxCaseg]:
+    pl.seed_everything(0, verbose=False)
+    model, logged = BoxCaseg(**{**SMALL, **settings}), {}
+    model.log, model.log_dict = (lambda name, value, **_: logged.update({name: value})), (lambda d, **_: logged.update(d))
+    model.training_step(batch, 0).backward()
+    return logged, model
+
+
+def learns(module: torch.nn.Module) -> bool:
+    return any(p.grad is not None and bool(p.grad.any()) for p in module.parameters())
+
+
+@pytest.mark.parametrize(("salient", "transferred"), [(True, True), (True, False), (False, True), (False, False)])
+def test_heads_learn_what_is_theirs(data, salient, transferred):
+    logged, model = step(batch_of(data), salient=salient, transferred=transferred)
+    assert learns(model.weak)
+    assert model.salient is None or learns(model.salient)
+    assert model.transferred is None or learns(model.transferred)
+    assert (logged["train/pixel"] > 0) == (salient or transferred)
+    parts = [value for name, value in logged.items() if name != "train/loss"]
+    assert torch.allclose(logged["train/loss"], sum(parts))
+
+
+def test_boxes_alone_teach_the_weak_head_alone(data):
+    logged, model = step(batch_of(data)[:3])
+    assert logged["train/pixel"] == 0
+    assert learns(model.weak)
+    assert not learns(model.salient)
+    assert not learns(model.transferred)
+
+
+def test_the_weak_head_learns_nothing_from_its_transfer():
+    weak, transferred = PixelHead(6), TransferredHead(6)
+    transferred(torch.randn(2, 6, 4, 4), weak).sum().backward()
+    assert not learns(weak)
+    assert learns(transferred)
+    with torch.no_grad():
+        weak.last.bias += 3
+        weight, bias = transferred.last(weak.last)
+    assert weight.shape == (1, 6, 1, 1)
+    assert torch.equal(bias, weak.last.bias), "slope 1 and shift 0 at the start"
+
+
+def test_alpha_mixes_logits(data):
+    model = BoxCaseg(**SMALL, alpha=0.3).eval()
+    features = torch.randn(2, sum(model.backbone.widths[level] for level in model.levels), 4, 4)
+    mixed = 0.3 * model.salient(features) + 0.7 * model.transferred(features, model.weak)
+    torch.testing.assert_close(model.fuse(features), mixed)
+
+
+def test_lines_cross_the_box_that_is_left():
+    rows, columns = lines(torch.tensor([10.0, 20, 30, 60]), torch.tensor([20.0, 0, 60, 40]), 40)
+    assert rows.tolist() == [y + 0.5 >= 20 for y in range(40)]
+    assert columns.tolist() == [20 + x + 0.5 < 30 for x in range(40)]
+
+
+def test_jitter_stays_in_the_image_and_in_its_range():
+    torch.manual_seed(0)
+    box, whole = torch.tensor([40.0, 30, 60, 90]), torch.tensor([0.0, 0, 200, 100])
+    windows = torch.stack([jitter(box, 0.25, 0.5, whole) for _ in range(500)])
+    assert (windows[:, :2] >= 0).all()
+    assert (windows[:, 2:] <= whole[2:]).all()
+    width = windows[:, 2] - windows[:, 0]
+    centre = (windows[:, 2] + windows[:, 0]) / 2
+    assert 10 <= width.min() < 11 < 29 < width.max() <= 30
+    assert 47.5 <= centre.min() < 48 < 52 < centre.max() <= 52.5
+    assert torch.equal(jitter(box, 0.0, 0.0, whole), box)
+
+
+def test_look_is_the_crop_when_sizes_agree():
+    image = torch.randint(0, 255, (3, 50, 60), dtype=torch.uint8)
+    seen = look(image, torch.tensor([[10.0, 5, 42, 37]]), 32)
+    assert torch.equal(seen[0], image[:, 5:37, 10:42].float())
+
+
+def discs(count: int = 12, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.arange(80.0), torch.arange(90.0), indexing="ij")
+    centre, radius = 20 + 45 * torch.rand(count, 2, generator=g), 3 + 15 * torch.rand(count, generator=g)
+    masks = (y - centre[:, :1, None]).square() + (x - centre[:, 1:, None]).square() <= radius[:, None, None] ** 2
+    boxes = masks_to_boxes(masks) + torch.tensor([0, 0, 1, 1])
+    return masks, boxes
+
+
+def test_merge_gives_pixels_to_the_smallest_box():
+    masks, boxes = discs()
+    merged = merge_masks(masks, boxes)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    for y in range(80):
+        for x in range(90):
+            claims = masks[:, y, x].nonzero().flatten().tolist()
+            expected = min(claims, key=lambda k: (area[k], k)) if claims else None
+            assert merged[:, y, x].nonzero().flatten().tolist() == ([] if expected is None else [expected])
+
+
+def test_agreement_is_the_iou_of_boxes():
+    masks, tight = discs()
+    boxes = tight + torch.randn(len(tight), 4, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(proxy_box_agreement(masks, boxes), box_iou(tight, boxes).diagonal())
+    assert proxy_box_agreement(masks, tight).min() == 1
+    assert proxy_box_agreement(torch.zeros(1, 8, 8, dtype=torch.bool), torch.tensor([[1.0, 1, 4, 4]])) == 0
+
+
+def test_predictions_are_masks_in_the_given_boxes(data):
+    model = BoxCaseg(**SMALL).eval()
+    samples = data.samples("val", train=False, supervision="boxes")
+    with torch.no_grad():
+        found = model.predict(samples.sample(0))
+        one = model.segment(samples.sample(0)["image"], found.boxes[1:2])
+        assert torch.allclose(one[0], model.segment(samples.sample(0)["image"], found.boxes)[1], atol=1e-4)
+    assert torch.equal(found.boxes, samples.sample(0)["target"]["boxes"])
+    for mask, (x1, y1, x2, y2) in zip(found.masks, found.boxes.tolist(), strict=True):
+        pixels = rle.decode(mask)
+        pixels[int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))] = 0
+        assert not pixels.any()
+    sample = samples.sample(0)
+    del sample["target"]["boxes"]
+    with pytest.raises(InputError, match="comes without boxes"):
+        model.predict(sample)
+
+
+def test_proxy_masks_are_written_and_those_that_agree_too_little_are_marked(data, tmp_path):
+    model = BoxCaseg(**SMALL, least_agreement=0.9)
+    write_proxy_masks(model, data, tmp_path)
+    written = json.loads((tmp_path / "labels.json").read_text())
+    index = data.index("train")
+    assert len(written["annotations"]) == sum(map(len, index.annotations.values()))
+    assert {a["ignore"] for a in written["annotations"]} <= {0, 1}
+    assert all(a["ignore"] == (a["score"] < 0.9) for a in written["annotations"])
+    assert model.training
+    learnt = data.with_labels(tmp_path / "labels.json").samples("train", train=False, supervision="masks").sample(0)
+    assert len(learnt["target"]["masks"]) == len(index.annotations[learnt["image_id"]])
+
+
+def test_batches_hold_both_kinds_in_the_ratio_asked_for(data, tmp_path):
+    data.loading = type(data.loading)(batch_size=8)
+    model, seen = BoxCaseg(**SMALL, salient_share=0.375), []
+    learn = model.training_step
+
+    def watched(batch, batch_idx):
+        seen.append(batch)
+        return learn(batch, batch_idx)
+
+    model.training_step = watched
+    settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    pl.Trainer(accelerator="cpu", max_steps=2, limit_val_batches=0, default_root_dir=tmp_path, **settings).fit(
+        model, datamodule=data
+    )
+    assert [["masks" in sample["target"] for sample in batch] for batch in seen] == [[False] * 5 + [True] * 3] * 2
+
+
+def test_no_salient_images_at_all(tmp_path):
+    from wsis.data.coco import COCO
+
+    with pytest.raises(InputError, match=r"--data.salient DIR"):
+        COCO(tmp_path).index("salient")

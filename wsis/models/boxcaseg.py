@@ -1,0 +1,387 @@
+"""BoxCaseg: box-supervised class-agnostic segmentation with salient images as a memory (Wang et al., CVPR 2021).
+
+Boxes alone say where objects are tight, salient images with masks say what an object's outline looks like. One network learns
+both in the same mini-batches; its masks inside the training boxes then train Mask R-CNN.
+
+    symbol      name            shape
+    S_w, S_s    weak            (N,S,S)     logits of the weak head on crops of objects and on salient images
+    S_a         salient         (N,S,S)     logits of the salient head
+    S_t         transferred     (N,S,S)     logits of the head whose weights an MLP makes from the weak head's
+    B+, B-      rows, columns   (N,S)       lines that cross the object, and the others
+    M           masks           (N,S,S)     of salient images
+    alpha       alpha                       share of the salient head in the fused map
+
+Where we follow the released code instead of the text, and why:
+
+    eq. (1)     mean over all rows and columns; the printed sum grows with the crop
+    eq. (2)     over all pixels, not those of bags alone
+    eq. (3)     logits are mixed, not probabilities, which keeps the loss a plain cross-entropy
+    jitter      the centre moves by up to a quarter of half the side, the side scales by 0.5 to 1.5; the listing moves a corner
+
+Where we differ from both: pairs of neighbours end at the border of a crop (the code compares with zeros around it); both kinds
+of images are normalised alike (the code has two ways); lines are labelled after a jittered box was cut off by the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pycocotools import mask as rle
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor, nn
+from torchvision.ops import box_area, roi_align
+from tqdm import tqdm
+
+from wsis.data._coco_json import write_coco
+from wsis.files import InputError
+from wsis.losses import mask_loss, neighbour_smoothness, tightness_loss
+from wsis.metrics import Evaluation, MaskIoU
+from wsis.metrics.results import to_annotations
+from wsis.models.mask_rcnn import MaskRCNN
+from wsis.nn.backbone import Backbone
+from wsis.nn.masks import paste
+from wsis.types import Batch, Prediction, Sample
+
+if TYPE_CHECKING:
+    from wsis.run import Run
+
+__all__ = ["BoxCaseg", "merge_masks", "proxy_box_agreement"]
+
+_CHUNK = 32
+"""Crops that are segmented at a time."""
+
+
+class BoxCaseg(pl.LightningModule):
+    """Segment what a box holds, from boxes and salient images.
+
+    Args:
+        num_classes: number of thing classes; taken from the data, for Mask R-CNN at the end.
+        backbone: network that makes the features; all its maps from stride 4 on are used. The paper has hrnet_w48.
+        weights: where the backbone starts from: "imagenet", "none" (random) or a file.
+        freeze: backbone stages kept fixed, 0 (none) to 5 (all).
+        backbone_args: further arguments of the backbone: model_args, mean, std.
+        salient: whether there is a salient head.
+        transferred: whether there is a head whose weights are made from the weak head's.
+        alpha: share of the salient head in the fused map; 0.7 on VOC, 0.6 in the code for COCO.
+        smoothness: weight of the differences between neighbours, eq. (2).
+        salient_share: share of salient images in a batch; the paper's best is 7 of 16.
+        crop: side in pixels of the crops that are trained on.
+        proxy_crop: side in pixels of the crops that proxy masks are made from.
+        shift: a training box moves by up to this share of half its side.
+        scale: a training box's side is multiplied by 1 - scale to 1 + scale.
+        merge: whether the smaller of two overlapping objects takes what both cover.
+        least_agreement: masks whose own box agrees less with the given one teach Mask R-CNN no mask.
+        segmentor: `steps` and settings of the Mask R-CNN that is trained on proxy masks; null trains none.
+        lr: learning rate of SGD with momentum 0.9, falling to 0 by a power of 0.9.
+        weight_decay: of all weights.
+    """
+
+    supervision = "boxes"
+    needs_proposals = False
+
+    def __init__(
+        self,
+        num_classes: int = 20,
+        backbone: str = "hrnet_w48",
+        weights: str = "imagenet",
+        freeze: int = 0,
+        backbone_args: dict[str, Any] | None = None,
+        salient: bool = True,
+        transferred: bool = True,
+        alpha: float = 0.7,
+        smoothness: float = 0.05,
+        salient_share: float = 0.4375,
+        crop: int = 288,
+        proxy_crop: int = 320,
+        shift: float = 0.25,
+        scale: float = 0.5,
+        merge: bool = True,
+        least_agreement: float = 0.0,
+        segmentor: dict[str, Any] | None = None,
+        lr: float = 0.004,
+        weight_decay: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.salient_share = salient_share
+        self.backbone = Backbone(backbone, weights, 32, -1, freeze, **(backbone_args or {}))
+        self.levels = [level for level, stride in enumerate(self.backbone.strides) if stride >= 4]
+        width = sum(self.backbone.widths[level] for level in self.levels)
+        self.weak = PixelHead(width)
+        self.salient = PixelHead(width) if salient else None
+        self.transferred = TransferredHead(width) if transferred else None
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Evaluate masks given their boxes."""
+        return [Evaluation([MaskIoU(self.hparams["num_classes"])])]
+
+    def stages(self, run: Run, data: pl.LightningDataModule) -> None:
+        """Train the joint network, give every training box a proxy mask, and train Mask R-CNN on those."""
+        joint = run.fit("1-joint", self, data)
+        if not self.hparams["segmentor"]:
+            return
+        self.load_state_dict(torch.load(joint, map_location="cpu", weights_only=True)["state_dict"])
+        labels = run.make("2-proxy-masks", partial(write_proxy_masks, self, data)) / "labels.json"
+        settings = dict(self.hparams["segmentor"])
+        steps = settings.pop("steps")
+        segmentor = MaskRCNN(self.hparams["num_classes"], **settings)
+        run.fit("3-mask-rcnn", segmentor, data.with_labels(labels), max_steps=steps)  # type: ignore[attr-defined]
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        """L = L_MIL, on both kinds of images, + L_pix on salient ones (section 3.3)."""
+        crops = [self.draw(sample) for sample in batch]
+        features = self.features([crop.image for crop in crops])
+        weak = self.weak(features)
+        rows, columns = torch.stack([crop.rows for crop in crops]), torch.stack([crop.columns for crop in crops])
+        total = {"tightness": tightness_loss(weak, rows, columns)}  # eq. (1)
+        total["smoothness"] = self.hparams["smoothness"] * neighbour_smoothness(weak.sigmoid())  # eq. (2)
+        known = [i for i, crop in enumerate(crops) if crop.mask is not None]
+        masks = [crop.mask for crop in crops if crop.mask is not None]
+        total["pixel"] = weak.new_zeros(())
+        if known and (self.salient or self.transferred):
+            total["pixel"] = mask_loss(self.fuse(features[known]), torch.stack(masks))  # eq. (3)
+        loss = torch.stack(list(total.values())).sum()
+        self.log_dict({f"train/{name}": value for name, value in total.items()}, batch_size=len(batch))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def features(self, images: Sequence[Tensor] | Tensor) -> Tensor:
+        """The backbone's maps of images (N,3,S,S), scaled to the finest one's size and side by side (N,D,S/4,S/4)."""
+        maps = self.backbone.network(self.backbone.normalise(images))
+        first, *others = (maps[level] for level in self.levels)
+        return torch.cat([first, *(F.interpolate(m, size=first.shape[-2:], mode="bilinear") for m in others)], 1)
+
+    def fuse(self, features: Tensor) -> Tensor:
+        """Logits (N,S,S) of the masks: alpha S_a + (1 - alpha) S_t, the one of them there is, or S_w."""
+        if self.salient is None and self.transferred is None:
+            return self.weak(features)  # type: ignore[no-any-return]
+        if self.transferred is None:
+            return self.salient(features)  # type: ignore[no-any-return, misc]
+        transferred = self.transferred(features, self.weak)
+        alpha = self.hparams["alpha"] if self.salient is not None else 0.0
+        salient = 0.0 if self.salient is None else self.salient(features)
+        return alpha * salient + (1 - alpha) * transferred  # type: ignore[no-any-return]
+
+    def draw(self, sample: Sample) -> Crop:
+        """A training crop: most of a salient image, or a random object in its jittered box."""
+        image, target, side = sample["image"], sample["target"], self.hparams["crop"]
+        size = image.shape[-2:]
+        whole = torch.tensor([0.0, 0.0, size[1], size[0]], device=image.device)
+        if "masks" in target:
+            window = whole * 0.9  # 288 of 320 pixels, at a random place
+            window = window + torch.rand(2, device=image.device).repeat(2) * (whole - window)[2:].repeat(2)
+            mask = look(target["masks"].any(0)[None].float(), window[None], side)[0, 0] >= 0.5
+            upside_down = bool(torch.rand(()) < 0.5)
+            seen, mask = (t.flip(-2) if upside_down else t for t in (look(image, window[None], side)[0], mask))
+            return Crop(seen, mask.any(1), mask.any(0), mask.float())
+        boxes = target["boxes"][~target["crowd"]]
+        box = boxes[int(torch.randint(len(boxes), ()))] if len(boxes) else whole * 0
+        window = jitter(box, self.hparams["shift"], self.hparams["scale"], whole) if len(boxes) else whole
+        return Crop(look(image, window[None], side)[0], *lines(box, window, side), None)
+
+    def validation_step(self, batch: Batch, _: int) -> list[Prediction]:  # type: ignore[override]
+        """Segment the given boxes of each image."""
+        return [self.predict(sample) for sample in batch]
+
+    test_step = predict_step = validation_step  # type: ignore[assignment]
+
+    def predict(self, sample: Sample) -> Prediction:
+        """A mask for each given box, in the order of the boxes."""
+        if "boxes" not in sample["target"]:
+            raise InputError(f"BoxCaseg segments what given boxes hold, and image {sample['image_id']} comes without boxes")
+        boxes, size = sample["target"]["boxes"], (sample["image"].shape[-2], sample["image"].shape[-1])
+        crops = [self.segment(sample["image"], boxes[i : i + _CHUNK]) for i in range(0, len(boxes), _CHUNK)]
+        masks = paste(torch.cat(crops), boxes, size) if crops else []
+        return Prediction(
+            sample["image_id"], size, boxes.cpu(), torch.ones(len(boxes)), sample["target"]["labels"].cpu(), masks
+        )
+
+    def segment(self, image: Tensor, boxes: Tensor) -> Tensor:
+        """Probabilities (K,s,s) over boxes (K,4) of an image (3,H,W), each stretched to [0, 1] as the code does."""
+        logits = self.fuse(self.features(look(image, boxes, self.hparams["proxy_crop"])))
+        probabilities = logits.sigmoid()
+        low, high = probabilities.amin((1, 2), keepdim=True), probabilities.amax((1, 2), keepdim=True)
+        return (probabilities - low) / (high - low).clamp(min=1e-6)
+
+    def label(self, batch: Batch) -> list[Prediction]:
+        """Proxy masks of each image's boxes, merged; the score is the agreement of mask and box."""
+        return [merged(self.predict(sample), self.hparams["merge"]) for sample in batch]
+
+    def configure_optimizers(self) -> Any:
+        """SGD, its rate falling to 0 by a power of 0.9."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimiser = torch.optim.SGD(parameters, self.hparams["lr"], momentum=0.9, weight_decay=self.hparams["weight_decay"])
+        steps = max(int(self.trainer.estimated_stepping_batches), 1)
+        schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, steps, power=0.9)
+        return [optimiser], [{"scheduler": schedule, "interval": "step"}]
+
+
+class Crop(NamedTuple):
+    """What the network sees of one image in training, and what is known of it."""
+
+    image: Tensor
+    """(3,S,S) float, 0 to 255."""
+    rows: Tensor
+    """(S,) bool, whether a row crosses the object."""
+    columns: Tensor
+    """(S,) bool."""
+    mask: Tensor | None
+    """(S,S) float, of salient images."""
+
+
+class PixelHead(nn.Module):
+    """Two 1 x 1 convolutions with normalisation between them; logits at four times the features' size.
+
+    Args:
+        width: channels of the features.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(width, width, 1), nn.BatchNorm2d(width, momentum=0.01)
+        self.last = nn.Conv2d(width, 1, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N,D,h,w) -> (N,4h,4w)."""
+        return _enlarge(self.last(self.norm(self.first(features)).relu()))
+
+
+class TransferredHead(nn.Module):
+    """A head like the weak one, with weights that an MLP makes from the weak head's, which learns nothing (section 3.3.2).
+
+    Args:
+        width: channels of the features.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.last = WeightTransfer(width), WeightTransfer(width)
+        self.norm = nn.BatchNorm2d(width, momentum=0.01)
+
+    def forward(self, features: Tensor, weak: PixelHead) -> Tensor:
+        """(N,D,h,w) -> (N,4h,4w)."""
+        hidden = F.conv2d(features, *self.first(weak.first))
+        return _enlarge(F.conv2d(self.norm(hidden).relu(), *self.last(weak.last)))
+
+
+class WeightTransfer(nn.Module):
+    """Weights of a 1 x 1 convolution from another's, a row at a time; a linear function for the bias.
+
+    Args:
+        width: length of a row.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        layers = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        for layer in layers:
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+        self.rows = nn.Sequential(layers[0], nn.LeakyReLU(0.1), layers[1])
+        self.slope, self.shift = nn.Parameter(torch.ones(())), nn.Parameter(torch.zeros(()))
+
+    def forward(self, source: nn.Conv2d) -> tuple[Tensor, Tensor]:
+        """Weight (O,I,1,1) and bias (O,), detached from the source's."""
+        weight = self.rows(source.weight.detach().flatten(1))
+        bias = source.bias if source.bias is not None else weight.new_zeros(len(weight))
+        return weight[..., None, None], self.slope * bias.detach() + self.shift
+
+
+def _enlarge(logits: Tensor) -> Tensor:
+    return F.interpolate(logits, scale_factor=4, mode="bilinear")[:, 0]
+
+
+def look(image: Tensor, boxes: Tensor, side: int) -> Tensor:
+    """Scale boxes (K,4) of an image (C,H,W) to (K,C,side,side), averaging where that makes them smaller."""
+    if not len(boxes):
+        return boxes.new_zeros(0, len(image), side, side)
+    return roi_align(image[None].float(), [boxes.float()], side, 1.0, -1, True)  # type: ignore[no-any-return]
+
+
+def jitter(box: Tensor, shift: float, scale: float, whole: Tensor) -> Tensor:
+    """Move and scale a box (4,) at random, cut off by the image's own box `whole` (4,); at least a pixel wide."""
+    extent, centre = box[2:] - box[:2], (box[:2] + box[2:]) / 2
+    move, grow = (2 * torch.rand(2, device=box.device) - 1 for _ in range(2))
+    centre, half = centre + shift * move * extent / 2, (1 + scale * grow) * extent / 2
+    low = torch.minimum((centre - half).clamp(min=0), whole[2:] - 1)
+    return torch.cat([low, torch.maximum(torch.minimum(centre + half, whole[2:]), low + 1)])
+
+
+def lines(box: Tensor, window: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Which of `side` rows and columns of a window (4,) cross a box (4,), by their centres."""
+    steps = (torch.arange(side, device=box.device) + 0.5) / side
+    x, y = (window[i] + steps * (window[i + 2] - window[i]) for i in (0, 1))
+    return (y >= box[1]) & (y < box[3]), (x >= box[0]) & (x < box[2])
+
+
+def merge_masks(masks: Tensor, boxes: Tensor) -> Tensor:
+    """Give every pixel to the smallest object that claims it (section 3.4).
+
+    Args:
+        masks: (K,H,W) bool.
+        boxes: (K,4) xyxy, whose areas say which object is smaller; of equals the first wins.
+
+    Returns:
+        (K,H,W) bool, no two of which overlap.
+    """
+    owner = torch.full(masks.shape[1:], -1, dtype=torch.int64, device=masks.device)
+    for k in box_area(boxes).argsort(stable=True).flip(0).tolist():
+        owner[masks[k]] = k
+    return owner == torch.arange(len(masks), device=masks.device)[:, None, None]
+
+
+def proxy_box_agreement(masks: Tensor, boxes: Tensor) -> Tensor:
+    """IoU of each mask's own box with the given one; 0 for an empty mask (section 3.4).
+
+    Args:
+        masks: (K,H,W) bool.
+        boxes: (K,4) xyxy.
+
+    Returns:
+        (K,).
+    """
+    (top, bottom), (left, right) = _extent(masks.any(2)), _extent(masks.any(1))
+    own = torch.stack([left, top, right, bottom], 1).to(boxes)
+    inside = (torch.minimum(own[:, 2:], boxes[:, 2:]) - torch.maximum(own[:, :2], boxes[:, :2])).clamp(min=0).prod(1)
+    return inside / (box_area(own) + box_area(boxes) - inside).clamp(min=1e-6)  # type: ignore[no-any-return]
+
+
+def _extent(lines: Tensor) -> tuple[Tensor, Tensor]:
+    """First line (K,) that is True, and the one behind the last; 0 and 0 where there is none."""
+    last = lines.shape[1] - lines.flip(1).int().argmax(1)
+    return lines.int().argmax(1), last.where(lines.any(1), 0)
+
+
+def merged(prediction: Prediction, merge: bool = True) -> Prediction:
+    """Let masks of one image give way to smaller ones, and score each by its agreement with its box."""
+    if not prediction.masks:
+        return prediction
+    masks = torch.from_numpy(np.stack([rle.decode(mask) for mask in prediction.masks])).bool()
+    masks = merge_masks(masks, prediction.boxes) if merge else masks
+    encoded = [rle.encode(np.asfortranarray(mask.numpy().astype(np.uint8))) for mask in masks]
+    return prediction._replace(scores=proxy_box_agreement(masks, prediction.boxes), masks=encoded)
+
+
+@torch.no_grad()
+def write_proxy_masks(model: BoxCaseg, data: Any, folder: Path) -> None:
+    """Write `labels.json`: proxy masks of all training boxes; those that agree too little are marked `ignore`."""
+    index, samples = data.index("train"), data.samples("train", train=False, supervision="boxes")
+    was_training, found = model.training, {}
+    model.eval()
+    for i in tqdm(range(len(samples)), desc="proxy masks", unit="image"):
+        sample = samples.sample(i)
+        kept = ~sample["target"]["crowd"]
+        sample["target"] = {name: sample["target"][name][kept].to(model.device) for name in ("boxes", "labels")}
+        sample["image"] = sample["image"].to(model.device)
+        (prediction,) = model.label([sample])
+        least = model.hparams["least_agreement"]
+        found[sample["image_id"]] = to_annotations(prediction, index.categories, "BoxCaseg", least)
+    model.train(was_training)
+    write_coco(folder / "labels.json", index._replace(annotations=found))
