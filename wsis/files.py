@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pickle
 import uuid
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["InputError", "cache_folder", "clear_scratch", "read_pickle", "whole"]
+__all__ = ["InputError", "cache_folder", "clear_scratch", "read_json", "read_pickle", "whole"]
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -60,6 +61,21 @@ def cache_folder() -> Path:
     """Give the user's folder for things that can be made again: WSIS_CACHE, else the system's cache folder / wsis."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("WSIS_CACHE") or Path(base) / "wsis")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a json file.
+
+    Raises:
+        InputError: no such file, or not the whole of a json file.
+    """
+    try:
+        with open(path, "rb") as file:
+            return json.load(file)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; give an existing file") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not a whole json file ({error}); fetch or write it again") from error
 
 
 def read_pickle(path: str | os.PathLike[str]) -> Any:

@@ -145,7 +145,7 @@ def test_bad_files_are_one_line_that_names_the_fault(root: Path, change: str, me
 
 def test_not_json(root: Path) -> None:
     (root / "annotations/instances_train2017.json").write_text("<html>")
-    with pytest.raises(InputError, match="is not a json file"):
+    with pytest.raises(InputError, match="is not a whole json file"):
         COCO(root).index("train")
 
 

@@ -230,7 +230,7 @@ class Evil:
         ("a.pkl", pickle.dumps({"boxes": [[1, 2, 3]], "ids": [1]}), "fields are not"),
         ("a.pkl", b"\x80", "cannot read"),
         ("a.mat", b"MATLAB 5.0 MAT-file" + bytes(100), "damaged"),
-        ("a.json", b"{", "is not json"),
+        ("a.json", b"{", "is not a whole json file"),
         ("a.txt", b"", "no known proposal format"),
     ],
 )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from wsis.data._panoptic import PanopticMaps
-from wsis.files import InputError, whole
+from wsis.files import InputError, read_json, whole
 
 __all__ = ["Index", "Record", "class_of", "drop_empty", "keep_images", "read_coco", "read_stuff", "tags_of", "write_coco"]
 
@@ -128,12 +128,7 @@ def read_stuff(path: Path, index: Index) -> Index:
 
 def load_json(path: Path, keys: Sequence[str]) -> dict[str, list[Record]]:
     """Read a json object that must hold lists under `keys`."""
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; give an existing file") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not a json file ({error}); fetch or write it again") from error
+    content = read_json(path)
     missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if missing:
         raise InputError(f'{path} has no list "{missing[0]}"; a COCO file has {", ".join(keys)}')

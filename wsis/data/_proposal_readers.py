@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import scipy.io
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
-from wsis.files import InputError, read_pickle
+from wsis.files import InputError, read_json, read_pickle
 
 __all__ = ["Found", "Masks", "read_foreign"]
 
@@ -141,12 +140,7 @@ def _read_pkl(path: Path) -> Iterator[Found]:
 
 def _read_json(path: Path) -> Iterator[Found]:
     """COCO results (a list over all images) and Segment Anything (one image) with run-length masks."""
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not json ({error}); fetch it again") from error
+    content = read_json(path)
     if isinstance(content, dict):
         image = content.get("image", {})
         key = Path(image["file_name"]).stem if "file_name" in image else _key(image.get("image_id", path.stem))

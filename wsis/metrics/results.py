@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from pycocotools import mask as rle_masks
 
-from wsis.files import InputError, whole
+from wsis.files import InputError, read_json, whole
 from wsis.metrics._states import packed
 from wsis.types import RLE, Prediction
 
@@ -88,12 +88,7 @@ def read_results(path: Path, images: Sequence[Record], categories: Sequence[Reco
 
 
 def _load(path: Path) -> list[Record]:
-    try:
-        results = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; give an existing file") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not a whole json file ({error}); write it again") from error
+    results = read_json(path)
     if not isinstance(results, list):
         raise InputError(f"{path} is not a list of COCO results but a json {type(results).__name__}; give a results file")
     return results
