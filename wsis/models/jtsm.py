@@ -24,6 +24,7 @@ Where we follow the released code instead of the text, and why:
     regression  boxes are regressed; the text has none
     features    pooled features are multiplied by the proposal's objectness + 1 (in neither text)
     NMS         0.3; the text says 0.5
+    test sides  eight; the text has five (480, 576, 688, 864, 1200), which the recipes take
 
 Where we follow the text instead of the code:
 
