@@ -56,9 +56,9 @@ from wsis.losses import image_loss, mask_loss, semantic_loss
 from wsis.metrics import Evaluation
 from wsis.models.classifier import pretrain
 from wsis.nn.backbone import Backbone
-from wsis.nn.detection import Detection, Detector, Foreground, foreground, nearest_seeds, refine
+from wsis.nn.detection import Detection, Detector, Foreground, average, foreground, nearest_seeds, refine
 from wsis.nn.masks import MaskHeads, of_class, paste, segment_masks
-from wsis.nn.mil import Trunk, decode, detect
+from wsis.nn.mil import Trunk, detect
 from wsis.nn.optimisation import Optimiser, optimise
 from wsis.nn.panoptic import merge, paint
 from wsis.nn.regions import Look, Pooling, looks, pool, pool_segments, see
@@ -289,13 +289,10 @@ class JTSM(pl.LightningModule):
         views = list(looks(sample["image"], self.hparams["test_sides"], flip=self.hparams["test_flip"]))
         features = [self.backbone([look.image]) for look in views]
         heads = [self.mining(f, [see(proposals, look)])[0] for f, look in zip(features, views, strict=True)]
-        scores = torch.stack([h.scores()[:, : self.hparams["num_classes"]] for h in heads]).mean(0)
-        boxes = proposals.boxes
-        if self.hparams["refinements"] and self.hparams["regression"]:
-            deltas = torch.stack([h.mean_deltas(look.view.flip) for h, look in zip(heads, views, strict=True)]).mean(0)
-            boxes = decode(deltas, proposals.boxes, size)
+        scores, boxes = average(heads, [look.view.flip for look in views], proposals.boxes, size)
         prior = proposals.scores[:, None] ** self.hparams["prior"]
-        at, kept, labels, index = detect(scores * prior, boxes, self.hparams["nms"])
+        things = scores[:, : self.hparams["num_classes"]]
+        at, kept, labels, index = detect(things * prior, boxes, self.hparams["nms"])
         masks = self._masks(features, views, at, labels, size) if self.masks else segment_masks(proposals, index)
         found = Prediction(sample["image_id"], size, at.cpu(), kept.cpu(), labels.cpu(), masks)
         if not self.hparams["stuff"]:
@@ -325,10 +322,8 @@ class JTSM(pl.LightningModule):
         return torch.stack(maps).mean(0).argmax(0)
 
     def configure_optimizers(self) -> Any:
-        """As `optimise`, over the trainer's steps."""
-        names = ("lr", "weight_decay", "warmup", "decay_at")
-        steps = int(self.trainer.estimated_stepping_batches)
-        return optimise(self, steps, self.hparams["optimiser"], **{name: self.hparams[name] for name in names})
+        """As `optimise`, by the settings."""
+        return optimise(self)
 
 
 class Mined(NamedTuple):

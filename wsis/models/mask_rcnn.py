@@ -197,10 +197,8 @@ class MaskRCNN(pl.LightningModule):
         return Prediction(sample["image_id"], size, boxes.cpu(), found["scores"].cpu(), (found["labels"] - 1).cpu(), masks)
 
     def configure_optimizers(self) -> Any:
-        """As `optimise`, over the trainer's steps."""
-        names = ("lr", "weight_decay", "warmup", "decay_at")
-        steps = int(self.trainer.estimated_stepping_batches)
-        return optimise(self, steps, self.hparams["optimiser"], **{name: self.hparams[name] for name in names})
+        """As `optimise`, by the settings."""
+        return optimise(self)
 
 
 class Pyramid(nn.Module):

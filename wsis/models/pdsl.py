@@ -55,9 +55,9 @@ from wsis.losses import correlation_loss, image_loss, instance_activation, mask_
 from wsis.metrics import Evaluation
 from wsis.models.classifier import pretrain
 from wsis.nn.backbone import Backbone
-from wsis.nn.detection import Detection, Detector, Foreground, foreground, nearest_seeds, refine
+from wsis.nn.detection import Detection, Detector, Foreground, average, foreground, nearest_seeds, refine
 from wsis.nn.masks import MaskHeads, of_class, paste
-from wsis.nn.mil import Trunk, decode, detect
+from wsis.nn.mil import Trunk, detect
 from wsis.nn.optimisation import Optimiser, optimise
 from wsis.nn.regions import Pooling, looks, mean_and_contrast, pool
 from wsis.types import Batch, Prediction, Proposals, Sample
@@ -247,11 +247,7 @@ class PDSL(pl.LightningModule):
         heads = []
         for feature, look in zip(features, views, strict=True):
             heads += self.detection(feature, [proposals._replace(boxes=look.view.to_input(proposals.boxes))])
-        scores = torch.stack([h.scores() for h in heads]).mean(0)
-        boxes = proposals.boxes
-        if self.hparams["refinements"] and self.hparams["regression"]:
-            deltas = torch.stack([h.mean_deltas(look.view.flip) for h, look in zip(heads, views, strict=True)]).mean(0)
-            boxes = decode(deltas, proposals.boxes, size)
+        scores, boxes = average(heads, [look.view.flip for look in views], proposals.boxes, size)
         prior = proposals.scores[:, None] ** self.hparams["prior"]
         at, kept, labels, _ = detect(scores * prior, boxes, self.hparams["nms"])
         masks = torch.stack(
@@ -269,7 +265,5 @@ class PDSL(pl.LightningModule):
         return (logits.flip(-1) if flip else logits).sigmoid()
 
     def configure_optimizers(self) -> Any:
-        """As `optimise`, over the trainer's steps."""
-        names = ("lr", "weight_decay", "warmup", "decay_at")
-        steps = int(self.trainer.estimated_stepping_batches)
-        return optimise(self, steps, self.hparams["optimiser"], **{name: self.hparams[name] for name in names})
+        """As `optimise`, by the settings."""
+        return optimise(self)

@@ -5,6 +5,7 @@ P proposals, C classes, K foreground proposals, G pseudo-labels, D a feature len
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from wsis.losses import box_loss, refinement_loss
 from wsis.nn.mil import Match, MILHead, Pseudo, RefinementHead, decode, encode, match, mine
 
-__all__ = ["Detection", "Detector", "Foreground", "Refinement", "foreground", "nearest_seeds", "refine"]
+__all__ = ["Detection", "Detector", "Foreground", "Refinement", "average", "foreground", "nearest_seeds", "refine"]
 
 
 class Detection(NamedTuple):
@@ -32,10 +33,28 @@ class Detection(NamedTuple):
             return self.mil
         return torch.stack([logits.softmax(1) for logits in self.logits]).mean(0)[:, :-1]
 
-    def mean_deltas(self, flip: bool) -> Tensor:
-        """The heads' mean deltas (P,C,4), mirrored back from a flipped view."""
-        mean = torch.stack([deltas for deltas in self.deltas if deltas is not None]).mean(0)
-        return mean * mean.new_tensor([-1, 1, 1, 1]) if flip else mean
+
+def average(
+    heads: Sequence[Detection], flips: Sequence[bool], proposals: Tensor, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Average what several views of an image say of its proposals.
+
+    Args:
+        heads: of each view.
+        flips: whether each view is a mirror image.
+        proposals: (P,4) in the image.
+        size: (H, W) of the image, which clips regressed boxes.
+
+    Returns:
+        scores (P,C), and boxes: (P,C,4) where heads regress them, else the proposals.
+    """
+    scores = torch.stack([of_view.scores() for of_view in heads]).mean(0)
+    deltas = [[delta for delta in of_view.deltas if delta is not None] for of_view in heads]
+    if not deltas[0]:
+        return scores, proposals
+    means = [torch.stack(of_view).mean(0) for of_view in deltas]
+    back = [m * m.new_tensor([-1, 1, 1, 1]) if flip else m for m, flip in zip(means, flips, strict=True)]
+    return scores, decode(torch.stack(back).mean(0), proposals, size)
 
 
 class Detector(nn.Module):

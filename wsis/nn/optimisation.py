@@ -6,34 +6,31 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
+import pytorch_lightning as pl
 import torch
-from torch import nn
 
 __all__ = ["Optimiser", "optimise", "rate"]
 
 Optimiser = Literal["sgd", "adamw"]
 
 
-def optimise(
-    module: nn.Module, steps: int, how: Optimiser, lr: float, weight_decay: float, warmup: float, decay_at: Sequence[float]
-) -> Any:
+def optimise(module: pl.LightningModule) -> Any:
     """Give what `configure_optimizers` returns, as the code of PDSL and JTSM has it.
 
     Args:
-        module: what is trained; frozen parameters are left out.
-        steps: length of the schedule.
-        how: SGD with momentum 0.9, or AdamW.
-        lr: learning rate of weights.
-        weight_decay: of weights.
-        warmup: fraction of the schedule over which the rate rises.
-        decay_at: fractions of the schedule at which it falls to a tenth.
+        module: what is trained, frozen parameters left out. Its settings say how: `optimiser`, SGD with momentum 0.9 or AdamW;
+            `lr` and `weight_decay` of weights; `warmup` and `decay_at`, as in `rate`, of the trainer's schedule.
     """
+    how, lr, weight_decay, warmup, decay_at = (
+        module.hparams[name] for name in ("optimiser", "lr", "weight_decay", "warmup", "decay_at")
+    )
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     groups = [
         {"params": [p for name, p in trained if not name.endswith("bias")], "weight_decay": weight_decay},
         {"params": [p for name, p in trained if name.endswith("bias")], "lr": 2 * lr, "weight_decay": 0.0},
     ]
     optimiser = torch.optim.SGD(groups, lr=lr, momentum=0.9) if how == "sgd" else torch.optim.AdamW(groups, lr=lr)
+    steps = int(module.trainer.estimated_stepping_batches)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(rate, steps=steps, warmup=warmup, decay_at=decay_at))
     return [optimiser], [{"scheduler": schedule, "interval": "step"}]
 
