@@ -134,7 +134,7 @@ class Data(pl.LightningDataModule):
         super().__init__()
         self.batch_size, self.labels = batch_size, labels
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, model: object = None) -> str:
         return self.labels.read_text() if self.labels else ""
 
     def dataloader(self, split: str, train: bool) -> DataLoader:

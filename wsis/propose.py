@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from wsis.data._coco_json import Index, Record
-from wsis.data._images import image_size
+from wsis.data._images import SUFFIXES, image_size
 from wsis.data._proposal_formats import convert
 from wsis.data._proposals import ProposalFile, make
 from wsis.files import InputError
 
 __all__ = ["index_of_folder", "main"]
-
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 def main(argv: Sequence[str] | None = None) -> list[Path]:
@@ -83,10 +81,10 @@ def index_of_folder(folder: Path) -> Index:
         os.path.relpath(Path(place, name), folder)
         for place, _, names in os.walk(folder)
         for name in names
-        if Path(name).suffix.lower() in _SUFFIXES
+        if Path(name).suffix.lower() in SUFFIXES
     )
     if not files:
-        raise InputError(f"no images in {folder}; give a folder with {', '.join(sorted(_SUFFIXES))} files")
+        raise InputError(f"no images in {folder}; give a folder with {', '.join(sorted(SUFFIXES))} files")
     sizes = [image_size(folder / name) for name in files]
     images: list[Record] = [
         {"id": number, "file_name": name, "height": height, "width": width}

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from wsis.files import InputError
 
-__all__ = ["image_size", "read_image", "read_labels", "read_numbers"]
+__all__ = ["SUFFIXES", "image_size", "read_grey", "read_image", "read_labels", "read_numbers"]
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+"""Of files that are taken for images where a folder is searched."""
 
 _BROKEN = (OSError, SyntaxError, ValueError, struct.error, EOFError, IndexError, Image.DecompressionBombError)
 _SIDEWAYS = {5, 6, 7, 8}  # EXIF orientations that swap height and width
@@ -54,6 +57,25 @@ def image_size(path: Path) -> tuple[int, int]:
     except _BROKEN as error:
         raise _unreadable(path, error) from error
     return (width, height) if sideways else (height, width)
+
+
+def read_grey(path: Path) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+    """Read a grey picture, stored in whatever way, as (H,W) uint8.
+
+    Raises:
+        InputError: missing, empty or broken file, or a picture with colours.
+    """
+    try:
+        with Image.open(path) as image:
+            deep = image.mode.startswith("I")
+            pixels = np.array(image if image.mode == "L" else _rgb(image) if deep else image.convert("RGB"))
+    except _BROKEN as error:
+        raise _unreadable(path, error) from error
+    if pixels.ndim == 2:
+        return pixels
+    if (pixels != pixels[..., :1]).any():
+        raise InputError(f"{path} has colours; it must be black and white")
+    return pixels[..., 0]
 
 
 def read_labels(path: Path) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:

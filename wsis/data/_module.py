@@ -64,6 +64,7 @@ class DataModule(pl.LightningDataModule):
         loading: how batches are loaded.
         labels: a COCO json whose annotations replace those of the training set; empty keeps them.
         salient: folder of salient images and their masks, for models that learn from those too; empty has none.
+        salient_limit: so many of the salient images are used; 0 uses all.
     """
 
     def __init__(
@@ -76,10 +77,11 @@ class DataModule(pl.LightningDataModule):
         loading: Loading,
         labels: str = "",
         salient: str = "",
+        salient_limit: int = 0,
     ) -> None:
         super().__init__()
         self.name, self.folder, self.proposals, self.max_proposals = name, Path(folder), proposals, max_proposals
-        self.augment, self.loading, self.salient = augment, loading, salient
+        self.augment, self.loading, self.salient, self.salient_limit = augment, loading, salient, salient_limit
         self.relabelled = Path(labels) if labels else None
         self._indices: dict[str, Index] = {}
 
@@ -94,8 +96,10 @@ class DataModule(pl.LightningDataModule):
     def read_salient(self) -> Index:
         """Read the salient images (the split "salient") from disk."""
         if not self.salient:
-            raise InputError("this model learns from salient images too: --data.salient DIR, a folder with images/ and masks/")
-        return read_salient(Path(self.salient))
+            raise InputError(
+                "this model learns from salient images too: --data.salient DIR, with images and masks as DUTS-TR has"
+            )
+        return read_salient(Path(self.salient), self.salient_limit)
 
     @property
     def has_val(self) -> bool:
@@ -151,10 +155,10 @@ class DataModule(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Make on disk, in one process, what the coming stage reads: the data where generated, and proposals."""
+        if _salient_share(self._model()) and self._stage() == "fit":
+            self.index("salient")
         for split in self._splits():
             self.index(split)
-            if getattr(self._model(), "salient_share", 0.0):
-                self.index("salient")
             if self.trainer is not None:  # only its model tells whether proposals are needed
                 self.proposal_file(split)
 
@@ -242,14 +246,15 @@ class DataModule(pl.LightningDataModule):
         """Give the validation images, or the training images where there is no such split."""
         return self.dataloader("val" if self.has_val else "train", train=False)
 
-    def fingerprint(self) -> str:
-        """Hash what the model learns from and is asked: images, labels, proposals and how they are varied, no paths."""
+    def fingerprint(self, model: pl.LightningModule | None = None) -> str:
+        """Hash what `model` learns from and is asked: images, labels, proposals and how they are varied, no paths."""
         index = self.index("train")
         by_image = [sorted(part.items()) for part in (index.annotations, index.tags, index.stuff_tags)]
         asked = self.index("val").images if self.has_val else []
         learned = [index.images, index.categories, index.stuff, *by_image]
         settings = [asdict(self.augment), self.loading.batch_size, self.loading.seed, self.max_proposals]
-        return _digest([self.name, learned, asked, self._proposal_content(), settings, self._salient_content()])
+        salient = self._salient_content() if _salient_share(model) else []
+        return _digest([self.name, learned, asked, self._proposal_content(), settings, salient])
 
     def state_dict(self) -> dict[str, Any]:
         """Give the classes, so that a checkpoint knows their names."""
@@ -270,20 +275,24 @@ class DataModule(pl.LightningDataModule):
         return None if file is None else [file.provenance, len(file)]
 
     def _salient_content(self) -> Any:
-        return [image["file_name"] for image in self.index("salient").images] if self.salient else []
+        index = self.index("salient")
+        return [[image["file_name"], index.annotations[image["id"]][0]["segmentation"]] for image in index.images]
 
     def _model(self) -> pl.LightningModule | None:
         return None if self.trainer is None else getattr(self.trainer, "lightning_module", None)
 
+    def _stage(self) -> str | None:
+        return None if self.trainer is None else self.trainer.state.fn
+
     def _splits(self) -> Sequence[str]:
-        stage = None if self.trainer is None else self.trainer.state.fn
+        stage = self._stage()
         val = ("val",) if self.has_val else ()
         return ("train", *val) if stage is None or stage == "fit" else val or ("train",)
 
     def _training(self, split: str, rank: int, world: int) -> tuple[Dataset[Batch], Sampler[list[Key]]]:
         """Give the images to train on and their order; where the model asks, a share of each batch is of salient images."""
         samples, size = self.samples(split, train=True), self.loading.batch_size
-        share = getattr(self._model(), "salient_share", 0.0)
+        share = _salient_share(self._model())
         if not share:
             return samples, self._step_sampler(len(samples), size, rank, world)
         salient, count = self.samples("salient", train=True, supervision="masks"), max(1, round(share * size))
@@ -301,6 +310,10 @@ class DataModule(pl.LightningDataModule):
         accumulate = trainer.accumulate_grad_batches
         steps = trainer.max_steps * accumulate if trainer.max_steps > 0 else one_pass
         return StepSampler(images, batch_size, seed, steps, lambda: trainer.global_step * accumulate, rank, world)
+
+
+def _salient_share(model: pl.LightningModule | None) -> float:
+    return float(getattr(model, "salient_share", 0.0))
 
 
 def _writable(folder: Path) -> Path:

@@ -1,45 +1,111 @@
-"""Salient-object sets (ECSSD, DUTS, ...): a folder of images and a folder of masks with the same stems, one class."""
+"""Salient-object sets (DUTS, ECSSD, ...): images with a mask each, of one class; those that show one object are kept."""
 
 from __future__ import annotations
 
+import hashlib
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 from pycocotools import mask as rle
 
 from wsis.data._coco_json import Index, Record
-from wsis.data._images import image_size, read_labels
+from wsis.data._images import SUFFIXES, image_size, read_grey
 from wsis.files import InputError
 
 __all__ = ["read_salient"]
 
 _CATEGORY: Record = {"id": 1, "name": "salient"}
+_LAYOUTS = (("images", "masks"), ("images", "ground_truth_mask"), ("*-Image", "*-Mask"))  # ours, ECSSD's, DUTS's
+_SPECK = 0.05  # smaller parts of a mask, as a share of its largest, are no object of their own
+_MOSTLY_GREY = 0.1  # share of pixels; edges make DUTS's masks grey in parts, ECSSD's have no grey at all
 
 
-def read_salient(folder: Path) -> Index:
-    """Read `folder`/images/NAME.jpg with `folder`/masks/NAME.png (over 127: salient) as an index of one class.
+def read_salient(folder: Path, limit: int = 0) -> Index:
+    """Read images and masks (over half white: salient) of equal names as an index of one class.
+
+    As in DUTS-Single (BoxCaseg, section 4.1), images whose mask shows no object or several are left out, with one counted
+    warning.
+
+    Args:
+        folder: of images/ and masks/, of images/ and ground_truth_mask/ (ECSSD), or of X-Image/ and X-Mask/ (DUTS).
+        limit: so many images, drawn by their names, so that fewer are a part of more; 0 takes all.
 
     Raises:
-        InputError: a folder, a mask or an image is missing, or sizes differ.
+        InputError: a folder, a mask or an image is missing, sizes differ, a mask is coloured or grey, or no image is left.
     """
-    images_dir, masks_dir = Path(folder) / "images", Path(folder) / "masks"
-    if not (images_dir.is_dir() and masks_dir.is_dir()):
-        raise InputError(f"no salient set in {folder}; it must hold images/NAME.jpg and masks/NAME.png with equal names")
-    masks = {path.stem: path for path in masks_dir.iterdir()}
-    index = Index("salient", images_dir, [], {}, [_CATEGORY], [], {}, {})
-    for number, path in enumerate(sorted(images_dir.iterdir()), 1):
+    images_dir, masks_dir = _folders(Path(folder))
+    pictures, masks = _pictures(images_dir), {path.stem: path for path in _pictures(masks_dir)}
+    for path in pictures:
         if path.stem not in masks:
             raise InputError(f"no mask for {path}; add {masks_dir / path.stem}.png or remove the image")
-        height, width = image_size(path)
-        mask = read_labels(masks[path.stem]) > 127
-        if mask.shape != (height, width):
-            raise InputError(f"{masks[path.stem]} has another size than its image {path}; make them equal")
-        index.images.append({"id": number, "file_name": path.name, "height": height, "width": width})
-        index.annotations[number] = [_annotation(mask)] if mask.any() else []
-        index.tags[number] = [0] if mask.any() else []
+    with ThreadPoolExecutor() as pool:  # 10,553 of DUTS
+        found = list(pool.map(lambda path: _annotate(path, masks[path.stem]), pictures))
+    kept = [(number, path.name, a) for number, (path, a) in enumerate(zip(pictures, found, strict=True), 1) if a]
+    if not kept:
+        raise InputError(f"none of {len(pictures)} images in {images_dir} has a mask of one object; give another salient set")
+    if len(kept) < len(pictures):
+        left = len(pictures) - len(kept)
+        warnings.warn(
+            f"{folder}: {left} of {len(pictures)} images are left out, their masks are not of one object", stacklevel=2
+        )
+    if limit:
+        kept = sorted(sorted(kept, key=lambda image: hashlib.sha256(image[1].encode()).digest())[:limit])
+    index = Index("salient", images_dir, [], {}, [_CATEGORY], [], {}, {})
+    for number, name, annotation in kept:
+        height, width = annotation["segmentation"]["size"]
+        index.images.append({"id": number, "file_name": name, "height": height, "width": width})
+        index.annotations[number], index.tags[number] = [annotation], [0]
     return index
 
 
-def _annotation(mask: np.ndarray[tuple[int, int], np.dtype[np.bool_]]) -> Record:
+def _folders(folder: Path) -> tuple[Path, Path]:
+    """Find the one pair of folders of images and of masks."""
+    pairs = [
+        (place, folder / masks.replace("*", place.name.removesuffix("-Image")))
+        for images, masks in _LAYOUTS
+        for place in sorted(folder.glob(images))
+    ]
+    pairs = [pair for pair in pairs if all(path.is_dir() for path in pair)]
+    if len(pairs) != 1:
+        raise InputError(
+            f"{len(pairs) or 'no'} salient sets in {folder}; give a folder with one of these pairs, and equal names in both: "
+            + ", ".join(f"{images}/ and {masks}/" for images, masks in _LAYOUTS)
+        )
+    return pairs[0]
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+
+
+def _annotate(image: Path, path: Path) -> Record | None:
+    """Describe the salient object of an image; None where there is none or more than one."""
+    mask = _read_mask(path)
+    if mask.shape != image_size(image):
+        raise InputError(f"{path} has another size than its image {image}; make them equal")
     lengths = rle.encode(np.asfortranarray(mask, np.uint8))
-    return {"bbox": rle.toBbox(lengths).tolist(), "category_id": 1, "iscrowd": 0, "segmentation": lengths}
+    left, top, width, height = (int(side) for side in rle.toBbox(lengths))
+    if not _is_one(mask[top : top + height, left : left + width]):
+        return None
+    return {"bbox": [left, top, width, height], "category_id": 1, "iscrowd": 0, "segmentation": lengths}
+
+
+def _read_mask(path: Path) -> NDArray[np.bool_]:
+    grey = read_grey(path)
+    if grey.max(initial=0) == 1:  # 0 and 1 instead of black and white
+        return grey.astype(bool)
+    if np.count_nonzero((grey >= 64) & (grey < 192)) > _MOSTLY_GREY * grey.size:
+        raise InputError(f"{path} is neither black nor white in many places; give masks of objects, not maps of probability")
+    return grey > 127
+
+
+def _is_one(mask: NDArray[np.bool_]) -> bool:
+    """Say whether a mask is one connected object, specks aside."""
+    if not mask.any():
+        return False
+    areas = cv2.connectedComponentsWithStats(mask.astype(np.uint8))[2][1:, cv2.CC_STAT_AREA]
+    return int((areas >= _SPECK * areas.max()).sum()) == 1

@@ -50,7 +50,8 @@ class COCO(DataModule):
         panoptic: also read stuff classes and stuff tags from panoptic_*.json.
         long_tail: draw a long-tailed training set of at most 1,200 images a class.
         labels: a COCO json to train on, such as wsis.label writes; empty takes the set's own.
-        salient: folder of salient images/ and masks/, which BoxCaseg learns from too.
+        salient: folder of salient images and masks, such as DUTS-TR or ECSSD, which BoxCaseg learns from too.
+        salient_limit: so many of the salient images are used, the same each time; 0 uses all.
         proposals: "auto" makes segment proposals on first use, "none" gives none, else a file or folder of proposals.
         max_proposals: the best so many proposals of an image are used.
         augment: how training images are varied.
@@ -66,12 +67,13 @@ class COCO(DataModule):
         long_tail: bool = False,
         labels: str = "",
         salient: str = "",
+        salient_limit: int = 0,
         proposals: str = "auto",
         max_proposals: int = 2000,
         augment: Augment = _AUGMENT,
         loading: Loading = _LOADING,
     ) -> None:
-        super().__init__("coco", Path(root), proposals, max_proposals, augment, loading, labels, salient)
+        super().__init__("coco", Path(root), proposals, max_proposals, augment, loading, labels, salient, salient_limit)
         self.classes, self.year, self.panoptic, self.long_tail = classes, year, panoptic, long_tail
 
     def read(self, split: str) -> Index:

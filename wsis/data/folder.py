@@ -30,7 +30,8 @@ class Folder(DataModule):
         labels: training labels (.csv or .json), relative to root; empty takes labels.csv, else labels.json.
         val_labels: validation labels (.csv or .json), relative to root; empty takes val.csv, val.json or none.
         classes: class names in order; empty takes the tags that occur, sorted, or the json's categories.
-        salient: folder of salient images/ and masks/, which BoxCaseg learns from too.
+        salient: folder of salient images and masks, such as DUTS-TR or ECSSD, which BoxCaseg learns from too.
+        salient_limit: so many of the salient images are used, the same each time; 0 uses all.
         proposals: "auto" makes segment proposals on first use, "none" gives none, else a file or folder of proposals.
         max_proposals: the best so many proposals of an image are used.
         augment: how training images are varied.
@@ -44,12 +45,13 @@ class Folder(DataModule):
         val_labels: str = "",
         classes: tuple[str, ...] = (),
         salient: str = "",
+        salient_limit: int = 0,
         proposals: str = "auto",
         max_proposals: int = 2000,
         augment: Augment = _AUGMENT,
         loading: Loading = _LOADING,
     ) -> None:
-        super().__init__("folder", Path(root), proposals, max_proposals, augment, loading, salient=salient)
+        super().__init__("folder", Path(root), proposals, max_proposals, augment, loading, "", salient, salient_limit)
         self.labels, self.classes = {"train": labels, "val": val_labels}, tuple(classes)
 
     @property
