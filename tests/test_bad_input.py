@@ -181,7 +181,7 @@ def test_boxes_of_no_area_are_left_out_and_counted(root, tmp_path, capfd):
         "categories": [{"id": 1, "name": "cat"}],
     }
     (root / "labels.json").write_text(json.dumps(content))
-    with pytest.warns(UserWarning, match=r"labels\.json: 2 annotations with a box of no area are left out"):
+    with pytest.warns(UserWarning, match=r"labels\.json: 2 annotations with a box of no area in the image are left out"):
         fit.main([*words(root), "--run_dir", str(tmp_path / "run")])
     assert json.loads((tmp_path / "run/train/stage.json").read_text())["finished"]
 

@@ -12,6 +12,7 @@ from PIL import Image
 from pycocotools.coco import COCO as Reference
 
 from wsis.data._coco_json import read_coco, write_coco
+from wsis.data._module import Augment
 from wsis.data.coco import COCO, COCO_VOC_CLASSES
 from wsis.data.voc import VOC_CLASSES
 from wsis.files import InputError
@@ -114,6 +115,10 @@ def broken(change: str) -> dict[str, Any]:
             value["annotations"][0]["category_id"] = 99
         case "bbox":
             del value["annotations"][0]["bbox"]
+        case "number":
+            value["annotations"][0]["bbox"] = [2, 1, "4", 3]
+        case "pixels":
+            value["images"][0]["height"] = None
         case "key":
             del value["categories"]
         case "name":
@@ -131,6 +136,8 @@ def broken(change: str) -> dict[str, Any]:
         ("image", "annotation 1 is of image 5"),
         ("category", "annotation 1 has category 99"),
         ("bbox", "annotation 1 has no bbox"),
+        ("number", "annotation 1 has no bbox"),
+        ("pixels", r"image 0\.jpg is 8 x None; give its size"),
         ("key", 'no list "categories"'),
         ("name", 'category "car" is there twice'),
     ],
@@ -159,6 +166,33 @@ def test_boxes_of_no_area_are_counted_and_dropped_but_tags_stay(root: Path) -> N
     assert len(caught) == 1
     assert [len(found) for found in index.annotations.values()] == [1, 0]
     assert index.tags == {10: [0, 2], 11: [1]}
+
+
+def test_boxes_that_lie_outside_are_dropped_and_others_clipped(root: Path) -> None:
+    """Polygons and an uncompressed crowd among boxes of all kinds; what is left is in order."""
+    nan, inf = float("nan"), float("inf")
+    useless = [[8, 1, 2, 2], [1, 6, 2, 2], [-3, 1, 3, 2], [1, -2, 2, 2], [4, 4, -2, 2], [4, 4, 2, 0]]
+    useless += [[nan, 1, 2, 2], [1, nan, 2, 2], [1, 1, nan, 2], [1, 1, 2, nan], [1, 1, inf, 2], [-inf, 1, inf, 2]]
+    value = content()
+    usual, crowd, _ = value["annotations"]
+    given = [usual, *({**usual, "bbox": box} for box in useless), crowd]
+    given += [{**usual, "bbox": box} for box in ([-2, -1, 4, 3], [6.5, 4.5, 9, 9], [-5, -5, 90, 90])]
+    value["annotations"] = [{**annotation, "id": k + 1} for k, annotation in enumerate(given)]
+    expected = [[2, 1, 6, 4], [0, 0, 1, 2], [0, 0, 2, 2], [6.5, 4.5, 8, 6], [0, 0, 8, 6]]
+    for split in ("train", "val"):
+        write(root, value, split)
+    data = COCO(root, proposals="none", augment=Augment(flip=0))
+    with pytest.warns(UserWarning, match=r"json: 12 annotations with a box of no area in the image are left out"):
+        samples = [data.samples("train", train, supervision) for train in (True, False) for supervision in ("boxes", "masks")]
+    for each in samples:
+        target = each.sample(0)["target"]
+        assert target["boxes"].tolist() == expected
+        assert target["crowd"].tolist() == [False, True, False, False, False]
+        assert len(target.get("masks", expected)) == len(expected)
+    with pytest.warns(UserWarning, match="12 annotations"):
+        truth = data.samples("val", train=False).sample(0)["truth"]
+    assert truth.boxes.tolist()[2:4] == [[-2, -1, 2, 2], [6.5, 4.5, 15.5, 13.5]], "as annotated"
+    assert len(truth.masks) == len(expected)
 
 
 def test_2014_is_found_by_its_file_names(root: Path) -> None:

@@ -77,7 +77,7 @@ def test_boxes_outside_the_image_are_clipped_or_left_out(root: Path, tmp_path: P
     full = {"size": [256, 256], "counts": [0, 256 * 256]}
     given = [{**annotation, "image_id": image["id"], "bbox": box, "segmentation": full} for box in boxes]
     path = labels(root, tmp_path / "outside.json", images=[image], annotations=given)
-    with pytest.warns(UserWarning, match="1 annotations with a box of no area"):
+    with pytest.warns(UserWarning, match="3 annotations with a box of no area in the image"):
         (target,) = targets(COCO(root, labels=str(path), augment=COCO(root).augment.__class__(flip=0)))
     assert target["boxes"].tolist() == [[0, 0, 30, 40], [200, 200, 256, 256]]
     assert len(target["masks"]) == len(target["unsure"]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
 from collections import Counter
@@ -91,7 +92,7 @@ def read_coco(
         if category in wanted:
             found[image].append(annotation)
     tags = tags_of(found, kept)
-    return Index(name, images_dir, images, drop_empty(found, path), kept, [], tags, {})
+    return Index(name, images_dir, images, drop_empty(found, images, path), kept, [], tags, {})
 
 
 def write_coco(path: Path, index: Index) -> None:
@@ -147,18 +148,25 @@ def check_files(images: Sequence[Record], folder: Path, source: Path) -> None:
         )
 
 
-def drop_empty(annotations: Mapping[int, list[Record]], source: Path) -> dict[int, list[Record]]:
-    """Drop annotations whose box has no area, with one counted warning; a missing box is an error."""
-    kept: dict[int, list[Record]] = {}
-    for image, found in annotations.items():
-        for annotation in found:
-            if len(annotation.get("bbox") or ()) != 4:
-                raise InputError(f"{source}: annotation {annotation.get('id')} has no bbox [x, y, width, height]; add it")
-        kept[image] = [a for a in found if a["bbox"][2] > 0 and a["bbox"][3] > 0]
+def drop_empty(annotations: Mapping[int, list[Record]], images: Sequence[Record], source: Path) -> dict[int, list[Record]]:
+    """Drop annotations whose box has no area in its image, with one counted warning; a missing box is an error."""
+    kept = {
+        image["id"]: [a for a in annotations[image["id"]] if _has_area(a, image["width"], image["height"], source)]
+        for image in images
+    }
     dropped = sum(map(len, annotations.values())) - sum(map(len, kept.values()))
     if dropped:
-        warnings.warn(f"{source}: {dropped} annotations with a box of no area are left out", stacklevel=3)
+        warnings.warn(f"{source}: {dropped} annotations with a box of no area in the image are left out", stacklevel=3)
     return kept
+
+
+def _has_area(annotation: Record, width: float, height: float, source: Path) -> bool:
+    """Say whether an annotation's box covers a part of an image; one with NaN does not."""
+    try:
+        x, y, w, h = annotation["bbox"]
+        return bool(0 < w < math.inf and 0 < h < math.inf and -w < x < width and -h < y < height)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{source}: annotation {annotation.get('id')} has no bbox [x, y, width, height]; add it") from error
 
 
 def _select(all_categories: Sequence[Record], names: Sequence[str] | None, path: Path) -> list[Record]:
@@ -177,9 +185,12 @@ def _select(all_categories: Sequence[Record], names: Sequence[str] | None, path:
 
 def _image(record: Record, path: Path) -> Record:
     try:
-        return {key: record[key] for key in ("id", "file_name", "height", "width")}
+        image = {key: record[key] for key in ("id", "file_name", "height", "width")}
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: image {record} has no {error}; an image has id, file_name, height, width") from error
+    if not all(isinstance(image[side], (int, float)) and image[side] > 0 for side in ("height", "width")):
+        raise InputError(f"{path}: image {image['file_name']} is {image['width']} x {image['height']}; give its size in pixels")
+    return image
 
 
 def _refuse_duplicates(images: Sequence[Record], path: Path) -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from wsis.data._coco_json import Index, Record, class_of
 from wsis.data._images import read_image
 from wsis.data._samplers import Key
-from wsis.data._transforms import Augment, cut_image, cut_proposals, cut_target, draw_cut, draw_factor, jitter_colours
+from wsis.data._transforms import Augment, cut_image, cut_proposals, cut_target, draw_cut, draw_factor, jitter_colours, visible
 from wsis.types import RLE, Batch, Sample, Target, Truth, View
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ class Samples(Dataset[Batch]):
         if self.supervision == "tags":
             return target
         found = record["annotations"]
-        target["boxes"], target["labels"], target["crowd"] = _objects(found, self.classes)
+        boxes, target["labels"], target["crowd"] = _objects(found, self.classes)
+        target["boxes"], _ = visible(boxes, size)
         if self.supervision == "masks":
             target["masks"] = torch.stack([_mask(a, size) for a in found]) if found else torch.zeros((0, *size)).bool()
             unsure = [bool(a.get("ignore") or not a.get("segmentation")) for a in found]

@@ -60,7 +60,8 @@ class VOC(DataModule):
         val_list: name of the validation list in ImageSets; empty takes the usual one: val, or test for 2007.
         long_tail: draw a long-tailed training set of at most 800 images a class from the training list.
         labels: a COCO json to train on, such as wsis.label writes; empty takes the set's own.
-        salient: folder of salient images/ and masks/, which BoxCaseg learns from too.
+        salient: folder of salient images and masks, such as DUTS-TR or ECSSD, which BoxCaseg learns from too.
+        salient_limit: so many of the salient images are used, the same each time; 0 uses all.
         proposals: "auto" makes segment proposals on first use, "none" gives none, else a file or folder of proposals.
         max_proposals: the best so many proposals of an image are used.
         augment: how training images are varied.
@@ -77,12 +78,13 @@ class VOC(DataModule):
         long_tail: bool = False,
         labels: str = "",
         salient: str = "",
+        salient_limit: int = 0,
         proposals: str = "auto",
         max_proposals: int = 2000,
         augment: Augment = _AUGMENT,
         loading: Loading = _LOADING,
     ) -> None:
-        super().__init__("voc", Path(root), proposals, max_proposals, augment, loading, labels, salient)
+        super().__init__("voc", Path(root), proposals, max_proposals, augment, loading, labels, salient, salient_limit)
         train, val = _LISTS[year, task]
         self.lists = {"train": train_list or train, "val": val_list or val}
         self.year, self.task, self.long_tail = year, task, long_tail
@@ -139,7 +141,7 @@ def read_voc(devkit: Path, stems: Sequence[str], classes: Sequence[str], masks: 
     images = [{"id": n, **image} for n, (image, _, _) in zip(_numbers(stems), records, strict=True)]
     found = {image["id"]: annotations for image, (_, annotations, _) in zip(images, records, strict=True)}
     tags = {image["id"]: given for image, (_, _, given) in zip(images, records, strict=True)}
-    index = Index("voc", images_dir, images, drop_empty(found, devkit), categories, [], tags, {})
+    index = Index("voc", images_dir, images, drop_empty(found, images, devkit), categories, [], tags, {})
     if not masks:
         return index
     panoptic = _PanopticMaps(devkit, sbd, len(classes))
