@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["average_over_scales", "cam", "grad_cam"]
+__all__ = ["average_over_scales", "cam", "grad_cam", "inside"]
 
 
 def cam(features: Tensor, weight: Tensor) -> Tensor:
@@ -65,6 +65,22 @@ def average_over_scales(
         total = total + plain + mirrored.flip(-1)
     assert isinstance(total, Tensor)
     return _normalise(total)
+
+
+def inside(sizes: Sequence[tuple[int, int]], maps: Tensor, stride: float) -> Tensor:
+    """Which cells of a padded batch begin inside their image.
+
+    Args:
+        sizes: (H, W) of the N images, in input pixels.
+        maps: (...,h,w), any on the same cells and device.
+        stride: input pixels per cell.
+
+    Returns:
+        (N,h,w) bool.
+    """
+    y, x = (torch.arange(cells, device=maps.device) * stride for cells in maps.shape[-2:])
+    limits = torch.tensor(sizes, device=maps.device).reshape(-1, 2, 1)
+    return (y < limits[:, 0])[:, :, None] & (x < limits[:, 1])[:, None, :]
 
 
 def _normalise(maps: Tensor) -> Tensor:
