@@ -21,8 +21,8 @@ from wsis import fit, label, predict, report
 from wsis import test as judging
 from wsis.data._coco_json import read_coco
 from wsis.data.shapes import Shapes
-from wsis.label import tagged
 from wsis.metrics import InstanceAP
+from wsis.pseudo_labels import tagged
 from wsis.types import Prediction
 
 

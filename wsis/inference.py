@@ -24,48 +24,68 @@ from wsis.types import Prediction, Proposals, Sample, View
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Loaded", "load", "predict"]
+__all__ = ["Loaded", "load", "predict", "trained"]
 
 
 class Loaded(NamedTuple):
     """A run, ready to use."""
 
     model: pl.LightningModule
-    """With the weights of its last finished stage, in evaluation mode, on the CPU."""
+    """Of the stage asked for, in evaluation mode, on the CPU."""
     data: pl.LightningDataModule
     """As it was trained on."""
     config: Config
     """All settings of the run."""
 
 
-def load(run: str | os.PathLike[str]) -> Loaded:
+def load(run: str | os.PathLike[str], stage: str | None = None) -> Loaded:
     """The model, data and settings of a run's folder.
+
+    Args:
+        run: the folder.
+        stage: name of the stage whose model is wanted; by default the last that was trained, which of a method that ends with
+            Mask R-CNN is Mask R-CNN.
 
     Raises:
         InputError: not the folder of a run, or the model is not trained yet.
     """
     folder = Path(run)
+    config = _config(folder)
+    known = trained(folder)
+    if stage not in (None, *known):
+        raise InputError(f"{folder} has no trained stage '{stage}'; it has {', '.join(known)}")
+    name = stage or list(known)[-1]
+    checkpoint = folder / name / "checkpoints/last.ckpt"
+    if not intact(checkpoint):
+        raise InputError(f"{checkpoint} is damaged or missing; mend it with `python -m wsis.fit --resume {folder}`")
+    model = known[name].load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).eval()
+    return Loaded(model, _make_data(config["data"]), config)
+
+
+def trained(run: Path) -> dict[str, type[pl.LightningModule]]:
+    """Names and models of a run's trained stages, in order, from the first that trains the method itself.
+
+    Raises:
+        InputError: not the folder of a run, or the method is not trained yet.
+    """
+    path = registry.find("model", _config(run)["model"]["class_path"])
+    method = f"{path.__module__}.{path.__qualname__}"
+    done = [(place, stage["settings"].get("model")) for place, stage in stages(run) if stage["finished"]]
+    done = [(place, model) for place, model in done if (place / "checkpoints").is_dir()]  # others predict or make files
+    while done and done[0][1] != method:  # what was trained to begin with, such as a classifier
+        done.pop(0)
+    if not done:
+        raise InputError(f"{run} has no finished stage that trains {method}; continue it: `python -m wsis.fit --resume {run}`")
+    return {place.name: registry.find("model", model) for place, model in done}
+
+
+def _config(folder: Path) -> Config:
     if not (folder / "config.yaml").is_file():
         raise InputError(f"{folder} is not the folder of a run: it has no config.yaml")
     config = read_config(folder / "config.yaml")
     if not all((config.get(kind) or {}).get("class_path") for kind in registry.KINDS):
         raise InputError(f"{folder / 'config.yaml'} does not name the model and data of a run; give the folder of another run")
-    model = registry.find("model", config["model"]["class_path"])
-    return Loaded(_load_model(folder, model), _make_data(config["data"]), config)
-
-
-def _load_model(folder: Path, cls: type[pl.LightningModule]) -> pl.LightningModule:
-    name = f"{cls.__module__}.{cls.__qualname__}"
-    trained = [place for place, stage in stages(folder) if stage["finished"] and stage["settings"].get("model") == name]
-    trained = [place for place in trained if (place / "checkpoints").is_dir()]  # others predict
-    if not trained:
-        raise InputError(
-            f"{folder} has no finished stage that trains {name}; continue it with `python -m wsis.fit --resume {folder}`"
-        )
-    checkpoint = trained[-1] / "checkpoints/last.ckpt"
-    if not intact(checkpoint):
-        raise InputError(f"{checkpoint} is damaged or missing; mend it with `python -m wsis.fit --resume {folder}`")
-    return cls.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).eval()
+    return config
 
 
 def _make_data(section: Config) -> pl.LightningDataModule:
@@ -75,12 +95,17 @@ def _make_data(section: Config) -> pl.LightningDataModule:
 
 
 @torch.no_grad()
-def predict(model: pl.LightningModule, image: str | os.PathLike[str] | Image | NDArray[np.uint8] | Tensor) -> Prediction:
+def predict(
+    model: pl.LightningModule,
+    image: str | os.PathLike[str] | Image | NDArray[np.uint8] | Tensor,
+    boxes: Tensor | None = None,
+) -> Prediction:
     """Objects in one image, in its own pixels.
 
     Args:
         model: a trained model; it stays on its device.
         image: a file, a PIL image, (H,W,3) uint8 RGB, or a (3,H,W) uint8 RGB tensor.
+        boxes: (K,4) xyxy, for a model that segments what given boxes hold; its labels are all 0.
 
     Raises:
         InputError: not an image.
@@ -95,6 +120,9 @@ def predict(model: pl.LightningModule, image: str | os.PathLike[str] | Image | N
         "view": View((1.0, 1.0), (0.0, 0.0), width, False),
         "target": {},
     }
+    if boxes is not None:
+        none = torch.zeros(len(boxes), dtype=torch.int64, device=model.device)
+        sample["target"] = {"boxes": boxes.to(model.device, torch.float32), "labels": none, "crowd": none.bool()}
     if getattr(model, "needs_proposals", True):
         from wsis.evidence.segments import propose
 

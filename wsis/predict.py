@@ -19,11 +19,11 @@ from PIL import Image
 from wsis import viz
 from wsis.checkpoints import intact
 from wsis.cli import Help
-from wsis.data._coco_json import Index, Record
+from wsis.data._coco_json import Index, Record, read_coco
 from wsis.data._images import read_image
 from wsis.data._module import Augment, DataModule, Loading
 from wsis.files import InputError, whole
-from wsis.inference import load
+from wsis.inference import load, trained
 from wsis.messages import plain_errors
 from wsis.metrics.evaluation import Evaluation
 from wsis.metrics.panoptic_results import PANOPTIC, read_panoptic
@@ -50,6 +50,8 @@ def predict_images(
     images: list[Path],
     run: Path,
     out: Path = Path("predictions"),
+    boxes: Path | None = None,
+    stage: str | None = None,
     score: float = 0.3,
     workers: int = 2,
     accelerator: str = "auto",
@@ -63,16 +65,24 @@ def predict_images(
         images: Images, and folders of images.
         run: Folder of a finished run.
         out: Folder to write to.
+        boxes: COCO json with boxes of the images; the masks in them are predicted, by a method that learnt from boxes.
+        stage: Trained stage to use; if not given the last, with `boxes` the last that takes boxes.
         score: Detections below this score are not drawn; predictions.json has them all.
         workers: Processes that read images and make proposals.
         accelerator: What to compute on, as Lightning calls it: auto, cpu, gpu, ...
         devices: How many of them.
 
     Raises:
-        InputError: not a finished run, or no image can be read.
+        InputError: not a finished run, no image can be read, or boxes that no stage takes or that are of other images.
     """
-    model, data, _ = load(run)
-    pictures = _Pictures(_readable(images), *classes_of(run, data), workers)
+    model, data, _ = load(run, stage or (_stage_for_boxes(run) if boxes else None))
+    if getattr(model, "needs_boxes", False) != (boxes is not None):
+        raise InputError(
+            f"{type(model).__name__} of {run} {'does not take' if boxes else 'needs'} --boxes; choose a --stage of it"
+        )
+    things, stuff = classes_of(run, data)
+    index = Index("pictures", Path(), _readable(images), {}, things, stuff, {}, {})
+    pictures = _Pictures(_with_boxes(index, boxes) if boxes else index, workers)
     results = store_predictions(model, pictures, "train", out, accelerator, devices)
     if results is not None:
         index = pictures.index("train")
@@ -137,11 +147,11 @@ def classes_of(run: Path, data: Any) -> tuple[list[Record], list[Record]]:
 
 
 class _Pictures(DataModule):
-    """Images without annotations; proposals are made by the loader's processes as images are read."""
+    """Images without annotations, or with boxes alone; proposals are made by the loader's processes as images are read."""
 
-    def __init__(self, images: list[Record], categories: list[Record], stuff: list[Record], workers: int) -> None:
+    def __init__(self, index: Index, workers: int) -> None:
         super().__init__("pictures", Path(), "auto", 2000, Augment(), Loading(batch_size=1, workers=workers))
-        self._index = Index("pictures", Path(), images, {}, categories, stuff, {}, {})
+        self._index = index
 
     @property
     def has_val(self) -> bool:
@@ -165,6 +175,38 @@ class _FreshProposals:
         if not segments or members is None:
             return Proposals(boxes[:limit], scores[:limit])
         return Proposals(boxes[:limit], scores[:limit], labels, members[:limit])
+
+
+def _stage_for_boxes(run: Path) -> str:
+    """The last trained stage whose model segments given boxes."""
+    able = [name for name, model in trained(run).items() if getattr(model, "needs_boxes", False)]
+    if not able:
+        raise InputError(f"{run} has no trained stage that segments given boxes; leave out --boxes, or train boxcaseg")
+    return able[-1]
+
+
+def _with_boxes(index: Index, path: Path) -> Index:
+    """Give the images their boxes in a COCO json, which names them by the end of their paths; others are left out."""
+    given = read_coco(path, Path(), check_images=False)
+    named = {image["file_name"]: image for image in given.images}
+    images, boxes = [], {}
+    for image in index.images:
+        parts = Path(image["file_name"]).parts
+        ends = ("/".join(parts[i:]) for i in range(len(parts)))  # the longest first: names may be equal in two folders
+        mine = next((named[end] for end in ends if end in named), None)
+        if mine is None:
+            _warn(f"left out: {path} has no boxes for {image['file_name']}")
+            continue
+        if (mine["height"], mine["width"]) != (image["height"], image["width"]):
+            theirs = f"{mine['width']} x {mine['height']}"
+            raise InputError(
+                f"{path} has {image['file_name']} at {theirs} pixels, but it is {image['width']} x {image['height']}"
+            )
+        images.append(image)
+        boxes[image["id"]] = given.annotations[mine["id"]]
+    if not images:
+        raise InputError(f"{path} has boxes for none of the images; its file_name must be the end of their paths")
+    return index._replace(images=images, annotations=boxes, categories=given.categories)
 
 
 def _readable(given: Iterable[Path]) -> list[Record]:

@@ -23,7 +23,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -33,6 +33,10 @@ from wsis.checkpoints import Reseed, Save, intact, newest
 from wsis.files import InputError, clear_scratch, whole
 from wsis.fingerprint import fingerprint, plain
 from wsis.loggers import CSV
+from wsis.pseudo_labels import Labeller, write_labels
+
+if TYPE_CHECKING:
+    from wsis.data._coco_json import Index
 
 __all__ = ["OnlyStage", "Run", "Split", "rank", "read_stage", "stages"]
 
@@ -117,6 +121,27 @@ class Run:
             self._end(name)
             _let_go(model, data)
         return folder / "predictions.json"
+
+    def label(self, name: str, model: pl.LightningModule, data: pl.LightningDataModule) -> Path:
+        """Let `model` label every training image, all ranks sharing the work; return its labels.json (COCO instances).
+
+        Args:
+            name: of the stage and its folder.
+            model: with a method `label`, or a `predict_step` whose detections of tagged classes are the labels.
+            data: what to label.
+        """
+        folder = self.folder / name
+        if not self._begin(name, self._describe(model, data)):
+            made = self.make_trainer(folder)
+            made.predict(Labeller(model), datamodule=Split(data, "train"), return_predictions=False)
+            if rank() == 0:
+                index: Index = data.index("train")  # type: ignore[attr-defined]
+                write_labels(folder / "labels.json", folder / "predictions.json", index, model, name)
+                (folder / "predictions.json").unlink()
+            self._end(name)
+            _let_go(model, data)
+        self._wait_for(name, finished=True)
+        return folder / "labels.json"
 
     def make(self, name: str, produce: Callable[[Path], object], **settings: Any) -> Path:
         """Any other stage: `produce(folder)` writes files, on rank zero alone; returns the folder.

@@ -6,10 +6,11 @@ files in order, flags.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from jsonargparse import get_loader
@@ -17,9 +18,10 @@ from jsonargparse import get_loader
 from wsis import registry
 from wsis.files import InputError
 
-__all__ = ["Config", "arrange", "as_words", "check_known", "flatten", "layer", "read_config", "recipe"]
+__all__ = ["Config", "arrange", "as_words", "check_known", "flatten", "layer", "part", "read_config", "recipe"]
 
 Config = dict[str, Any]
+Part = TypeVar("Part")
 
 
 def arrange(argv: Sequence[str]) -> tuple[dict[str, str], list[Path], list[str]]:
@@ -121,6 +123,27 @@ def flatten(config: Config, known: Collection[str], prefix: str = "") -> Iterato
             yield from flatten(value, known, f"{path}.")
         elif not (value is None and path in registry.KINDS):
             yield path, value
+
+
+def part(cls: type[Part], setting: str, given: Mapping[str, Any], **shared: Any) -> tuple[Part, int]:
+    """Make what a stage of its own trains, from a method's setting such as `pretraining`; returns it and its steps.
+
+    Args:
+        cls: the LightningModule.
+        setting: name of the method's setting.
+        given: the setting: `steps` and arguments of `cls`.
+        **shared: arguments that the method has already.
+
+    Raises:
+        InputError: no steps, or an argument that `cls` does not have.
+    """
+    known = [name for name in inspect.signature(cls).parameters if name not in ("self", "args", "kwargs")]
+    for name in given:
+        if name not in ("steps", *known):
+            raise InputError(f"unknown setting 'model.{setting}.{name}'{registry.suggest(name, known)}")
+    if not isinstance(given.get("steps"), int):
+        raise InputError(f"model.{setting} needs `steps`: how long {cls.__name__} trains, as in {{steps: 1000}}")
+    return cls(**(shared | {name: value for name, value in given.items() if name != "steps"})), given["steps"]
 
 
 _CLASS_PATHS = {f"{kind}.class_path" for kind in registry.KINDS}

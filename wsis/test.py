@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pytorch_lightning.cli import LightningArgumentParser
+from torchmetrics import Metric
 
 from wsis import viz
 from wsis.cli import CLI
@@ -20,7 +21,7 @@ from wsis.data._samples import truth_of
 from wsis.files import InputError, whole
 from wsis.inference import load
 from wsis.messages import plain_errors
-from wsis.metrics import VOCAP, CorLoc, InstanceAP, PanopticQuality
+from wsis.metrics import VOCAP, CorLoc, InstanceAP, MaskIoU, PanopticQuality
 from wsis.metrics.panoptic_results import PANOPTIC, read_panoptic
 from wsis.metrics.results import read_results
 from wsis.predict import store_predictions
@@ -32,6 +33,7 @@ __all__ = ["Judgement", "evaluate", "judge", "main"]
 
 HEADINGS = ("AP", "AP25", "AP50", "AP70", "AP75", "APs", "APm", "APl", "VOC_AP50", "VOC07_AP50")
 PANOPTIC_HEADINGS = ("PQ", "SQ", "RQ")
+GIVEN_BOXES = ("mIoU", "IoU50", "IoU75")
 PER_CLASS = ("AP", "AP25", "AP50", "AP70", "AP75", "box_AP50", "CorLoc")
 GALLERY = 12
 """Images in the report, about 3 MB."""
@@ -58,6 +60,7 @@ def evaluate(
     run: Path | None = None,
     predictions: Path | None = None,
     split: str = "val",
+    stage: str | None = None,
     out: Path | None = None,
     per_class: bool = False,
     panoptic: Path | None = None,
@@ -71,7 +74,8 @@ def evaluate(
         run: Folder of a finished run; its data is used unless told otherwise.
         predictions: A COCO results file instead of a run.
         split: Which images: val or train. CorLoc is usually given for train.
-        out: Folder to write to; RUN/test-SPLIT, or the folder of the predictions, if not given.
+        stage: Trained stage of the run to judge; the last if not given. One that segments given boxes is judged by mask IoU.
+        out: Folder to write to; RUN/test-SPLIT (-STAGE), or the folder of the predictions, if not given.
         per_class: Print a line for each class.
         panoptic: A COCO panoptic json beside its folder of pngs; panoptic.json beside the predictions if not given.
         accelerator: What to compute on, as Lightning calls it: auto, cpu, gpu, ...
@@ -87,8 +91,9 @@ def evaluate(
     index = data.index(split)
     if not any(index.annotations.values()):
         raise InputError(f"{data.name} has no boxes or masks in its {split} split to judge by; annotate some images")
-    folder = out or (run / f"test-{split}" if run else Path(str(predictions)).parent)
-    file = predictions or store_predictions(load(run).model, data, split, folder, accelerator, devices)  # type: ignore[arg-type]
+    folder = out or (run / "-".join(filter(None, ("test", split, stage))) if run else Path(str(predictions)).parent)
+    model = load(run, stage).model if run else None
+    file = predictions or store_predictions(model, data, split, folder, accelerator, devices)  # type: ignore[arg-type]
     if file is None:
         return None
     found = read_results(file, index.images, index.categories)
@@ -96,7 +101,8 @@ def evaluate(
         if predictions:
             raise InputError(f"{file} holds no predictions; write it again, or name another file")
         print("this model finds nothing in these images")
-    judgement = judge(found, _truths(index), [category["name"] for category in index.categories])
+    names = [category["name"] for category in index.categories]
+    judgement = judge(found, _truths(index), names, given_boxes=getattr(model, "needs_boxes", False))
     maps = _maps(panoptic, Path(file).with_name(PANOPTIC), index)
     if maps:
         judgement = _with_panoptic(judgement, maps, index, found)
@@ -108,17 +114,21 @@ def evaluate(
     return judgement
 
 
-def judge(predictions: Sequence[Prediction], truths: Sequence[Truth], names: Sequence[str]) -> Judgement:
+def judge(
+    predictions: Sequence[Prediction], truths: Sequence[Truth], names: Sequence[str], given_boxes: bool = False
+) -> Judgement:
     """Give all figures of predictions, one per truth; of boxes alone where predictions have no masks.
 
     Args:
         predictions: one per image.
         truths: of the same images.
         names: class names.
+        given_boxes: whether the boxes were given, so that only the masks in them can be judged.
     """
     kinds = ("mask", "box") if all(len(p.masks) == len(p.labels) for p in predictions) else ("box",)
-    metrics = [InstanceAP(len(names)), CorLoc(len(names))]
-    metrics += [VOCAP(0.5, points, kind, len(names)) for kind in kinds for points in ("all", "11")]  # type: ignore[arg-type]
+    metrics: list[Metric] = [MaskIoU(len(names))] if given_boxes else [InstanceAP(len(names)), CorLoc(len(names))]
+    if not given_boxes:
+        metrics += [VOCAP(0.5, points, kind, len(names)) for kind in kinds for points in ("all", "11")]  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for metric in metrics:
         metric.update(list(predictions), list(truths))
@@ -196,6 +206,8 @@ def _truths(index: Index) -> list[Truth]:
 def _rows(figures: Mapping[str, float]) -> list[list[str]]:
     """The table of figures in percent: masks, boxes, and CorLoc."""
     shown = [name for name in HEADINGS if name in figures or f"box_{name}" in figures]
+    if "mIoU" in figures:
+        return [["", *GIVEN_BOXES], ["masks in given boxes", *(_percent(figures[name]) for name in GIVEN_BOXES)]]
     rows = [["", *shown]]
     for kind, prefix in (("masks", ""), ("boxes", "box_")):
         values = [figures.get(prefix + name, math.nan) for name in shown]
@@ -217,7 +229,8 @@ def _panoptic_rows(figures: Mapping[str, float]) -> list[list[str]]:
 
 def _class_columns(judgement: Judgement) -> dict[str, dict[str, float]]:
     """What is shown of each class; stuff has panoptic quality alone."""
-    columns = (*PER_CLASS, *(PANOPTIC_HEADINGS if "PQ" in judgement.figures else ()))
+    columns = list(("mIoU",) if "mIoU" in judgement.figures else PER_CLASS)
+    columns += PANOPTIC_HEADINGS if "PQ" in judgement.figures else ()
     return {name: {c: known.get(c, math.nan) for c in columns} for name, known in judgement.per_class.items()}
 
 
@@ -226,12 +239,15 @@ def _percent(share: float) -> str:
 
 
 def _corloc(figures: Mapping[str, float]) -> str:
+    if "CorLoc" not in figures:
+        return "-"
     return f"{_percent(figures['CorLoc'])} (over images {_percent(figures['CorLoc_images'])})"
 
 
 def _print(judgement: Judgement, per_class: bool) -> None:
     _print_table(_rows(judgement.figures))
-    print(f"CorLoc {_corloc(judgement.figures)}")
+    if "CorLoc" in judgement.figures:
+        print(f"CorLoc {_corloc(judgement.figures)}")
     if panoptic := _panoptic_rows(judgement.figures):
         print()
         _print_table(panoptic)

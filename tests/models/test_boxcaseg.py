@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import pytorch_lightning as pl
@@ -20,7 +18,6 @@ from wsis.models.boxcaseg import (
     look,
     merge_masks,
     proxy_box_agreement,
-    write_proxy_masks,
 )
 
 SMALL = {"num_classes": 8, "backbone": "test_byobnet", "weights": "none", "crop": 64, "proxy_crop": 64}
@@ -71,14 +68,14 @@ def test_boxes_alone_teach_the_weak_head_alone(data):
 
 
 def test_the_weak_head_learns_nothing_from_its_transfer():
-    weak, transferred = PixelHead(6), TransferredHead(6)
+    weak, transferred = PixelHead(6, 5), TransferredHead(6, 5)
     transferred(torch.randn(2, 6, 4, 4), weak).sum().backward()
     assert not learns(weak)
     assert learns(transferred)
     with torch.no_grad():
         weak.last.bias += 3
         weight, bias = transferred.last(weak.last)
-    assert weight.shape == (1, 6, 1, 1)
+    assert weight.shape == (1, 5, 1, 1)
     assert torch.equal(bias, weak.last.bias), "slope 1 and shift 0 at the start"
 
 
@@ -156,21 +153,8 @@ def test_predictions_are_masks_in_the_given_boxes(data):
         assert not pixels.any()
     sample = samples.sample(0)
     del sample["target"]["boxes"]
-    with pytest.raises(InputError, match="comes without boxes"):
+    with pytest.raises(InputError, match="has none; give boxes"):
         model.predict(sample)
-
-
-def test_proxy_masks_are_written_and_those_that_agree_too_little_are_marked(data, tmp_path):
-    model = BoxCaseg(**SMALL, least_agreement=0.9)
-    write_proxy_masks(model, data, tmp_path)
-    written = json.loads((tmp_path / "labels.json").read_text())
-    index = data.index("train")
-    assert len(written["annotations"]) == sum(map(len, index.annotations.values()))
-    assert {a["ignore"] for a in written["annotations"]} <= {0, 1}
-    assert all(a["ignore"] == (a["score"] < 0.9) for a in written["annotations"])
-    assert model.training
-    learnt = data.with_labels(tmp_path / "labels.json").samples("train", train=False, supervision="masks").sample(0)
-    assert len(learnt["target"]["masks"]) == len(index.annotations[learnt["image_id"]])
 
 
 def test_batches_hold_both_kinds_in_the_ratio_asked_for(data, tmp_path):

@@ -44,7 +44,7 @@ def to_annotations(prediction: Prediction, categories: Sequence[Record], source:
         prediction: of an image.
         categories: the data set's classes, in order.
         source: what made the labels.
-        least_score: labels below it are marked `ignore`: their masks are not to be learnt.
+        least_score: labels below it are marked `ignore`: their masks are not to be learnt. So are empty masks.
     """
     x1, y1, x2, y2 = prediction.boxes.double().unbind(1)
     xywh = torch.stack([x1, y1, x2 - x1, y2 - y1], 1)
@@ -54,7 +54,8 @@ def to_annotations(prediction: Prediction, categories: Sequence[Record], source:
         for label, box, score in zip(prediction.labels.tolist(), xywh.tolist(), prediction.scores.tolist(), strict=True)
     ]
     for annotation, mask in zip(annotations, prediction.masks, strict=False):  # a detector of boxes has no masks
-        annotation |= {"segmentation": mask, "area": int(rle_masks.area(mask))}
+        area = int(rle_masks.area(mask))
+        annotation |= {"segmentation": mask, "area": area, "ignore": int(annotation["ignore"] or not area)}
     return annotations
 
 

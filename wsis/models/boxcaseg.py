@@ -25,8 +25,6 @@ of images are normalised alike (the code has two ways); lines are labelled after
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -37,16 +35,14 @@ from pycocotools import mask as rle
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 from torchvision.ops import box_area, roi_align
-from tqdm import tqdm
 
-from wsis.data._coco_json import write_coco
 from wsis.files import InputError
 from wsis.losses import mask_loss, neighbour_smoothness, tightness_loss
 from wsis.metrics import Evaluation, MaskIoU
-from wsis.metrics.results import to_annotations
 from wsis.models.mask_rcnn import MaskRCNN
 from wsis.nn.backbone import Backbone
 from wsis.nn.masks import paste
+from wsis.settings import part
 from wsis.types import Batch, Prediction, Sample
 
 if TYPE_CHECKING:
@@ -69,6 +65,7 @@ class BoxCaseg(pl.LightningModule):
         backbone_args: further arguments of the backbone: model_args, mean, std.
         salient: whether there is a salient head.
         transferred: whether there is a head whose weights are made from the weak head's.
+        width: hidden channels of a head; null has as many as the features.
         alpha: share of the salient head in the fused map; 0.7 on VOC, 0.6 in the code for COCO.
         smoothness: weight of the differences between neighbours, eq. (2).
         salient_share: share of salient images in a batch; the paper's best is 7 of 16.
@@ -85,6 +82,7 @@ class BoxCaseg(pl.LightningModule):
 
     supervision = "boxes"
     needs_proposals = False
+    needs_boxes = True
 
     def __init__(
         self,
@@ -95,6 +93,7 @@ class BoxCaseg(pl.LightningModule):
         backbone_args: dict[str, Any] | None = None,
         salient: bool = True,
         transferred: bool = True,
+        width: int | None = None,
         alpha: float = 0.7,
         smoothness: float = 0.05,
         salient_share: float = 0.4375,
@@ -110,13 +109,13 @@ class BoxCaseg(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.salient_share = salient_share
+        self.salient_share, self.ignore_below = salient_share, least_agreement  # what data and labels ask a model
         self.backbone = Backbone(backbone, weights, 32, -1, freeze, **(backbone_args or {}))
         self.levels = [level for level, stride in enumerate(self.backbone.strides) if stride >= 4]
-        width = sum(self.backbone.widths[level] for level in self.levels)
-        self.weak = PixelHead(width)
-        self.salient = PixelHead(width) if salient else None
-        self.transferred = TransferredHead(width) if transferred else None
+        channels = sum(self.backbone.widths[level] for level in self.levels)
+        self.weak = PixelHead(channels, width or channels)
+        self.salient = PixelHead(channels, width or channels) if salient else None
+        self.transferred = TransferredHead(channels, width or channels) if transferred else None
 
     def configure_callbacks(self) -> list[Callback]:
         """Evaluate masks given their boxes."""
@@ -124,15 +123,13 @@ class BoxCaseg(pl.LightningModule):
 
     def stages(self, run: Run, data: pl.LightningDataModule) -> None:
         """Train the joint network, give every training box a proxy mask, and train Mask R-CNN on those."""
+        classes, last = self.hparams["num_classes"], self.hparams["segmentor"]
+        segmentor, steps = part(MaskRCNN, "segmentor", last, num_classes=classes) if last else (None, 0)
         joint = run.fit("1-joint", self, data)
-        if not self.hparams["segmentor"]:
-            return
-        self.load_state_dict(torch.load(joint, map_location="cpu", weights_only=True)["state_dict"])
-        labels = run.make("2-proxy-masks", partial(write_proxy_masks, self, data)) / "labels.json"
-        settings = dict(self.hparams["segmentor"])
-        steps = settings.pop("steps")
-        segmentor = MaskRCNN(self.hparams["num_classes"], **settings)
-        run.fit("3-mask-rcnn", segmentor, data.with_labels(labels), max_steps=steps)  # type: ignore[attr-defined]
+        if segmentor is not None:
+            self.load_state_dict(torch.load(joint, map_location="cpu", weights_only=True)["state_dict"])
+            labels = run.label("2-proxy-masks", self, data)
+            run.fit("3-mask-rcnn", segmentor, data.with_labels(labels), max_steps=steps)  # type: ignore[attr-defined]
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """L = L_MIL, on both kinds of images, + L_pix on salient ones (section 3.3)."""
@@ -195,7 +192,7 @@ class BoxCaseg(pl.LightningModule):
     def predict(self, sample: Sample) -> Prediction:
         """A mask for each given box, in the order of the boxes."""
         if "boxes" not in sample["target"]:
-            raise InputError(f"BoxCaseg segments what given boxes hold, and image {sample['image_id']} comes without boxes")
+            raise InputError(f"BoxCaseg segments what given boxes hold, but image {sample['image_id']} has none; give boxes")
         boxes, size = sample["target"]["boxes"], (sample["image"].shape[-2], sample["image"].shape[-1])
         crops = [self.segment(sample["image"], boxes[i : i + _CHUNK]) for i in range(0, len(boxes), _CHUNK)]
         masks = paste(torch.cat(crops), boxes, size) if crops else []
@@ -211,8 +208,8 @@ class BoxCaseg(pl.LightningModule):
         return (probabilities - low) / (high - low).clamp(min=1e-6)
 
     def label(self, batch: Batch) -> list[Prediction]:
-        """Proxy masks of each image's boxes, merged; the score is the agreement of mask and box."""
-        return [merged(self.predict(sample), self.hparams["merge"]) for sample in batch]
+        """Proxy masks of each image's boxes but crowds, merged; the score is the agreement of mask and box."""
+        return [merged(self.predict(without_crowds(sample)), self.hparams["merge"]) for sample in batch]
 
     def configure_optimizers(self) -> Any:
         """SGD, its rate falling to 0 by a power of 0.9."""
@@ -240,12 +237,13 @@ class PixelHead(nn.Module):
     """Two 1 x 1 convolutions with normalisation between them; logits at four times the features' size.
 
     Args:
-        width: channels of the features.
+        channels: of the features.
+        width: hidden channels.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.first, self.norm = nn.Conv2d(width, width, 1), nn.BatchNorm2d(width, momentum=0.01)
+        self.first, self.norm = nn.Conv2d(channels, width, 1), nn.BatchNorm2d(width, momentum=0.01)
         self.last = nn.Conv2d(width, 1, 1)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -257,12 +255,13 @@ class TransferredHead(nn.Module):
     """A head like the weak one, with weights that an MLP makes from the weak head's, which learns nothing (section 3.3.2).
 
     Args:
-        width: channels of the features.
+        channels: of the features.
+        width: hidden channels.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.first, self.last = WeightTransfer(width), WeightTransfer(width)
+        self.first, self.last = WeightTransfer(channels), WeightTransfer(width)
         self.norm = nn.BatchNorm2d(width, momentum=0.01)
 
     def forward(self, features: Tensor, weak: PixelHead) -> Tensor:
@@ -359,6 +358,13 @@ def _extent(lines: Tensor) -> tuple[Tensor, Tensor]:
     return lines.int().argmax(1), last.where(lines.any(1), 0)
 
 
+def without_crowds(sample: Sample) -> Sample:
+    """The sample with the boxes of single objects alone."""
+    target = sample["target"]
+    single = {name: target[name][~target["crowd"]] for name in ("boxes", "labels", "crowd")}
+    return {**sample, "target": {**target, **single}}  # type: ignore[typeddict-item]
+
+
 def merged(prediction: Prediction, merge: bool = True) -> Prediction:
     """Let masks of one image give way to smaller ones, and score each by its agreement with its box."""
     if not prediction.masks:
@@ -367,21 +373,3 @@ def merged(prediction: Prediction, merge: bool = True) -> Prediction:
     masks = merge_masks(masks, prediction.boxes) if merge else masks
     encoded = [rle.encode(np.asfortranarray(mask.numpy().astype(np.uint8))) for mask in masks]
     return prediction._replace(scores=proxy_box_agreement(masks, prediction.boxes), masks=encoded)
-
-
-@torch.no_grad()
-def write_proxy_masks(model: BoxCaseg, data: Any, folder: Path) -> None:
-    """Write `labels.json`: proxy masks of all training boxes; those that agree too little are marked `ignore`."""
-    index, samples = data.index("train"), data.samples("train", train=False, supervision="boxes")
-    was_training, found = model.training, {}
-    model.eval()
-    for i in tqdm(range(len(samples)), desc="proxy masks", unit="image"):
-        sample = samples.sample(i)
-        kept = ~sample["target"]["crowd"]
-        sample["target"] = {name: sample["target"][name][kept].to(model.device) for name in ("boxes", "labels")}
-        sample["image"] = sample["image"].to(model.device)
-        (prediction,) = model.label([sample])
-        least = model.hparams["least_agreement"]
-        found[sample["image_id"]] = to_annotations(prediction, index.categories, "BoxCaseg", least)
-    model.train(was_training)
-    write_coco(folder / "labels.json", index._replace(annotations=found))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MultilabelAveragePrecision
 
 from wsis.nn.backbone import Backbone
+from wsis.settings import part
 from wsis.types import Batch
 
 if TYPE_CHECKING:
@@ -120,10 +121,9 @@ def pretrain(run: Run, hparams: Mapping[str, Any], data: pl.LightningDataModule)
         hparams: the model's settings; `pretraining` holds `steps` and what the classifier has otherwise.
         data: with tags.
     """
-    settings = dict(hparams["pretraining"])
-    steps = settings.pop("steps")
     shared = {name: hparams[name] for name in ("num_classes", "backbone", "weights", "output_stride", "backbone_args")}
-    return run.fit("1-classifier", Classifier(**(shared | settings)), data, max_steps=steps)
+    classifier, steps = part(Classifier, "pretraining", hparams["pretraining"], **shared)
+    return run.fit("1-classifier", classifier, data, max_steps=steps)
 
 
 def tags(batch: Batch) -> Tensor:
