@@ -5,16 +5,22 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from PIL import Image
+from pycocotools import mask as rle
 
 import wsis
 from wsis import fit, registry
+from wsis.data._module import DataModule
+from wsis.data.coco import COCO
 from wsis.data.shapes import Shapes
 from wsis.types import Prediction, Proposals
 
@@ -28,6 +34,8 @@ TINY = {
     "hidden": 32,
     "features": 32,
     "mask_width": 8,
+    "crop": 64,
+    "proxy_crop": 64,
     "test_sides": (),
     "test_side": 0,
     "num_stuff": 3,
@@ -52,7 +60,7 @@ def build(name: str, **settings) -> pl.LightningModule:
     return cls(num_classes=8, **{key: value for key, value in {**TINY, **settings}.items() if key in accepted})
 
 
-def train(name: str, data: Shapes, steps: int = 2, **trainer) -> pl.LightningModule:
+def train(name: str, data: DataModule, steps: int = 2, **trainer) -> pl.LightningModule:
     pl.seed_everything(0, verbose=False)
     model = build(name)
     place = {"default_root_dir": data.folder, **trainer}
@@ -108,6 +116,48 @@ def test_saved_and_loaded_from_python(name, data, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
     if predicts(name):
         assert same(predictions(model, data), predictions(again, data))
+
+
+def train_on_files(name: str, data: Shapes, folder: Path, salient: Path) -> pl.LightningModule:
+    """Train as on `data`, but on files that can be changed."""
+    files = COCO(folder, panoptic=True, salient=str(salient), augment=data.augment, loading=data.loading)
+    return train(name, files, limit_val_batches=0)
+
+
+def equal(a: pl.LightningModule, b: pl.LightningModule) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+HIDDEN = {"tags": ("segmentation", "bbox"), "boxes": ("segmentation",)}
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if registry.find("model", name).supervision in HIDDEN])
+def test_poison_where_it_may_not_look_changes_no_bit(name, data, tmp_path):
+    folder, salient, poisoned = data.index("train").root.parent, data.index("salient").root.parent, tmp_path / "poisoned"
+    honest = train_on_files(name, data, folder, salient)
+    shutil.copytree(folder, poisoned)
+    path, rng = poisoned / "annotations/instances_train2017.json", np.random.default_rng(5)
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        noise = rle.encode(np.asfortranarray(rng.random((256, 256)) < 0.5, np.uint8))
+        lies = {"segmentation": {"size": [256, 256], "counts": noise["counts"].decode()}, "bbox": [*rng.integers(1, 99, 4)]}
+        annotation |= {"area": int(rng.integers(1, 999))}
+        annotation |= {key: lies[key] for key in HIDDEN[honest.supervision]}
+    path.write_text(json.dumps(content, default=int))
+    assert equal(train_on_files(name, data, poisoned, salient), honest)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in METHODS if "salient_share" in inspect.signature(registry.find("model", name)).parameters]
+)
+def test_salient_masks_are_learned_from(name, data, tmp_path):
+    folder, salient = data.index("train").root.parent, data.index("salient").root.parent
+    honest = train_on_files(name, data, folder, salient)
+    shutil.copytree(salient, tmp_path / "salient")
+    assert equal(train_on_files(name, data, folder, tmp_path / "salient"), honest)
+    for path in (tmp_path / "salient/masks").iterdir():
+        Image.fromarray(np.asarray(Image.open(path)).T).save(path)
+    assert not equal(train_on_files(name, data, folder, tmp_path / "salient"), honest)
 
 
 def words(name: str, root: Path, run: Path, steps: int = 4) -> list[str]:
