@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from PIL import Image
 from pycocotools import mask as rle
 from scipy import ndimage
 
+from wsis import fit
 from wsis.data._coco_json import read_coco, write_coco
 from wsis.data._salient import read_salient
 from wsis.data.coco import COCO
@@ -163,6 +166,8 @@ def test_smaller_sets_are_parts_of_larger_ones(tmp_path: Path) -> None:
 class Learner:
     """What a model says of itself."""
 
+    needs_proposals = False
+
     def __init__(self, salient_share: float) -> None:
         self.salient_share = salient_share
 
@@ -184,6 +189,28 @@ def test_fingerprint_knows_the_salient_images_where_they_are_learned_from(tmp_pa
     assert len({coco(limit).fingerprint(other) for limit in (0, 2)}) == 1
     add(tmp_path, "b", np.roll(ONE, 1, 0))
     assert coco().fingerprint(model) not in seen, "another mask under the same name"
+
+
+def test_a_run_begins_again_with_other_salient_images(tmp_path: Path) -> None:
+    def run(count: int) -> str:
+        small = ["--model.backbone=test_byobnet", "--model.weights=none", "--model.crop=32", "--data.loading.batch_size=4"]
+        size = [f"--data.root={tmp_path}/shapes", "--data.train=2", "--data.val=1", f"--data.salient={count}"]
+        most = ["--trainer.max_steps=1", "--trainer.accelerator=cpu", "--trainer.limit_val_batches=0"]
+        fit.main(["--model=boxcaseg", *small, *size, *most, f"--run_dir={tmp_path}/run"])
+        return json.loads(next(tmp_path.glob("run/*/stage.json")).read_text())["fingerprint"]
+
+    first = run(2)
+    assert run(3) != first
+    assert run(2) == first
+
+
+def test_salient_images_are_needed_to_learn_but_not_to_be_judged(tmp_path: Path) -> None:
+    data = COCO(Shapes(tmp_path, train=1, val=1).index("train").root.parent, salient=str(tmp_path / "gone"))
+    data.trainer = SimpleNamespace(state=SimpleNamespace(fn="test"), lightning_module=Learner(0.4))
+    data.prepare_data()
+    data.trainer.state.fn = "fit"
+    with pytest.raises(InputError, match=r"no salient sets in .*gone"):
+        data.prepare_data()
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs real salient images")
