@@ -160,6 +160,8 @@ def test_smaller_sets_are_parts_of_larger_ones(tmp_path: Path) -> None:
     assert all(set(less) <= set(more) and less == sorted(less) for less, more in pairwise(parts))
     assert parts[-1] == [(i["id"], i["file_name"]) for i in everything.images]
     assert parts[1] != parts[-1][:5], "drawn, not the first"
+    with pytest.raises(InputError, match="salient_limit -1 is negative"):
+        read_salient(tmp_path, -1)
     assert [len(COCO(salient=str(tmp_path), salient_limit=k).index("salient").images) for k in (5, 0)] == [5, 12]
 
 

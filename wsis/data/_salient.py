@@ -37,6 +37,8 @@ def read_salient(folder: Path, limit: int = 0) -> Index:
     Raises:
         InputError: a folder, a mask or an image is missing, sizes differ, a mask is coloured or grey, or no image is left.
     """
+    if limit < 0:
+        raise InputError(f"salient_limit {limit} is negative; 0 takes all images")
     images_dir, masks_dir = _folders(Path(folder))
     pictures, masks = _pictures(images_dir), {path.stem: path for path in _pictures(masks_dir)}
     for path in pictures:
