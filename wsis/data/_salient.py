@@ -27,7 +27,7 @@ _MOSTLY_GREY = 0.1  # share of pixels; edges make DUTS's masks grey in parts, EC
 def read_salient(folder: Path, limit: int = 0) -> Index:
     """Read images and masks (over half white: salient) of equal names as an index of one class.
 
-    As in DUTS-Single (BoxCaseg, section 4.1), images whose mask shows no object or several are left out, with one counted
+    As in DUTS-Single (BoxCaseg, section 4), images whose mask shows no object or several are left out, with one counted
     warning.
 
     Args:
