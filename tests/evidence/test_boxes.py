@@ -176,6 +176,12 @@ def test_float32_on_a_large_map_is_as_good_as_float64():
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
+def test_maps_in_half_precision():
+    maps, boxes = noise(1, 20, 515).bfloat16(), torch.tensor([[480.0, 4, 515, 16]])
+    expected = plain_gap(boxes[0].double(), maps[0].double(), 1.5, "ring")
+    assert centre_context_gap(boxes, maps).item() == pytest.approx(expected.item())
+
+
 def test_shared_and_padded_maps_are_as_own_ones():
     small, large = blobs(40, 50, seed=1), blobs(60, 80, seed=2)
     padded = torch.full((2, 60, 80), torch.nan, dtype=torch.double)  # padding is never read

@@ -75,23 +75,20 @@ def refine_boxes(
 
     Adam moves each edge by about `rate` of the box's first side a step, so a scene twice as large gives boxes twice as large.
     Of all boxes passed on the way the one with the smallest gap is returned: at a sharp border the last one still swings.
-    Boxes are clipped to their map; one without area there, or on a flat map, comes back as it was.
+    Boxes are clipped to their map and do not move where it is flat; one without area in its map comes back as it was.
 
     Args:
-        boxes: (K,4) as in `centre_context_gap`, as are `maps`, `context`, `form`, `index` and `sizes`.
-        maps: (M,H,W).
+        boxes: (K,4); this, `maps` (M,H,W), `context`, `form`, `index` and `sizes` as in `centre_context_gap`.
+        maps: scores.
         steps: of gradient descent.
         context: side of the surrounding box over that of the box.
         form: of the gap.
-        peaks: for each box (n,2) x and y of the peaks that it may hold one of, its own included. A box stops before the step
-            that would make it hold a second; one that starts with two stays.
-        index: (K,).
-        sizes: (M,2).
-        rate: of the first side, how far a step goes.
+        peaks: for each box (n,2) x and y of peaks, its own included. A box stops before the step that would make it hold a
+            second one; one that starts with two stays.
+        index: map of each box.
+        sizes: of maps without padding.
+        rate: how far a step moves an edge, in sides of the given box.
         min_side: pixels below which no side shrinks; a side that starts smaller never gets smaller.
-
-    Returns:
-        (K,4) in the type of `boxes`.
 
     Raises:
         InputError: as `centre_context_gap`; peaks for another number of boxes.
@@ -153,7 +150,9 @@ def _sums(boxes: Tensor, maps: Tensor, index: Tensor | None, sizes: Tensor | Non
     _check(boxes, maps, index, sizes)
     count, height, width = maps.shape
     every = torch.arange(count, device=maps.device)
-    sizes = maps.new_tensor([[height, width]]).expand(count, 2) if sizes is None else sizes.to(maps.device)
+    if sizes is None:
+        sizes = torch.tensor([[height, width]]).expand(count, 2)
+    sizes = sizes.to(maps.device)
     table = torch.zeros(count, height + 1, width + 1, dtype=torch.float64, device=maps.device)
     table[:, 1:, 1:] = maps
     table = table.cumsum_(1).cumsum_(2)
@@ -208,7 +207,7 @@ def _integral(boxes: Tensor, sums: _Sums) -> Tensor:
     columns, rows = (cells[..., i::2, :].flatten(-2) for i in (0, 1))
     _, height, width = sums.table.shape
     cell = (sums.which[:, None, None] * height + rows[..., :, None]) * width + columns[..., None, :]  # (...,K,4,4)
-    corners = sums.table.view(-1).index_select(0, cell.view(-1)).view_as(cell)  # 100 times as fast as table[...]
+    corners = sums.table.view(-1).index_select(0, cell.view(-1)).view_as(cell)  # 7 times as fast as table[...]
     return ((corners * across[..., None, :]).sum(-1) * down).sum(-1)
 
 
