@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from wsis.evidence.cam import average_over_scales, cam, grad_cam
+from wsis.evidence.cam import average_over_scales, cam, grad_cam, inside
 
 
 @pytest.fixture
@@ -81,3 +81,11 @@ def test_average_turns_mirrored_maps_back():
     mean = average_over_scales(torch.zeros(3, 32, 32), left)
     torch.testing.assert_close(mean, mean.flip(-1))
     assert mean[0, 0, 0] == 1
+
+
+def test_cells_that_begin_inside():
+    found = inside([(17, 8), (16, 24)], torch.zeros(5, 3, 3), stride=8)
+    assert found.sum((1, 2)).tolist() == [3 * 1, 2 * 3]
+    assert found[0, :, 0].all()
+    assert found[1, :2].all()
+    assert inside([], torch.zeros(3, 4), 8).shape == (0, 3, 4)

@@ -3,7 +3,8 @@
 Ahn and Kwak, CVPR 2018 (PSA, "AffinityNet"). Cells whose class the maps are sure of teach which neighbours belong together;
 a random walk then spreads the maps among cells that do. Two things are as in its successor, IRN (Ahn et al., CVPR 2019):
 features come from a frozen network, and background is what the maps leave below a threshold. There is no dense CRF, without
-which PSA's two background scores (1 - max)^4 and (1 - max)^32 are just the thresholds .28 and .08 on the maps.
+which PSA's two background scores (1 - max)^4 and (1 - max)^32 are just the thresholds .28 and .08 on the maps. The maps are a
+classifier's logits, bias included: without it they fire on everything that its bias outweighs.
 
 N images, C classes, h x w cells; K = 34 offsets for a radius of 5, one of each opposite pair.
 """
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsis.evidence.cam import average_over_scales, cam, inside
+from wsis.evidence.cam import average_over_scales, inside, normalise
 from wsis.files import InputError
 from wsis.nn.backbone import Backbone
 from wsis.types import Batch
@@ -40,7 +41,7 @@ class AffinityNet(pl.LightningModule):
         stage: the classifier's.
         backbone_args: the classifier's.
         finest: least stride of the feature maps that are used; affinities are between cells of the finest of them.
-        width: channels taken from each map, and of the features that are compared.
+        width: channels taken from each map, and of the features that are compared; a multiple of 4.
         radius: cells this far apart or farther have no affinity; at least 2.
         foreground: where the map of a tagged class is above this, it is sure to be there.
         background: where all are below this, background is.
@@ -83,16 +84,16 @@ class AffinityNet(pl.LightningModule):
         self.head.load_state_dict({name: state[f"head.{name}"] for name in ("weight", "bias")})
 
     def forward(self, images: Sequence[Tensor] | Tensor) -> tuple[Tensor, Tensor]:
-        """Images (3,H,W) -> features (N,D,h,w) to compare, and the classifier's (N,E,h',w'), padding included."""
+        """Images (3,H,W) -> features (N,D,h,w) to compare, and the classifier's logits (N,C,h',w'), padding included."""
         with torch.no_grad():
             maps = self.backbone.network(self.backbone.normalise(images))
-        return self.embed([maps[level] for level in self.levels]), maps[self.backbone.stage]
+        return self.embed([maps[level] for level in self.levels]), self.head(maps[self.backbone.stage])
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Compare affinities with what the class activation maps are sure of."""
-        features, deep = self([sample["image"] for sample in batch])
+        features, logits = self([sample["image"] for sample in batch])
         sizes = [(sample["image"].shape[-2], sample["image"].shape[-1]) for sample in batch]
-        maps = cam(deep * inside(sizes, deep, self.backbone.stride)[:, None], self.head.weight[..., 0, 0])
+        maps = normalise(logits * inside(sizes, logits, self.backbone.stride)[:, None])
         maps = F.interpolate(maps, size=features.shape[-2:], mode="bilinear")
         tags = torch.stack([sample["target"]["tags"] for sample in batch])
         labels = sure_labels(maps, tags, self.hparams["foreground"], self.hparams["background"])
@@ -134,8 +135,7 @@ class AffinityNet(pl.LightningModule):
 
     def _raw_maps(self, images: Tensor, labels: Tensor) -> Tensor:
         """Positive evidence (N,T,H,W) for some classes, at the images' size: cut from the padded size, so nothing shifts."""
-        maps = F.conv2d(self.backbone(images), self.head.weight[labels]).relu()
-        height, width = images.shape[-2:]
+        maps, (height, width) = self.head(self.backbone(images))[:, labels].relu(), images.shape[-2:]
         return F.interpolate(maps, scale_factor=float(self.backbone.stride), mode="bilinear")[..., :height, :width]
 
     def configure_optimizers(self) -> Any:
@@ -151,7 +151,7 @@ class Embedding(nn.Module):
 
     Args:
         channels: of the maps.
-        width: channels taken from each map, and of the result.
+        width: channels taken from each map, and of the result; a multiple of 4.
     """
 
     def __init__(self, channels: list[int], width: int) -> None:
@@ -228,7 +228,7 @@ def affinity_loss(affinities: Tensor, labels: Tensor, radius: int, background: i
 def random_walk(maps: Tensor, affinities: Tensor, radius: int = 5, power: float = 8.0, steps: int = 256) -> Tensor:
     """Let each cell take the mean of its neighbours' scores, weighted by affinity, again and again (PSA section 3.3).
 
-    The transition matrix is sparse and stays so: at 64 x 64 cells a step takes 0.5 ms on a CPU core, where squaring the dense
+    The transition matrix is sparse and stays so: at 64 x 64 cells 256 steps take 0.2 s on a CPU core, where squaring the dense
     matrix 8 times, as the code does, takes 20 s. Images of one call do not see each other.
 
     Args:

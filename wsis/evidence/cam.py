@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["average_over_scales", "cam", "grad_cam", "inside"]
+__all__ = ["average_over_scales", "cam", "grad_cam", "inside", "normalise"]
 
 
 def cam(features: Tensor, weight: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def cam(features: Tensor, weight: Tensor) -> Tensor:
     Returns:
         (N,C,H,W) in [0, 1]: negative evidence is 0, the largest of each map is 1; a map without positive evidence is all 0.
     """
-    return _normalise(torch.einsum("ndhw,cd->nchw", features.detach(), weight.detach()))
+    return normalise(torch.einsum("ndhw,cd->nchw", features.detach(), weight.detach()))
 
 
 def grad_cam(features: Tensor, head: Callable[[Tensor], Tensor], classes: Tensor | None = None) -> Tensor:
@@ -41,7 +41,7 @@ def grad_cam(features: Tensor, head: Callable[[Tensor], Tensor], classes: Tensor
         chosen = range(len(scores)) if classes is None else classes.tolist()
         gradients = [torch.autograd.grad(scores[c], features, retain_graph=True)[0] for c in chosen]
     importance = torch.stack(gradients, 1).mean((3, 4))
-    return _normalise(torch.einsum("ndhw,nkd->nkhw", features.detach(), importance))
+    return normalise(torch.einsum("ndhw,nkd->nkhw", features.detach(), importance))
 
 
 def average_over_scales(
@@ -64,7 +64,7 @@ def average_over_scales(
         plain, mirrored = F.interpolate(maps(torch.cat([scaled, scaled.flip(-1)])), size, mode="bilinear")
         total = total + plain + mirrored.flip(-1)
     assert isinstance(total, Tensor)
-    return _normalise(total)
+    return normalise(total)
 
 
 def inside(sizes: Sequence[tuple[int, int]], maps: Tensor, stride: float) -> Tensor:
@@ -83,7 +83,8 @@ def inside(sizes: Sequence[tuple[int, int]], maps: Tensor, stride: float) -> Ten
     return (y < limits[:, 0])[:, :, None] & (x < limits[:, 1])[:, None, :]
 
 
-def _normalise(maps: Tensor) -> Tensor:
+def normalise(maps: Tensor) -> Tensor:
+    """Maps (...,H,W) to [0, 1]: negative evidence is 0, the largest of each is 1, one without positive evidence is all 0."""
     maps = maps.clamp(min=0)
     peak = maps.amax((-2, -1), keepdim=True)
     return maps / peak.where(peak > 0, 1)
