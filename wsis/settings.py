@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -125,25 +125,23 @@ def flatten(config: Config, known: Collection[str], prefix: str = "") -> Iterato
             yield path, value
 
 
-def part(cls: type[Part], setting: str, given: Mapping[str, Any], **shared: Any) -> tuple[Part, int]:
-    """Make what a stage of its own trains, from a method's setting such as `pretraining`; returns it and its steps.
+def part(cls: Callable[..., Part], where: str, given: Mapping[str, Any], **shared: Any) -> Part:
+    """Make what a method's nested setting describes, such as the Mask R-CNN that it trains last.
 
     Args:
-        cls: the LightningModule.
-        setting: name of the method's setting.
-        given: the setting: `steps` and arguments of `cls`.
-        **shared: arguments that the method has already.
+        cls: what is made.
+        where: name of the setting, for messages.
+        given: arguments of `cls`.
+        **shared: arguments that `given` may replace.
 
     Raises:
-        InputError: no steps, or an argument that `cls` does not have.
+        InputError: an argument that `cls` does not have.
     """
-    known = [name for name in inspect.signature(cls).parameters if name not in ("self", "args", "kwargs")]
+    known = [name for name in inspect.signature(cls).parameters if name not in ("args", "kwargs")]
     for name in given:
-        if name not in ("steps", *known):
-            raise InputError(f"unknown setting 'model.{setting}.{name}'{registry.suggest(name, known)}")
-    if not isinstance(given.get("steps"), int):
-        raise InputError(f"model.{setting} needs `steps`: how long {cls.__name__} trains, as in {{steps: 1000}}")
-    return cls(**(shared | {name: value for name, value in given.items() if name != "steps"})), given["steps"]
+        if name not in known:
+            raise InputError(f"unknown setting '{where}.{name}'{registry.suggest(name, known)}")
+    return cls(**(shared | dict(given)))
 
 
 _CLASS_PATHS = {f"{kind}.class_path" for kind in registry.KINDS}

@@ -48,15 +48,31 @@ def learns(module: torch.nn.Module) -> bool:
     return any(p.grad is not None and bool(p.grad.any()) for p in module.parameters())
 
 
-@pytest.mark.parametrize(("salient", "transferred"), [(True, True), (True, False), (False, True), (False, False)])
-def test_heads_learn_what_is_theirs(data, salient, transferred):
-    logged, model = step(batch_of(data), salient=salient, transferred=transferred)
-    assert learns(model.weak)
-    assert model.salient is None or learns(model.salient)
-    assert model.transferred is None or learns(model.transferred)
-    assert (logged["train/pixel"] > 0) == (salient or transferred)
+@pytest.mark.parametrize(
+    "heads",
+    [("weak",), ("salient",), ("weak", "salient"), ("weak", "transferred"), ("weak", "salient", "transferred")],
+    ids="+".join,
+)
+def test_heads_learn_what_is_theirs(data, heads):
+    logged, model = step(batch_of(data), heads=heads)
+    for name in ("weak", "salient", "transferred"):
+        assert (getattr(model, name) is not None) == (name in heads)
+        assert name not in heads or learns(getattr(model, name))
+    assert ("train/tightness" in logged) == ("weak" in heads)
+    assert ("train/pixel" in logged) == bool({"salient", "transferred"} & {*heads})
     parts = [value for name, value in logged.items() if name != "train/loss"]
     assert torch.allclose(logged["train/loss"], sum(parts))
+
+
+@pytest.mark.parametrize("heads", [(), ("transferred",), ("salient", "transferred")])
+def test_heads_that_cannot_be(heads):
+    with pytest.raises(InputError, match="weak head to transfer from"):
+        BoxCaseg(**SMALL, heads=heads)
+
+
+def test_a_batch_without_salient_images_is_no_error_for_a_head_that_needs_masks(data):
+    logged, _ = step(batch_of(data)[:3], heads=("salient",))
+    assert logged["train/loss"] == 0
 
 
 def test_boxes_alone_teach_the_weak_head_alone(data):

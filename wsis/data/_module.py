@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -117,14 +117,20 @@ class DataModule(pl.LightningDataModule):
             self._indices[split] = index
         return self._indices[split]
 
-    def with_labels(self, path: Path) -> Self:
+    def with_labels(self, path: Path, augment: Augment | None = None, batch_size: int | None = None) -> Self:
         """Give the same data with the training annotations of a COCO json in place of its own; tags stay as they are.
+
+        Args:
+            path: the instances json.
+            augment: how training images are varied, if not as before.
+            batch_size: images per step and process, if not as before.
 
         Raises:
             InputError: the file is of other images or other classes.
         """
         other = copy.copy(self)
-        other.trainer, other.relabelled = None, path
+        other.trainer, other.relabelled, other.augment = None, path, augment or self.augment
+        other.loading = replace(self.loading, batch_size=batch_size or self.loading.batch_size)
         other._indices = {**self._indices, "train": relabel(self.index("train"), path)}
         return other
 

@@ -19,13 +19,14 @@ Where we follow the released code instead of the text, and why:
     jitter      the centre moves by up to a quarter of half the side, the side scales by 0.5 to 1.5; the listing moves a corner
 
 Where we differ from both: pairs of neighbours end at the border of a crop (the code compares with zeros around it); both kinds
-of images are normalised alike (the code has two ways); lines are labelled after a jittered box was cut off by the image.
+of images are normalised alike (the code has two ways); lines are labelled after a jittered box was cut off by the image. For
+few images salient objects can be cropped as boxes are (`salient_crop`): whole images teach little of what fills its box.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
@@ -34,15 +35,15 @@ import torch.nn.functional as F
 from pycocotools import mask as rle
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
-from torchvision.ops import box_area, roi_align
+from torchvision.ops import box_area, box_iou, roi_align
 
 from wsis.files import InputError
 from wsis.losses import mask_loss, neighbour_smoothness, tightness_loss
 from wsis.metrics import Evaluation, MaskIoU
-from wsis.models.mask_rcnn import MaskRCNN
+from wsis.models.mask_rcnn import Segmentor
 from wsis.nn.backbone import Backbone
 from wsis.nn.masks import paste
-from wsis.settings import part
+from wsis.nn.optimisation import Optimiser
 from wsis.types import Batch, Prediction, Sample
 
 if TYPE_CHECKING:
@@ -63,20 +64,25 @@ class BoxCaseg(pl.LightningModule):
         weights: where the backbone starts from: "imagenet", "none" (random) or a file.
         freeze: backbone stages kept fixed, 0 (none) to 5 (all).
         backbone_args: further arguments of the backbone: model_args, mean, std.
-        salient: whether there is a salient head.
-        transferred: whether there is a head whose weights are made from the weak head's.
+        heads: which of the heads there are: "weak" learns from boxes, "salient" from masks, "transferred" too,
+            with weights made from the weak head's.
         width: hidden channels of a head; null has as many as the features.
         alpha: share of the salient head in the fused map; 0.7 on VOC, 0.6 in the code for COCO.
         smoothness: weight of the differences between neighbours, eq. (2).
         salient_share: share of salient images in a batch; the paper's best is 7 of 16.
+        salient_crop: what is trained on of a salient image: "image", nine tenths of it, as the paper has it, or "object", its
+            object in a box that is jittered as a training box is.
         crop: side in pixels of the crops that are trained on.
         proxy_crop: side in pixels of the crops that proxy masks are made from.
         shift: a training box moves by up to this share of half its side.
         scale: a training box's side is multiplied by 1 - scale to 1 + scale.
+        crowded: boxes that overlap another by more than half are left out with this probability; 0.75 in the code for COCO.
         merge: whether the smaller of two overlapping objects takes what both cover.
         least_agreement: masks whose own box agrees less with the given one teach Mask R-CNN no mask.
-        segmentor: `steps` and settings of the Mask R-CNN that is trained on proxy masks; null trains none.
-        lr: learning rate of SGD with momentum 0.9, falling to 0 by a power of 0.9.
+        segmentor: `steps`, `batch_size`, `accumulate`, `augment` and settings of the Mask R-CNN that is trained on proxy masks;
+            null trains none.
+        optimiser: "sgd" with momentum 0.9, or "adamw".
+        lr: learning rate, falling to 0 by a power of 0.9.
         weight_decay: of all weights.
     """
 
@@ -91,19 +97,21 @@ class BoxCaseg(pl.LightningModule):
         weights: str = "imagenet",
         freeze: int = 0,
         backbone_args: dict[str, Any] | None = None,
-        salient: bool = True,
-        transferred: bool = True,
+        heads: tuple[Literal["weak", "salient", "transferred"], ...] = ("weak", "salient", "transferred"),
         width: int | None = None,
         alpha: float = 0.7,
         smoothness: float = 0.05,
         salient_share: float = 0.4375,
+        salient_crop: Literal["image", "object"] = "image",
         crop: int = 288,
         proxy_crop: int = 320,
         shift: float = 0.25,
         scale: float = 0.5,
+        crowded: float = 0.0,
         merge: bool = True,
         least_agreement: float = 0.0,
         segmentor: dict[str, Any] | None = None,
+        optimiser: Optimiser = "sgd",
         lr: float = 0.004,
         weight_decay: float = 1e-4,
     ) -> None:
@@ -113,9 +121,10 @@ class BoxCaseg(pl.LightningModule):
         self.backbone = Backbone(backbone, weights, 32, -1, freeze, **(backbone_args or {}))
         self.levels = [level for level, stride in enumerate(self.backbone.strides) if stride >= 4]
         channels = sum(self.backbone.widths[level] for level in self.levels)
-        self.weak = PixelHead(channels, width or channels)
-        self.salient = PixelHead(channels, width or channels) if salient else None
-        self.transferred = TransferredHead(channels, width or channels) if transferred else None
+        if not heads or ("transferred" in heads and "weak" not in heads):
+            raise InputError(f"BoxCaseg with heads {heads}: give at least one, and a weak head to transfer from")
+        self.weak, self.salient = (PixelHead(channels, width or channels) if n in heads else None for n in ("weak", "salient"))
+        self.transferred = TransferredHead(channels, width or channels) if "transferred" in heads else None
 
     def configure_callbacks(self) -> list[Callback]:
         """Evaluate masks given their boxes."""
@@ -123,27 +132,28 @@ class BoxCaseg(pl.LightningModule):
 
     def stages(self, run: Run, data: pl.LightningDataModule) -> None:
         """Train the joint network, give every training box a proxy mask, and train Mask R-CNN on those."""
-        classes, last = self.hparams["num_classes"], self.hparams["segmentor"]
-        segmentor, steps = part(MaskRCNN, "segmentor", last, num_classes=classes) if last else (None, 0)
+        last = self.hparams["segmentor"]
+        segmentor = Segmentor.of(last, self.hparams["num_classes"]) if last else None
         joint = run.fit("1-joint", self, data)
         if segmentor is not None:
             self.load_state_dict(torch.load(joint, map_location="cpu", weights_only=True)["state_dict"])
-            labels = run.label("2-proxy-masks", self, data)
-            run.fit("3-mask-rcnn", segmentor, data.with_labels(labels), max_steps=steps)  # type: ignore[attr-defined]
+            segmentor.train(run, "3-mask-rcnn", data, run.label("2-proxy-masks", self, data))
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """L = L_MIL, on both kinds of images, + L_pix on salient ones (section 3.3)."""
         crops = [self.draw(sample) for sample in batch]
         features = self.features([crop.image for crop in crops])
-        weak = self.weak(features)
-        rows, columns = torch.stack([crop.rows for crop in crops]), torch.stack([crop.columns for crop in crops])
-        total = {"tightness": tightness_loss(weak, rows, columns)}  # eq. (1)
-        total["smoothness"] = self.hparams["smoothness"] * neighbour_smoothness(weak.sigmoid())  # eq. (2)
-        known = [i for i, crop in enumerate(crops) if crop.mask is not None]
-        masks = [crop.mask for crop in crops if crop.mask is not None]
-        total["pixel"] = weak.new_zeros(())
-        if known and (self.salient or self.transferred):
-            total["pixel"] = mask_loss(self.fuse(features[known]), torch.stack(masks))  # eq. (3)
+        total = {}
+        if self.weak is not None:
+            logits = self.weak(features)
+            rows, columns = torch.stack([crop.rows for crop in crops]), torch.stack([crop.columns for crop in crops])
+            total["tightness"] = tightness_loss(logits, rows, columns)  # eq. (1)
+            total["smoothness"] = self.hparams["smoothness"] * neighbour_smoothness(logits.sigmoid())  # eq. (2)
+        if self.salient is not None or self.transferred is not None:
+            known, masks = [crop.mask is not None for crop in crops], [crop.mask for crop in crops if crop.mask is not None]
+            total["pixel"] = 0 * features.sum()
+            if masks:
+                total["pixel"] = mask_loss(self.fuse(features[torch.tensor(known)]), torch.stack(masks))  # eq. (3)
         loss = torch.stack(list(total.values())).sum()
         self.log_dict({f"train/{name}": value for name, value in total.items()}, batch_size=len(batch))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
@@ -157,13 +167,12 @@ class BoxCaseg(pl.LightningModule):
 
     def fuse(self, features: Tensor) -> Tensor:
         """Logits (N,S,S) of the masks: alpha S_a + (1 - alpha) S_t, the one of them there is, or S_w."""
-        if self.salient is None and self.transferred is None:
-            return self.weak(features)  # type: ignore[no-any-return]
-        if self.transferred is None:
-            return self.salient(features)  # type: ignore[no-any-return, misc]
-        transferred = self.transferred(features, self.weak)
-        alpha = self.hparams["alpha"] if self.salient is not None else 0.0
-        salient = 0.0 if self.salient is None else self.salient(features)
+        transferred = None if self.transferred is None else self.transferred(features, self.weak)
+        salient = None if self.salient is None else self.salient(features)
+        if salient is None or transferred is None:
+            alone = transferred if salient is None else salient
+            return self.weak(features) if alone is None else alone  # type: ignore[no-any-return, misc]
+        alpha = self.hparams["alpha"]
         return alpha * salient + (1 - alpha) * transferred  # type: ignore[no-any-return]
 
     def draw(self, sample: Sample) -> Crop:
@@ -174,11 +183,14 @@ class BoxCaseg(pl.LightningModule):
         if "masks" in target:
             window = whole * 0.9  # 288 of 320 pixels, at a random place
             window = window + torch.rand(2, device=image.device).repeat(2) * (whole - window)[2:].repeat(2)
+            if self.hparams["salient_crop"] == "object" and len(target["boxes"]):
+                window = jitter(target["boxes"][0], self.hparams["shift"], self.hparams["scale"], whole)
             mask = look(target["masks"].any(0)[None].float(), window[None], side)[0, 0] >= 0.5
             upside_down = bool(torch.rand(()) < 0.5)
             seen, mask = (t.flip(-2) if upside_down else t for t in (look(image, window[None], side)[0], mask))
             return Crop(seen, mask.any(1), mask.any(0), mask.float())
         boxes = target["boxes"][~target["crowd"]]
+        boxes = boxes[uncrowded(boxes, self.hparams["crowded"])]
         box = boxes[int(torch.randint(len(boxes), ()))] if len(boxes) else whole * 0
         window = jitter(box, self.hparams["shift"], self.hparams["scale"], whole) if len(boxes) else whole
         return Crop(look(image, window[None], side)[0], *lines(box, window, side), None)
@@ -212,9 +224,11 @@ class BoxCaseg(pl.LightningModule):
         return [merged(self.predict(without_crowds(sample)), self.hparams["merge"]) for sample in batch]
 
     def configure_optimizers(self) -> Any:
-        """SGD, its rate falling to 0 by a power of 0.9."""
+        """SGD or AdamW, the rate falling to 0 by a power of 0.9."""
         parameters = [p for p in self.parameters() if p.requires_grad]
-        optimiser = torch.optim.SGD(parameters, self.hparams["lr"], momentum=0.9, weight_decay=self.hparams["weight_decay"])
+        how = {"lr": self.hparams["lr"], "weight_decay": self.hparams["weight_decay"]}
+        adamw = self.hparams["optimiser"] == "adamw"
+        optimiser = torch.optim.AdamW(parameters, **how) if adamw else torch.optim.SGD(parameters, momentum=0.9, **how)
         steps = max(int(self.trainer.estimated_stepping_batches), 1)
         schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, steps, power=0.9)
         return [optimiser], [{"scheduler": schedule, "interval": "step"}]
@@ -311,6 +325,13 @@ def jitter(box: Tensor, shift: float, scale: float, whole: Tensor) -> Tensor:
     centre, half = centre + shift * move * extent / 2, (1 + scale * grow) * extent / 2
     low = torch.minimum((centre - half).clamp(min=0), whole[2:] - 1)
     return torch.cat([low, torch.maximum(torch.minimum(centre + half, whole[2:]), low + 1)])
+
+
+def uncrowded(boxes: Tensor, probability: float) -> Tensor:
+    """Which of boxes (K,4) to learn from: those that overlap another by more than half drop out by chance."""
+    overlap: Tensor = box_iou(boxes, boxes).fill_diagonal_(0)
+    kept = torch.rand(len(boxes), device=boxes.device) >= probability
+    return kept | (overlap <= 0.5).all(1)
 
 
 def lines(box: Tensor, window: Tensor, side: int) -> tuple[Tensor, Tensor]:
