@@ -85,7 +85,7 @@ def test_boxes_alone_teach_the_weak_head_alone(data):
 
 def test_the_weak_head_learns_nothing_from_its_transfer():
     weak, transferred = PixelHead(6, 5), TransferredHead(6, 5)
-    transferred(torch.randn(2, 6, 4, 4), weak).sum().backward()
+    transferred([torch.randn(2, 6, 4, 4)], weak).sum().backward()
     assert not learns(weak)
     assert learns(transferred)
     with torch.no_grad():
@@ -97,7 +97,7 @@ def test_the_weak_head_learns_nothing_from_its_transfer():
 
 def test_alpha_mixes_logits(data):
     model = BoxCaseg(**SMALL, alpha=0.3).eval()
-    features = torch.randn(2, sum(model.backbone.widths[level] for level in model.levels), 4, 4)
+    features = model.features(torch.rand(2, 3, 32, 32))
     mixed = 0.3 * model.salient(features) + 0.7 * model.transferred(features, model.weak)
     torch.testing.assert_close(model.fuse(features), mixed)
 

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from pycocotools import mask as rle
 
-from wsis.nn.masks import MaskHeads, of_class, paste
+from wsis.nn.masks import MaskHeads, of_class, paste, pointwise
 
 
 def loop(mask, box, size):
@@ -62,3 +62,12 @@ def test_of_class_takes_each_regions_channel():
     for k in range(4):
         assert torch.equal(of_class(masks, labels)[k], masks[k, labels[k]])
     assert torch.equal(of_class(masks[:, :1], labels), masks[:, 0])
+
+
+def test_a_convolution_before_enlarging_is_one_after_it():
+    g = torch.Generator().manual_seed(0)
+    maps = [torch.randn(2, d, 16 // s, 24 // s, generator=g) for d, s in ((3, 1), (5, 2), (7, 4))]
+    weight, bias = torch.randn(4, 15, 1, 1, generator=g), torch.randn(4, generator=g)
+    together = torch.cat([torch.nn.functional.interpolate(m, size=(16, 24), mode="bilinear") for m in maps], 1)
+    expected = torch.nn.functional.conv2d(together, weight, bias)
+    torch.testing.assert_close(pointwise(maps, weight, bias), expected)

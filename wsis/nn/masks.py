@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pycocotools import mask as rle
 from torch import Tensor, nn
 
 from wsis.types import RLE, Proposals
 
-__all__ = ["MaskHeads", "of_class", "paste", "segment_masks"]
+__all__ = ["MaskHeads", "of_class", "paste", "pointwise", "segment_masks"]
 
 
 class MaskHeads(nn.Module):
@@ -48,6 +51,18 @@ def of_class(masks: Tensor, labels: Tensor) -> Tensor:
     if masks.shape[1] == 1:
         return masks[:, 0]
     return masks[torch.arange(len(masks), device=masks.device), labels]
+
+
+def pointwise(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 1 x 1 convolution, weight (O,sum D_i,1,1), of maps (N,D_i,h_i,w_i) enlarged to the first one's size and put together.
+
+    Enlarging comes last, which gives the same and takes an eighth of the multiplications for the paper's 720 channels.
+    """
+    parts = torch.split(weight, [m.shape[1] for m in maps], 1)
+    total = F.conv2d(maps[0], parts[0], bias)
+    for m, part in zip(maps[1:], parts[1:], strict=True):
+        total += F.interpolate(F.conv2d(m, part), size=total.shape[-2:], mode="bilinear")
+    return total
 
 
 def paste(probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> list[RLE]:

@@ -1,0 +1,147 @@
+"""Masks in given boxes on a small COCO folder, BoxCaseg beside what needs no training, through the command line; one table.
+
+python benchmarks/given_boxes.py COCO_DIR SALIENT_DIR MOBILENETV2_WEIGHTS [--seeds 3] [--out runs/given-boxes]
+
+All figures are in percent, of the validation objects that are no crowds. Runs that are finished are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as rle
+
+from wsis.data.coco import COCO
+from wsis.metrics import MaskIoU
+from wsis.types import Prediction
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+COLUMNS = ("mIoU", "IoU50", "IoU75")
+ROWS = {
+    "weak": "heads_weak",
+    "salient": "heads_salient",
+    "weak + salient": "heads_weak_salient",
+    "all three": "",
+    "all, 100 salient images": "salient_100",
+    "all, 500 salient images": "salient_500",
+}
+Pixels = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("data", type=Path)
+    arguments.add_argument("salient", type=Path)
+    arguments.add_argument("weights", type=Path)
+    arguments.add_argument("--seeds", type=int, default=3)
+    arguments.add_argument("--rows", nargs="*", default=[*ROWS], choices=[*ROWS])
+    arguments.add_argument("--out", type=Path, default=Path("runs/given-boxes"))
+    asked = arguments.parse_args()
+    print("  ".join(["".ljust(28), *(name.rjust(22) for name in (*COLUMNS, "minutes"))]))
+    for name, values in baselines(asked.data).items():
+        _row(name, [values])
+    for row in asked.rows:
+        runs = [figures(row, seed, asked) for seed in range(asked.seeds)]
+        _row(f"{row}, mean (range)", runs)
+
+
+def baselines(folder: Path) -> dict[str, list[float]]:
+    """Figures of masks that are made from each box alone, and the minutes they take."""
+    samples = COCO(folder, proposals="none").samples("val", train=False, supervision="boxes")
+    makers: dict[str, Callable[[Pixels, np.ndarray], Pixels]] = {
+        "box": _box,
+        "ellipse": _ellipse,
+        "GrabCut in the box": _grabcut,
+    }
+    metrics, seconds = {name: MaskIoU(80) for name in makers}, dict.fromkeys(makers, 0.0)
+    for i in range(len(samples)):
+        sample = samples.sample(i)
+        truth, image = sample["truth"], np.ascontiguousarray(sample["image"].permute(1, 2, 0).numpy()[..., ::-1])
+        for name, make in makers.items():
+            start = time.perf_counter()
+            masks = [rle.encode(np.asfortranarray(make(image, box))) for box in truth.boxes.numpy()]
+            seconds[name] += time.perf_counter() - start
+            found = Prediction(sample["image_id"], sample["size"], truth.boxes, truth.labels.float(), truth.labels, masks)
+            metrics[name].update([found], [truth])
+    judged = {name: metric.compute() for name, metric in metrics.items()}
+    return {name: [*(100 * float(found[c]) for c in COLUMNS), seconds[name] / 60] for name, found in judged.items()}
+
+
+def figures(row: str, seed: int, asked: argparse.Namespace) -> list[float]:
+    """Train and judge one seed; the figures of COLUMNS in percent, and the minutes it took."""
+    run = asked.out / f"{row.replace(' ', '-').replace(',', '')}-{seed}"
+    if not (run / "minutes.json").is_file():
+        start = time.perf_counter()
+        words = ["--model", "boxcaseg", "--data", "coco", "--config", str(CONFIGS / "small/boxcaseg_coco.yaml")]
+        words += ["--config", str(CONFIGS / f"ablation/boxcaseg_{ROWS[row]}.yaml")] if ROWS[row] else []
+        words += ["--data.root", str(asked.data), "--data.salient", str(asked.salient), "--model.weights", str(asked.weights)]
+        words += ["--run_dir", str(run), "--seed_everything", str(seed), "--data.loading.seed", str(seed)]
+        done = subprocess.run(
+            [sys.executable, "-m", "wsis.fit", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        if done.returncode:
+            sys.exit(done.stdout)
+        run.joinpath("minutes.json").write_text(json.dumps((time.perf_counter() - start) / 60))
+    judged = _read(run / "1-joint/metrics.json")
+    return [*(100 * judged[f"val/{c}"] for c in COLUMNS), _read(run / "minutes.json")]
+
+
+def _box(image: Pixels, box: np.ndarray) -> Pixels:
+    mask = np.zeros(image.shape[:2], np.uint8)
+    x1, y1, x2, y2 = _corners(box)
+    mask[y1:y2, x1:x2] = 1
+    return mask
+
+
+def _ellipse(image: Pixels, box: np.ndarray) -> Pixels:
+    y, x = np.ogrid[: image.shape[0], : image.shape[1]]
+    centre, half = (box[:2] + box[2:]) / 2, np.maximum((box[2:] - box[:2]) / 2, 0.5)
+    inside = ((x + 0.5 - centre[0]) / half[0]) ** 2 + ((y + 0.5 - centre[1]) / half[1]) ** 2 <= 1
+    return inside.astype(np.uint8)
+
+
+def _grabcut(image: Pixels, box: np.ndarray) -> Pixels:
+    """OpenCV's, five rounds; the box itself where it finds nothing or has no background to learn from."""
+    x1, y1, x2, y2 = _corners(box)
+    mask, whole = np.zeros(image.shape[:2], np.uint8), _box(image, box)
+    if whole.all():
+        return whole
+    cv2.setRNGSeed(0)
+    try:
+        cv2.grabCut(image, mask, (x1, y1, x2 - x1, y2 - y1), np.zeros((1, 65)), np.zeros((1, 65)), 5, cv2.GC_INIT_WITH_RECT)
+    except cv2.error:  # fewer pixels than its colour models have parts
+        return whole
+    found = ((mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD)).astype(np.uint8)
+    return found if found.any() else whole
+
+
+def _corners(box: np.ndarray) -> tuple[int, int, int, int]:
+    """Whole pixels whose centres are in the box, one at least."""
+    x1, y1 = (int(v) for v in np.floor(box[:2] + 0.5))
+    x2, y2 = (int(v) for v in np.ceil(box[2:] - 0.5))
+    return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def _row(name: str, runs: list[list[float]]) -> None:
+    cells = []
+    for values in zip(*runs, strict=True):
+        mean, spread = sum(values) / len(values), f" ({min(values):.1f}-{max(values):.1f})" if len(values) > 1 else ""
+        cells.append(f"{mean:.1f}{spread}")
+    print("  ".join([name.ljust(28), *(cell.rjust(22) for cell in cells)]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
