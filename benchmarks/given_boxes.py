@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -52,6 +53,7 @@ def main() -> None:
     for row in asked.rows:
         runs = [figures(row, seed, asked) for seed in range(asked.seeds)]
         _row(f"{row}, mean (range)", runs)
+    print(f"most memory of a run: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20:.1f} GiB")
 
 
 def baselines(folder: Path) -> dict[str, list[float]]:

@@ -6,11 +6,10 @@ files in order, flags.
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from jsonargparse import get_loader
@@ -18,10 +17,9 @@ from jsonargparse import get_loader
 from wsis import registry
 from wsis.files import InputError
 
-__all__ = ["Config", "arrange", "as_words", "check_known", "flatten", "layer", "part", "read_config", "recipe"]
+__all__ = ["Config", "arrange", "as_words", "check_known", "flatten", "layer", "read_config", "recipe"]
 
 Config = dict[str, Any]
-Part = TypeVar("Part")
 
 
 def arrange(argv: Sequence[str]) -> tuple[dict[str, str], list[Path], list[str]]:
@@ -123,25 +121,6 @@ def flatten(config: Config, known: Collection[str], prefix: str = "") -> Iterato
             yield from flatten(value, known, f"{path}.")
         elif not (value is None and path in registry.KINDS):
             yield path, value
-
-
-def part(cls: Callable[..., Part], where: str, given: Mapping[str, Any], **shared: Any) -> Part:
-    """Make what a method's nested setting describes, such as the Mask R-CNN that it trains last.
-
-    Args:
-        cls: what is made.
-        where: name of the setting, for messages.
-        given: arguments of `cls`.
-        **shared: arguments that `given` may replace.
-
-    Raises:
-        InputError: an argument that `cls` does not have.
-    """
-    known = [name for name in inspect.signature(cls).parameters if name not in ("args", "kwargs")]
-    for name in given:
-        if name not in known:
-            raise InputError(f"unknown setting '{where}.{name}'{registry.suggest(name, known)}")
-    return cls(**(shared | dict(given)))
 
 
 _CLASS_PATHS = {f"{kind}.class_path" for kind in registry.KINDS}

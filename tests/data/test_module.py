@@ -169,7 +169,7 @@ def test_pseudo_labels_take_the_place_of_annotations(root: Path, tmp_path: Path)
         "segmentation": [[20, 10, 50, 10, 50, 30, 20, 30]],
     }
     write_coco(tmp_path / "pseudo.json", own._replace(images=own.images[:2], annotations={2: [box]}))
-    labelled = data.with_labels(tmp_path / "pseudo.json")
+    labelled = data.variant(tmp_path / "pseudo.json")
     assert [i["file_name"] for i in labelled.index("train").images] == ["a.png", "b.png"]
     target = labelled.samples("train", train=False, supervision="masks").sample(1)["target"]
     assert target["boxes"].tolist() == [[20, 10, 50, 30]]
@@ -182,7 +182,7 @@ def test_pseudo_labels_take_the_place_of_annotations(root: Path, tmp_path: Path)
     assert data.index("train") is own
     write_coco(tmp_path / "other.json", own._replace(images=[{**own.images[0], "file_name": "z.png"}]))
     with pytest.raises(InputError, match=r"other\.json labels z\.png, not a training image of folder"):
-        data.with_labels(tmp_path / "other.json")
+        data.variant(tmp_path / "other.json")
 
 
 def test_fingerprint_knows_what_shapes_the_weights(root: Path) -> None:

@@ -117,11 +117,11 @@ class DataModule(pl.LightningDataModule):
             self._indices[split] = index
         return self._indices[split]
 
-    def with_labels(self, path: Path, augment: Augment | None = None, batch_size: int | None = None) -> Self:
-        """Give the same data with the training annotations of a COCO json in place of its own; tags stay as they are.
+    def variant(self, labels: Path | None = None, augment: Augment | None = None, batch_size: int | None = None) -> Self:
+        """Give the same data for another stage; tags stay as they are.
 
         Args:
-            path: the instances json.
+            labels: a COCO json whose annotations replace those of the training set; None keeps them.
             augment: how training images are varied, if not as before.
             batch_size: images per step and process, if not as before.
 
@@ -129,9 +129,10 @@ class DataModule(pl.LightningDataModule):
             InputError: the file is of other images or other classes.
         """
         other = copy.copy(self)
-        other.trainer, other.relabelled, other.augment = None, path, augment or self.augment
+        other.trainer, other.augment = None, augment or self.augment
         other.loading = replace(self.loading, batch_size=batch_size or self.loading.batch_size)
-        other._indices = {**self._indices, "train": relabel(self.index("train"), path)}
+        if labels:
+            other.relabelled, other._indices = labels, {**self._indices, "train": relabel(self.index("train"), labels)}
         return other
 
     @property

@@ -40,10 +40,11 @@ from torchvision.ops import box_area, box_iou, roi_align
 from wsis.files import InputError
 from wsis.losses import mask_loss, neighbour_smoothness, tightness_loss
 from wsis.metrics import Evaluation, MaskIoU
-from wsis.models.mask_rcnn import Segmentor
+from wsis.models.mask_rcnn import MaskRCNN
 from wsis.nn.backbone import Backbone
 from wsis.nn.masks import paste, pointwise
 from wsis.nn.optimisation import Optimiser
+from wsis.stage import Stage
 from wsis.types import Batch, Prediction, Sample
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class BoxCaseg(pl.LightningModule):
     def stages(self, run: Run, data: pl.LightningDataModule) -> None:
         """Train the joint network, give every training box a proxy mask, and train Mask R-CNN on those."""
         last = self.hparams["segmentor"]
-        segmentor = Segmentor.of(last, self.hparams["num_classes"]) if last else None
+        segmentor = Stage.of(MaskRCNN, "segmentor", last, num_classes=self.hparams["num_classes"]) if last else None
         joint = run.fit("1-joint", self, data)
         if segmentor is not None:
             self.load_state_dict(torch.load(joint, map_location="cpu", weights_only=True)["state_dict"])

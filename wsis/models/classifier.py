@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MultilabelAveragePrecision
 
-from wsis.files import InputError
 from wsis.nn.backbone import Backbone
-from wsis.settings import part
+from wsis.stage import Stage
 from wsis.types import Batch
 
 if TYPE_CHECKING:
@@ -123,11 +122,7 @@ def pretrain(run: Run, hparams: Mapping[str, Any], data: pl.LightningDataModule)
         data: with tags.
     """
     shared = {name: hparams[name] for name in ("num_classes", "backbone", "weights", "output_stride", "backbone_args")}
-    settings = dict(hparams["pretraining"])
-    steps = settings.pop("steps", None)
-    if not isinstance(steps, int):
-        raise InputError("model.pretraining needs `steps`, the length of the classifier's training, as in {steps: 1000}")
-    return run.fit("1-classifier", part(Classifier, "model.pretraining", settings, **shared), data, max_steps=steps)
+    return Stage.of(Classifier, "pretraining", hparams["pretraining"], **shared).train(run, "1-classifier", data)
 
 
 def tags(batch: Batch) -> Tensor:

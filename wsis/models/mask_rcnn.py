@@ -7,10 +7,9 @@ torchvision's; an object whose mask is not to be trusted teaches its box and cla
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -26,18 +25,13 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
 
-from wsis.data._transforms import Augment
 from wsis.files import InputError
 from wsis.metrics import Evaluation
 from wsis.nn.backbone import Backbone
 from wsis.nn.masks import paste
 from wsis.nn.optimisation import Optimiser, optimise
 from wsis.nn.regions import looks
-from wsis.settings import part
 from wsis.types import Batch, Prediction, Sample, Target
-
-if TYPE_CHECKING:
-    from wsis.run import Run
 
 __all__ = ["MaskRCNN"]
 
@@ -205,42 +199,6 @@ class MaskRCNN(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """As `optimise`, by the settings."""
         return optimise(self)
-
-
-class Segmentor(NamedTuple):
-    """Mask R-CNN as the last stage of another method, from that method's setting `segmentor`."""
-
-    model: MaskRCNN
-    steps: int
-    augment: Augment | None
-    batch_size: int | None
-    accumulate: int
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any], num_classes: int) -> Segmentor:
-        """Make it before hours of other stages, so that a wrong setting is told at once.
-
-        Args:
-            given: `steps`; `batch_size`, `accumulate` and `augment` where they differ from the data's and the trainer's; and
-                settings of MaskRCNN.
-            num_classes: number of thing classes.
-
-        Raises:
-            InputError: an unknown setting, or no steps.
-        """
-        own, training = dict(given), {}
-        for name in ("steps", "augment", "batch_size", "accumulate"):
-            training[name] = own.pop(name, None)
-        if not isinstance(training["steps"], int):
-            raise InputError("model.segmentor needs `steps`, the length of Mask R-CNN's training, as in {steps: 1000}")
-        model = part(MaskRCNN, "model.segmentor", own, num_classes=num_classes)
-        varied = training["augment"] and part(Augment, "model.segmentor.augment", training["augment"])
-        return cls(model, training["steps"], varied, training["batch_size"], training["accumulate"] or 1)
-
-    def train(self, run: Run, name: str, data: Any, labels: Path) -> Path:
-        """Train on the labels of a COCO json as a stage of a run; returns the checkpoint."""
-        data = data.with_labels(labels, self.augment, self.batch_size)
-        return run.fit(name, self.model, data, max_steps=self.steps, accumulate_grad_batches=self.accumulate)
 
 
 class Pyramid(nn.Module):
