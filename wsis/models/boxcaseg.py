@@ -73,6 +73,7 @@ class BoxCaseg(pl.LightningModule):
         salient_share: share of salient images in a batch; the paper's best is 7 of 16.
         salient_crop: what is trained on of a salient image: "image", nine tenths of it, as the paper has it, or "object", its
             object in a box that is jittered as a training box is.
+        upside_down: chance that a salient crop is turned upside down.
         crop: side in pixels of the crops that are trained on.
         proxy_crop: side in pixels of the crops that proxy masks are made from.
         shift: a training box moves by up to this share of half its side.
@@ -80,8 +81,7 @@ class BoxCaseg(pl.LightningModule):
         crowded: boxes that overlap another by more than half are left out with this probability; 0.75 in the code for COCO.
         merge: whether the smaller of two overlapping objects takes what both cover.
         least_agreement: masks whose own box agrees less with the given one teach Mask R-CNN no mask.
-        segmentor: `steps`, `batch_size`, `accumulate`, `augment` and settings of the Mask R-CNN that is trained on proxy masks;
-            null trains none.
+        segmentor: `steps`, settings of the Mask R-CNN that is trained on proxy masks, and of its batches; null trains none.
         optimiser: "sgd" with momentum 0.9, or "adamw".
         lr: learning rate, falling to 0 by a power of 0.9.
         weight_decay: of all weights.
@@ -104,6 +104,7 @@ class BoxCaseg(pl.LightningModule):
         smoothness: float = 0.05,
         salient_share: float = 0.4375,
         salient_crop: Literal["image", "object"] = "image",
+        upside_down: float = 0.5,
         crop: int = 288,
         proxy_crop: int = 320,
         shift: float = 0.25,
@@ -187,7 +188,7 @@ class BoxCaseg(pl.LightningModule):
             if self.hparams["salient_crop"] == "object" and len(target["boxes"]):
                 window = jitter(target["boxes"][0], self.hparams["shift"], self.hparams["scale"], whole)
             mask = look(target["masks"].any(0)[None].float(), window[None], side)[0, 0] >= 0.5
-            upside_down = bool(torch.rand(()) < 0.5)
+            upside_down = bool(torch.rand(()) < self.hparams["upside_down"])
             seen, mask = (t.flip(-2) if upside_down else t for t in (look(image, window[None], side)[0], mask))
             return Crop(seen, mask.any(1), mask.any(0), mask.float())
         boxes = target["boxes"][~target["crowd"]]
