@@ -44,13 +44,15 @@ def main() -> None:
     arguments.add_argument("salient", type=Path)
     arguments.add_argument("weights", type=Path)
     arguments.add_argument("--seeds", type=int, default=3)
-    arguments.add_argument("--rows", nargs="*", default=[*ROWS], choices=[*ROWS])
+    arguments.add_argument("--rows", nargs="*", default=["baselines", *ROWS], choices=["baselines", *ROWS])
     arguments.add_argument("--out", type=Path, default=Path("runs/given-boxes"))
     asked = arguments.parse_args()
     print("  ".join(["".ljust(28), *(name.rjust(22) for name in (*COLUMNS, "minutes"))]))
-    for name, values in baselines(asked.data).items():
-        _row(name, [values])
     for row in asked.rows:
+        if row == "baselines":
+            for name, values in baselines(asked.data).items():
+                _row(name, [values])
+            continue
         runs = [figures(row, seed, asked) for seed in range(asked.seeds)]
         _row(f"{row}, mean (range)", runs)
     print(f"most memory of a run: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20:.1f} GiB")

@@ -70,6 +70,11 @@ def test_heads_that_cannot_be(heads):
         BoxCaseg(**SMALL, heads=heads)
 
 
+def test_sides_that_the_backbone_would_pad():
+    with pytest.raises(InputError, match="give multiples of 32"):
+        BoxCaseg(**SMALL | {"proxy_crop": 72})
+
+
 def test_a_batch_without_salient_images_is_no_error_for_a_head_that_needs_masks(data):
     logged, _ = step(batch_of(data)[:3], heads=("salient",))
     assert logged["train/loss"] == 0

@@ -52,8 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BoxCaseg", "merge_masks", "proxy_box_agreement"]
 
-_CHUNK = 32
-"""Crops that are segmented at a time."""
+_CHUNK = 32  # crops that are segmented at a time
 
 
 class BoxCaseg(pl.LightningModule):
@@ -121,6 +120,8 @@ class BoxCaseg(pl.LightningModule):
         self.save_hyperparameters()
         self.salient_share, self.ignore_below = salient_share, least_agreement  # what data and labels ask a model
         self.backbone = Backbone(backbone, weights, 32, -1, freeze, **(backbone_args or {}))
+        if any(side % self.backbone.divisor for side in (crop, proxy_crop)):
+            raise InputError(f"crop {crop}, proxy_crop {proxy_crop}: give multiples of {self.backbone.divisor} for {backbone}")
         self.levels = [level for level, stride in enumerate(self.backbone.strides) if stride >= 4]
         channels = sum(self.backbone.widths[level] for level in self.levels)
         if not heads or ("transferred" in heads and "weak" not in heads):
@@ -231,8 +232,8 @@ class BoxCaseg(pl.LightningModule):
         how = {"lr": self.hparams["lr"], "weight_decay": self.hparams["weight_decay"]}
         adamw = self.hparams["optimiser"] == "adamw"
         optimiser = torch.optim.AdamW(parameters, **how) if adamw else torch.optim.SGD(parameters, momentum=0.9, **how)
-        steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, steps, power=0.9)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, max(steps, 1), power=0.9)
         return [optimiser], [{"scheduler": schedule, "interval": "step"}]
 
 
@@ -332,8 +333,7 @@ def jitter(box: Tensor, shift: float, scale: float, whole: Tensor) -> Tensor:
 def uncrowded(boxes: Tensor, probability: float) -> Tensor:
     """Which of boxes (K,4) to learn from: those that overlap another by more than half drop out by chance."""
     overlap: Tensor = box_iou(boxes, boxes).fill_diagonal_(0)
-    kept = torch.rand(len(boxes), device=boxes.device) >= probability
-    return kept | (overlap <= 0.5).all(1)
+    return (overlap <= 0.5).all(1) | (torch.rand(len(boxes), device=boxes.device) >= probability)
 
 
 def lines(box: Tensor, window: Tensor, side: int) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,8 @@ def weights_follow() -> Iterator[None]:
 class Backbone(nn.Module):
     """Images -> features (N, `channels`, H / `stride`, W / `stride`), H and W padded to what the network divides by.
 
-    `network` gives every map up to `stage`, from `normalise`d images; `widths` and `strides` list their channels and strides.
+    `network` gives every map up to `stage`, from `normalise`d images; `widths` and `strides` list their channels and strides,
+    `divisor` is what it pads sides of images to a multiple of.
 
     BatchNorm keeps its statistics and scales wherever weights are frozen, and everywhere once weights were read.
 
@@ -95,7 +96,7 @@ class Backbone(nn.Module):
         self.widths, self.strides = list(channels[upto]), list(reduction[upto])
         self.network, self.stage = network, stage
         self._name = name
-        self._divisor = max(reduction)
+        self.divisor = max(reduction)
         self.register_buffer("mean", torch.tensor(mean or expected["mean"], dtype=torch.float32).view(3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(std or expected["std"], dtype=torch.float32).view(3, 1, 1) * 255)
         if own:
@@ -132,7 +133,7 @@ class Backbone(nn.Module):
         return torch.stack([self._pad((image.to(self.mean.dtype) - self.mean) / self.std, height, width) for image in images])
 
     def _pad(self, image: Tensor, height: int, width: int) -> Tensor:
-        height, width = (-(-size // self._divisor) * self._divisor for size in (height, width))
+        height, width = (-(-size // self.divisor) * self.divisor for size in (height, width))
         return F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2]))
 
     def train(self, mode: bool = True) -> Backbone:
