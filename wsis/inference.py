@@ -68,11 +68,11 @@ def trained(run: Path) -> dict[str, type[pl.LightningModule]]:
     Raises:
         InputError: not the folder of a run, or the method is not trained yet.
     """
-    path = registry.find("model", _config(run)["model"]["class_path"])
-    method = f"{path.__module__}.{path.__qualname__}"
+    cls = registry.find("model", _config(run)["model"]["class_path"])
+    method, *_ = wanted = [f"{c.__module__}.{c.__qualname__}" for c in (cls, getattr(cls, "predictor", cls))]
     done = [(place, stage["settings"].get("model")) for place, stage in stages(run) if stage["finished"]]
     done = [(place, model) for place, model in done if (place / "checkpoints").is_dir()]  # others predict or make files
-    while done and done[0][1] != method:  # what was trained to begin with, such as a classifier
+    while done and done[0][1] not in wanted:  # what was trained to begin with, such as a classifier
         done.pop(0)
     if not done:
         raise InputError(f"{run} has no finished stage that trains {method}; continue it: `python -m wsis.fit --resume {run}`")

@@ -122,18 +122,19 @@ class Run:
             _let_go(model, data)
         return folder / "predictions.json"
 
-    def label(self, name: str, model: pl.LightningModule, data: pl.LightningDataModule) -> Path:
+    def label(self, name: str, model: pl.LightningModule, data: pl.LightningDataModule, score: float = 0.5) -> Path:
         """Let `model` label every training image, all ranks sharing the work; return its labels.json (COCO instances).
 
         Args:
             name: of the stage and its folder.
             model: with a method `label`, or a `predict_step` whose detections of tagged classes are the labels.
             data: what to label.
+            score: least score of a detection that is not the best of its class.
         """
         folder = self.folder / name
-        if not self._begin(name, self._describe(model, data)):
+        if not self._begin(name, self._describe(model, data) | {"score": score}):
             made = self.make_trainer(folder)
-            made.predict(Labeller(model), datamodule=Split(data, "train"), return_predictions=False)
+            made.predict(Labeller(model, score), datamodule=Split(data, "train"), return_predictions=False)
             if rank() == 0:
                 index: Index = data.index("train")  # type: ignore[attr-defined]
                 write_labels(folder / "labels.json", folder / "predictions.json", index, model, name)

@@ -43,6 +43,8 @@ class Target(TypedDict, total=False):
     """(M,) int64, 0-based class; with `boxes`."""
     crowd: Tensor
     """(M,) bool, boxes of several objects or hard ones, to be left out of training; with `boxes`."""
+    bag: Tensor
+    """(M,) int64, ascending, the bag that each box belongs to; with `boxes`, of annotations that name one."""
     masks: Tensor
     """(M,H,W) bool; supervision "masks" only."""
     unsure: Tensor

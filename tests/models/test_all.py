@@ -41,6 +41,25 @@ TINY = {
     "num_stuff": 3,
     "pretraining": None,
 }
+MASK_RCNN = {"steps": 2, "weights": "none", "freeze": 0, "features": 16, "hidden": 16, "mask_width": 8, "test_side": 0}
+STAGED = {  # methods that are trained in stages alone
+    "ccgr": {
+        "rounds": 2,
+        "scales": [1.0],
+        "walk": 2,
+        "refinement": 5,
+        "pretraining": {"steps": 2, "stage": 2, "freeze": 0},
+        "affinity": {"steps": 2, "stage": 2, "width": 8},
+        "detector": {"steps": 2, "output_stride": 32, "stage": 2, "freeze": 5, "hidden": 16, "features": 16},
+        "segmentation": {
+            "steps": 2,
+            "architecture": "Unet",
+            "architecture_args": {"encoder_depth": 3, "decoder_channels": [16, 8, 8]},
+        },
+        "segmentor": MASK_RCNN,
+    },
+}
+TRAINED = [name for name in METHODS if registry.find("model", name).training_step is not pl.LightningModule.training_step]
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
 
 
@@ -95,7 +114,7 @@ def test_every_setting_has_a_sentence(name):
     assert cls.supervision in ("tags", "boxes", "masks")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_two_steps_move_what_is_not_frozen_and_nothing_else(name, data, tmp_path):
     pl.seed_everything(0, verbose=False)
     before = {key: value.clone() for key, value in build(name).named_parameters()}
@@ -106,7 +125,7 @@ def test_two_steps_move_what_is_not_frozen_and_nothing_else(name, data, tmp_path
     assert all(value.isfinite().all() for value in after.values())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_saved_and_loaded_from_python(name, data, tmp_path):
     model = train(name, data)
     trainer = pl.Trainer(accelerator="cpu", max_steps=2, default_root_dir=tmp_path, **QUIET)
@@ -128,23 +147,49 @@ def equal(a: pl.LightningModule, b: pl.LightningModule) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-HIDDEN = {"tags": ("segmentation", "bbox"), "boxes": ("segmentation",)}
-
-
-@pytest.mark.parametrize("name", [name for name in METHODS if registry.find("model", name).supervision in HIDDEN])
-def test_poison_where_it_may_not_look_changes_no_bit(name, data, tmp_path):
-    folder, salient, poisoned = data.index("train").root.parent, data.index("salient").root.parent, tmp_path / "poisoned"
-    honest = train_on_files(name, data, folder, salient)
-    shutil.copytree(folder, poisoned)
-    path, rng = poisoned / "annotations/instances_train2017.json", np.random.default_rng(5)
+def poison(folder: Path, hidden: tuple[str, ...]) -> None:
+    """Put noise where a method may not look."""
+    path, rng = folder / "annotations/instances_train2017.json", np.random.default_rng(5)
     content = json.loads(path.read_text())
     for annotation in content["annotations"]:
         noise = rle.encode(np.asfortranarray(rng.random((256, 256)) < 0.5, np.uint8))
         lies = {"segmentation": {"size": [256, 256], "counts": noise["counts"].decode()}, "bbox": [*rng.integers(1, 99, 4)]}
-        annotation |= {"area": int(rng.integers(1, 999))}
-        annotation |= {key: lies[key] for key in HIDDEN[honest.supervision]}
+        annotation |= {"area": int(rng.integers(1, 999))} | {key: lies[key] for key in hidden}
     path.write_text(json.dumps(content, default=int))
+
+
+HIDDEN = {"tags": ("segmentation", "bbox"), "boxes": ("segmentation",)}
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINED if registry.find("model", name).supervision in HIDDEN])
+def test_poison_where_it_may_not_look_changes_no_bit(name, data, tmp_path):
+    folder, salient, poisoned = data.index("train").root.parent, data.index("salient").root.parent, tmp_path / "poisoned"
+    honest = train_on_files(name, data, folder, salient)
+    shutil.copytree(folder, poisoned)
+    poison(poisoned, HIDDEN[honest.supervision])
     assert equal(train_on_files(name, data, poisoned, salient), honest)
+
+
+@pytest.mark.parametrize("name", STAGED)
+def test_poison_changes_no_bit_of_any_stage(name, data, tmp_path):
+    folder, hidden = data.index("train").root.parent, HIDDEN[registry.find("model", name).supervision]
+    shutil.copytree(folder, tmp_path / "poisoned")
+    poison(tmp_path / "poisoned", hidden)
+    recipe = Path(__file__).parents[2] / f"configs/shapes/{name}.yaml"
+    for run, root in (("honest", folder), ("fooled", tmp_path / "poisoned")):
+        flags = [
+            word
+            for word in words(name, root, tmp_path / run)
+            if not word.startswith(("--data.train", "--data.val", "--data.sal"))
+        ]
+        fit.main(["--data", "coco", "--config", str(recipe), *flags])
+    checkpoints = sorted(
+        path.relative_to(tmp_path / "honest") for path in (tmp_path / "honest").glob("*/checkpoints/last.ckpt")
+    )
+    assert len(checkpoints) > 2
+    for path in checkpoints:
+        a, b = (torch.load(tmp_path / run / path, weights_only=True)["state_dict"] for run in ("honest", "fooled"))
+        assert all(torch.equal(a[key], b[key]) for key in a), path
 
 
 @pytest.mark.parametrize(
@@ -160,8 +205,13 @@ def test_salient_masks_are_learned_from(name, data, tmp_path):
     assert not equal(train_on_files(name, data, folder, tmp_path / "salient"), honest)
 
 
+def test_methods_in_stages_have_their_small_settings():
+    assert {*METHODS} == {*TRAINED, *STAGED}
+
+
 def words(name: str, root: Path, run: Path, steps: int = 4) -> list[str]:
     settings = {**TINY, "pretraining": "null", "test_sides": "[]"}
+    settings |= {key: json.dumps(value) for key, value in STAGED.get(name, {}).items()}
     del settings["num_stuff"]  # the data's to say
     accepted = inspect.signature(registry.find("model", name)).parameters
     flags = [f"--model.{key}={value}" for key, value in settings.items() if key in accepted]
@@ -176,12 +226,13 @@ class PowerCut(Exception):
 @pytest.mark.parametrize("name", METHODS)
 def test_interrupted_run_ends_as_an_undisturbed_one(name, root, tmp_path, monkeypatch):
     cls = registry.find("model", name)
+    cls, last_step = (cls, 2) if name in TRAINED else (cls.predictor, 1)
     fit.main(words(name, root, tmp_path / "whole"))
     with monkeypatch.context() as patch:
         step = cls.training_step
 
         def cut(self, batch, index):
-            if self.global_step == 2:
+            if self.global_step == last_step:
                 raise PowerCut
             return step(self, batch, index)
 
@@ -190,10 +241,12 @@ def test_interrupted_run_ends_as_an_undisturbed_one(name, root, tmp_path, monkey
             fit.main(words(name, root, tmp_path / "cut"))
     fit.main(words(name, root, tmp_path / "cut"))
     last = "checkpoints/last.ckpt"
-    stage = next((tmp_path / "whole").glob(f"*/{last}")).parents[1].name
-    a, b = (torch.load(tmp_path / run / stage / last, weights_only=True)["state_dict"] for run in ("whole", "cut"))
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[key], b[key]) for key in a)
+    stages = sorted(path.parents[1].name for path in (tmp_path / "whole").glob(f"*/{last}"))
+    assert stages
+    for stage in stages:
+        a, b = (torch.load(tmp_path / run / stage / last, weights_only=True)["state_dict"] for run in ("whole", "cut"))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -224,7 +277,7 @@ def hard_cases(data: Shapes, model: pl.LightningModule) -> dict[str, dict]:
     }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize("case", ["no tag", "no proposal", "one-pixel proposals", "every tag"])
 def test_hard_samples_give_finite_gradients_and_predictions(name, case, data):
     model = build(name)

@@ -74,6 +74,8 @@ class StepSampler(DistributedSampler[list[Key]]):
 class OrderSampler(DistributedSampler[list[Key]]):
     """Every image once, in order, never twice across ranks; draws are zero since nothing is drawn.
 
+    A rank for which no image is left gets the first, since Lightning refuses an empty loader; metrics count it once.
+
     Args:
         images: number of images.
         batch_size: images per batch.
@@ -82,7 +84,7 @@ class OrderSampler(DistributedSampler[list[Key]]):
     """
 
     def __init__(self, images: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        self.batch_size, self._own = batch_size, range(rank, images, world)
+        self.batch_size, self._own = batch_size, range(rank, images, world) or range(min(images, 1))
 
     def __len__(self) -> int:
         return -(-len(self._own) // self.batch_size)

@@ -97,6 +97,8 @@ class Samples(Dataset[Batch]):
         found = record["annotations"]
         boxes, target["labels"], target["crowd"] = _objects(found, self.classes)
         target["boxes"], _ = visible(boxes, size)
+        if found and all("bag" in a for a in found):
+            target["bag"] = torch.tensor([a["bag"] for a in found])
         if self.supervision == "masks":
             target["masks"] = torch.stack([_mask(a, size) for a in found]) if found else torch.zeros((0, *size)).bool()
             unsure = [bool(a.get("ignore") or not a.get("segmentation")) for a in found]

@@ -130,6 +130,8 @@ def cut_target(target: Target, cut: Cut) -> Target:
         keep &= seen | unsure
         result["masks"], result["unsure"] = masks[keep], unsure[keep]
     result["boxes"], result["labels"], result["crowd"] = boxes[keep], target["labels"][keep], target["crowd"][keep]
+    if "bag" in target:
+        result["bag"] = target["bag"][keep]
     return result
 
 

@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as rle
+from torch import Tensor, nn
+
+from wsis import fit
+from wsis.data._coco_json import read_coco
+from wsis.data._transforms import cut_target, draw_cut
+from wsis.data.shapes import Augment, Shapes
+from wsis.evidence.affinity import AffinityNet
+from wsis.files import InputError
+from wsis.models._ccgr_branches import BagDetector, Boxes, Segmentation, pixels_of
+from wsis.models._ccgr_hints import write_first_hints, write_next_hints
+from wsis.models.ccgr import Refinement, cut_out, segmented
+
+SMALL = {"num_classes": 3, "backbone": "test_byobnet", "weights": "none"}
+UNET = {"architecture": "Unet", "architecture_args": {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Shapes:
+    return Shapes(root=tmp_path_factory.mktemp("shapes"), train=5, val=2)
+
+
+def sample_of(bags: list[int], labels: list[int], seed: int = 0) -> dict:
+    """An image with bags of so many boxes."""
+    g = torch.Generator().manual_seed(seed)
+    corner = 60 * torch.rand(sum(bags), 2, generator=g)
+    return {
+        "image": torch.randint(0, 255, (3, 96, 128), dtype=torch.uint8, generator=g),
+        "target": {
+            "boxes": torch.cat([corner, corner + 10 + 20 * torch.rand(sum(bags), 2, generator=g)], 1),
+            "labels": torch.tensor(np.repeat(np.array(labels, np.int64), np.array(bags, np.int64))),
+            "bag": torch.from_numpy(np.repeat(np.arange(len(bags)), np.array(bags, np.int64))),
+        },
+    }
+
+
+def detector(**settings) -> BagDetector:
+    torch.manual_seed(0)
+    model = BagDetector(**SMALL, output_stride=32, stage=2, hidden=16, features=16, dropout=0.0, **settings)
+    model.log = lambda *_, **__: None
+    return model
+
+
+def test_bags_are_scored_and_learnt_as_the_paper_has_it():
+    model, batch = detector().eval(), [sample_of([4, 1, 3], [0, 2, 2]), sample_of([2], [1], 1)]
+    scores = model(batch)
+    assert [tuple(s.shape) for s in scores] == [(4, 3), (1, 3), (3, 3), (2, 3)]
+    maps = model.backbone([sample["image"] for sample in batch])
+    from torchvision.ops import roi_align
+
+    regions = roi_align(maps, [s["target"]["boxes"] for s in batch], 7, 1 / model.backbone.stride, 2, True)
+    features, start, total = model.trunk(regions), 0, []
+    for own, label in zip(scores, (0, 2, 2, 1), strict=True):
+        bag = features[start : start + len(own)]
+        start += len(own)
+        classes, boxes = model.head.classification(bag).softmax(1), model.head.detection(bag).softmax(0)
+        torch.testing.assert_close(own, classes * boxes)
+        phi = (classes * boxes).sum(0).clamp(1e-6, 1 - 1e-6)
+        wanted = torch.eye(3)[label]
+        total.append(-(wanted * phi.log() + (1 - wanted) * (1 - phi).log()).mean())
+    torch.testing.assert_close(model.training_step(batch, 0), torch.stack(total).mean())
+
+
+def test_the_best_box_of_each_bag_is_chosen():
+    model, batch = detector().eval(), [sample_of([4, 1, 3], [0, 2, 2]), sample_of([2], [1], 1)]
+    first, second = model.choose(batch)
+    scores = model(batch)
+    at = [int(scores[0][:, 0].argmax()), 4, 5 + int(scores[2][:, 2].argmax())]
+    assert torch.equal(first.boxes, batch[0]["target"]["boxes"][at])
+    assert first.labels.tolist() == [0, 2, 2]
+    torch.testing.assert_close(first.scores, torch.stack([scores[0][:, 0].max(), scores[1][0, 2], scores[2][:, 2].max()]))
+    assert second.labels.tolist() == [1]
+
+
+def test_an_image_whose_bags_were_cut_away_teaches_nothing():
+    empty = sample_of([], [])
+    loss = detector().training_step([empty], 0)
+    assert loss == 0
+    loss.backward()
+    assert [b.boxes.shape for b in detector().choose([empty])] == [(0, 4)]
+
+
+def test_bags_follow_their_boxes_through_augmentation():
+    sample = sample_of([3, 4, 2], [0, 1, 2])
+    sample["target"] |= {"tags": torch.ones(3), "crowd": torch.zeros(9, dtype=torch.bool)}
+    for seed in range(5):
+        cut = draw_cut(np.random.default_rng(seed), (96, 128), Augment(crop=0.4))
+        kept = cut_target(sample["target"], cut)
+        assert len(kept["boxes"]) == len(kept["bag"]) == len(kept["labels"])
+        assert torch.equal(kept["labels"], kept["bag"])  # here bag k is of class k
+
+
+def test_segmentation_learns_from_all_pixels_of_the_images_and_no_padding():
+    torch.manual_seed(0)
+    model = Segmentation(**SMALL, freeze=0, **UNET).eval()
+    model.log = lambda *_, **__: None
+    batch = []
+    for seed, size in enumerate(((64, 96), (96, 64))):
+        g = torch.Generator().manual_seed(seed)
+        masks = torch.zeros(2, *size, dtype=torch.bool)
+        masks[0, :20, :30], masks[1, 30:50, 10:40] = True, True
+        image = torch.randint(0, 255, (3, *size), dtype=torch.uint8, generator=g)
+        batch.append({"image": image, "target": {"masks": masks, "labels": torch.tensor([2, 0])}})
+    logits = model([sample["image"] for sample in batch])
+    assert logits.shape == (2, 4, 96, 96)
+    each = []
+    for own, sample in zip(logits, batch, strict=True):
+        height, width = sample["image"].shape[1:]
+        labels = torch.full((height, width), 3)
+        labels[:20, :30], labels[30:50, 10:40] = 2, 0
+        assert torch.equal(pixels_of(sample, 3), labels)
+        each.append(-own[:, :height, :width].log_softmax(0).gather(0, labels[None])[0].flatten())
+    torch.testing.assert_close(model.training_step(batch, 0), torch.cat(each).mean())
+
+
+def test_segmentation_starts_from_and_freezes_the_backbone_that_it_saves_once(tmp_path):
+    model = Segmentation(**SMALL, freeze=5, **UNET).train()
+    assert model.network.encoder.model is model.backbone.network
+    assert not any(p.requires_grad for p in model.network.encoder.parameters())
+    assert not any(m.training for m in model.network.encoder.modules() if isinstance(m, nn.BatchNorm2d))
+    assert any(p.requires_grad for p in model.network.decoder.parameters())
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    parameters = sum(p.numel() * 4 for p in model.parameters())
+    assert (tmp_path / "model.pt").stat().st_size < 1.3 * parameters
+
+
+class Chooser(nn.Module):
+    """Stands for a detector that chose these boxes."""
+
+    def __init__(self, chosen: list[Boxes]) -> None:
+        super().__init__()
+        self.chosen = chosen
+
+    def choose(self, batch: list) -> list[Boxes]:
+        return self.chosen
+
+
+class Painter(nn.Module):
+    """Stands for a segmentation that is sure of each image's probabilities."""
+
+    def __init__(self, logits: dict[float, Tensor]) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        return self.logits[float(images[0][0, 0, 0])][None]
+
+
+def scene(objects: list[tuple[int, list[int]]], size: tuple[int, int]) -> Tensor:
+    """Logits (4,H,W) of rectangles (class, box) on background, class 3."""
+    logits = torch.zeros(4, *size)
+    logits[3] = 4
+    for label, (x1, y1, x2, y2) in objects:
+        logits[label, y1:y2, x1:x2] = 9
+    return logits
+
+
+def labelled(folder: Path, scenes: list, chosen: list[list], peaks: dict, **settings) -> list:
+    (folder / "peaks.json").write_text(json.dumps(peaks))
+    logits = {float(n): scene(objects, size) for n, (objects, size) in enumerate(scenes)}
+    boxes = [
+        Boxes(torch.tensor([b for _, b in own]).float().view(-1, 4), torch.tensor([c for c, _ in own]), torch.ones(len(own)))
+        for own in chosen
+    ]
+    model, tags = Refinement(Chooser(boxes), Painter(logits), folder / "peaks.json", **settings), torch.ones(3)
+    batch = [
+        {"image": torch.full((3, *size), n, dtype=torch.uint8), "size": size, "image_id": n + 1, "target": {"tags": tags}}
+        for n, (_, size) in enumerate(scenes)
+    ]
+    return model.label(batch)
+
+
+def test_boxes_are_refined_on_their_own_map_and_hold_its_mask(tmp_path):
+    """Two images of other sizes, boxes of two classes; a box around nothing is left out."""
+    scenes = [([(0, [20, 20, 60, 50]), (2, [70, 60, 100, 90])], (100, 120)), ([(1, [10, 30, 50, 90])], (110, 70))]
+    chosen = [[(0, [26, 16, 54, 46]), (2, [66, 66, 96, 96])], [(1, [16, 36, 46, 84]), (0, [5, 5, 30, 30])]]
+    peaks = {"1": [[0, 40, 35], [2, 85, 75]], "2": [[1, 30, 60]]}
+    one, two = labelled(tmp_path, scenes, chosen, peaks)
+    assert (one.boxes - torch.tensor([[20.0, 20, 60, 50], [70, 60, 100, 90]])).abs().max() < 1.5
+    assert (two.boxes - torch.tensor([[10.0, 30, 50, 90]])).abs().max() < 1.5
+    assert two.labels.tolist() == [1], "there is nothing of class 0 in the second image"
+    for found, (objects, size) in zip((one, two), scenes, strict=True):
+        for mask, (_, (x1, y1, x2, y2)) in zip(found.masks, objects, strict=True):
+            truth = np.zeros(size, bool)
+            truth[y1:y2, x1:x2] = True
+            pixels = rle.decode(mask).astype(bool)
+            assert not (pixels & ~truth).any()
+            assert pixels.sum() > 0.9 * truth.sum()
+
+
+def test_without_refinement_boxes_stay(tmp_path):
+    scenes, chosen = [([(0, [20, 20, 60, 50])], (100, 120))], [[(0, [26, 16, 54, 46])]]
+    (found,) = labelled(tmp_path, scenes, chosen, {"1": []}, refinement=0)
+    assert found.boxes.tolist() == [[26, 16, 54, 46]]
+    assert rle.area(found.masks[0]) == (54 - 26) * (46 - 20)
+
+
+def test_a_box_stops_before_a_second_peak_of_its_class(tmp_path):
+    """One region, two peaks: the box would grow over both; a peak of another class does not stop it."""
+    scenes, chosen = [([(0, [20, 20, 100, 50])], (80, 120))], [[(0, [22, 22, 58, 48])]]
+    (free,) = labelled(tmp_path, scenes, chosen, {"1": [[0, 40, 35], [1, 80, 35]]})
+    (held,) = labelled(tmp_path, scenes, chosen, {"1": [[0, 40, 35], [0, 80, 35]]})
+    assert free.boxes[0, 2] > 80 > held.boxes[0, 2]
+
+
+def test_boxes_around_what_is_segmented(tmp_path):
+    scenes = [([(0, [20, 20, 60, 50]), (0, [80, 60, 100, 90])], (100, 120))]
+    (found,) = labelled(tmp_path, scenes, [[]], {"1": []}, boxes="segmentation", refinement=0)
+    assert found.boxes.tolist() == [[20, 20, 100, 90]]
+    assert rle.area(found.masks[0]) == 40 * 30 + 20 * 30
+    nothing = segmented(scene([], (10, 10)).softmax(0), torch.ones(3))
+    assert len(nothing.boxes) == len(nothing.labels) == len(nothing.scores) == 0
+
+
+def test_an_image_without_boxes_has_no_labels():
+    sample = {"image_id": 1, "size": (10, 12)}
+    none = Boxes(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
+    found = cut_out(sample, scene([(0, [1, 1, 5, 5])], (10, 12)), none)
+    assert found.masks == []
+    assert found.boxes.shape == (0, 4)
+
+
+class Sighted(AffinityNet):
+    """Maps that know where objects are."""
+
+    def __init__(self, data: Shapes, blind: bool = False) -> None:
+        super().__init__(num_classes=8, backbone="test_byobnet", output_stride=32, stage=2, width=8)
+        samples = data.samples("train", train=False, supervision="masks")
+        self.known = {s["image"].float().mean().item(): s["target"] for s in (samples.sample(i) for i in range(len(samples)))}
+        self.blind = blind
+
+    def maps(self, image: Tensor, stride: int) -> Tensor:
+        target = self.known[image.float().mean().item()]
+        maps = torch.zeros(8, *image.shape[1:])
+        for mask, label in zip(target["masks"], target["labels"], strict=True):
+            maps[label] = maps[label].maximum(mask.float())
+        return nn.functional.avg_pool2d(maps, stride) * (not self.blind)
+
+    def forward(self, images):
+        return torch.zeros(0), self.maps(images[0], self.backbone.stride)[None]
+
+    def refine(self, image, tags, scales, power=8.0, steps=256):
+        return self.maps(image, self.stride)
+
+
+SETTINGS = {"bag_size": 4, "penalty": 0.1, "least_peak": 0.5, "walk": 0, "scales": (1.0,), "background": 0.25}
+
+
+def test_first_hints_are_bags_around_peaks_and_pixels_of_tagged_classes(data, tmp_path):
+    write_first_hints(tmp_path, Sighted(data), data, **SETTINGS)
+    index, peaks = data.index("train"), json.loads((tmp_path / "peaks.json").read_text())
+    bags, pixels = (read_coco(tmp_path / f"{name}.json", index.root) for name in ("bags", "pixels"))
+    assert len(bags.images) == len(index.images)
+    number = [category["id"] for category in index.categories]
+    for image in index.images:
+        points, tags = peaks[str(image["id"])], index.tags[image["id"]]
+        assert {int(label) for label, _, _ in points} <= {*tags}
+        for annotation in bags.annotations[image["id"]]:
+            label, x, y = points[annotation["bag"]]
+            left, top, width, height = annotation["bbox"]
+            assert left <= x <= left + width
+            assert top <= y <= top + height
+            assert annotation["category_id"] == number[int(label)]
+        counts = np.bincount([a["bag"] for a in bags.annotations[image["id"]]])
+        assert counts.max() <= 4
+        for annotation in pixels.annotations[image["id"]]:
+            own = [a for a in index.annotations[image["id"]] if a["category_id"] == annotation["category_id"]]
+            truth = rle.merge([a["segmentation"] for a in own])
+            assert rle.iou([annotation["segmentation"]], [truth], [0])[0, 0] > 0.6, "maps at stride 8 know little more"
+
+
+def test_next_hints_are_bags_around_detections_and_unions_of_masks(data, tmp_path):
+    write_next_hints(tmp_path, data.index("train").root.parent / "annotations/instances_train2017.json", data, 3)
+    index = data.index("train")
+    bags, pixels = (read_coco(tmp_path / f"{name}.json", index.root) for name in ("bags", "pixels"))
+    samples = data.samples("train", train=False)
+    from torchvision.ops import box_iou
+
+    for i, image in enumerate(index.images):
+        proposals, true = samples.sample(i)["proposals"].boxes, index.annotations[image["id"]]
+        for bag, annotation in enumerate(true):
+            x, y, w, h = annotation["bbox"]
+            best = box_iou(torch.tensor([[x, y, x + w, y + h]]).float(), proposals)[0].topk(3).values
+            own = torch.tensor([a["bbox"] for a in bags.annotations[image["id"]] if a["bag"] == bag])
+            own[:, 2:] += own[:, :2]
+            found = box_iou(torch.tensor([[x, y, x + w, y + h]]).float(), own)[0]
+            torch.testing.assert_close(found, best, atol=1e-3, rtol=0)
+        for annotation in pixels.annotations[image["id"]]:
+            own = [a["segmentation"] for a in true if a["category_id"] == annotation["category_id"]]
+            assert rle.area(annotation["segmentation"]) == rle.area(rle.merge(own))
+
+
+def test_a_classifier_without_any_peak_is_told(data, tmp_path):
+    with pytest.raises(InputError, match="no image has a peak"):
+        write_first_hints(tmp_path, Sighted(data, blind=True), data, **SETTINGS)
+
+
+def test_wrong_settings_of_a_branch_are_told_before_anything_is_trained(tmp_path, capsys):
+    words = ["--model", "ccgr", "--data.root", str(tmp_path / "shapes"), "--data.train", "2", "--data.val", "1"]
+    words += ["--model.detector", json.dumps({"steps": 3, "hiden": 8}), "--run_dir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit):
+        fit.main(words)
+    assert "unknown setting 'model.detector.hiden'; did you mean 'hidden'?" in capsys.readouterr().err
+    assert not list(tmp_path.glob("run/*/checkpoints"))
