@@ -203,7 +203,7 @@ def _with_boxes(index: Index, path: Path) -> Index:
                 f"{path} has {image['file_name']} at {theirs} pixels, but it is {image['width']} x {image['height']}"
             )
         images.append(image)
-        boxes[image["id"]] = given.annotations[mine["id"]]
+        boxes[image["id"]] = [a for a in given.annotations[mine["id"]] if not a.get("iscrowd")]
     if not images:
         raise InputError(f"{path} has boxes for none of the images; its file_name must be the end of their paths")
     return index._replace(images=images, annotations=boxes, categories=given.categories)

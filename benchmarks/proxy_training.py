@@ -1,0 +1,94 @@
+"""Mask R-CNN on BoxCaseg's proxy masks beside Mask R-CNN on true masks, on the generated data (BoxCaseg, Tables 1, 7 and 8).
+
+    python benchmarks/proxy_training.py runs/proxy-training [--draws 1 2 3] [--rows ...] [--jobs 2]
+
+Settings were chosen on draw 0 of the data, which is therefore left out. Runs are ordinary runs: a repeated command continues
+where it was stopped. All figures are in percent, of the validation images; a mask is dropped that is not learnt from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+OVERLAYS = Path(__file__).parents[1] / "configs" / "ablation"
+ROWS = {
+    "true masks": ["--model", "mask_rcnn"],
+    "raw": ["--model", "boxcaseg", "--config", str(OVERLAYS / "boxcaseg_raw.yaml")],
+    "merge": ["--model", "boxcaseg"],
+    "merge + drop 0.75": ["--model", "boxcaseg", "--config", str(OVERLAYS / "boxcaseg_drop_075.yaml")],
+    "merge + drop 0.9": ["--model", "boxcaseg", "--config", str(OVERLAYS / "boxcaseg_drop_09.yaml")],
+}
+FIGURES = ("AP", "AP25", "AP50", "AP70", "AP75")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--draws", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--rows", nargs="+", default=[*ROWS], choices=[*ROWS])
+    parser.add_argument("--jobs", type=int, default=2)
+    asked = parser.parse_args()
+    threads = max(1, (os.cpu_count() or 1) // asked.jobs)
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        list(
+            pool.map(lambda job: fit(asked.folder, *job, threads), [(row, draw) for draw in asked.draws for row in asked.rows])
+        )
+    print("  ".join(["".ljust(20), *(name.rjust(20) for name in (*FIGURES, "mIoU given boxes", "dropped"))]))
+    for row in asked.rows:
+        columns = zip(*(figures(asked.folder, row, draw) for draw in asked.draws), strict=True)
+        print("  ".join([row.ljust(20), *(spread(column).rjust(20) for column in columns)]))
+
+
+def fit(folder: Path, row: str, draw: int, threads: int) -> None:
+    words = [
+        *ROWS[row],
+        "--data.root",
+        str(folder / "data"),
+        "--data.seed",
+        str(draw),
+        "--run_dir",
+        str(place(folder, row, draw)),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-m", "wsis.fit", *words, "--data.loading.workers", "0"]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        sys.exit(done.stdout)
+
+
+def figures(folder: Path, row: str, draw: int) -> list[float | None]:
+    """FIGURES of the last stage, the mask IoU of the joint one, and the share of masks that are not learnt from."""
+    run = place(folder, row, draw)
+    final = read(next(iter([*run.glob("3-mask-rcnn/metrics.json"), *run.glob("train/metrics.json")])))
+    known: list[float | None] = [100 * final[f"val/{name}"] for name in FIGURES]
+    if not (run / "1-joint").is_dir():
+        return [*known, None, None]
+    ignored = [a["ignore"] for a in read(run / "2-proxy-masks/labels.json")["annotations"]]
+    return [*known, 100 * read(run / "1-joint/metrics.json")["val/mIoU"], 100 * sum(ignored) / len(ignored)]
+
+
+def place(folder: Path, row: str, draw: int) -> Path:
+    return folder / f"{row.replace(' + ', '-').replace(' ', '-')}-{draw}"
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def spread(values: tuple[float | None, ...]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    mean = sum(known) / len(known)
+    return f"{mean:.1f}" + (f" ({min(known):.1f}-{max(known):.1f})" if len(known) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()
