@@ -72,6 +72,7 @@ def quiet() -> None:
         ".*your dataloader is not resumable",  # our sampler goes on at the step of the checkpoint
         ".*smaller than the logging interval",
         ".*across ranks is zero",  # data without a validation split
+        ".*have no `validation_step`",  # parts that are judged by what follows from them
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated",
         ".*in eval mode at the start of training",  # frozen BatchNorm
         ".*GPU available but not used",

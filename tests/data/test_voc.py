@@ -107,6 +107,18 @@ def test_2007_has_its_own_lists(tmp_path: Path) -> None:
     assert [data.index(split).images[0]["id"] for split in ("train", "val")] == [5, 12]
 
 
+def test_training_on_the_lists_of_the_classification_task(root: Path) -> None:
+    """CCGR's setting: tags of images without masks to train on, masks to judge by."""
+    write_list(root / "VOCdevkit/VOC2012", "Main", "train", ["2007_000001", "2008_000003"])
+    data = VOC(root, train_list="Main/train", proposals="none")
+    train, val = data.index("train"), data.index("val")
+    assert [image["file_name"] for image in train.images] == ["2007_000001.jpg", "2008_000003.jpg"]
+    assert all(not a.get("segmentation") for found in train.annotations.values() for a in found)
+    assert all(a.get("segmentation") for found in val.annotations.values() for a in found)
+    with pytest.raises(InputError, match=r"no list .*ImageSets/Main/gone"):
+        VOC(root, train_list="Main/gone", proposals="none").index("train")
+
+
 def test_what_was_read_is_kept_until_a_file_changes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = VOC(root, proposals="none").index("train")
     monkeypatch.setattr("wsis.data.voc._read_image", None)

@@ -56,7 +56,8 @@ class VOC(DataModule):
         root: folder that holds VOCdevkit (and, for trainaug, SBD or benchmark_RELEASE).
         year: "2012" or "2007".
         task: "segmentation" has instance masks, "detection" boxes on the larger lists.
-        train_list: name of the training list in ImageSets; empty takes the usual one: trainaug, or trainval for 2007.
+        train_list: name of the training list in ImageSets; empty takes the usual one: trainaug, or trainval for 2007. Main/train
+            is the one for classification and detection, whose images have boxes and no masks, whatever the task.
         val_list: name of the validation list in ImageSets; empty takes the usual one: val, or test for 2007.
         long_tail: draw a long-tailed training set of at most 800 images a class from the training list.
         labels: a COCO json to train on, such as wsis.label writes; empty takes the set's own.
@@ -102,9 +103,11 @@ class VOC(DataModule):
     def read(self, split: str) -> Index:
         """Read a split's list and annotations."""
         devkit = _devkit(self.folder, self.year)
-        masks = self.task == "segmentation"
+        usual = "Segmentation" if self.task == "segmentation" else "Main"
+        folder, _, name = self.lists[split].rpartition("/")
+        masks = (folder or usual) == "Segmentation"
         sbd = next((path for name in _SBD_PLACES if (path := self.folder / name / "inst").is_dir()), None) if masks else None
-        stems = _stems(self.folder, devkit, "Segmentation" if masks else "Main", self.lists[split], sbd)
+        stems = _stems(self.folder, devkit, folder or usual, name, sbd)
         index = read_voc(devkit, stems, VOC_CLASSES, masks=masks, sbd=sbd)
         if self.long_tail and split == "train":
             index = keep_images(index, set(draw_long_tail(index.tags, len(VOC_CLASSES), maximum=800)))
