@@ -149,7 +149,11 @@ def test_one_image_from_python(run):
 
 @pytest.mark.parametrize(
     ("settings", "told"),
-    [({"steps": 1, "widht": 3}, "unknown setting 'model.segmentor.widht'"), ({"features": 16}, "needs `steps`")],
+    [
+        ({"steps": 1, "featurse": 3}, "unknown setting 'model.segmentor.featurse'; did you mean 'features'?"),
+        ({"features": 16}, "needs `steps`"),
+        ({"steps": 1, "augment": {"flop": 1}, "weights": "none"}, "'model.segmentor.augment.flop'; did you mean 'flip'?"),
+    ],
 )
 def test_a_wrong_segmentor_is_refused_before_anything_is_trained(tmp_path, settings, told, capsys):
     words = ["--model", "boxcaseg", "--data.root", tmp_path / "shapes", "--data.train", "2", "--data.val", "1"]
