@@ -56,8 +56,8 @@ def naive_shrunk_covariance(rows: np.ndarray) -> np.ndarray:
     return (1 - rho) * s + rho * trace / p * np.eye(p)
 
 
-def naive_em(features: list[np.ndarray], start: list[int], rounds: int, keep: float, distance: str) -> list[list[int]]:
-    """Algorithm 1 image by image; the choices after each round."""
+def naive_em(features: list[np.ndarray], start: list[int], rounds: int, keep: float, distance: str) -> list[tuple[list, ...]]:
+    """Algorithm 1 image by image; after each round the images kept, the choices and their distances."""
 
     def measure(chosen):
         if distance == "cosine":
@@ -68,12 +68,13 @@ def naive_em(features: list[np.ndarray], start: list[int], rounds: int, keep: fl
 
     chosen, history = list(start), []
     for _ in range(rounds):
-        rows = [h[c] for h, c in zip(features, chosen, strict=True) if c >= 0]
-        far = measure(rows)
-        near = sorted(rows, key=far)[: math.ceil(keep * len(rows))]
-        far = measure(near)
-        chosen = [min(range(len(h)), key=lambda j, h=h: far(h[j])) if len(h) else -1 for h in features]
-        history += [chosen]
+        rows = {i: h[c] for i, (h, c) in enumerate(zip(features, chosen, strict=True)) if c >= 0}
+        far = measure(list(rows.values()))
+        kept = sorted(rows, key=lambda i, far=far, rows=rows: far(rows[i]))[: math.ceil(keep * len(rows))]
+        far = measure([rows[i] for i in kept])
+        chosen = [min(range(len(h)), key=lambda j, h=h, far=far: far(h[j])) if len(h) else -1 for h in features]
+        distances = [far(h[c]) if len(h) else math.inf for h, c in zip(features, chosen, strict=True)]
+        history += [(sorted(kept), chosen, distances)]
     return history
 
 
@@ -85,11 +86,12 @@ def test_rounds_against_one_image_after_another(distance, keep, right):
     start[[4, 17, 20]] = -1  # the last has candidates
     history = foreground_rounds(features, start, 3, keep, distance)
     expected = naive_em([h.double().numpy() for h in features], start.tolist(), 3, keep, distance)
-    assert [r.chosen.tolist() for r in history] == expected
-    assert [int(r.kept.sum()) for r in history] == [math.ceil(keep * 37), *[math.ceil(keep * 38)] * 2]
-    assert all(r.distances.isinf().nonzero()[:, 0].tolist() == [4, 17] for r in history)
+    for found, (kept, chosen, distances) in zip(history, expected, strict=True):
+        assert found.kept.nonzero()[:, 0].tolist() == kept
+        assert found.chosen.tolist() == chosen
+        np.testing.assert_allclose(found.distances, distances, rtol=1e-4)
     assert torch.equal(foreground_em(features, start, 3, keep, distance), history[-1].chosen)
-    assert start.tolist() != expected[0] != expected[2], "nothing moved"
+    assert start.tolist() != expected[0][1] != expected[2][1], "nothing moved"
 
 
 @pytest.mark.parametrize("distance", ["cosine", "mahalanobis"])
