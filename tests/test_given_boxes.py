@@ -160,3 +160,23 @@ def test_a_wrong_segmentor_is_refused_before_anything_is_trained(tmp_path, setti
     words += ["--data.salient", "2", "--run_dir", tmp_path / "run", "--model.segmentor", json.dumps(settings)]
     assert told in refused(fit, words, capsys)
     assert not list(tmp_path.glob("run/*/checkpoints"))
+
+
+def test_what_only_later_stages_need_trains_no_earlier_one_again(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    joint = (tmp_path / "run/1-joint/checkpoints/last.ckpt").stat().st_mtime_ns
+    capsys.readouterr()
+    fit.main(["--config", str(run / "config.yaml"), "--run_dir", str(tmp_path / "run"), "--model.least_agreement", "0.1"])
+    said = capsys.readouterr().out
+    assert "1-joint: done before" in said
+    assert "2-proxy-masks: settings or earlier stages have changed" in said
+    assert (tmp_path / "run/1-joint/checkpoints/last.ckpt").stat().st_mtime_ns == joint
+    annotations = json.loads((tmp_path / "run/2-proxy-masks/labels.json").read_text())["annotations"]
+    assert all(a["ignore"] == (a["score"] < 0.1 or not a["area"]) for a in annotations)
+    assert wsis.load(tmp_path / "run", "1-joint").model.ignore_below == 0.1
+    capsys.readouterr()
+    words = ["--config", str(tmp_path / "run/config.yaml"), "--run_dir", str(tmp_path / "run")]
+    fit.main([*words, "--model.segmentor", json.dumps(SEGMENTOR | {"nms": 0.4})])
+    said = capsys.readouterr().out
+    assert "2-proxy-masks: done before" in said
+    assert "3-mask-rcnn: settings or earlier stages have changed" in said

@@ -58,7 +58,9 @@ def load(run: str | os.PathLike[str], stage: str | None = None) -> Loaded:
     checkpoint = folder / name / "checkpoints/last.ckpt"
     if not intact(checkpoint):
         raise InputError(f"{checkpoint} is damaged or missing; mend it with `python -m wsis.fit --resume {folder}`")
-    model = known[name].load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).eval()
+    given = config["model"].get("init_args") or {}
+    later = {setting: given[setting] for setting in getattr(known[name], "for_labels", ()) if setting in given}
+    model = known[name].load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True, **later).eval()
     return Loaded(model, _make_data(config["data"]), config)
 
 

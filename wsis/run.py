@@ -20,7 +20,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,7 +93,8 @@ class Run:
         last = folder / "checkpoints" / "last.ckpt"
         save = Save(last, self.save_every)
         made = self.make_trainer(folder, [Reseed(self._seed_of(name)), save], **trainer)
-        settings = self._describe(model, data) | {"trainer": {key: getattr(made, key, None) for key in SHAPING}}
+        later = (*getattr(model, "for_labels", ()), *getattr(model, "for_later", ()))
+        settings = self._describe(model, data, later) | {"trainer": {key: getattr(made, key, None) for key in SHAPING}}
         self._reopen_if_lost(last)
         if not self._begin(name, settings, steps=made.max_steps):
             start = newest(last.parent)
@@ -132,7 +133,7 @@ class Run:
             score: least score of a detection that is not the best of its class.
         """
         folder = self.folder / name
-        if not self._begin(name, self._describe(model, data) | {"score": score}):
+        if not self._begin(name, self._describe(model, data, getattr(model, "for_later", ())) | {"score": score}):
             made = self.make_trainer(folder)
             made.predict(Labeller(model, score), datamodule=Split(data, "train"), return_predictions=False)
             if rank() == 0:
@@ -236,10 +237,13 @@ class Run:
                 raise SystemExit(f"rank {rank()}: rank zero has ended")
             time.sleep(POLL)
 
-    def _describe(self, model: pl.LightningModule, data: pl.LightningDataModule) -> dict[str, Any]:
-        """What shapes the weights, as far as model and data tell."""
+    def _describe(
+        self, model: pl.LightningModule, data: pl.LightningDataModule, not_for: Collection[str] = ()
+    ) -> dict[str, Any]:
+        """What shapes the result, as far as model and data tell; settings that a model has for other stages do not."""
         told = data.fingerprint(model) if hasattr(data, "fingerprint") else dict(data.hparams)
-        return {"model": _path(model), "hparams": dict(model.hparams), "data": [_path(data), told]}
+        hparams = {name: value for name, value in model.hparams.items() if name not in not_for}
+        return {"model": _path(model), "hparams": hparams, "data": [_path(data), told]}
 
     def _continue(self, name: str, start: Path | None, trainer: pl.Trainer) -> None:
         """Say where training goes on, and forget what was logged beyond it."""

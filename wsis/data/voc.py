@@ -56,8 +56,8 @@ class VOC(DataModule):
         root: folder that holds VOCdevkit (and, for trainaug, SBD or benchmark_RELEASE).
         year: "2012" or "2007".
         task: "segmentation" has instance masks, "detection" boxes on the larger lists.
-        train_list: name of the training list in ImageSets; empty takes the usual one: trainaug, or trainval for 2007. Main/train
-            is the one for classification and detection, whose images have boxes and no masks, whatever the task.
+        train_list: name of the training list in ImageSets; empty takes the usual one: trainaug, or trainval for 2007.
+            Main/train is the one for classification and detection, whose images have boxes and no masks, whatever the task.
         val_list: name of the validation list in ImageSets; empty takes the usual one: val, or test for 2007.
         long_tail: draw a long-tailed training set of at most 800 images a class from the training list.
         labels: a COCO json to train on, such as wsis.label writes; empty takes the set's own.

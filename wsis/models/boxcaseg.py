@@ -20,7 +20,8 @@ Where we follow the released code instead of the text, and why:
 
 Where we differ from both: pairs of neighbours end at the border of a crop (the code compares with zeros around it); both kinds
 of images are normalised alike (the code has two ways); lines are labelled after a jittered box was cut off by the image. For
-few images salient objects can be cropped as boxes are (`salient_crop`): whole images teach little of what fills its box.
+few images salient objects can be cropped as boxes are (`salient_crop`): whole images teach little of what fills its box. A
+box is drawn from a random image, not from all boxes.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ class BoxCaseg(pl.LightningModule):
     supervision = "boxes"
     needs_proposals = False
     needs_boxes = True
+    for_labels, for_later = ("merge", "least_agreement"), ("segmentor",)  # what the joint stage does not depend on
 
     def __init__(
         self,
@@ -211,9 +213,8 @@ class BoxCaseg(pl.LightningModule):
         boxes, size = sample["target"]["boxes"], (sample["image"].shape[-2], sample["image"].shape[-1])
         crops = [self.segment(sample["image"], boxes[i : i + _CHUNK]) for i in range(0, len(boxes), _CHUNK)]
         masks = paste(torch.cat(crops), boxes, size) if crops else []
-        return Prediction(
-            sample["image_id"], size, boxes.cpu(), torch.ones(len(boxes)), sample["target"]["labels"].cpu(), masks
-        )
+        scores, labels = torch.ones(len(boxes)), sample["target"]["labels"].cpu()
+        return Prediction(sample["image_id"], size, boxes.cpu(), scores, labels, masks)
 
     def segment(self, image: Tensor, boxes: Tensor) -> Tensor:
         """Probabilities (K,s,s) over boxes (K,4) of an image (3,H,W), each stretched to [0, 1] as the code does."""
@@ -230,9 +231,8 @@ class BoxCaseg(pl.LightningModule):
         """SGD or AdamW, the rate falling to 0 by a power of 0.9."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         how = {"lr": self.hparams["lr"], "weight_decay": self.hparams["weight_decay"]}
-        adamw = self.hparams["optimiser"] == "adamw"
+        adamw, steps = self.hparams["optimiser"] == "adamw", int(self.trainer.estimated_stepping_batches)
         optimiser = torch.optim.AdamW(parameters, **how) if adamw else torch.optim.SGD(parameters, momentum=0.9, **how)
-        steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, max(steps, 1), power=0.9)
         return [optimiser], [{"scheduler": schedule, "interval": "step"}]
 
