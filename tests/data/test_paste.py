@@ -73,9 +73,9 @@ def test_what_holds_for_every_composition(
     assert torch.equal(existing, given_masks & ~covered if given_masks is not None else torch.zeros(0, *size).bool())
     if ways[0] == "space" and given_masks is not None:
         assert not (covered & given_masks.any(0)).any()
-    reach = {"gaussian": 2, "poisson": 0, "none": 0}[ways[1]]
-    near = torch.from_numpy(ndimage.binary_dilation(covered, np.ones((3, 3)), iterations=reach)) if reach else covered
-    assert torch.equal(image[:, ~near], background[:, ~near])
+    if ways[1] != "poisson":  # which bleeds into the box of an object that may be hidden
+        near = ndimage.binary_dilation(covered, np.ones((5, 5))) if ways[1] == "gaussian" else covered.numpy()
+        assert torch.equal(image[:, ~near], background[:, ~near])
     assert same(result, compose(background, foregrounds, masks, *ways, seed, (0.2, 1.5), existing=given_masks))
 
 
@@ -91,9 +91,9 @@ def test_another_seed_gives_another_image(seed: int) -> None:
 @settings(max_examples=60, deadline=None)
 def test_pixels_and_masks_are_one_turned_and_scaled_foreground(seed: int, where: Any, factor: float, flat: bool) -> None:
     """Colours that are their own coordinates tell from where in the foreground each pixel comes."""
-    height, width = (25, 100) if flat else (90, 70)
+    height, width = (25, 60) if flat else (60, 50)
     y, x = np.mgrid[:height, :width]
-    foreground = torch.from_numpy(np.stack([2 * x, 2 * y, 7 + 0 * x]).astype(np.uint8))
+    foreground = torch.from_numpy(np.stack([4 * x, 4 * y, 7 + 0 * x]).astype(np.uint8))
     mask = blobs(seed, [(height, width)])[0]
     inner = torch.zeros_like(mask)
     inner[2:-2, 2:-2] = mask[2:-2, 2:-2]  # colours beyond the edge are not coordinates
@@ -106,20 +106,21 @@ def test_pixels_and_masks_are_one_turned_and_scaled_foreground(seed: int, where:
     existing = ~near[None] if where == "space" else None
     image, visible, _, _ = compose(background, [foreground], [inner], where, "none", seed, (factor, factor), 30, existing)
     rows, columns = visible[0].nonzero().T.numpy()
-    spread = np.linalg.svd(np.stack([rows - rows.mean(), columns - columns.mean()]), compute_uv=False) if len(rows) else [0]
-    if min(spread) < 100:  # mostly outside the image: rounded colours tell the turn to 0.14 / spread
+    spread = np.linalg.eigvalsh(np.cov(rows, columns)).min() ** 0.5 if len(rows) > 100 else 0
+    if spread < 4:  # mostly outside the image
         return
-    found = image[:2, rows, columns].numpy().T / 2
+    error = 0.25 / spread  # of the slopes below: colours are rounded to an eighth of a pixel either way
+    found = image[:2, rows, columns].numpy().T / 4
     assert (image[2, rows, columns] == 7).all()
     solution, *_ = np.linalg.lstsq(np.stack([columns, rows, np.ones(len(rows))], 1), found, rcond=None)
     turn = solution[:2]  # from image to foreground: a turn and one scale
     scale = np.sqrt(np.linalg.det(turn))  # no mirror
-    np.testing.assert_allclose(turn @ turn.T / scale**2, np.eye(2), atol=0.01)
-    assert 1 / scale == pytest.approx(factor, rel=0.01 if where == "random" else 0.1)
-    assert abs(np.degrees(np.arctan2(turn[0, 1], turn[0, 0]))) < 30.5
+    np.testing.assert_allclose(turn @ turn.T / scale**2, np.eye(2), atol=2 * error)
+    assert 1 / scale == pytest.approx(factor, rel=error + (0 if where == "random" else 0.1))
+    assert abs(np.degrees(np.arctan2(turn[0, 1], turn[0, 0]))) < 30 + np.degrees(error)
     everywhere = np.stack([*np.mgrid[:300, :320][::-1], np.ones((300, 320))], -1) @ solution
     cover = ndimage.map_coordinates(inner.float().numpy(), everywhere[..., ::-1].transpose(2, 0, 1), order=1)
-    sure = np.abs(cover - 0.5) > 0.15  # OpenCV warps from 32nds of a pixel
+    sure = np.abs(cover - 0.5) > 0.35
     if where == "space":
         sure &= near.numpy()
     assert np.array_equal(visible[0].numpy()[sure], cover[sure] > 0.5)
@@ -163,19 +164,22 @@ def test_space_fills_the_largest_free_circle(seed: int, side: int, count: int) -
         assert room - 1.5 < radius <= room
         assert distance[round(y), round(x)] > room - 1.5
         area = len(own) * (room / (np.hypot(*(own - (side - 1) / 2).T).max() + 0.5)) ** 2
-        assert mask.sum() == pytest.approx(area, abs=1.5 * room), "within a quarter pixel all around"
+        assert mask.sum() == pytest.approx(area, abs=3 * room), "within half a pixel all around"
         assert not (mask & ~free).any()
         free &= ~mask
 
 
-def test_space_without_room() -> None:
-    everything = torch.ones(1, 40, 40, dtype=torch.bool)
+@pytest.mark.parametrize("margin", [0, 1])
+def test_space_without_room(margin: int) -> None:
+    """Pixels along the border are no room."""
+    everything = torch.zeros(1, 40, 40, dtype=torch.bool)
+    everything[:, margin : 40 - margin, margin : 40 - margin] = True
     background = noise(0, 40, 40)
     image, masks, boxes, existing = compose(background, [noise(1, 9, 9)], [disc(9)], "space", existing=everything)
     assert torch.equal(image, background)
     assert not masks.any()
     assert not boxes.any()
-    assert existing.all()
+    assert torch.equal(existing, everything)
 
 
 def whole(side: int, value: int) -> tuple[Tensor, Tensor]:
@@ -231,6 +235,13 @@ def test_poisson_takes_the_colours_around() -> None:
         result = compose(background, [image], [mask], "random", "poisson", seed)
         assert result.masks.any()
         assert (result.image.int() - 90).abs().max() <= 1
+    noisy = noise(0, 90, 90)
+    blended, visible, (box,), _ = compose(noisy, [image], [mask], "random", "poisson", 3)
+    x1, y1, x2, y2 = (int(side) for side in box)
+    changed = (blended != noisy).any(0)
+    assert (changed & visible[0]).sum() > 0.9 * visible.sum()
+    changed[max(y1 - 3, 0) : y2 + 3, max(x1 - 3, 0) : x2 + 3] = False
+    assert not changed.any()
     stripes = image.clone()
     stripes[:, :, 20:] = 200
     result = compose(background, [stripes], [mask], "space", "poisson", existing=torch.zeros(0, 90, 90).bool())
@@ -259,6 +270,22 @@ def test_shrinking_averages() -> None:
     shown = result.image[0][result.masks[0]].float()
     assert shown.mean().item() == pytest.approx(100, abs=3)
     assert shown.std() < 5
+
+
+@pytest.mark.parametrize("side", [21, 50, 101, 203, 640])
+def test_scaled_objects_keep_their_middle(side: int) -> None:
+    """By closed form: the circle's centre is (20, 20), and colours are a ramp around it."""
+    ramp = torch.linspace(0, 255, side).round().byte().expand(side, side)
+    foreground, mask = torch.stack([ramp, ramp.T, ramp]), disc(side)
+    image, (visible,), _, _ = compose(
+        torch.zeros(3, 41, 41, dtype=torch.uint8), [foreground], [mask], "space", "none", rotation=0
+    )
+    points = visible.nonzero().double()
+    assert points.mean(0).tolist() == pytest.approx([20, 20], abs=0.1)
+    slope = 255 / (side - 1) * (side / 2) / 20  # of colour, per pixel of the image
+    for channel, middle in ((0, points[:, 1]), (1, points[:, 0])):
+        expected = 127.5 + (middle - 20) * slope
+        assert (image[channel][visible] - expected).abs().max() < 0.25 * slope + 1
 
 
 @given(st.integers(0, 10_000), st.integers(0, 4), SIZES)

@@ -142,7 +142,7 @@ def draw_foregrounds(
     Raises:
         InputError: nothing to draw from, an unknown way, or a count below 0.
     """
-    least, most = (number, number) if isinstance(number, int) else number
+    least, most = number if isinstance(number, tuple) else (number, number)
     if how not in ("uniform", "balanced") or not 0 <= least <= most or not len(labels):
         raise InputError(f"cannot draw {number} of {len(labels)} foregrounds {how!r}; give some, and uniform or balanced")
     count = int(rng.integers(least, most + 1))

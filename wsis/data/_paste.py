@@ -26,7 +26,7 @@ Blend = Literal["gaussian", "poisson", "none"]
 Array = NDArray[Any]
 
 _REACH = 2  # pixels that the 5 x 5 blur of a mask reaches beyond it
-_ERODED = 3  # pixels that cv2.seamlessClone takes off a mask's edge
+_ERODED = 3  # pixels along a mask's edge whose gradients cv2.seamlessClone takes from the background
 
 
 class Composition(NamedTuple):
@@ -63,9 +63,9 @@ def compose(
         foregrounds: (3,h,w) uint8, each with what surrounds its object: that shows through where edges are blended.
         masks: (h,w) bool, the objects.
         where: "random" puts an object anywhere and scales it by a factor from `scale`. "space" fits its smallest enclosing
-            circle to the largest one that is free of objects, existing and pasted; where no pixel is free it stays hidden.
+            circle to the largest one in the image that is free of objects, existing and pasted; without any it stays hidden.
         blend: "gaussian" weighs with the mask blurred by 5 x 5 pixels of sigma 2, "poisson" keeps the object's gradients and
-            takes its colours from around it, "none" copies. The mask is binary in any case.
+            takes its colours from around its box, "none" copies. The mask is binary in any case.
         seed: of turns, scales and places.
         scale: least and largest factor, relative to the foreground's own pixels.
         rotation: largest turn either way, in degrees.
@@ -81,6 +81,7 @@ def compose(
     owner = np.full((height, width), -1, np.int32)
     own = torch.zeros((0, height, width), dtype=torch.bool) if existing is None else existing
     free = (~own.any(0)).numpy().astype(np.uint8)
+    free[[0, -1]], free[:, [0, -1]] = 0, 0  # no circle sticks out
     for number, (foreground, shape) in enumerate(zip(foregrounds, masks, strict=True)):
         image, mask = foreground.permute(1, 2, 0).numpy(), shape.numpy() * np.uint8(255)
         outline = _outline(mask)
@@ -133,8 +134,6 @@ def _anywhere(outline: Array, angle: float, factor: float, place: Any, size: tup
 
 def _in_largest_circle(outline: Array, angle: float, free: Array) -> Array:
     """Turn about the centre of the smallest enclosing circle, and fit that to the largest circle of `free` pixels."""
-    free = free.copy()
-    free[[0, -1]], free[:, [0, -1]] = 0, 0
     _, room, _, place = cv2.minMaxLoc(cv2.distanceTransform(free, cv2.DIST_L2, cv2.DIST_MASK_PRECISE))
     centre, radius = cv2.minEnclosingCircle(outline)
     matrix = cv2.getRotationMatrix2D(centre, angle, room / (radius + 0.5))  # pixels end half a pixel from their centres
@@ -171,13 +170,16 @@ def _blend(window: Array, pixels: Array, covered: Array, blend: Blend) -> None:
         weight = cv2.GaussianBlur(covered.astype(np.float32), (2 * _REACH + 1,) * 2, 2)[..., None]
         window[:] = np.rint(window + weight * (pixels.astype(np.float32) - window))
     elif blend == "poisson" and covered.any():
-        window[covered] = _clone(window, pixels, covered)[covered]
+        window[:] = _clone(window, pixels, covered)
     else:
         window[covered] = pixels[covered]
 
 
 def _clone(window: Array, pixels: Array, covered: Array) -> Array:
-    """Blend by Poisson's equation (Perez et al., 2003) up to the edge of the object, the window's edge too."""
+    """Blend by Poisson's equation (Perez et al., 2003), up to the object's edge even where that is the window's.
+
+    OpenCV solves it in the mask's box, with the background's gradients beside the mask, so colours bleed within the box.
+    """
     edge = _ERODED + 2
     source, target = (cv2.copyMakeBorder(part, *(edge,) * 4, cv2.BORDER_REPLICATE) for part in (pixels, window))
     mask = cv2.dilate(np.pad(covered.astype(np.uint8) * 255, edge), np.ones((3, 3), np.uint8), iterations=_ERODED)
