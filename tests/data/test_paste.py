@@ -218,6 +218,14 @@ def test_a_foreground_larger_than_the_background_is_scaled_to_fit(height: int, w
     assert (largest >= 0.9 * fitted - 1).all()
 
 
+def test_what_fits_is_turned_already() -> None:
+    """Half of the turns of a bar are steeper than 45 degrees: it is at least as small as that makes it in a flat image."""
+    mask, background = torch.ones(40, 400, dtype=torch.bool), torch.zeros(3, 20, 100, dtype=torch.uint8)
+    seen = [compose(background, [noise(0, 40, 400)], [mask], seed=k, scale=(1, 1), rotation=180).masks.sum() for k in range(80)]
+    assert np.median(seen) <= 1.1 * mask.sum() * (20 / (440 * np.sqrt(0.5))) ** 2
+    assert np.median(seen) > 10
+
+
 def test_gaussian_edges() -> None:
     """White on black: the image is the weight, OpenCV's blur of the mask, however it was cut."""
     image, mask = whole(20, 255)
