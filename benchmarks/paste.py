@@ -22,8 +22,9 @@ from torchvision.transforms.v2 import functional
 
 from wsis.data._coco_json import read_coco
 from wsis.data._foregrounds import Foreground, ForegroundPool, draw_foregrounds, write_pool
-from wsis.data._paste import compose, tight_boxes
+from wsis.data._paste import compose
 from wsis.data._samples import Samples
+from wsis.nn.masks import tight_boxes
 
 Pair = tuple[Tensor, Tensor]
 

@@ -12,8 +12,9 @@ from scipy import ndimage
 from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
-from wsis.data._paste import Composition, compose, tight_boxes
+from wsis.data._paste import Composition, compose
 from wsis.files import InputError
+from wsis.nn.masks import tight_boxes
 
 WAYS = st.tuples(st.sampled_from(["random", "space"]), st.sampled_from(["gaussian", "poisson", "none"]))
 SIZES = st.tuples(st.integers(1, 60), st.integers(1, 60))

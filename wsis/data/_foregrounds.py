@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from wsis.data._paste import tight_boxes
 from wsis.files import InputError, read_json, whole
+from wsis.nn.masks import tight_boxes
 
 __all__ = ["Foreground", "ForegroundPool", "draw_foregrounds", "write_pool"]
 

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsis.files import InputError
+from wsis.nn.masks import tight_boxes
 
-__all__ = ["Blend", "Composition", "Where", "compose", "tight_boxes"]
+__all__ = ["Blend", "Composition", "Where", "compose"]
 
 Where = Literal["random", "space"]
 Blend = Literal["gaussian", "poisson", "none"]
@@ -101,16 +102,6 @@ def compose(
     visible = torch.from_numpy(owner == np.arange(len(masks))[:, None, None])
     composed = torch.from_numpy(canvas).permute(2, 0, 1).contiguous()
     return Composition(composed, visible, tight_boxes(visible), own & torch.from_numpy(owner < 0))
-
-
-def tight_boxes(masks: Tensor) -> Tensor:
-    """Give the boxes (K,4) float32 xyxy of masks (K,H,W) bool, x2/y2 exclusive; zeros for an empty mask."""
-    ends = []
-    for seen in (masks.any(1), masks.any(2)):  # columns, rows
-        length = seen.shape[1]
-        first, last = seen.byte().argmax(1), length - seen.byte().flip(1).argmax(1)
-        ends.append(torch.stack([first, last], 1) * seen.any(1, keepdim=True))
-    return torch.stack(ends, 2).flatten(1).float()
 
 
 def _outline(mask: Array) -> Array:

@@ -43,7 +43,7 @@ from wsis.losses import mask_loss, neighbour_smoothness, tightness_loss
 from wsis.metrics import Evaluation, MaskIoU
 from wsis.models.mask_rcnn import MaskRCNN
 from wsis.nn.backbone import Backbone
-from wsis.nn.masks import paste, pointwise
+from wsis.nn.masks import paste, pointwise, tight_boxes
 from wsis.nn.optimisation import Optimiser
 from wsis.stage import Stage
 from wsis.types import Batch, Prediction, Sample
@@ -370,17 +370,9 @@ def proxy_box_agreement(masks: Tensor, boxes: Tensor) -> Tensor:
     Returns:
         (K,).
     """
-    pixels = masks.view(torch.uint8)  # 60 times faster to reduce than bool
-    (top, bottom), (left, right) = _extent(pixels.amax(2).bool()), _extent(pixels.amax(1).bool())
-    own = torch.stack([left, top, right, bottom], 1).to(boxes)
+    own = tight_boxes(masks).to(boxes)
     inside = (torch.minimum(own[:, 2:], boxes[:, 2:]) - torch.maximum(own[:, :2], boxes[:, :2])).clamp(min=0).prod(1)
     return inside / (box_area(own) + box_area(boxes) - inside).clamp(min=1e-6)  # type: ignore[no-any-return]
-
-
-def _extent(lines: Tensor) -> tuple[Tensor, Tensor]:
-    """First line (K,) that is True, and the one behind the last; 0 and 0 where there is none."""
-    last = lines.shape[1] - lines.flip(1).int().argmax(1)
-    return lines.int().argmax(1), last.where(lines.any(1), 0)
 
 
 def without_crowds(sample: Sample) -> Sample:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from wsis.types import RLE, Proposals
 
-__all__ = ["MaskHeads", "of_class", "paste", "pointwise", "segment_masks"]
+__all__ = ["MaskHeads", "of_class", "paste", "pointwise", "segment_masks", "tight_boxes"]
 
 
 class MaskHeads(nn.Module):
@@ -96,6 +96,15 @@ def segment_masks(proposals: Proposals, which: Tensor) -> list[RLE]:
         raise ValueError("these proposals are boxes: they have no segments")
     labels, members = proposals.labels.cpu().numpy(), proposals.members[which].cpu().numpy()
     return [rle.encode(np.asfortranarray((row[labels] & (labels >= 0)).astype(np.uint8))) for row in members]
+
+
+def tight_boxes(masks: Tensor) -> Tensor:
+    """Give the boxes (K,4) float32 xyxy of masks (K,H,W) bool, x2/y2 exclusive; zeros for an empty mask."""
+    pixels, ends = masks.view(torch.uint8), []  # 60 times faster to reduce than bool
+    for seen in (pixels.amax(1), pixels.amax(2)):  # columns, rows
+        first, last = seen.argmax(1), seen.shape[1] - seen.flip(1).argmax(1)
+        ends.append(torch.stack([first, last], 1) * seen.amax(1, keepdim=True))
+    return torch.stack(ends, 2).flatten(1).float()
 
 
 def _stretch(mask: np.ndarray, box: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
