@@ -1,4 +1,4 @@
-"""The README's main job, as a newcomer runs it, learns masks from tags."""
+"""What is learnt on the generated data: the README's main job from tags, as a newcomer runs it, and BoxCaseg from boxes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
+import torch
+from pycocotools import mask as rle
+
+from wsis import fit
+from wsis.data.shapes import Shapes
+from wsis.metrics import MaskIoU
+from wsis.types import Prediction
 
 ROOT = Path(__file__).parents[1]
 FLOOR = 0.17
@@ -23,3 +32,21 @@ def test_first_command_of_the_readme(tmp_path):
     metrics = json.loads(next(tmp_path.glob("runs/pdsl/shapes/*/2-pdsl/metrics.json")).read_text())
     assert metrics["val/AP50"] > FLOOR + 0.08
     assert f"{metrics['val/AP50']:.4g}" in done.stdout, "the run says what it reached"
+
+
+def test_boxcaseg_knows_more_of_a_mask_than_its_box_does(tmp_path):
+    words = ["--model", "boxcaseg", "--model.segmentor", "null", "--data.root", str(tmp_path / "data")]
+    fit.main([*words, "--run_dir", str(tmp_path / "run"), "--data.loading.workers", "0", "--trainer.accelerator", "cpu"])
+    learnt = json.loads((tmp_path / "run/1-joint/metrics.json").read_text())
+    samples = Shapes(root=tmp_path / "data", proposals="none").samples("val", train=False, supervision="boxes")
+    filled = MaskIoU(8)
+    for i in range(len(samples)):
+        sample = samples.sample(i)
+        truth, masks = sample["truth"], []
+        for x1, y1, x2, y2 in truth.boxes.int().tolist():
+            mask = np.zeros(sample["size"], np.uint8, order="F")
+            mask[y1:y2, x1:x2] = 1
+            masks.append(rle.encode(mask))
+        found = Prediction(sample["image_id"], sample["size"], truth.boxes, torch.ones(len(masks)), truth.labels, masks)
+        filled.update([found], [truth])
+    assert learnt["val/mIoU"] > filled.compute()["mIoU"] + 0.05
