@@ -197,7 +197,7 @@ def test_a_run_begins_again_with_other_salient_images(tmp_path: Path) -> None:
     def run(count: int) -> str:
         small = ["--model.backbone=test_byobnet", "--model.weights=none", "--model.crop=32", "--data.loading.batch_size=4"]
         size = [f"--data.root={tmp_path}/shapes", "--data.train=2", "--data.val=1", f"--data.salient={count}"]
-        most = ["--trainer.max_steps=1", "--trainer.accelerator=cpu", "--trainer.limit_val_batches=0"]
+        most = ["--model.segmentor=null", "--trainer.max_steps=1", "--trainer.accelerator=cpu", "--trainer.limit_val_batches=0"]
         fit.main(["--model=boxcaseg", *small, *size, *most, f"--run_dir={tmp_path}/run"])
         return json.loads(next(tmp_path.glob("run/*/stage.json")).read_text())["fingerprint"]
 

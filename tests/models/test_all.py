@@ -25,6 +25,7 @@ from wsis.data.shapes import Shapes
 from wsis.types import Prediction, Proposals
 
 METHODS = registry.names("model")
+MASK_RCNN = {"steps": 2, "weights": "none", "freeze": 0, "features": 16, "hidden": 16, "mask_width": 8, "test_side": 0}
 TINY = {
     "backbone": "test_byobnet",
     "weights": "none",
@@ -40,8 +41,8 @@ TINY = {
     "test_side": 0,
     "num_stuff": 3,
     "pretraining": None,
+    "segmentor": MASK_RCNN,
 }
-MASK_RCNN = {"steps": 2, "weights": "none", "freeze": 0, "features": 16, "hidden": 16, "mask_width": 8, "test_side": 0}
 STAGED = {  # methods that are trained in stages alone
     "ccgr": {
         "rounds": 2,
@@ -210,7 +211,7 @@ def test_methods_in_stages_have_their_small_settings():
 
 
 def words(name: str, root: Path, run: Path, steps: int = 4) -> list[str]:
-    settings = {**TINY, "pretraining": "null", "test_sides": "[]"}
+    settings = {**TINY, "pretraining": "null", "test_sides": "[]", "segmentor": json.dumps(MASK_RCNN)}
     settings |= {key: json.dumps(value) for key, value in STAGED.get(name, {}).items()}
     del settings["num_stuff"]  # the data's to say
     accepted = inspect.signature(registry.find("model", name)).parameters
