@@ -31,7 +31,7 @@ class Stage(NamedTuple, Generic[Part]):
     steps: int
     augment: Augment | None
     batch_size: int | None
-    accumulate: int
+    accumulate: int | None
 
     @classmethod
     def of(cls, part: type[Part], setting: str, given: Mapping[str, Any], **shared: Any) -> Stage[Part]:
@@ -54,12 +54,14 @@ class Stage(NamedTuple, Generic[Part]):
         if not isinstance(steps, int):
             raise InputError(f"{where} needs `steps`, how long {part.__name__} is trained, as in {{steps: 1000}}")
         varied = _make(Augment, f"{where}.augment", augment) if augment else None
-        return cls(_make(part, where, own, **shared), steps, varied, batch_size, accumulate or 1)
+        return cls(_make(part, where, own, **shared), steps, varied, batch_size, accumulate)
 
     def train(self, run: Run, name: str, data: Any, labels: Path | None = None) -> Path:
         """Train as a stage of a run, on the labels of a COCO json in place of the data's own; returns the checkpoint."""
-        data = data.variant(labels, self.augment, self.batch_size)
-        return run.fit(name, self.model, data, max_steps=self.steps, accumulate_grad_batches=self.accumulate)
+        if labels or self.augment or self.batch_size:
+            data = data.variant(labels, self.augment, self.batch_size)
+        trainer = {"max_steps": self.steps} | ({"accumulate_grad_batches": self.accumulate} if self.accumulate else {})
+        return run.fit(name, self.model, data, **trainer)
 
 
 def _make(cls: Any, where: str, given: Mapping[str, Any], **shared: Any) -> Any:
