@@ -14,10 +14,11 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, Checkpoint
+from torch import nn
 
 from wsis.files import InputError, whole
 
-__all__ = ["Checkpoints", "Reseed", "Save", "intact", "newest"]
+__all__ = ["Checkpoints", "Reseed", "Save", "intact", "load_weights", "newest"]
 
 
 class Checkpoints(TorchCheckpointIO):
@@ -153,3 +154,8 @@ class Reseed(Callback):
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - libraries below us draw from the global generator
         torch.manual_seed(seed)
+
+
+def load_weights(module: nn.Module, checkpoint: Path) -> None:
+    """Take up the weights of a checkpoint; a stage that was done before leaves its module as it was built."""
+    module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])

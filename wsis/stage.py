@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 import pytorch_lightning as pl
 
 from wsis import registry
+from wsis.checkpoints import load_weights
 from wsis.data._transforms import Augment
 from wsis.files import InputError
 
@@ -57,11 +58,16 @@ class Stage(NamedTuple, Generic[Part]):
         return cls(_make(part, where, own, **shared), steps, varied, batch_size, accumulate)
 
     def train(self, run: Run, name: str, data: Any, labels: Path | None = None) -> Path:
-        """Train as a stage of a run, on the labels of a COCO json in place of the data's own; returns the checkpoint."""
+        """Train as a stage of a run, on the labels of a COCO json in place of the data's own; returns the checkpoint.
+
+        The model has its weights afterwards, whether it was trained now or before.
+        """
         if labels or self.augment or self.batch_size:
             data = data.variant(labels, self.augment, self.batch_size)
         trainer = {"max_steps": self.steps} | ({"accumulate_grad_batches": self.accumulate} if self.accumulate else {})
-        return run.fit(name, self.model, data, **trainer)
+        checkpoint = run.fit(name, self.model, data, **trainer)
+        load_weights(self.model, checkpoint)
+        return checkpoint
 
 
 def _make(cls: Any, where: str, given: Mapping[str, Any], **shared: Any) -> Any:

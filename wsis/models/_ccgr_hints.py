@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pycocotools import mask as rle
 from torch import Tensor
@@ -17,6 +16,7 @@ from wsis.data._coco_json import Index, Record, keep_images, write_coco
 from wsis.evidence.affinity import AffinityNet, pixel_labels
 from wsis.evidence.peaks import Bags, bags, bags_of_boxes, class_peaks
 from wsis.files import InputError, whole
+from wsis.nn.masks import run_lengths
 
 __all__ = ["write_first_hints", "write_next_hints"]
 
@@ -92,7 +92,7 @@ def _bag_records(found: Bags, labels: Sequence[int], proposals: Tensor, index: I
 
 def _pixel_records(masks: dict[int, Tensor], index: Index) -> list[Record]:
     """An annotation for each class's mask (H,W)."""
-    encoded = {label: rle.encode(np.asfortranarray(mask.byte().cpu())) for label, mask in masks.items()}
+    encoded = {label: run_lengths(mask) for label, mask in masks.items()}
     return [
         {"bbox": rle.toBbox(mask).tolist(), "category_id": index.categories[label]["id"], "segmentation": mask}
         for label, mask in encoded.items()

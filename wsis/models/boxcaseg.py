@@ -38,12 +38,13 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 from torchvision.ops import box_area, box_iou, roi_align
 
+from wsis.checkpoints import load_weights
 from wsis.files import InputError
 from wsis.losses import mask_loss, neighbour_smoothness, tightness_loss
 from wsis.metrics import Evaluation, MaskIoU
 from wsis.models.mask_rcnn import MaskRCNN
 from wsis.nn.backbone import Backbone
-from wsis.nn.masks import paste, pointwise, tight_boxes
+from wsis.nn.masks import paste, pointwise, run_lengths, tight_boxes
 from wsis.nn.optimisation import Optimiser
 from wsis.stage import Stage
 from wsis.types import Batch, Prediction, Sample
@@ -141,7 +142,7 @@ class BoxCaseg(pl.LightningModule):
         segmentor = Stage.of(MaskRCNN, "segmentor", last, num_classes=self.hparams["num_classes"]) if last else None
         joint = run.fit("1-joint", self, data)
         if segmentor is not None:
-            self.load_state_dict(torch.load(joint, map_location="cpu", weights_only=True)["state_dict"])
+            load_weights(self, joint)
             segmentor.train(run, "3-mask-rcnn", data, run.label("2-proxy-masks", self, data))
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
@@ -388,5 +389,5 @@ def merged(prediction: Prediction, merge: bool = True) -> Prediction:
         return prediction
     masks = torch.from_numpy(np.stack([rle.decode(mask) for mask in prediction.masks])).bool()
     masks = merge_masks(masks, prediction.boxes) if merge else masks
-    encoded = [rle.encode(np.asfortranarray(mask.numpy().astype(np.uint8))) for mask in masks]
+    encoded = [run_lengths(mask) for mask in masks]
     return prediction._replace(scores=proxy_box_agreement(masks, prediction.boxes), masks=encoded)

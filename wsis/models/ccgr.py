@@ -33,7 +33,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pycocotools import mask as rle
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
 from wsis.evidence.affinity import AffinityNet
@@ -116,7 +116,7 @@ class CCGR(pl.LightningModule):
         affinity, branches = self.part(AffinityNet, "affinity"), self.branches()
         classifier = pretrain(run, self.hparams, data)
         affinity.model.start(classifier)
-        _load(affinity.model, affinity.train(run, "2-affinity", data))
+        affinity.train(run, "2-affinity", data)
         how = {name: self.hparams[name] for name in ("bag_size", "penalty", "least_peak", "walk", "scales", "background")}
         hints = run.make("3-evidence", partial(write_first_hints, net=affinity.model, data=data, **how), **how)
         peaks = hints / "peaks.json"
@@ -124,11 +124,11 @@ class CCGR(pl.LightningModule):
             detector, segmentation, segmentor = branches
             for branch in (detector, segmentation):
                 branch.model.backbone.load(classifier)
-            _load(detector.model, detector.train(run, f"round-{number}-detector", data, hints / "bags.json"))
-            _load(segmentation.model, segmentation.train(run, f"round-{number}-segmentation", data, hints / "pixels.json"))
+            detector.train(run, f"round-{number}-detector", data, hints / "bags.json")
+            segmentation.train(run, f"round-{number}-segmentation", data, hints / "pixels.json")
             refinement = self.refinement(detector.model, segmentation.model, peaks)
             labels = run.label(f"round-{number}-labels", refinement, data.variant(hints / "bags.json"))
-            _load(segmentor.model, segmentor.train(run, f"round-{number}-mask-rcnn", data, labels))
+            segmentor.train(run, f"round-{number}-mask-rcnn", data, labels)
             if number < self.hparams["rounds"]:
                 found = run.label(f"round-{number}-detections", segmentor.model, data, self.hparams["score"])
                 how = {"size": self.hparams["bag_size"]}
@@ -238,7 +238,3 @@ def cut_out(sample: Sample, maps: Tensor, chosen: Boxes) -> Prediction:
             kept.append(k)
     left = Boxes(*(column[kept].cpu() for column in chosen))
     return Prediction(sample["image_id"], sample["size"], left.boxes, left.scores, left.labels, masks)
-
-
-def _load(module: nn.Module, checkpoint: Path) -> None:
-    module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])

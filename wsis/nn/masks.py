@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from wsis.types import RLE, Proposals
 
-__all__ = ["MaskHeads", "of_class", "paste", "pointwise", "segment_masks", "tight_boxes"]
+__all__ = ["MaskHeads", "of_class", "paste", "pointwise", "run_lengths", "segment_masks", "tight_boxes"]
 
 
 class MaskHeads(nn.Module):
@@ -96,6 +96,11 @@ def segment_masks(proposals: Proposals, which: Tensor) -> list[RLE]:
         raise ValueError("these proposals are boxes: they have no segments")
     labels, members = proposals.labels.cpu().numpy(), proposals.members[which].cpu().numpy()
     return [rle.encode(np.asfortranarray((row[labels] & (labels >= 0)).astype(np.uint8))) for row in members]
+
+
+def run_lengths(mask: Tensor) -> RLE:
+    """Encode a mask (H,W) bool."""
+    return rle.encode(np.asfortranarray(mask.byte().cpu().numpy()))  # type: ignore[no-any-return]
 
 
 def tight_boxes(masks: Tensor) -> Tensor:
