@@ -25,8 +25,8 @@ def one(map_: torch.Tensor, **settings) -> Peaks:
     return class_peaks(map_[None, None], torch.ones(1, 1), **{"stride": 1, "least": 0.0, **settings})
 
 
-def naive_peaks(map_: np.ndarray, least: float) -> list[set[tuple[int, int]]]:
-    """The plateaus that are peaks, by flooding each from its first cell."""
+def naive_peaks(map_: np.ndarray, least: float, reach: int = 1) -> list[set[tuple[int, int]]]:
+    """The plateaus that are peaks, by flooding each from its first cell, around which nothing in reach is higher."""
     height, width = map_.shape
     floor = max(np.sort(map_, axis=None)[(map_.size - 1) // 2], least * map_.max())
     seen, found = set(), []
@@ -44,17 +44,22 @@ def naive_peaks(map_: np.ndarray, least: float) -> list[set[tuple[int, int]]]:
                             plateau.add((b, a))
                             open_cells += [(b, a)]
             seen |= plateau
+            highest &= map_[max(y - reach, 0) : y + reach + 1, max(x - reach, 0) : x + reach + 1].max() <= map_[y, x]
             if highest and len(plateau) < map_.size and map_[y, x] > 0 and map_[y, x] >= floor:
                 found += [plateau]
     return found
 
 
-@given(arrays(np.int8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(-2, 4)), st.sampled_from([0, 0.5]))
-def test_one_peak_on_each_highest_plateau(map_, least):
+@given(
+    arrays(np.int8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(-2, 4)),
+    st.sampled_from([0, 0.5]),
+    st.sampled_from([3, 5, 7]),
+)
+def test_one_peak_on_each_highest_plateau(map_, least, window):
     """Few levels, so that plateaus are many and winding."""
-    found = one(torch.from_numpy(map_), least=least)
+    found = one(torch.from_numpy(map_), least=least, window=window)
     cells = [(y, x) for _, _, y, x in cells_of_plateaus(found, map_)]
-    expected = naive_peaks(map_.astype(float), least)
+    expected = naive_peaks(map_.astype(float), least, window // 2)
     assert len(cells) == len(expected)
     assert all(sum(cell in plateau for cell in cells) == 1 for plateau in expected)
 
@@ -214,3 +219,23 @@ def test_bags_of_boxes_against_a_loop():
     assert not found.valid[0].any()
     assert not bags_of_boxes(boxes, torch.zeros(0, 4)).valid.any()
     assert bags_of_boxes(torch.zeros(0, 4), proposals).valid.shape == (0, 10)
+
+
+def test_smoothing_is_the_mean_of_what_lies_in_the_image():
+    """Of 5 x 6 cells the image has 4 x 5; what is beyond must not count, however high."""
+    maps = torch.rand(1, 1, 5, 6, generator=generator(3))
+    maps[..., 4, :], maps[..., 5] = 100, 100
+    known = maps[0, 0, :4, :5]
+    means = torch.tensor(
+        [[float(known[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].mean()) for x in range(5)] for y in range(4)]
+    )
+    smoothed = class_peaks(maps, torch.ones(1, 1), 1.0, [(4, 5)], least=0.0, smoothing=3)
+    assert len(smoothed.labels)
+    assert cells_of(smoothed) == cells_of(one(means))
+    torch.testing.assert_close(smoothed.scores, one(means).scores)
+
+
+@pytest.mark.parametrize("side", ["window", "smoothing"])
+def test_sides_have_a_middle(side):
+    with pytest.raises(InputError, match="odd"):
+        one(torch.rand(4, 4), **{side: 4})

@@ -47,11 +47,17 @@ class Bags(NamedTuple):
 
 @torch.no_grad()
 def class_peaks(
-    maps: Tensor, tags: Tensor, stride: float, sizes: Sequence[tuple[int, int]] | None = None, least: float = 0.5
+    maps: Tensor,
+    tags: Tensor,
+    stride: float,
+    sizes: Sequence[tuple[int, int]] | None = None,
+    least: float = 0.5,
+    window: int = 3,
+    smoothing: int = 1,
 ) -> Peaks:
     """Find the local maxima of the tagged classes' maps (PRM, peak stimulation).
 
-    A peak is a positive cell that no cell of its 3 x 3 window exceeds and that is at least the map's median. Equal cells side
+    A peak is a positive cell that no cell of its window exceeds and that is at least the map's median. Equal cells side
     by side are one peak, at the first of them, and none where a higher cell touches any of them; so a constant map has none.
     Between cells the peak lies where parabolas through its neighbours put it: PRM's bilinear enlargement never moves it.
 
@@ -61,10 +67,14 @@ def class_peaks(
         stride: input pixels per cell.
         sizes: (H, W) in input pixels of each image, where the batch is padded; what begins beyond it holds no peak.
         least: the lowest peak as a share of the map's highest value. PRM's 30 is on the scale of its own logits.
+        window: side of the window in cells, odd; PRM's is 3. On fine maps an object has many peaks in windows smaller than it.
+        smoothing: side in cells, odd, of the square whose mean a cell takes first; 1 leaves maps as they are.
 
     Raises:
-        InputError: a map that was asked for is not finite.
+        InputError: a map that was asked for is not finite, or a side is even.
     """
+    if window % 2 == 0 or smoothing % 2 == 0:
+        raise InputError(f"window {window}, smoothing {smoothing}: give odd numbers of cells")
     images, labels = (tags > 0).nonzero(as_tuple=True)
     maps = maps[images, labels].float()
     if not maps.isfinite().all():
@@ -72,10 +82,13 @@ def class_peaks(
     height, width = maps.shape[1:]
     sizes = sizes or [(round(height * stride), round(width * stride))] * len(tags)
     beyond = ~inside(sizes, maps, stride)[images]
+    if smoothing > 1:
+        reached = (~beyond).to(maps)
+        maps = _mean(maps * reached, smoothing) / _mean(reached, smoothing).clamp(min=1e-6)
     known = maps.masked_fill(beyond, torch.nan).flatten(1)
     floor = torch.maximum(known.nanmedian(1).values, least * known.nan_to_num(-torch.inf).amax(1))
     maps = maps.masked_fill(beyond, -torch.inf)
-    found = _maxima(maps) & (maps >= floor[:, None, None]) & (maps > 0)
+    found = _maxima(maps) & (_window(maps, window) == maps) & (maps >= floor[:, None, None]) & (maps > 0)
     which, row, column = found.nonzero(as_tuple=True)
     points = (torch.stack([column, row], 1) + 0.5 + _shift(maps, which, row, column)) * stride
     scores, order = maps[which, row, column].sort(descending=True, stable=True)
@@ -135,8 +148,12 @@ def _maxima(maps: Tensor) -> Tensor:
     return top & (number == first)
 
 
-def _window(maps: Tensor) -> Tensor:
-    return F.max_pool2d(maps[:, None], 3, 1, 1)[:, 0]
+def _window(maps: Tensor, side: int = 3) -> Tensor:
+    return F.max_pool2d(maps[:, None], side, 1, side // 2)[:, 0]
+
+
+def _mean(maps: Tensor, side: int) -> Tensor:
+    return F.avg_pool2d(maps[:, None], side, 1, side // 2)[:, 0]
 
 
 def _shift(maps: Tensor, which: Tensor, row: Tensor, column: Tensor) -> Tensor:

@@ -29,6 +29,8 @@ def write_first_hints(
     bag_size: int,
     penalty: float,
     least_peak: float,
+    peak_window: int,
+    peak_smoothing: int,
     walk: int,
     scales: tuple[float, ...],
     background: float,
@@ -40,7 +42,8 @@ def write_first_hints(
     for i in tqdm(range(len(samples)), desc="peaks and pixel labels", unit="image"):
         sample = samples.sample(i)
         image, tags, number = sample["image"].to(net.device), sample["target"]["tags"].to(net.device), sample["image_id"]
-        found = class_peaks(net([image])[1], tags[None], net.backbone.stride, [sample["size"]], least_peak)
+        maps, cells = net([image])[1], net.backbone.stride
+        found = class_peaks(maps, tags[None], cells, [sample["size"]], least_peak, peak_window, peak_smoothing)
         carried = net.refine(image, tags, scales, steps=walk)
         labels, foreground = pixel_labels(carried, tags, net.stride, sample["size"], background)
         proposals = sample["proposals"]

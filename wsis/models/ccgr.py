@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CCGR", "Refinement"]
 
+HINTS = ("bag_size", "penalty", "least_peak", "peak_window", "peak_smoothing", "walk", "scales", "background")
+"""Settings of the first round's peaks, bags and pixel labels."""
+
 
 class CCGR(pl.LightningModule):
     """Learn instance masks from tags by three branches in turn.
@@ -65,6 +68,8 @@ class CCGR(pl.LightningModule):
         bag_size: most proposals in a bag.
         penalty: weight of a proposal's background in its rank, eq. (4).
         least_peak: lowest peak of a class map as a share of its maximum.
+        peak_window: side in cells of the window that a peak is the maximum of, odd; larger gives fewer peaks.
+        peak_smoothing: side in cells of the square over which class maps are averaged before, odd; 1 leaves them as they are.
         scales: factors on an image's size over which class activation maps are averaged.
         walk: steps of the random walk along affinities; 0 takes class activation maps as they are.
         background: score of background where pixels are labelled by class activation maps.
@@ -94,6 +99,8 @@ class CCGR(pl.LightningModule):
         bag_size: int = 10,
         penalty: float = 0.1,
         least_peak: float = 0.5,
+        peak_window: int = 3,
+        peak_smoothing: int = 1,
         scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0),
         walk: int = 256,
         background: float = 0.25,
@@ -117,7 +124,7 @@ class CCGR(pl.LightningModule):
         classifier = pretrain(run, self.hparams, data)
         affinity.model.start(classifier)
         affinity.train(run, "2-affinity", data)
-        how = {name: self.hparams[name] for name in ("bag_size", "penalty", "least_peak", "walk", "scales", "background")}
+        how = {name: self.hparams[name] for name in HINTS}
         hints = run.make("3-evidence", partial(write_first_hints, net=affinity.model, data=data, **how), **how)
         peaks = hints / "peaks.json"
         for number in range(1, self.hparams["rounds"] + 1):
