@@ -77,6 +77,10 @@ class ForegroundPool:
         """Give the image (3,h,w) uint8 and the mask (h,w) bool of an object; they are shared, so not to be written to."""
         return self._cut(int(number))
 
+    def file(self, number: int) -> str:
+        """Give the name of an object's file in the folder."""
+        return str(self._files[number])
+
     def _read(self, number: int) -> tuple[Tensor, Tensor]:
         path = self.folder / self._files[number]
         try:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from wsis.data._coco_json import Index, Record
 from wsis.data._joint import JointSampler, JointSamples
 from wsis.data._labels import relabel
+from wsis.data._pasting import Paste, Paster
 from wsis.data._salient import read_salient
 from wsis.data._samplers import Key, OrderSampler, StepSampler
 from wsis.data._samples import Samples, Supervision
@@ -83,6 +84,7 @@ class DataModule(pl.LightningDataModule):
         self.name, self.folder, self.proposals, self.max_proposals = name, Path(folder), proposals, max_proposals
         self.augment, self.loading, self.salient, self.salient_limit = augment, loading, salient, salient_limit
         self.relabelled = Path(labels) if labels else None
+        self.paste: Paste | None = None
         self._indices: dict[str, Index] = {}
 
     def __str__(self) -> str:
@@ -117,20 +119,30 @@ class DataModule(pl.LightningDataModule):
             self._indices[split] = index
         return self._indices[split]
 
-    def variant(self, labels: Path | None = None, augment: Augment | None = None, batch_size: int | None = None) -> Self:
+    def variant(
+        self,
+        labels: Path | None = None,
+        augment: Augment | None = None,
+        batch_size: int | None = None,
+        paste: Paste | None = None,
+    ) -> Self:
         """Give the same data for another stage; tags stay as they are.
 
         Args:
             labels: a COCO json whose annotations replace those of the training set; None keeps them.
             augment: how training images are varied, if not as before.
             batch_size: images per step and process, if not as before.
+            paste: what is pasted on training images, if not as before.
 
         Raises:
             InputError: the file is of other images or other classes.
         """
         other = copy.copy(self)
         other.trainer, other.augment = None, augment or self.augment
-        other.loading = replace(self.loading, batch_size=batch_size or self.loading.batch_size)
+        other.loading, other.paste = (
+            replace(self.loading, batch_size=batch_size or self.loading.batch_size),
+            paste or self.paste,
+        )
         if labels:
             other.relabelled, other._indices = labels, {**self._indices, "train": relabel(self.index("train"), labels)}
         return other
@@ -213,6 +225,7 @@ class DataModule(pl.LightningDataModule):
             getattr(model, "needs_segments", False),
             self.max_proposals,
             getattr(model, "panoptic", False),
+            Paster(self.paste, self.class_names) if train and split == "train" and self.paste else None,
         )
 
     def dataloader(self, split: str, train: bool) -> DataLoader[Batch]:
@@ -261,7 +274,8 @@ class DataModule(pl.LightningDataModule):
         learned = [index.images, index.categories, index.stuff, *by_image]
         settings = [asdict(self.augment), self.loading.batch_size, self.loading.seed, self.max_proposals]
         salient = self._salient_content() if _salient_share(model) else []
-        return _digest([self.name, learned, asked, self._proposal_content(), settings, salient])
+        pasted = [self.paste.content()] if self.paste else []
+        return _digest([self.name, learned, asked, self._proposal_content(), settings, salient, *pasted])
 
     def state_dict(self) -> dict[str, Any]:
         """Give the classes, so that a checkpoint knows their names."""

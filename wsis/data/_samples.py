@@ -19,6 +19,7 @@ from wsis.data._transforms import Augment, cut_image, cut_proposals, cut_target,
 from wsis.types import RLE, Batch, Sample, Target, Truth, View
 
 if TYPE_CHECKING:
+    from wsis.data._pasting import Paster
     from wsis.data._proposals import ProposalFile
 
 __all__ = ["Samples", "Supervision", "truth_of"]
@@ -40,6 +41,7 @@ class Samples(Dataset[Batch]):
         segments: also give the proposals' superpixels.
         max_proposals: the best so many proposals are used.
         panoptic: the truth of evaluation also has the panoptic map, where the data set has one.
+        paster: pastes foregrounds on training images, which are varied afterwards.
     """
 
     def __init__(
@@ -51,11 +53,12 @@ class Samples(Dataset[Batch]):
         segments: bool = False,
         max_proposals: int = 2000,
         panoptic: bool = False,
+        paster: Paster | None = None,
     ) -> None:
         self.root, self.classes, self.stuff = index.root, class_of(index.categories), len(index.stuff)
         self.supervision, self.augment = supervision, augment
         self.proposals, self.segments, self.max_proposals = proposals, segments, max_proposals
-        training = augment is not None
+        training, self.paster = augment is not None, paster
         self.panoptic = index.panoptic if panoptic and not training else None
         # one bytes object per image: workers share its pages, where dicts would be copied as their counts change
         self._records = [pickle.dumps(_record(index, image, supervision if training else "masks")) for image in index.images]
@@ -86,7 +89,8 @@ class Samples(Dataset[Batch]):
             truth = truth_of(record["annotations"], self.classes, size)
             sample["truth"] = truth._replace(panoptic=self.panoptic(image)) if self.panoptic else truth
             return sample
-        return _vary(sample, self.augment, np.random.default_rng(draw))
+        rng = np.random.default_rng(draw)
+        return _vary(self.paster(sample, rng) if self.paster else sample, self.augment, rng)
 
     def _target(self, record: Record, size: tuple[int, int]) -> Target:
         target: Target = {"tags": _one_hot(record["tags"], len(self.classes))}

@@ -131,10 +131,10 @@ def tags(batch: Batch) -> Tensor:
 
 
 def pool(maps: Tensor, how: Pooling, sharpness: float) -> Tensor:
-    """Pool maps (C,h,w) to (C,)."""
-    flat = maps.flatten(1)
+    """Pool maps (...,h,w) to (...,)."""
+    flat = maps.flatten(-2)
     if how == "average":
-        return flat.mean(1)
+        return flat.mean(-1)
     if how == "max":
-        return flat.amax(1)
-    return (torch.logsumexp(sharpness * flat, 1) - math.log(flat.shape[1])) / sharpness
+        return flat.amax(-1)
+    return (torch.logsumexp(sharpness * flat, -1) - math.log(flat.shape[-1])) / sharpness

@@ -21,7 +21,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_area, box_iou
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
 
@@ -57,6 +57,8 @@ class MaskRCNN(pl.LightningModule):
         anchors: anchors of an image that train the proposals, half of them on objects where there are enough.
         proposals: most proposals of an image in training; in prediction half as many.
         regions: proposals of an image that train the box head, a quarter of them on objects; those train the mask head.
+        skip_crowds: background that lies by more than half in a crowd's box teaches nothing, as crowds never do; else it is
+            background like any other, as usual.
         optimiser: SGD with momentum 0.9 as in the paper, or AdamW for short schedules from random weights.
         lr: learning rate of weights; biases learn twice as fast.
         warmup: fraction of the schedule over which the learning rate rises from nothing.
@@ -88,6 +90,7 @@ class MaskRCNN(pl.LightningModule):
         anchors: int = 256,
         proposals: int = 2000,
         regions: int = 512,
+        skip_crowds: bool = False,
         optimiser: Optimiser = "sgd",
         lr: float = 0.02,
         warmup: float = 0.02,
@@ -104,7 +107,7 @@ class MaskRCNN(pl.LightningModule):
         self.backbone = Backbone(backbone, weights, output_stride, stage, freeze, **(backbone_args or {}))
         self.pyramid = Pyramid(self.backbone, features)
         sides = tuple((anchor * stride,) for stride in self.pyramid.strides)
-        self.rpn = RegionProposalNetwork(
+        self.rpn = Proposer(
             AnchorGenerator(sides, (_RATIOS,) * len(sides)),
             RPNHead(features, len(_RATIOS)),
             fg_iou_thresh=0.7,
@@ -138,14 +141,21 @@ class MaskRCNN(pl.LightningModule):
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """L = L_cls + L_box + L_mask, section 3 of the paper, and those of the region proposal network."""
-        losses = self.losses([sample["image"] for sample in batch], [_learnable(sample["target"]) for sample in batch])
+        skip = self.hparams["skip_crowds"]
+        losses = self.losses([sample["image"] for sample in batch], [_learnable(sample["target"], skip) for sample in batch])
         loss = torch.stack(list(losses.values())).sum()
         self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=len(batch))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
 
     def losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Losses of images (3,H,W) and what they hold: boxes (M,4), labels (M,) from 1, masks (M,H,W), unsure (M,) bool."""
+        """Losses of images (3,H,W) and what they hold.
+
+        Args:
+            images: of any sizes.
+            targets: boxes (M,4), labels (M,) from 1, masks (M,H,W), unsure (M,) bool; where some background is to teach
+                nothing, `skipped` (N,4) boxes that it lies in.
+        """
         features, padded = self._see(images)
         with torch.autocast(self.device.type, enabled=False):  # torchvision rounds boxes to the features' precision
             proposals, found = self.rpn(padded, features, targets)
@@ -162,6 +172,7 @@ class MaskRCNN(pl.LightningModule):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As torchvision's RoIHeads, but unsure masks take no part; the mask loss is the mean over those that do."""
         heads = self.roi_heads
+        proposals = [own[~skipped(own, t)] for own, t in zip(proposals, targets, strict=True)]
         regions, matched, labels, deltas = heads.select_training_samples(proposals, targets)
         pooled = heads.box_roi_pool(features, regions, sizes)
         class_loss, box_loss = fastrcnn_loss(*heads.box_predictor(heads.box_head(pooled)), labels, deltas)
@@ -236,12 +247,36 @@ class Pyramid(nn.Module):
         return pool
 
 
-def _learnable(target: Target) -> dict[str, Tensor]:
-    """What torchvision learns from, background being class 0; crowds are left out."""
+class Proposer(RegionProposalNetwork):  # type: ignore[misc]
+    """torchvision's, but anchors that are to teach nothing are neither object nor background."""
+
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Labels (A,) of each image's anchors, 1 object, 0 background, -1 neither, and the boxes (A,4) they are matched to."""
+        labels, boxes = super().assign_targets_to_anchors(anchors, targets)
+        for own, label, target in zip(anchors, labels, targets, strict=True):
+            label[(label == 0) & skipped(own, target)] = -1
+        return labels, boxes
+
+
+def skipped(boxes: Tensor, target: dict[str, Tensor]) -> Tensor:
+    """Which boxes (N,4) are on no object and lie by more than half in a box that is skipped."""
+    if not len(target.get("skipped", ())):
+        return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    regions, objects = target["skipped"], target["boxes"]
+    sides = torch.minimum(boxes[:, None, 2:], regions[:, 2:]) - torch.maximum(boxes[:, None, :2], regions[:, :2])
+    inside = sides.clamp(min=0).prod(2).amax(1) > box_area(boxes) / 2
+    return inside & (box_iou(boxes, objects) < 0.5).all(1)  # type: ignore[no-any-return]
+
+
+def _learnable(target: Target, skip_crowds: bool = False) -> dict[str, Tensor]:
+    """What torchvision learns from, background being class 0; crowds are left out, and background in them if asked."""
     kept = ~target["crowd"]
     unsure = target.get("unsure", torch.zeros_like(kept))
     boxes, masks = target["boxes"][kept], target["masks"][kept]
-    return {"boxes": boxes, "labels": target["labels"][kept] + 1, "masks": masks, "unsure": unsure[kept]}
+    learnable = {"boxes": boxes, "labels": target["labels"][kept] + 1, "masks": masks, "unsure": unsure[kept]}
+    return learnable | ({"skipped": target["boxes"][~kept]} if skip_crowds else {})
 
 
 def _sure(unsure: Tensor) -> Tensor:
