@@ -1,0 +1,77 @@
+"""Captions of images, by a model or from a text file."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from wsis.files import InputError
+from wsis.generate._models import device_of, loading, need, quiet, safe
+
+__all__ = ["Captioner", "read_captions"]
+
+_LONGEST = 40  # tokens; COCO's captions have 10 words
+
+
+class Captioner:
+    """A BLIP-like model of transformers: captions are drawn from the 90 % of most probable words, so several of them differ.
+
+    Args:
+        model: folder of the model, or its name on a hub.
+        count: captions per image.
+        device: auto, cpu, cuda, ...
+
+    Raises:
+        InputError: when first used: transformers is not installed, or the model cannot be loaded.
+    """
+
+    def __init__(self, model: str, count: int = 2, device: str = "auto") -> None:
+        self.settings = {"model": model, "captions": count}
+        self.device = device
+
+    def __call__(self, image: Image.Image, seed: int) -> list[str]:
+        """Describe an image (RGB), the same way for the same seed."""
+        processor, model = self._loaded
+        inputs = processor(images=image, return_tensors="pt").to(model.device)
+        devices = [] if model.device.type == "cpu" else [model.device]
+        with torch.random.fork_rng(devices, device_type="cuda" if not devices else model.device.type), torch.inference_mode():
+            torch.manual_seed(seed)
+            words = model.generate(
+                **inputs,
+                do_sample=True,
+                top_p=0.9,
+                num_return_sequences=self.settings["captions"],
+                max_new_tokens=_LONGEST,
+            )
+        return [" ".join(caption.split()) for caption in processor.batch_decode(words, skip_special_tokens=True)]
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        transformers, name = need("transformers"), self.settings["model"]
+        quiet()
+        with loading("captioner", str(name)):
+            processor = transformers.AutoProcessor.from_pretrained(name, **safe())
+            model = transformers.AutoModelForImageTextToText.from_pretrained(name, **safe(use_safetensors=True))
+        return processor, model.to(device_of(self.device)).eval()
+
+
+def read_captions(path: Path) -> dict[str, list[str]]:
+    """Read a text file with one caption a line: "line 1" -> [caption]; empty lines are left out.
+
+    Raises:
+        InputError: no such file, not text, or no caption.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; give a text file with one caption a line") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text in UTF-8; give a text file with one caption a line") from error
+    captions = {f"line {number}": [" ".join(line.split())] for number, line in enumerate(lines, 1) if line.strip()}
+    if not captions:
+        raise InputError(f"{path} has no caption; write one a line")
+    return captions
