@@ -13,7 +13,7 @@ LAYERS = [
     {"ops", "losses", "viz"},
     {"nn", "evidence"},
     {"data", "metrics", "generate"},
-    {"registry", "settings", "loggers", "checkpoints", "fingerprint", "pseudo_labels", "run", "stage"},
+    {"registry", "settings", "loggers", "checkpoints", "cost", "fingerprint", "pseudo_labels", "run", "stage"},
     {"models"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

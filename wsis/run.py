@@ -30,6 +30,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from wsis.checkpoints import Reseed, Save, intact, newest
+from wsis.cost import Clock, commit, device, peak_memory
 from wsis.files import InputError, clear_scratch, whole
 from wsis.fingerprint import fingerprint, plain
 from wsis.loggers import CSV
@@ -79,6 +80,7 @@ class Run:
     only: str | None = None
     announce: Callable[[str], None] = log.info
     _history: list[str] = field(default_factory=list)
+    _since: float = 0.0
 
     def fit(self, name: str, model: pl.LightningModule, data: pl.LightningDataModule, **trainer: Any) -> Path:
         """Train `model` to the end, measure it on the validation split, and return its last checkpoint.
@@ -91,8 +93,8 @@ class Run:
         """
         folder = self.folder / name
         last = folder / "checkpoints" / "last.ckpt"
-        save = Save(last, self.save_every)
-        made = self.make_trainer(folder, [Reseed(self._seed_of(name)), save], **trainer)
+        save, clock = Save(last, self.save_every), Clock()
+        made = self.make_trainer(folder, [Reseed(self._seed_of(name)), save, clock], **trainer)
         later = (*getattr(model, "for_labels", ()), *getattr(model, "for_later", ()))
         settings = self._describe(model, data, later) | {"trainer": {key: getattr(made, key, None) for key in SHAPING}}
         self._reopen_if_lost(last)
@@ -102,7 +104,7 @@ class Run:
             self._continue(name, start, made)
             made.fit(model, datamodule=data, ckpt_path=start)
             metrics = _validate(made, model, data)
-            self._end(name, steps=made.global_step, metrics=metrics)
+            self._end(name, steps=made.global_step, metrics=metrics, minutes=clock.seconds / 60)
         _let_go(model, data)
         return last
 
@@ -176,6 +178,7 @@ class Run:
         done = bool(stage["finished"])
         self.announce(f"{name}: {'done before' if done else 'working'}")
         pl.seed_everything(self._seed_of(name), verbose=False)  # whether or not earlier stages ran in this process
+        self._since = time.monotonic()
         return done
 
     @property
@@ -218,8 +221,11 @@ class Run:
             _write(folder, stage | {"finished": False})
 
     def _end(self, name: str, **facts: Any) -> None:
+        """Rank zero: the stage is finished; what it cost is kept for comparisons."""
         if rank() == 0:
             folder = self.folder / name
+            cost = {"minutes": (time.monotonic() - self._since) / 60, "memory": peak_memory()}
+            facts = cost | {"device": device(), "commit": commit()} | facts
             if facts.get("metrics"):
                 with whole(folder / "metrics.json") as scratch:
                     scratch.write_text(json.dumps(facts["metrics"], indent=1))
