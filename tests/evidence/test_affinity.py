@@ -307,3 +307,13 @@ def test_refined_without_a_walk_are_the_classifiers_logits(classifier):
 def test_a_backbone_without_such_a_map():
     with pytest.raises(InputError, match="finest"):
         AffinityNet(**SMALL, finest=64)
+
+
+def test_what_is_no_such_classifier_is_told(classifier, tmp_path):
+    state = torch.load(classifier, map_location="cpu", weights_only=True)
+    del state["state_dict"]["head.weight"]
+    torch.save(state, tmp_path / "headless.ckpt")
+    with pytest.raises(InputError, match=r"headless.ckpt is not the checkpoint of a classifier with 2 classes"):
+        net(tmp_path / "headless.ckpt")
+    with pytest.raises(InputError, match=r"is not the checkpoint of a classifier with 3 classes"):
+        net(classifier, num_classes=3)

@@ -50,13 +50,22 @@ STAGED = {  # methods that are trained in stages alone
         "walk": 2,
         "refinement": 5,
         "pretraining": {"steps": 2, "stage": 2, "freeze": 0},
-        "affinity": {"steps": 2, "stage": 2, "width": 8},
+        "affinity": {"steps": 2, "width": 8},
         "detector": {"steps": 2, "output_stride": 32, "stage": 2, "freeze": 5, "hidden": 16, "features": 16},
         "segmentation": {
             "steps": 2,
             "architecture": "Unet",
             "architecture_args": {"encoder_depth": 3, "decoder_channels": [16, 8, 8]},
         },
+        "segmentor": MASK_RCNN,
+    },
+    "em_paste": {
+        "patch": 32,
+        "least_probability": 0.0,
+        "least_area": 0,
+        "objects": [1, 3],
+        "backgrounds": "black",
+        "pretraining": {"steps": 2, "stage": 2, "freeze": 0},
         "segmentor": MASK_RCNN,
     },
 }

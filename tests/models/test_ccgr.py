@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -163,16 +164,16 @@ def scene(objects: list[tuple[int, list[int]]], size: tuple[int, int]) -> Tensor
     return logits
 
 
-def labelled(folder: Path, scenes: list, chosen: list[list], peaks: dict, **settings) -> list:
+def labelled(folder: Path, scenes: list, chosen: list[list], peaks: dict, tags: Sequence[int] = (1, 1, 1), **settings) -> list:
     (folder / "peaks.json").write_text(json.dumps(peaks))
     logits = {float(n): scene(objects, size) for n, (objects, size) in enumerate(scenes)}
     boxes = [
         Boxes(torch.tensor([b for _, b in own]).float().view(-1, 4), torch.tensor([c for c, _ in own]), torch.ones(len(own)))
         for own in chosen
     ]
-    model, tags = Refinement(Chooser(boxes), Painter(logits), folder / "peaks.json", **settings), torch.ones(3)
+    model, target = Refinement(Chooser(boxes), Painter(logits), folder / "peaks.json", **settings), {"tags": torch.tensor(tags)}
     batch = [
-        {"image": torch.full((3, *size), n, dtype=torch.uint8), "size": size, "image_id": n + 1, "target": {"tags": tags}}
+        {"image": torch.full((3, *size), n, dtype=torch.uint8), "size": size, "image_id": n + 1, "target": target}
         for n, (_, size) in enumerate(scenes)
     ]
     return model.label(batch)
@@ -216,8 +217,16 @@ def test_boxes_around_what_is_segmented(tmp_path):
     (found,) = labelled(tmp_path, scenes, [[]], {"1": []}, boxes="segmentation", refinement=0)
     assert found.boxes.tolist() == [[20, 20, 100, 90]]
     assert rle.area(found.masks[0]) == 40 * 30 + 20 * 30
-    nothing = segmented(scene([], (10, 10)).softmax(0), torch.ones(3))
+    nothing = segmented(scene([], (10, 10)).softmax(0))
     assert len(nothing.boxes) == len(nothing.labels) == len(nothing.scores) == 0
+
+
+def test_what_an_image_is_not_tagged_with_is_not_segmented(tmp_path):
+    """A strong answer for an absent class gives way to the next best."""
+    scenes = [([(0, [20, 20, 60, 50]), (1, [70, 60, 100, 90])], (100, 120))]
+    (found,) = labelled(tmp_path, scenes, [[]], {"1": []}, tags=(1, 0, 0), boxes="segmentation", refinement=0)
+    assert found.labels.tolist() == [0]
+    assert found.boxes.tolist() == [[20, 20, 60, 50]]
 
 
 def test_an_image_without_boxes_has_no_labels():
@@ -251,7 +260,8 @@ class Sighted(AffinityNet):
         return self.maps(image, self.stride)
 
 
-SETTINGS = {"bag_size": 4, "penalty": 0.1, "least_peak": 0.5, "walk": 0, "scales": (1.0,), "background": 0.25}
+SETTINGS = {"bag_size": 4, "penalty": 0.1, "least_peak": 0.5, "peak_window": 3, "peak_smoothing": 1}
+SETTINGS |= {"walk": 0, "scales": (1.0,), "background": 0.25}
 
 
 def test_first_hints_are_bags_around_peaks_and_pixels_of_tagged_classes(data, tmp_path):
@@ -309,4 +319,13 @@ def test_wrong_settings_of_a_branch_are_told_before_anything_is_trained(tmp_path
     with pytest.raises(SystemExit):
         fit.main(words)
     assert "unknown setting 'model.detector.hiden'; did you mean 'hidden'?" in capsys.readouterr().err
+    assert not list(tmp_path.glob("run/*/checkpoints"))
+
+
+def test_a_branch_deeper_than_the_classifier_is_told_before_anything_is_trained(tmp_path, capsys):
+    words = ["--model", "ccgr", "--data.root", str(tmp_path / "shapes"), "--data.train", "2", "--data.val", "1"]
+    words += ["--model.detector", json.dumps({"steps": 3, "stage": 4}), "--run_dir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit):
+        fit.main(words)
+    assert "model.detector needs 5 feature maps" in capsys.readouterr().err
     assert not list(tmp_path.glob("run/*/checkpoints"))

@@ -78,10 +78,18 @@ class AffinityNet(pl.LightningModule):
         self.embed = Embedding([self.backbone.widths[level] for level in self.levels], width)
 
     def start(self, classifier: Path) -> None:
-        """Take backbone and last layer from a checkpoint of `wsis.models.classifier`, whose maps and features are used."""
+        """Take backbone and last layer from a checkpoint of `wsis.models.classifier`, whose maps and features are used.
+
+        Raises:
+            InputError: it is one of another model or another number of classes.
+        """
         self.backbone.load(classifier)
         state = torch.load(classifier, map_location="cpu", weights_only=True)["state_dict"]
-        self.head.load_state_dict({name: state[f"head.{name}"] for name in ("weight", "bias")})
+        try:
+            self.head.load_state_dict({name: state[f"head.{name}"] for name in ("weight", "bias")})
+        except (KeyError, RuntimeError) as error:
+            wanted = f"a classifier with {self.head.out_channels} classes on {self.head.in_channels} channels"
+            raise InputError(f"{classifier} is not the checkpoint of {wanted}; train one with --model classifier") from error
 
     def forward(self, images: Sequence[Tensor] | Tensor) -> tuple[Tensor, Tensor]:
         """Images (3,H,W) -> features (N,D,h,w) to compare, and the classifier's logits (N,C,h',w'), padding included."""

@@ -8,7 +8,7 @@ low around them; what it says inside is the mask that Mask R-CNN learns from, wh
     B           bag             (R,4)       the R proposals around one peak, or around one detection
     x_cls, x_det  streams       (R,C)       the detector's logits
     phi         scores.sum(0)   (C,)        scores of a bag
-    S           maps            (C+1,H,W)   the segmentation's probabilities, background last
+    S           maps            (C+1,H,W)   the segmentation's probabilities, background last, of what the image is tagged with
     O           foreground      (H,W)       class activation maps carried along affinities
     T           rounds                      how often the branches are trained
 
@@ -38,11 +38,12 @@ from torchvision.ops import masks_to_boxes
 
 from wsis.evidence.affinity import AffinityNet
 from wsis.evidence.boxes import Form, refine_boxes
-from wsis.files import read_json
+from wsis.files import InputError, read_json
 from wsis.models._ccgr_branches import BagDetector, Boxes, Segmentation
 from wsis.models._ccgr_hints import write_first_hints, write_next_hints
 from wsis.models.classifier import pretrain
 from wsis.models.mask_rcnn import MaskRCNN
+from wsis.nn.backbone import Backbone
 from wsis.stage import Stage
 from wsis.types import Batch, Prediction, Sample
 
@@ -120,7 +121,8 @@ class CCGR(pl.LightningModule):
 
     def stages(self, run: Run, data: Any) -> None:
         """Classifier and affinities give the first hints; then detector, segmentation, refinement and Mask R-CNN, in rounds."""
-        affinity, branches = self.part(AffinityNet, "affinity"), self.branches()
+        affinity, branches = self.affinities(), self.branches()
+        check_depth(affinity.model.backbone, detector=branches[0].model.backbone, segmentation=branches[1].model.backbone)
         classifier = pretrain(run, self.hparams, data)
         affinity.model.start(classifier)
         affinity.train(run, "2-affinity", data)
@@ -141,6 +143,12 @@ class CCGR(pl.LightningModule):
                 how = {"size": self.hparams["bag_size"]}
                 hints = run.make(f"round-{number}-evidence", partial(write_next_hints, found=found, data=data, **how), **how)
                 branches = self.branches()
+
+    def affinities(self) -> Stage[AffinityNet]:
+        """The affinity network, on the classifier's features."""
+        settings = self.hparams["pretraining"]
+        shared = {name: settings.get(name, self.hparams.get(name, -1)) for name in ("output_stride", "stage")}
+        return self.part(AffinityNet, "affinity", **shared)
 
     def part(self, cls: type[pl.LightningModule], setting: str, **shared: Any) -> Stage[Any]:
         """What a setting describes, on the method's backbone."""
@@ -192,14 +200,16 @@ class Refinement(pl.LightningModule):
 
     def label(self, batch: Batch) -> list[Prediction]:
         """Masks of the images' boxes: what is segmented as a box's class inside it, once it is refined."""
-        maps = [self.segmentation([sample["image"]])[0].softmax(0) for sample in batch]
-        maps = [m[:, : sample["size"][0], : sample["size"][1]] for m, sample in zip(maps, batch, strict=True)]
-        if self.hparams["boxes"] == "detector":
-            chosen = self.detector.choose(batch)
-        else:
-            chosen = [segmented(m, sample["target"]["tags"]) for m, sample in zip(maps, batch, strict=True)]
+        maps = [self.maps(sample) for sample in batch]
+        chosen = self.detector.choose(batch) if self.hparams["boxes"] == "detector" else [segmented(m) for m in maps]
         refined = self.refine(maps, chosen, [sample["image_id"] for sample in batch])
         return [cut_out(sample, m, boxes) for sample, m, boxes in zip(batch, maps, refined, strict=True)]
+
+    def maps(self, sample: Sample) -> Tensor:
+        """Probabilities (C+1,H,W) of background and the image's classes; those it is not tagged with have none."""
+        logits, (height, width) = self.segmentation([sample["image"]])[0], sample["size"]
+        absent = F.pad(sample["target"]["tags"] == 0, (0, 1), value=False)
+        return logits[:, :height, :width].masked_fill(absent[:, None, None], -torch.inf).softmax(0)
 
     def refine(self, maps: list[Tensor], chosen: list[Boxes], images: list[int]) -> list[Boxes]:
         """Refine the boxes of all images at once, each on its class's map, unless it would take in a second peak of it."""
@@ -222,10 +232,21 @@ class Refinement(pl.LightningModule):
         return [found[found[:, 0] == label, 1:].to(self.device) for label in labels.tolist()]
 
 
-def segmented(maps: Tensor, tags: Tensor) -> Boxes:
-    """A box around all that is segmented (C+1,H,W) as each tagged class; none where nothing is."""
+def check_depth(classifier: Backbone, **branches: Backbone) -> None:
+    """Refuse a branch whose backbone has feature maps that the classifier, which it starts from, lacks."""
+    known = len(classifier.strides)
+    for setting, backbone in branches.items():
+        if len(backbone.strides) > known:
+            raise InputError(
+                f"model.{setting} needs {len(backbone.strides)} feature maps of the backbone, but the classifier that it starts "
+                f"from has {known}; give a higher model.pretraining.stage, or a smaller depth to model.{setting}"
+            )
+
+
+def segmented(maps: Tensor) -> Boxes:
+    """A box around all that is segmented (C+1,H,W) as each class; none where nothing is."""
     best = maps.argmax(0)
-    labels = [label for label in (tags > 0).nonzero().flatten().tolist() if (best == label).any()]
+    labels = [label for label in torch.unique(best).tolist() if label < len(maps) - 1]
     masks = torch.stack([best == label for label in labels]) if labels else best.new_zeros(0, *best.shape).bool()
     boxes = masks_to_boxes(masks) + masks.new_tensor([0, 0, 1, 1], dtype=torch.float32)
     scores = [maps[label][mask].mean() for label, mask in zip(labels, masks, strict=True)]
