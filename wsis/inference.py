@@ -24,7 +24,7 @@ from wsis.types import Prediction, Proposals, Sample, View
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Loaded", "load", "predict", "trained"]
+__all__ = ["Loaded", "load", "make_data", "predict", "read_run", "trained"]
 
 
 class Loaded(NamedTuple):
@@ -50,7 +50,7 @@ def load(run: str | os.PathLike[str], stage: str | None = None) -> Loaded:
         InputError: not the folder of a run, or the model is not trained yet.
     """
     folder = Path(run)
-    config = _config(folder)
+    config = read_run(folder)
     known = trained(folder)
     if stage not in (None, *known):
         raise InputError(f"{folder} has no trained stage '{stage}'; it has {', '.join(known)}")
@@ -61,7 +61,7 @@ def load(run: str | os.PathLike[str], stage: str | None = None) -> Loaded:
     given = config["model"].get("init_args") or {}
     later = {setting: given[setting] for setting in getattr(known[name], "for_labels", ()) if setting in given}
     model = known[name].load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True, **later).eval()
-    return Loaded(model, _make_data(config["data"]), config)
+    return Loaded(model, make_data(config["data"]), config)
 
 
 def trained(run: Path) -> dict[str, type[pl.LightningModule]]:
@@ -70,7 +70,7 @@ def trained(run: Path) -> dict[str, type[pl.LightningModule]]:
     Raises:
         InputError: not the folder of a run, or the method is not trained yet.
     """
-    cls = registry.find("model", _config(run)["model"]["class_path"])
+    cls = registry.find("model", read_run(run)["model"]["class_path"])
     method, *_ = wanted = [f"{c.__module__}.{c.__qualname__}" for c in (cls, getattr(cls, "predictor", cls))]
     done = [(place, stage["settings"].get("model")) for place, stage in stages(run) if stage["finished"]]
     done = [(place, model) for place, model in done if (place / "checkpoints").is_dir()]  # others predict or make files
@@ -81,7 +81,12 @@ def trained(run: Path) -> dict[str, type[pl.LightningModule]]:
     return {place.name: registry.find("model", model) for place, model in done}
 
 
-def _config(folder: Path) -> Config:
+def read_run(folder: Path) -> Config:
+    """The settings of a run.
+
+    Raises:
+        InputError: not the folder of a run.
+    """
     if not (folder / "config.yaml").is_file():
         raise InputError(f"{folder} is not the folder of a run: it has no config.yaml")
     config = read_config(folder / "config.yaml")
@@ -90,7 +95,8 @@ def _config(folder: Path) -> Config:
     return config
 
 
-def _make_data(section: Config) -> pl.LightningDataModule:
+def make_data(section: Config) -> pl.LightningDataModule:
+    """The data module that a run's `data` settings describe."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(registry.find("data", section["class_path"]), "data", fail_untyped=False, sub_configs=True)
     return parser.instantiate_classes(parser.parse_object({"data": section["init_args"]})).data  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""Several runs side by side: what their folders say, one table, and one page."""
