@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["GROUPS", "OTHERS"]
+__all__ = ["COCO_CLASSES", "GROUPS", "OTHERS"]
 
 _TEXT = """
 person, human, man, woman, boy, girl, child, kid, baby, toddler, infant, guy, lady, gentleman, adult, teenager, people, crowd, \
@@ -23,8 +23,8 @@ fire hydrant, hydrant
 stop sign
 parking meter
 bench, park bench
-bird, seagull, gull, duck, goose, swan, pigeon, parrot, owl, eagle, hawk, sparrow, robin, finch, crow, heron, pelican, penguin, \
-flamingo, ostrich, peacock, chicken, rooster, hen, turkey, hummingbird, dove, stork
+bird, seagull, gull, duck, goose, swan, pigeon, parrot, owl, eagle, hawk, sparrow, robin, finch, crow, heron, pelican, \
+penguin, flamingo, ostrich, peacock, chicken, rooster, hen, turkey, hummingbird, dove, stork
 cat, kitten, kitty, feline
 dog, puppy, pup, doggy, canine, terrier, poodle, bulldog, retriever, labrador, shepherd, hound, collie, corgi, husky, dachshund
 horse, pony, foal, colt, mare, stallion
@@ -101,6 +101,9 @@ green-dotted flower, dotted flower, flower
 """
 GROUPS = tuple(tuple(phrase.strip() for phrase in line.split(",")) for line in _TEXT.strip().splitlines())
 """Words for one class; the first is the plain one. A word may stand in several groups."""
+
+COCO_CLASSES = tuple(group[0] for group in GROUPS[:80])
+"""In COCO's order."""
 
 OTHERS = (
     "rock", "barrel", "statue", "crate", "fountain", "log", "pillar", "lantern", "basket", "mailbox", "wheelbarrow", "ladder",

@@ -90,5 +90,3 @@ def quiet() -> None:
         logging = need(package)
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-
-

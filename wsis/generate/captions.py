@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ class Captioner:
     """
 
     def __init__(self, model: str, count: int = 2, device: str = "auto") -> None:
-        self.settings = {"model": model, "captions": count}
+        self.settings: Mapping[str, Any] = {"model": model, "captions": count}
         self.device = device
 
     def __call__(self, image: Image.Image, seed: int) -> list[str]:

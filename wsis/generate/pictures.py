@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -41,7 +41,7 @@ class Painter:
     ) -> None:
         if size is not None and (size < 8 or size % 8):
             raise InputError(f"--size {size}: pictures are made in cells of 8 pixels; give a multiple of 8")
-        self.settings = {"model": model, "steps": steps, "size": size, "precision": precision}
+        self.settings: Mapping[str, Any] = {"model": model, "steps": steps, "size": size, "precision": precision}
         self.batch, self.device = batch, device
 
     def __call__(self, caption: str, seeds: Sequence[int]) -> list[Image.Image | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from wsis.generate._models import device_of, loading, need, offline, quiet
 
 __all__ = ["Clip"]
 
-_FILES = ("open_clip_config.json", "open_clip_model.safetensors", "*token*.json", "vocab*", "merges.txt")
+_FILES = ("open_clip_config.json", "open_clip*.safetensors", "*token*.json", "vocab*", "merges.txt")
 
 
 class Clip:
@@ -32,7 +32,7 @@ class Clip:
     """
 
     def __init__(self, model: str, device: str = "auto") -> None:
-        self.settings = {"model": model}
+        self.settings: Mapping[str, Any] = {"model": model}
         self.device = device
 
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
