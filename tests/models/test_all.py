@@ -221,7 +221,7 @@ def test_methods_in_stages_have_their_small_settings():
 
 def words(name: str, root: Path, run: Path, steps: int = 4) -> list[str]:
     settings = {**TINY, "pretraining": "null", "test_sides": "[]", "segmentor": json.dumps(MASK_RCNN)}
-    settings |= {key: json.dumps(value) for key, value in STAGED.get(name, {}).items()}
+    settings |= {key: value if isinstance(value, str) else json.dumps(value) for key, value in STAGED.get(name, {}).items()}
     del settings["num_stuff"]  # the data's to say
     accepted = inspect.signature(registry.find("model", name)).parameters
     flags = [f"--model.{key}={value}" for key, value in settings.items() if key in accepted]

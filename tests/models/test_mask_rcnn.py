@@ -9,12 +9,14 @@ from pycocotools import mask as rle
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN as Peer
 from torchvision.models.detection import maskrcnn_resnet50_fpn
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
+from torchvision.ops import box_iou
 
 from wsis.data.shapes import Shapes
 from wsis.files import InputError
 from wsis.metrics import InstanceAP
-from wsis.models.mask_rcnn import MaskRCNN
+from wsis.models.mask_rcnn import MaskRCNN, _learnable, skipped
 from wsis.nn.masks import paste
 from wsis.nn.regions import resize
 from wsis.types import Sample, Target, Truth
@@ -252,3 +254,43 @@ def test_it_learns_one_image_by_heart(tmp_path) -> None:
     metric.update(found, [Truth(objects["boxes"], objects["labels"], masks, objects["crowd"])])
     figures = metric.compute()
     assert figures["AP50"] > 0.9
+
+
+def inside(box, region) -> float:
+    """Share of a box that lies in a region."""
+    width, height = (min(box[i + 2], region[i + 2]) - max(box[i], region[i]) for i in (0, 1))
+    return max(width, 0) * max(height, 0) / ((box[2] - box[0]) * (box[3] - box[1]))
+
+
+def test_background_in_crowds_teaches_nothing_if_asked():
+    g = torch.Generator().manual_seed(0)
+    corners = torch.rand(300, 2, 2, generator=g) * 64
+    boxes = torch.cat([corners.amin(1), corners.amax(1) + 1], 1)
+    crowds, objects = torch.tensor([[0.0, 0, 30, 30], [20, 20, 64, 40]]), torch.tensor([[5.0, 5, 25, 25]])
+    found = skipped(boxes, {"skipped": crowds, "boxes": objects})
+    for box, skip in zip(boxes.tolist(), found.tolist(), strict=True):
+        on_object = float(box_iou(torch.tensor([box]), objects)) >= 0.5
+        assert skip == (not on_object and any(inside(box, crowd) > 0.5 for crowd in crowds.tolist()))
+    assert 0 < found.sum() < 300
+    assert not skipped(boxes, {"boxes": objects}).any()
+
+
+def test_an_image_that_is_all_crowd_has_no_background_if_asked():
+    torch.manual_seed(0)
+    masks = torch.zeros(1, 64, 64, dtype=torch.bool)
+    masks[:, 10:40, 10:40] = True
+    target = {
+        "boxes": torch.tensor([[10.0, 10, 40, 40], [-9, -9, 99, 99]]),
+        "labels": torch.tensor([0, 1]),
+        "crowd": torch.tensor([False, True]),
+        "masks": torch.cat([masks, torch.ones_like(masks)]),
+    }
+    for skip in (False, True):
+        learnable = _learnable(target, skip)
+        assert len(learnable["boxes"]) == 1
+        model = MaskRCNN(2, "test_byobnet", "none", skip_crowds=skip, features=8, hidden=8, mask_width=8)
+        anchors = model.rpn.anchor_generator(ImageList(torch.zeros(1, 3, 64, 64), [(64, 64)]), [torch.zeros(1, 8, 16, 16)] * 5)
+        (labels,), _ = model.rpn.assign_targets_to_anchors(anchors, [learnable])
+        within = (anchors[0][:, :2] > -9).all(1) & (anchors[0][:, 2:] < 99).all(1)
+        assert (labels[within] == 0).any() != skip
+        assert (labels == 1).any()

@@ -114,10 +114,10 @@ class EMPaste(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.paste(Path())  # what is wrong with it is told at once
 
     def stages(self, run: Run, data: Any) -> None:
         """Train a classifier, choose foregrounds by EM, and train Mask R-CNN on images they are pasted on."""
+        self.paste(Path()).pictures()  # what is wrong with settings is told before anything is trained
         shared = {name: self.hparams[name] for name in ("num_classes", "backbone", "weights", "backbone_args")}
         skip = self.hparams["own"] == "ignore"
         segmentor = Stage.of(MaskRCNN, "segmentor", self.hparams["segmentor"] or {}, skip_crowds=skip, **shared)
@@ -133,6 +133,4 @@ class EMPaste(pl.LightningModule):
         objects: int | tuple[int, int] = self.hparams["objects"]
         fewest, most = (objects, objects) if isinstance(objects, int) else objects
         names = ("select", "where", "blend", "scale", "rotation", "least_area", "backgrounds", "share", "own")
-        paste = Paste(foregrounds, (fewest, most), **{name: self.hparams[name] for name in names})
-        paste.pictures()
-        return paste
+        return Paste(foregrounds, (fewest, most), **{name: self.hparams[name] for name in names})

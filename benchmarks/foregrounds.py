@@ -1,0 +1,136 @@
+"""EM-Paste's foregrounds on the 20 VOC classes of a small COCO folder: how well the chosen segments fit a true object.
+
+python benchmarks/foregrounds.py COCO_DIR MOBILENETV2_WEIGHTS [--seeds 1] [--out runs/foregrounds]
+
+Each tagged class of each training image is one choice; its IoU is that with the best-matching true object of the class. Mean
+IoU and the share above 0.5 are in percent. Runs that are finished are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wsis.data.coco import COCO
+from wsis.evidence.em import eligible_segments, foreground_rounds
+from wsis.models._em_paste_foregrounds import Segments
+
+CONFIG = Path(__file__).parents[1] / "configs" / "small" / "em_paste_coco.yaml"
+PROPOSALS = 300
+ROUNDS = 3
+Choice = NDArray[np.int64]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("runs/foregrounds"))
+    asked = parser.parse_args()
+    runs = [judged(describe(asked, seed), asked.data) for seed in range(asked.seeds)]
+    print("  ".join(["".ljust(28), *(name.rjust(22) for name in ("mean IoU", "share above 0.5", "choices"))]))
+    for row in runs[0]:
+        print(
+            "  ".join([row.ljust(28), *(spread(column).rjust(22) for column in zip(*(run[row] for run in runs), strict=True))])
+        )
+
+
+def describe(asked: argparse.Namespace, seed: int) -> Segments:
+    """Train the classifier and have it describe all segments."""
+    run = asked.out / f"seed-{seed}"
+    words = ["--model", "em_paste", "--data", "coco", "--config", str(CONFIG), "--data.root", str(asked.data)]
+    words += ["--data.classes", "voc", "--model.weights", str(asked.weights), "--run_dir", str(run)]
+    words += ["--seed_everything", str(seed), "--data.loading.seed", str(seed), "--data.max_proposals", str(PROPOSALS)]
+    for stage in ("1-classifier", "2-segments"):
+        command = [sys.executable, "-m", "wsis.fit", *words, "--stage", stage]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            sys.exit(done.stdout)
+    return Segments.read(run / "2-segments")
+
+
+def judged(segments: Segments, folder: Path) -> dict[str, tuple[float, float, float]]:
+    """Mean IoU, the share above 0.5, and the number of choices, of every way to choose."""
+    overlaps, eligible = fit_of_segments(segments, folder)
+    known = np.array([found is not None for found in overlaps])
+    table = {
+        "random eligible segment": figures(
+            [np.mean(o[e]) if e.any() else 0 for o, e in usable(overlaps, eligible)],
+            [np.mean(o[e] > 0.5) if e.any() else 0 for o, e in usable(overlaps, eligible)],
+        ),
+        "step 1": of_choice(segments.first, overlaps, known),
+    }
+    for distance in ("cosine", "mahalanobis"):
+        for number, chosen in enumerate(after_rounds(segments, distance), 1):
+            table[f"{distance}, round {number}"] = of_choice(chosen, overlaps, known)
+            if distance == "cosine" and number == 2:
+                sure = np.array([c >= 0 and p[c] >= 0.1 for c, p in zip(chosen, segments.probabilities, strict=True)])
+                table["the same, surer than 0.1"] = of_choice(chosen, overlaps, known & sure)
+    best = [o.max(initial=0) for o, _ in usable(overlaps, eligible)]
+    table["best segment there is"] = figures(best, [b > 0.5 for b in best])
+    return table
+
+
+def after_rounds(segments: Segments, distance: str) -> Iterator[Choice]:
+    """Choices (M,) after each round of EM."""
+    chosen = np.tile(segments.first, (ROUNDS, 1))
+    for label in np.unique(segments.label):
+        pairs = np.flatnonzero(segments.label == label)
+        features, first = [segments.of(int(pair)) for pair in pairs], torch.from_numpy(segments.first[pairs])
+        for number, round_ in enumerate(foreground_rounds(features, first, ROUNDS, distance=distance)):
+            chosen[number, pairs] = round_.chosen
+    yield from chosen
+
+
+def fit_of_segments(segments: Segments, folder: Path) -> tuple[list[NDArray[np.float64] | None], list[NDArray[np.bool_]]]:
+    """Of each pair the IoU (m,) of its image's segments with the best true object, None without any; which are eligible."""
+    samples = COCO(folder, classes="voc", max_proposals=PROPOSALS).samples("train", train=False, supervision="masks")
+    samples.segments = True
+    overlaps: list[NDArray[np.float64] | None] = []
+    eligible = []
+    for i in range(len(samples)):
+        sample = samples.sample(i)
+        proposals, target = sample["proposals"], sample["target"]
+        labels, members = proposals.labels.numpy().ravel(), proposals.members.float().numpy()
+        area = members @ np.bincount(labels, minlength=members.shape[1])
+        may_be = eligible_segments(torch.from_numpy(area / labels.size), proposals.boxes, sample["size"]).numpy()
+        for label in segments.label[segments.image == i]:
+            eligible.append(may_be)
+            own = [m.numpy().ravel() for m in target["masks"][(target["labels"] == label) & ~target["crowd"]]]
+            shared = [members @ np.bincount(labels[m], minlength=members.shape[1]) for m in own]
+            fits = [inside / (area + m.sum() - inside) for inside, m in zip(shared, own, strict=True)]
+            overlaps.append(np.max(fits, 0) if fits else None)
+    return overlaps, eligible
+
+
+def usable(
+    overlaps: list[NDArray[np.float64] | None], eligible: list[NDArray[np.bool_]]
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
+    return ((o, e) for o, e in zip(overlaps, eligible, strict=True) if o is not None)
+
+
+def of_choice(
+    chosen: Choice, overlaps: list[NDArray[np.float64] | None], which: NDArray[np.bool_]
+) -> tuple[float, float, float]:
+    found = [float(o[c]) if c >= 0 else 0.0 for c, o, w in zip(chosen, overlaps, which, strict=True) if w and o is not None]
+    return figures(found, [value > 0.5 for value in found])
+
+
+def figures(overlaps: list[float], above: list[float]) -> tuple[float, float, float]:
+    return 100 * float(np.mean(overlaps)), 100 * float(np.mean(above)), float(len(overlaps))
+
+
+def spread(values: tuple[float, ...]) -> str:
+    return f"{np.mean(values):.1f}" + (f" ({min(values):.1f}-{max(values):.1f})" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()
