@@ -196,7 +196,7 @@ def test_poison_changes_no_bit_of_any_stage(name, data, tmp_path):
     checkpoints = sorted(
         path.relative_to(tmp_path / "honest") for path in (tmp_path / "honest").glob("*/checkpoints/last.ckpt")
     )
-    assert len(checkpoints) > 2
+    assert len(checkpoints) > 1
     for path in checkpoints:
         a, b = (torch.load(tmp_path / run / path, weights_only=True)["state_dict"] for run in ("honest", "fooled"))
         assert all(torch.equal(a[key], b[key]) for key in a), path
