@@ -29,7 +29,7 @@ from wsis.report import Pair, read_curves, write_report
 from wsis.settings import as_words, read_config
 from wsis.types import Prediction, Truth
 
-__all__ = ["Judgement", "evaluate", "judge", "main"]
+__all__ = ["Judgement", "evaluate", "judge", "main", "print_table", "truths_of"]
 
 HEADINGS = ("AP", "AP25", "AP50", "AP70", "AP75", "APs", "APm", "APl", "VOC_AP50", "VOC07_AP50")
 PANOPTIC_HEADINGS = ("PQ", "SQ", "RQ")
@@ -102,7 +102,7 @@ def evaluate(
             raise InputError(f"{file} holds no predictions; write it again, or name another file")
         print("this model finds nothing in these images")
     names = [category["name"] for category in index.categories]
-    judgement = judge(found, _truths(index), names, given_boxes=getattr(model, "needs_boxes", False))
+    judgement = judge(found, truths_of(index), names, given_boxes=getattr(model, "needs_boxes", False))
     maps = _maps(panoptic, Path(file).with_name(PANOPTIC), index)
     if maps:
         judgement = _with_panoptic(judgement, maps, index, found)
@@ -154,7 +154,7 @@ def _maps(given: Path | None, beside: Path, index: Index) -> PanopticMaps | None
 def _with_panoptic(judgement: Judgement, maps: PanopticMaps, index: Index, found: Sequence[Prediction]) -> Judgement:
     """Add panoptic quality, image by image: the maps of a data set would not fit in memory."""
     metric = PanopticQuality(len(index.categories), len(index.stuff))
-    for image, prediction, truth in zip(index.images, found, _truths(index), strict=True):
+    for image, prediction, truth in zip(index.images, found, truths_of(index), strict=True):
         true = index.panoptic(image) if index.panoptic else None
         predicted = None if true is None else maps(image)
         if true is not None and predicted is None:
@@ -198,7 +198,8 @@ def _dotted(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any
             yield f"{prefix}.{key}", value
 
 
-def _truths(index: Index) -> list[Truth]:
+def truths_of(index: Index) -> list[Truth]:
+    """What each image of an index holds, for metrics."""
     classes = class_of(index.categories)
     return [truth_of(index.annotations.get(i["id"], []), classes, (i["height"], i["width"])) for i in index.images]
 
@@ -245,19 +246,20 @@ def _corloc(figures: Mapping[str, float]) -> str:
 
 
 def _print(judgement: Judgement, per_class: bool) -> None:
-    _print_table(_rows(judgement.figures))
+    print_table(_rows(judgement.figures))
     if "CorLoc" in judgement.figures:
         print(f"CorLoc {_corloc(judgement.figures)}")
     if panoptic := _panoptic_rows(judgement.figures):
         print()
-        _print_table(panoptic)
+        print_table(panoptic)
     if per_class:
         print()
         known = _class_columns(judgement)
-        _print_table([["", *next(iter(known.values()))], *([n, *map(_percent, v.values())] for n, v in known.items())])
+        print_table([["", *next(iter(known.values()))], *([n, *map(_percent, v.values())] for n, v in known.items())])
 
 
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print cells in columns, the first to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *rest in rows:
         print("  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))]))
@@ -291,7 +293,7 @@ def _report(
 def _gallery(index: Index, found: Sequence[Prediction], maps: PanopticMaps | None) -> list[Pair]:
     """Draw some images, each with its panoptic map where that is judged."""
     names, stuff = ([category["name"] for category in part] for part in (index.categories, index.stuff))
-    truths = _truths(index)
+    truths = truths_of(index)
     gallery = []
     for i in range(0, len(found), max(1, len(found) // GALLERY))[:GALLERY]:
         image = index.images[i]

@@ -1,0 +1,183 @@
+"""One table of all runs: rows, CSV, and Markdown for a README."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from wsis.comparison.papers import Published, published
+from wsis.comparison.runs import Entry
+from wsis.files import InputError, whole
+
+__all__ = ["FIGURES", "Row", "Spread", "make_rows", "markdown", "write_csv", "write_into"]
+
+FIGURES = {"AP25": "AP25", "AP50": "AP50", "AP70": "AP70", "AP75": "AP75", "AP": "AP", "PQ": "PQ"} | {
+    "CorLoc": "CorLoc",
+    "mIoU": "mIoU*",
+}
+"""Figures and their headings, in order."""
+GIB = 2**30
+BEGIN, END = "<!-- compare -->", "<!-- /compare -->"
+
+
+class Spread(NamedTuple):
+    """A figure over seeds, from 0 to 1; nan where it is not known."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in nothing but their seed."""
+
+    name: str
+    entries: list[Entry]
+    """In order of their seeds; the first stands for all where one must."""
+    figures: dict[str, Spread]
+    paper: Published | None
+    minutes: float
+    """Mean."""
+    memory: float
+    """Most, in GiB."""
+
+    @property
+    def first(self) -> Entry:
+        """The run of the least seed."""
+        return self.entries[0]
+
+    @property
+    def commit(self) -> str:
+        """Commits of all runs."""
+        return ", ".join(dict.fromkeys(e.commit for e in self.entries if e.commit)) or "-"
+
+
+def make_rows(entries: Iterable[Entry]) -> list[Row]:
+    """Put runs that differ in nothing but their seed into one row; the best first, by AP50, else by mIoU*."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.key, []).append(entry)
+    sorted_ = [sorted(group, key=lambda e: e.seed) for group in groups.values()]
+    rows = [_row(name, group) for name, group in zip(_names(sorted_), sorted_, strict=True)]
+    return sorted(rows, key=lambda row: [-_known(row.figures[figure].mean) for figure in ("AP50", "mIoU")])
+
+
+def _row(name: str, group: list[Entry]) -> Row:
+    figures = {figure: _spread([e.figures.get(figure, math.nan) for e in group]) for figure in FIGURES}
+    memory = max((e.memory for e in group if not math.isnan(e.memory)), default=math.nan) / GIB
+    return Row(name, group, figures, published(group[0]), _spread([e.minutes for e in group]).mean, memory)
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    """Of the values that all runs have."""
+    if any(math.isnan(v) for v in values):
+        return Spread(math.nan, math.nan, math.nan)
+    return Spread(sum(values) / len(values), min(values), max(values))
+
+
+def _known(value: float) -> float:
+    return -1.0 if math.isnan(value) else value
+
+
+def _names(groups: Sequence[Sequence[Entry]]) -> list[str]:
+    """The method; where several rows have it, with what tells them apart."""
+    names = []
+    for first, *_ in groups:
+        rivals = [group[0] for group in groups if group[0].method == first.method]
+        differing = {
+            key
+            for rival in rivals
+            for key in rival.departures
+            if any(str(rival.departures[key]) != str(other.departures.get(key, "")) for other in rivals)
+        }
+        own = [f"{key.rpartition('.')[2]} {first.departures[key]}" for key in first.departures if key in differing]
+        if len({rival.supervision for rival in rivals}) > 1:
+            own.insert(0, first.supervision)
+        names.append(", ".join([first.method, *own]))
+    count, seen = Counter(names), Counter[str]()
+    for i, name in enumerate(names):
+        seen[name] += 1
+        names[i] = name if count[name] == 1 else f"{name} ({seen[name]})"
+    return names
+
+
+def write_csv(path: Path, rows: Sequence[Row], split: str) -> None:
+    """Write the table with a row for each method; figures in percent, mean and range over seeds, beside the paper's."""
+    text = io.StringIO()
+    lines = [_cells(row, split) for row in rows]
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    with whole(path) as scratch:
+        scratch.write_text(text.getvalue(), encoding="utf-8")
+
+
+def _cells(row: Row, split: str) -> dict[str, str]:
+    first = row.first
+    index = first.judged.index
+    cells = {"name": row.name, "method": first.method, "data": index.name, "split": split, "images": str(len(index.images))}
+    cells |= {"trained_on": str(first.judged.trained_on), "supervision": first.supervision}
+    cells |= {"segments": first.segments, "weights": first.weights, "backbone": first.backbone}
+    for figure, heading in FIGURES.items():
+        mean, low, high = (_plain(100 * value, 2) for value in row.figures[figure])
+        paper = row.paper.figures.get(figure, math.nan) if row.paper else math.nan
+        cells |= {heading: mean, f"{heading}_min": low, f"{heading}_max": high, f"{heading}_paper": _plain(100 * paper, 2)}
+    cells |= {"seeds": str(len(row.entries)), "minutes": _plain(row.minutes, 2), "memory_gib": _plain(row.memory, 2)}
+    cells |= {"device": first.device, "commit": row.commit, "config": first.config}
+    return cells | {"paper": row.paper.source if row.paper else "", "runs": " ".join(str(e.folder) for e in row.entries)}
+
+
+def _plain(value: float, digits: int) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def markdown(rows: Sequence[Row], split: str) -> str:
+    """The table for a README: figures in percent, range over seeds in parentheses, the paper's in brackets."""
+    shown = [f for f in FIGURES if any(not math.isnan(row.figures[f].mean) for row in rows)]
+    heads = ["method", "learns from", "segments", "weights", "backbone", *(FIGURES[f] for f in shown)]
+    heads += ["seeds", "minutes", "GiB", "commit", "settings"]
+    lines = [heads, ["---"] * len(heads)]
+    for row in rows:
+        first = row.first
+        cells = [row.name, first.supervision, first.segments, first.weights, first.backbone]
+        cells += [_figure(row, figure) for figure in shown]
+        cells += [str(len(row.entries)), _plain(row.minutes, 1) or "-", _plain(row.memory, 1) or "-", row.commit, first.config]
+        lines.append([cell.replace("|", "\\|") for cell in cells])
+    index = rows[0].first.judged.index
+    said = f"{index.name}, {split}: {len(index.images)} images, {len(index.categories)} classes. Mean (range) over seeds, in %"
+    papers = "; in brackets the paper's." if any(row.paper for row in rows) else "."
+    return "\n".join([said + papers, "", *("| " + " | ".join(line) + " |" for line in lines)])
+
+
+def _figure(row: Row, figure: str) -> str:
+    spread = row.figures[figure]
+    paper = row.paper.figures.get(figure) if row.paper else None
+    text = "-" if math.isnan(spread.mean) else f"{100 * spread.mean:.1f}"
+    if len(row.entries) > 1 and text != "-":
+        text += f" ({100 * spread.low:.1f}-{100 * spread.high:.1f})"
+    return text if paper is None else f"{text} [{100 * paper:.1f}]"
+
+
+def write_into(path: Path, table: str) -> None:
+    """Put the table between the lines `<!-- compare -->` and `<!-- /compare -->` of a file.
+
+    Raises:
+        InputError: no such file, or not these lines in it, once each and in this order.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}; give a text file") from error
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise InputError(f"{path} needs the lines {BEGIN} and {END}, once each; add them where the table is to stand")
+    new = re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{table}\n{END}", text, flags=re.DOTALL)
+    with whole(path) as scratch:
+        scratch.write_text(new, encoding="utf-8")
