@@ -79,7 +79,7 @@ def images(tmp_path):
 def make(out, images, teller=None, painter=None, judge=None, seed=0, keep=2, count=6):
     with open_progress(out / "progress.sqlite") as progress:
         work = Backgrounds(out, ["cat", "dog"], progress, seed)
-        groups = work.paint(work.describe(images, teller or Teller()), painter or Dauber(), count)
+        groups = work.paint(work.describe(images.items(), teller or Teller()), painter or Dauber(), count)
         return json.loads(work.finish(groups, judge or Judge(), keep, count).read_text())
 
 

@@ -18,7 +18,7 @@ diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 
-WORDS = ["[PAD]", "[UNK]", "[BOS]", "[EOS]", *"a an the dog cat rock man on grass two near".split()]
+WORDS = ["[PAD]", "[UNK]", "[BOS]", "[EOS]", "a", "an", "the", "dog", "cat", "rock", "man", "on", "grass", "two", "near"]
 TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 SEEN = {"image_size": 16, "patch_size": 8}
 SAID = {"vocab_size": len(WORDS), "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
@@ -33,9 +33,10 @@ def tokenizer():
 
 def save_captioner(folder: Path) -> None:
     said = {**TINY, **SAID, "encoder_hidden_size": 16, "sep_token_id": 3, "max_position_embeddings": 64}
-    transformers.BlipForConditionalGeneration(
-        transformers.BlipConfig(text_config=said, vision_config={**TINY, **SEEN})
-    ).save_pretrained(folder)
+    config = transformers.BlipConfig(text_config=said, vision_config={**TINY, **SEEN})
+    model = transformers.BlipForConditionalGeneration(config)
+    model.generation_config.min_new_tokens = 8  # random weights would end a caption in 15 at its first word
+    model.save_pretrained(folder)
     pixels = transformers.BlipImageProcessor(size={"height": 16, "width": 16})
     transformers.BlipProcessor(pixels, tokenizer()).save_pretrained(folder)
 
@@ -71,7 +72,7 @@ def save_painter(folder: Path, checker: bool = False) -> None:
         text_encoder=transformers.CLIPTextModel(text),
         tokenizer=tokenizer(),
         unet=unet,
-        scheduler=diffusers.DDIMScheduler(num_train_timesteps=10, steps_offset=1),
+        scheduler=diffusers.DDIMScheduler(num_train_timesteps=10, steps_offset=1, clip_sample=False),
         safety_checker=safety,
         feature_extractor=features,
         requires_safety_checker=checker,
@@ -147,7 +148,7 @@ def test_images_become_backgrounds(models, images, tmp_path, capsys):
         assert all(-1 <= picture[which] <= 1 for which in ("class_similarity", "caption_similarity"))
         assert Image.open(tmp_path / "out" / picture["file"]).size == (8, 8)
     said = capsys.readouterr()
-    assert f"4 backgrounds in {tmp_path / 'out/backgrounds'}" in said.out
+    assert f"4 backgrounds: {tmp_path / 'out/backgrounds'}, {written}" in said.out
     assert "warning" not in said.err.lower()
 
     run(models, tmp_path / "again", "--images", images)
@@ -158,7 +159,7 @@ def test_images_become_backgrounds(models, images, tmp_path, capsys):
 
 def test_a_data_set_names_the_classes(models, tmp_path):
     data = ["--data", "shapes", "--data.root", tmp_path, "--data.train", 12, "--data.val", 1, "--data.salient", 1]
-    content = json.loads(run(models, tmp_path / "out", *data, classes="", limit=2, captions_per_image=1).read_text())
+    content = json.loads(run(models, tmp_path / "out", *data, classes="", limit=2).read_text())
     assert "red-striped egg" in content["classes"]
     assert len({picture["source"] for picture in content["pictures"]}) == 2
 

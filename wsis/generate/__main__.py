@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from wsis.cli import CLI
 from wsis.data.voc import VOC_CLASSES
-from wsis.files import InputError
+from wsis.files import InputError, read_json
 from wsis.generate._lexicon import COCO_CLASSES
 from wsis.generate._progress import open_progress
 from wsis.generate.backgrounds import Backgrounds, found_in
@@ -96,18 +96,17 @@ def generate(
     painting = Painter(painter, steps, size, precision, batch, device)
     found = _pictures_in(images_from, out) if images_from else []
     texts = read_captions(captions) if captions else {}
-    with open_progress(out / "progress.sqlite") as progress:
+    bar = tqdm((texts or images).items(), "backgrounds", unit="caption" if captions else "image", disable=bool(found))
+    with bar, open_progress(out / "progress.sqlite") as progress:  # the bar is closed before an error is told
         work = Backgrounds(out, classes, progress, seed)
         if found:
             groups = iter([found_in(found)])
         else:
-            describing = Captioner(captioner, captions_per_image, device)
-            read = tqdm(texts.items(), "backgrounds", unit="caption") if captions else work.describe(images, describing)
-            groups = work.paint(read, painting, pictures)
+            described = bar if captions else work.describe(bar, Captioner(captioner, captions_per_image, device))
+            groups = work.paint(described, painting, pictures)
         written = work.finish(groups, None if clip == "none" else Clip(clip, device), keep, pictures)
-    print(
-        f"{len(list((out / 'backgrounds').iterdir()))} backgrounds in {out / 'backgrounds'}; where from: {written}", flush=True
-    )
+    kept = sum(picture["kept"] for picture in read_json(written)["pictures"])
+    print(f"{kept} backgrounds: {out / 'backgrounds'}, {written}", flush=True)
     return written
 
 

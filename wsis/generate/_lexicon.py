@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["COCO_CLASSES", "GROUPS", "OTHERS"]
 
 _TEXT = """
-person, human, man, woman, boy, girl, child, kid, baby, toddler, infant, guy, lady, gentleman, adult, teenager, people, crowd, \
+person, human, man, woman, boy, girl, child, kid, baby, toddler, infant, guy, lady, gentleman, adult, teenager, crowd, \
 family, friend, mother, father, mom, dad, son, daughter, brother, sister, player, batter, pitcher, catcher, umpire, \
 referee, goalie, athlete, skier, snowboarder, skateboarder, skater, surfer, swimmer, runner, rider, cyclist, biker, jockey, \
 driver, passenger, pedestrian, tourist, student, worker, farmer, soldier, officer, policeman, policewoman, fireman, fisherman, \

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import socket
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -47,7 +48,9 @@ def loading(part: str, name: str) -> Iterator[None]:
         InputError: the model cannot be loaded.
     """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # for developers: options that have new names
+            yield
     except InputError:
         raise
     except Exception as error:  # libraries raise OSError, ValueError, KeyError, RuntimeError and their own

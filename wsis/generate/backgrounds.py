@@ -81,10 +81,10 @@ class Backgrounds:
         self.skipped: Counter[str] = Counter()
         """How often what gave nothing."""
 
-    def describe(self, images: Mapping[str, Path], captioner: Describe) -> Iterator[tuple[str, Sequence[str]]]:
-        """Give the captions of each image; images are known by their names, wherever they lie."""
+    def describe(self, images: Iterable[tuple[str, Path]], captioner: Describe) -> Iterator[tuple[str, Sequence[str]]]:
+        """Give the captions of images, which are known by their names, wherever they lie."""
         self.made_by["captioner"] = dict(captioner.settings)
-        for name, path in tqdm(images.items(), "backgrounds", unit="image"):
+        for name, path in images:
             seed = _seed(self.seed, name)
             key = {"captioner": dict(captioner.settings), "image": name, "bytes": path.stat().st_size, "seed": seed}
             captions = self.progress.recall(key, partial(_describe, path, captioner, seed))
@@ -161,13 +161,14 @@ class Backgrounds:
         """Add the similarities to those of the pictures that have any."""
         found: list[Record] = []
         starts = range(0, len(group), _BATCH)
-        for start in tqdm(starts, "similarities", unit="batch", disable=len(starts) < 2):
-            batch = group[start : start + _BATCH]
-            texts = [*prompts(self.classes), *[text for text in [batch[0].get("caption")] if text]]
-            files = [[picture["file"], (self.out / picture["file"]).stat().st_size] for picture in batch]
-            key = {"clip": dict(clip.settings), "pictures": files, "texts": texts}
-            similarities = self.progress.recall(key, partial(self._similarities, key, clip))
-            found += [{**a, **self._named(row)} for a, row in zip(batch, similarities, strict=True) if row]
+        with tqdm(starts, "similarities", unit="batch", disable=len(starts) < 2) as bar:  # closed before an error is told
+            for start in bar:
+                batch = group[start : start + _BATCH]
+                texts = [*prompts(self.classes), *[text for text in [batch[0].get("caption")] if text]]
+                files = [[picture["file"], (self.out / picture["file"]).stat().st_size] for picture in batch]
+                key = {"clip": dict(clip.settings), "pictures": files, "texts": texts}
+                similarities = self.progress.recall(key, partial(self._similarities, key, clip))
+                found += [{**a, **self._named(row)} for a, row in zip(batch, similarities, strict=True) if row]
         self.skipped["pictures that cannot be read or compared"] += len(group) - len(found)
         return found
 
