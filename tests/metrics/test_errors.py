@@ -190,9 +190,7 @@ box = st.tuples(st.integers(0, 24), st.integers(0, 24), st.integers(3, 14), st.i
     lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3])
 )
 pictures = st.lists(
-    st.tuples(
-        st.lists(st.tuples(st.integers(0, 2), box), max_size=6), st.lists(st.tuples(st.integers(0, 2), box), max_size=4)
-    ),
+    st.tuples(st.lists(st.tuples(st.integers(0, 2), box), max_size=6), st.lists(st.tuples(st.integers(0, 2), box), max_size=4)),
     min_size=1,
     max_size=4,
 )

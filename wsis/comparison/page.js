@@ -112,7 +112,7 @@ function objectsOf(image) {
 function colourOf(thing, k) {
   if (thing.label < 0) return `hsl(${(k * 137.5) % 360} 65% 55%)`;
   if (byId("colour").value === "kind" && thing.kind >= 0) return KIND_COLOURS[data.kinds[thing.kind]];
-  return data.colours[thing.label];
+  return data.colours[thing.label][k % 4];
 }
 
 function pathOf(thing, scale) {
@@ -145,7 +145,11 @@ function paint(canvas, picture, image, source, things, pointed) {
   context.drawImage(picture, 0, 0, canvas.width, canvas.height);
   const scale = (long * factor) / data.grid;
   const line = source.role === "proposals" ? 2 : 3;
-  const drawn = things.map((thing, k) => ({ thing, path: pathOf(thing, scale), colour: colourOf(thing, k) }));
+  const seen = {};
+  const drawn = things.map((thing) => {
+    seen[thing.label] = (seen[thing.label] ?? -1) + 1; // objects of a class have shades of its colour
+    return { thing, path: pathOf(thing, scale), colour: colourOf(thing, seen[thing.label]) };
+  });
   context.lineJoin = "round";
   for (const { thing, path, colour } of [...drawn].reverse()) { // the surest on top
     if (source.role !== "proposals") {
@@ -164,11 +168,14 @@ function paint(canvas, picture, image, source, things, pointed) {
   }
   context.globalAlpha = 1;
   context.setLineDash([]);
-  if (byId("names").checked && source.role !== "proposals") drawn.forEach((each) => plate(context, canvas, each, scale));
+  if (byId("names").checked && source.role !== "proposals") {
+    const placed = [];
+    drawn.forEach((each) => plate(context, canvas, each, scale, placed));
+  }
   canvas.drawn = drawn;
 }
 
-function plate(context, canvas, { thing, colour }, scale) {
+function plate(context, canvas, { thing, colour }, scale, placed) {
   if (!thing.rings.length) return;
   const ring = thing.rings[0];
   let top = 0;
@@ -177,7 +184,10 @@ function plate(context, canvas, { thing, colour }, scale) {
   const text = nameOf(thing);
   const width = context.measureText(text).width + 12;
   const x = Math.min(Math.max(ring[top] * scale - width / 2, 0), canvas.width - width);
-  const y = Math.min(Math.max(ring[top + 1] * scale - 30, 0), canvas.height - 26);
+  let y = Math.min(Math.max(ring[top + 1] * scale - 30, 0), canvas.height - 26);
+  const taken = () => placed.some(([left, right, above]) => x < right && left < x + width && Math.abs(above - y) < 26);
+  for (let tries = 0; tries < 8 && taken(); tries++) y = Math.min(y + 27, canvas.height - 26);
+  placed.push([x, x + width, y]);
   context.fillStyle = colour;
   context.globalAlpha = thing.sure ? 0.95 : 0.6;
   context.fillRect(x, y, width, 26);
@@ -205,6 +215,7 @@ function pictureOf(image) {
 }
 
 function counted(source, things) {
+  if (!things.length) return "nothing";
   if (source.role !== "method" || things.some((thing) => thing.kind < 0)) return `${things.length}`;
   const right = things.filter((thing) => data.kinds[thing.kind] === "correct").length;
   return `${right} of ${things.length} correct`;

@@ -98,7 +98,7 @@ def _table(rows: Sequence[Row]) -> str:
     shown = [f for f in FIGURES if any(not math.isnan(row.figures[f].mean) for row in rows)]
     texts = ("method", "learns from", "segments", "weights", "backbone")
     heads = [(text, "text") for text in texts] + [(FIGURES[f], "") for f in shown]
-    heads += [("seeds", ""), ("minutes", ""), ("GiB", ""), ("device", "text"), ("commit", "text"), ("settings", "text")]
+    heads += [("seeds", ""), ("minutes", ""), ("GiB", ""), ("commit", "text"), ("settings", "text")]
     best = {
         f: max((row.figures[f].mean for row in rows if not math.isnan(row.figures[f].mean)), default=math.nan) for f in shown
     }
@@ -120,7 +120,7 @@ def _line(row: Row, dot: str, shown: Sequence[str], best: Mapping[str, float]) -
     cells += [_figure(row, figure, best.get(figure)) for figure in shown]
     seeds = ", ".join(str(entry.seed[0]) for entry in row.entries)
     cells.append(f'<td data-value="{len(row.entries)}" title="seeds {seeds}">{len(row.entries)}</td>')
-    cells += [_number(row.minutes), _number(row.memory), _text(first.device or "-"), _text(row.commit)]
+    cells += [_number(row.minutes, first.device), _number(row.memory), _text(row.commit)]
     folders = ", ".join(str(entry.folder) for entry in row.entries)
     cells.append(
         f'<td class="settings" data-value="{escape(first.config)}" title="{escape(folders)}">{escape(first.config)}</td>'
@@ -132,8 +132,9 @@ def _text(value: str) -> str:
     return f'<td class="text" data-value="{escape(value)}">{escape(value)}</td>'
 
 
-def _number(value: float) -> str:
-    return '<td data-value="">-</td>' if math.isnan(value) else f'<td data-value="{value:.4f}">{value:.1f}</td>'
+def _number(value: float, below: str = "") -> str:
+    small = f"<small>{escape(below)}</small>" if below else ""
+    return f'<td data-value="">-{small}</td>' if math.isnan(value) else f'<td data-value="{value:.4f}">{value:.1f}{small}</td>'
 
 
 def _figure(row: Row, figure: str, best: float | None) -> str:
@@ -148,14 +149,14 @@ def _figure(row: Row, figure: str, best: float | None) -> str:
 
 def _data(rows: Sequence[Row], errors: Sequence[Breakdown | None], gallery: Mapping[str, Any], things: int) -> dict[str, Any]:
     classes = list(dict.fromkeys(name for row in rows for name in row.first.per_class))
-    tints = [viz.colour(c) if c < things else viz.stuff_colour(c - things) for c in range(len(classes))]
+    tints = [[viz.colour(c, k) if c < things else viz.stuff_colour(c - things) for k in range(4)] for c in range(len(classes))]
     columns = {f: [[_of_class(row, c, f) for c in classes] for row in rows] for f in CLASS_FIGURES}
     known = {FIGURES[f]: values for f, values in columns.items() if any(v is not None for line in values for v in line)}
     return {
         "rows": [{"name": row.name, "colour": colour(r)} for r, row in enumerate(rows)],
         "classes": classes,
         "things": things,
-        "colours": [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in tints],
+        "colours": [[f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in shades] for shades in tints],
         "per_class": known,
         "errors": {"names": [(name, HELP[name]) for name in ERRORS], "rows": [_error_row(found) for found in errors]},
         "kinds": KINDS,

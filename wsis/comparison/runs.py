@@ -117,9 +117,14 @@ def _difference(a: Index, b: Index) -> str:
 
 
 def _digest(index: Index) -> str:
-    named = [[i["id"], i["height"], i["width"]] for i in index.images]
+    named = [[i["id"], i["height"], i["width"], _bytes(index.root / i["file_name"])] for i in index.images]
     drawn = [[i["id"], *(a["bbox"] + [a["category_id"]] for a in index.annotations.get(i["id"], []))] for i in index.images]
     return hashlib.sha256(json.dumps([index.name, index.categories, named, drawn]).encode()).hexdigest()
+
+
+def _bytes(path: Path) -> int:
+    """Size of a file: two draws of generated data may differ in pixels alone."""
+    return path.stat().st_size if path.is_file() else 0
 
 
 def check_finished(folder: Path) -> None:
