@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from wsis.evidence.boxes import centre_context_gap, refine_boxes, refinement
+from wsis.evidence.boxes import centre_context_gap, refine_boxes, refinement, surround_part
 from wsis.files import InputError
 
 FORMS = ["ring", "printed"]
@@ -380,3 +380,28 @@ def test_peaks_of_other_boxes():
         refine_boxes(BOX, MAP, peaks=[])
     with pytest.raises(InputError, match="each of 1 boxes"):
         refine_boxes(BOX, MAP, peaks=[torch.zeros(3)])
+
+
+def test_boxes_around_parts_are_those_of_flooding():
+    """Against scikit-image's labels of the surroundings, on blobs that often touch or leave the box."""
+    from skimage.measure import label, regionprops
+
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.nn.functional.avg_pool2d(torch.rand(40, 1, 34, 44, generator=generator), 5, 1)[:, 0] > 0.58
+    low = torch.rand(40, 2, generator=generator) * 20 - 2
+    boxes = torch.cat([low, low + 4 + 16 * torch.rand(40, 2, generator=generator)], 1)
+    drawn = surround_part(boxes, masks, 1.5)
+    for box, mask, found in zip(boxes, masks, drawn, strict=True):
+        centre, reach = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) * 0.75
+        near, inside = torch.zeros_like(mask), torch.zeros_like(mask)
+        for where, (a, b) in ((near, (centre - reach, centre + reach)), (inside, (box[:2], box[2:]))):
+            (x1, y1), (x2, y2) = a.round().clamp(min=0).int().tolist(), b.round().clamp(min=0).int().tolist()
+            where[y1:y2, x1:x2] = True
+        parts = label((mask & near).numpy(), connectivity=2)
+        held = [int((parts[inside.numpy()] == region.label).sum()) for region in regionprops(parts)]
+        if not any(held):
+            assert torch.equal(found, box)
+            continue
+        y1, x1, y2, x2 = regionprops(parts)[held.index(max(held))].bbox
+        assert found.tolist() == [x1, y1, x2, y2]
+    assert 5 < (drawn != boxes).any(1).sum() < 40

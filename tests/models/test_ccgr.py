@@ -212,6 +212,14 @@ def test_a_box_stops_before_a_second_peak_of_its_class(tmp_path):
     assert free.boxes[0, 2] > 80 > held.boxes[0, 2]
 
 
+def test_a_box_is_drawn_around_the_whole_of_its_part_at_last(tmp_path):
+    """Of two objects of a class within reach the one it holds more of; the other class's beside it does not count."""
+    scenes = [([(0, [20, 20, 60, 50]), (0, [64, 20, 70, 50]), (1, [20, 50, 60, 60])], (100, 120))]
+    (found,) = labelled(tmp_path, scenes, [[(0, [26, 22, 68, 46])]], {"1": []}, refinement=0, whole=True)
+    assert found.boxes.tolist() == [[20, 20, 60, 50]]
+    assert rle.area(found.masks[0]) == 40 * 30
+
+
 def test_boxes_around_what_is_segmented(tmp_path):
     scenes = [([(0, [20, 20, 60, 50]), (0, [80, 60, 100, 90])], (100, 120))]
     (found,) = labelled(tmp_path, scenes, [[]], {"1": []}, boxes="segmentation", refinement=0)

@@ -18,6 +18,7 @@ Where the paper is silent, or cannot be meant:
     "ADAM"      with the momentum given, AdamW; "epochs" are iterations
     10 boxes    a bag without ten proposals has fewer; a peak without any is left out
     peaks       those of the classifier's maps, not of back-propagated ones: only where they are matters
+    shape       boxes end inside round objects, whatever the form: `whole` draws them around the object's connected part at last
     stop        a box stops before it takes in a second peak of its own class
     detections  of tagged classes, the best of each and those above `score`, are the bags of the next round
 """
@@ -37,7 +38,7 @@ from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
 from wsis.evidence.affinity import AffinityNet
-from wsis.evidence.boxes import Form, refine_boxes
+from wsis.evidence.boxes import Form, refine_boxes, surround_part
 from wsis.files import InputError, read_json
 from wsis.models._ccgr_branches import BagDetector, Boxes, Segmentation
 from wsis.models._ccgr_hints import write_first_hints, write_next_hints
@@ -78,6 +79,7 @@ class CCGR(pl.LightningModule):
         refinement: steps of gradient descent on the centre-context gap; 0 leaves boxes as they are.
         context: side of the surrounding box over that of the box.
         form: "ring", or "printed" for the gap as the paper prints it.
+        whole: whether a box is at last drawn around the connected part of its class that it holds most of.
         score: least score of a detection that makes a bag of the next round, unless it is the best of its class.
         pretraining: `steps` and settings of the classifier.
         affinity: `steps` and settings of the affinity network.
@@ -109,6 +111,7 @@ class CCGR(pl.LightningModule):
         refinement: int = 200,
         context: float = 1.5,
         form: Form = "ring",
+        whole: bool = False,
         score: float = 0.5,
         pretraining: dict[str, Any] | None = None,
         affinity: dict[str, Any] | None = None,
@@ -163,7 +166,7 @@ class CCGR(pl.LightningModule):
 
     def refinement(self, detector: BagDetector, segmentation: Segmentation, peaks: Path) -> Refinement:
         """What labels the images once two branches are trained."""
-        names = ("boxes", "refinement", "context", "form")
+        names = ("boxes", "refinement", "context", "form", "whole")
         return Refinement(detector, segmentation, peaks, *(self.hparams[name] for name in names))
 
 
@@ -178,6 +181,7 @@ class Refinement(pl.LightningModule):
         refinement: steps of gradient descent.
         context: side of the surrounding box over that of the box.
         form: of the gap.
+        whole: whether boxes are drawn around connected parts at last.
     """
 
     supervision = "boxes"
@@ -192,9 +196,10 @@ class Refinement(pl.LightningModule):
         refinement: int = 200,
         context: float = 1.5,
         form: Form = "ring",
+        whole: bool = False,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters("boxes", "refinement", "context", "form")
+        self.save_hyperparameters("boxes", "refinement", "context", "form", "whole")
         self.detector, self.segmentation = detector, segmentation
         self.peaks = {int(image): torch.tensor(found).view(-1, 3) for image, found in read_json(peaks).items()}
 
@@ -203,13 +208,15 @@ class Refinement(pl.LightningModule):
         maps = [self.maps(sample) for sample in batch]
         chosen = self.detector.choose(batch) if self.hparams["boxes"] == "detector" else [segmented(m) for m in maps]
         refined = self.refine(maps, chosen, [sample["image_id"] for sample in batch])
+        if self.hparams["whole"]:
+            refined = [around_parts(m, boxes, self.hparams["context"]) for m, boxes in zip(maps, refined, strict=True)]
         return [cut_out(sample, m, boxes) for sample, m, boxes in zip(batch, maps, refined, strict=True)]
 
     def maps(self, sample: Sample) -> Tensor:
         """Probabilities (C+1,H,W) of background and the image's classes; those it is not tagged with have none."""
         logits, (height, width) = self.segmentation([sample["image"]])[0], sample["size"]
         absent = F.pad(sample["target"]["tags"] == 0, (0, 1), value=False)
-        return logits[:, :height, :width].masked_fill(absent[:, None, None], -torch.inf).softmax(0)
+        return logits[:, :height, :width].masked_fill(absent[:, None, None], -torch.inf).softmax(0)  # type: ignore[no-any-return]
 
     def refine(self, maps: list[Tensor], chosen: list[Boxes], images: list[int]) -> list[Boxes]:
         """Refine the boxes of all images at once, each on its class's map, unless it would take in a second peak of it."""
@@ -238,8 +245,8 @@ def check_depth(classifier: Backbone, **branches: Backbone) -> None:
     for setting, backbone in branches.items():
         if len(backbone.strides) > known:
             raise InputError(
-                f"model.{setting} needs {len(backbone.strides)} feature maps of the backbone, but the classifier that it starts "
-                f"from has {known}; give a higher model.pretraining.stage, or a smaller depth to model.{setting}"
+                f"model.{setting} needs {len(backbone.strides)} feature maps of the backbone, but the classifier that it "
+                f"starts from has {known}; give a higher model.pretraining.stage, or a smaller depth to model.{setting}"
             )
 
 
@@ -251,6 +258,12 @@ def segmented(maps: Tensor) -> Boxes:
     boxes = masks_to_boxes(masks) + masks.new_tensor([0, 0, 1, 1], dtype=torch.float32)
     scores = [maps[label][mask].mean() for label, mask in zip(labels, masks, strict=True)]
     return Boxes(boxes, torch.tensor(labels, device=maps.device, dtype=torch.int64), torch.tensor(scores, device=maps.device))
+
+
+def around_parts(maps: Tensor, boxes: Boxes, context: float) -> Boxes:
+    """Draw boxes around the connected parts of what is segmented (C+1,H,W) as their classes."""
+    masks = maps.argmax(0) == boxes.labels[:, None, None]
+    return boxes._replace(boxes=surround_part(boxes.boxes, masks, context))
 
 
 def cut_out(sample: Sample, maps: Tensor, chosen: Boxes) -> Prediction:
