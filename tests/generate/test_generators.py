@@ -35,7 +35,7 @@ def save_captioner(folder: Path) -> None:
     said = {**TINY, **SAID, "encoder_hidden_size": 16, "sep_token_id": 3, "max_position_embeddings": 64}
     config = transformers.BlipConfig(text_config=said, vision_config={**TINY, **SEEN})
     model = transformers.BlipForConditionalGeneration(config)
-    model.generation_config.min_new_tokens = 8  # random weights would end a caption in 15 at its first word
+    model.text_decoder.cls.predictions.decoder.bias.data[:4] = -99  # random weights would end a caption in 15 before it begins
     model.save_pretrained(folder)
     pixels = transformers.BlipImageProcessor(size={"height": 16, "width": 16})
     transformers.BlipProcessor(pixels, tokenizer()).save_pretrained(folder)
@@ -123,6 +123,17 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".sqlite"}
 
 
+@pytest.fixture
+def start(images: Path, tmp_path: Path) -> dict[str, tuple[str, Path]]:
+    """What each part can be started with alone, or with those before it."""
+    (tmp_path / "captions.txt").write_text("the grass\n")
+    return {
+        "captioner": ("--images", images),
+        "painter": ("--captions", tmp_path / "captions.txt"),
+        "clip": ("--images-from", images),
+    }
+
+
 def refused(capsys, *args: object, **changed: object) -> str:
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
@@ -183,7 +194,8 @@ def test_pictures_from_a_folder_need_clip_alone(models, images, tmp_path, capsys
     nearer, farther = sorted(content["pictures"], key=lambda picture: picture["class_similarity"])
     assert (nearer["kept"], farther["kept"]) == (True, False)
     assert [Path(file).read_bytes() for file in (tmp_path / "out/backgrounds").iterdir()] == [Path(nearer["file"]).read_bytes()]
-    assert "is in" in refused(capsys, models, images / "out", "--images-from", images)
+    for source in ("--images-from", "--images"):  # else what is made would be read when the command is repeated
+        assert "choose another folder" in refused(capsys, models, images / "out", source, images)
 
 
 def test_similarity_is_open_clips_own(models, images):
@@ -212,16 +224,15 @@ def test_captions_leave_the_random_state_alone(models, images):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_safety_checkers_black_pictures_are_left_out(models, tmp_path, capsys):
+def test_the_safety_checkers_black_pictures_are_left_out(models, start, tmp_path, capsys):
     save_painter(tmp_path / "strict", checker=True)
-    (tmp_path / "captions.txt").write_text("the grass\n")
-    words = ["--captions", tmp_path / "captions.txt"]
-    assert "nothing was generated" in refused(capsys, models, tmp_path / "out", *words, painter=tmp_path / "strict")
+    line = refused(capsys, models, tmp_path / "out", *start["painter"], painter=tmp_path / "strict")
+    assert "nothing was generated" in line
 
 
 @pytest.mark.parametrize("part", ["captioner", "painter", "clip"])
 @pytest.mark.parametrize("named", ["hub/model", "no model", "pickled"])
-def test_a_model_that_cannot_be_loaded_is_one_line(part, named, models, images, tmp_path, capsys, monkeypatch):
+def test_a_model_that_cannot_be_loaded_is_one_line(part, named, models, start, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(_models.socket, "getaddrinfo", lambda *_, **__: (_ for _ in ()).throw(OSError("no such host")))
     _models.offline.cache_clear()
     folder = tmp_path / "model"
@@ -233,17 +244,17 @@ def test_a_model_that_cannot_be_loaded_is_one_line(part, named, models, images, 
     else:
         folder.mkdir()
     name = "hub/model" if named == "hub/model" else str(folder)
-    line = refused(capsys, models, tmp_path / "out", "--images", images, **{part: name})
+    line = refused(capsys, models, tmp_path / "out", *start[part], **{part: name})
     _models.offline.cache_clear()
     assert f"--{part} {name}" in line
     assert "safetensors" in line
     assert not (tmp_path / "out/generated.json").exists()
 
 
-@pytest.mark.parametrize("package", ["transformers", "diffusers", "open_clip"])
-def test_without_the_extra_a_line_names_it(package, models, images, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(("part", "package"), [("captioner", "transformers"), ("painter", "diffusers"), ("clip", "open_clip")])
+def test_without_the_extra_a_line_names_it(part, package, models, start, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    line = refused(capsys, models, tmp_path / "out", "--images", images)
+    line = refused(capsys, models, tmp_path / "out", *start[part])
     assert line == f'error: wsis.generate needs {package}: pip install "wsis[generate]"'
 
 
@@ -265,3 +276,13 @@ def test_wrong_settings(words, said, models, images, tmp_path, capsys):
     words = [str(images) if word == "IMAGES" else word for word in words]
     given = dict(zip((word[2:] for word in words[::2]), words[1::2], strict=True))
     assert said in refused(capsys, models, tmp_path / "out", **given)
+
+
+def test_help_says_something_of_each_setting(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 80
+    assert any("--painter" in line and "pipeline of diffusers" in line for line in lines)
+    assert all(len(line.split()) > 3 for line in lines if line.startswith("  --"))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from wsis.cli import CLI
+from wsis.data._coco_json import Index
 from wsis.data.voc import VOC_CLASSES
 from wsis.files import InputError, read_json
 from wsis.generate._lexicon import COCO_CLASSES
@@ -38,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> Path:
         if len(given) > 1:
             raise InputError(f"--{given[0]} and --{given[1]}: give one, what to start from")
         classes = _classes(config.classes, cli.datamodule if not given or _names_data(words) else None)
+        for folder in filter(None, [config.images, config.images_from]):
+            if config.out.resolve().is_relative_to(folder.resolve()):
+                raise InputError(f"--out {config.out} is in {folder}, whose pictures are read; choose another folder")
         images = _images(config.images, cli.datamodule, config.limit) if given in ([], ["images"]) else {}
         return generate(images, classes, **{name: config[name] for name in _settings()}, seed=config.seed_everything)
 
@@ -94,7 +98,7 @@ def generate(
             "give at least 1 of each, and keep no more than are painted"
         )
     painting = Painter(painter, steps, size, precision, batch, device)
-    found = _pictures_in(images_from, out) if images_from else []
+    found = list(_paths(index_of_folder(images_from)).values()) if images_from else []
     texts = read_captions(captions) if captions else {}
     bar = tqdm((texts or images).items(), "backgrounds", unit="caption" if captions else "image", disable=bool(found))
     with bar, open_progress(out / "progress.sqlite") as progress:  # the bar is closed before an error is told
@@ -139,19 +143,15 @@ def _classes(given: str, data: Any) -> list[str]:
 
 def _images(folder: Path | None, data: Any, limit: int | None) -> dict[str, Path]:
     """The images to describe, by their names relative to their folder."""
-    index = data.index("train") if folder is None else index_of_folder(folder)
-    names = [image["file_name"] for image in index.images]
     if limit is not None and limit < 1:
         raise InputError(f"--limit {limit}: give at least 1")
-    count = min(limit or len(names), len(names))
-    return {name: index.root / name for name in (names[i * len(names) // count] for i in range(count))}
+    paths = list(_paths(data.index("train") if folder is None else index_of_folder(folder)).items())
+    count = min(limit or len(paths), len(paths))
+    return dict(paths[i * len(paths) // count] for i in range(count))
 
 
-def _pictures_in(folder: Path, out: Path) -> list[Path]:
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"--out {out} is in {folder}, whose pictures are read; choose another folder")
-    index = index_of_folder(folder)
-    return [folder / image["file_name"] for image in index.images]
+def _paths(index: Index) -> dict[str, Path]:
+    return {image["file_name"]: index.root / image["file_name"] for image in index.images}
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def loading(part: str, name: str) -> Iterator[None]:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # for developers: options that have new names
+            warnings.simplefilter("ignore")  # for developers: options that have new names
             yield
     except InputError:
         raise

@@ -38,8 +38,8 @@ class Captioner:
         """Describe an image (RGB), the same way for the same seed."""
         processor, model = self._loaded
         inputs = processor(images=image, return_tensors="pt").to(model.device)
-        devices = [] if model.device.type == "cpu" else [model.device]
-        with torch.random.fork_rng(devices, device_type="cuda" if not devices else model.device.type), torch.inference_mode():
+        gpu = model.device if model.device.type in ("cuda", "xpu") else None
+        with torch.random.fork_rng([gpu] if gpu else [], device_type=gpu.type if gpu else "cuda"), torch.inference_mode():
             torch.manual_seed(seed)
             words = model.generate(
                 **inputs,
