@@ -26,7 +26,7 @@ SIDE = 320
 """Most pixels of a picture's longer side: 500 of them are 5 to 8 MB."""
 GRID = 255
 """Outlines have coordinates from 0 to this along the longer side, a byte each."""
-FEW, MOST = 10, 25
+FEW, MOST = 6, 25
 """So many objects of a method are kept of an image; more, and how many at most, where it is sure of them."""
 PROPOSALS = 12
 ROUGH = 1.0

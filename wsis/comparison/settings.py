@@ -69,6 +69,6 @@ def _usual(config: Config) -> dict[str, Any]:
     return usual | _flat(written)
 
 
-def _plain(value: Any) -> str:
-    """Text of a value in which tuples are lists."""
-    return json.dumps(value, sort_keys=True, default=str)
+def _plain(value: Any) -> Any:
+    """A value in which tuples are lists and 100 is 100.0."""
+    return json.loads(json.dumps(value, default=str), parse_int=float)
