@@ -22,7 +22,8 @@ from wsis.models.classifier import Classifier
 from wsis.models.em_paste import EMPaste
 
 HOW = {"candidates": 3, "cam_share": 0.2, "patch": 32}
-EM = {"rounds": 1, "keep": 0.5, "distance": "cosine", "least_probability": 0.0}
+HOW_EM = {"rounds": 1, "keep": 0.5, "distance": "cosine", "centre": True, "every_segment": False}
+EM = {**HOW_EM, "least_probability": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -66,21 +67,21 @@ def test_segments_are_seen_and_first_chosen_as_algorithm_1_has_it(data, segments
     for i in range(2):
         sample = sample_of(data, i)
         masks, boxes, size = masks_of(sample), sample["proposals"].boxes, sample["size"]
-        features = torch.from_numpy(np.asarray(found.features[found.begin[i] : found.begin[i + 1]]))
+        features = torch.from_numpy(found.features[found.begin[i] : found.begin[i + 1]].astype(np.float32))
         assert len(features) == len(masks) == 40
         labels, members = sample["proposals"].labels, sample["proposals"].members
         for k in (0, 7, 31):
             patch = segment_patches(sample["image"], labels, members[k : k + 1], boxes[k : k + 1], 32)
             with torch.no_grad():
                 expected = net.backbone(patch).mean((2, 3))[0]
-            torch.testing.assert_close(features[k].float(), expected, atol=1e-2, rtol=1e-2)
+            torch.testing.assert_close(features[k], expected, atol=1e-2, rtol=1e-2)
         with torch.no_grad():
             maps = net([sample["image"]])[0]
         tags = sample["target"]["tags"].nonzero()[:, 0].tolist()
         for label in tags:
             assert (found.image[pair], found.label[pair]) == (i, label)
             probabilities = found.probabilities[pair]
-            logits = net.head(features.float()[..., None, None])[:, label, 0, 0].detach()
+            logits = net.head(features[..., None, None])[:, label, 0, 0].detach()
             torch.testing.assert_close(
                 torch.from_numpy(probabilities.copy()).float(), logits.sigmoid(), atol=5e-3, rtol=0
             )  # mean of maps is map of means
@@ -114,19 +115,40 @@ def test_regions_are_where_the_class_map_is_high(data, segments):
 
 def test_em_is_over_the_images_of_each_class(segments):
     found = Segments.read(segments)
-    chosen = choose(found, 2, 0.5, "cosine")
+    everything = [torch.from_numpy(found.features[found.of(pair)].astype(np.float32)) for pair in range(len(found.label))]
+    chosen = choose(found, 2, 0.5, "cosine", centre=False, every_segment=True)
     for label in set(found.label.tolist()):
         pairs = np.flatnonzero(found.label == label)
-        features = [found.of(int(pair)) for pair in pairs]
+        features = [everything[pair] for pair in pairs]
         expected = foreground_em(features, torch.from_numpy(found.first[pairs]), 2, 0.5, "cosine")
         assert chosen[pairs].tolist() == expected.tolist()
     assert np.array_equal(choose(found, 0, 0.5, "cosine"), found.first)
 
 
+def test_rounds_choose_eligible_segments_by_what_their_class_alone_has():
+    """Eight classes; what they share is the larger part of every feature, and is all that cosine sees if it is not centred."""
+    rng, images = np.random.default_rng(0), np.arange(80)
+    label, truth = images % 8, images % 6
+    features = np.eye(9)[8] * 10 + rng.normal(0, 0.1, (80, 6, 9))  # clutter, alike in all images
+    features[images, truth, label] += 3
+    eligible, begin = np.ones(480, bool), np.arange(81) * 6
+    first = np.where(rng.random(80) < 0.4, truth, rng.integers(0, 6, 80))
+    features = features.reshape(480, 9).astype(np.float16)
+    found = Segments(features, eligible, begin, images, label, first, [], [])
+    assert (choose(found, 2, 0.5, "cosine") == truth).mean() > 0.95
+    assert (choose(found, 2, 0.5, "cosine", centre=False) == truth).mean() < 0.5
+    assert torch.allclose(found.mean(), torch.from_numpy(features.astype(float).mean(0)).float(), atol=1e-4)
+    hidden = eligible.copy()
+    hidden[(begin[:-1] + truth)[::9]] = False
+    few = found._replace(eligible=hidden, first=np.where(hidden[begin[:-1] + first], first, -1))
+    assert hidden[begin[:-1] + choose(few, 2, 0.5, "cosine")].all()
+    assert (choose(few, 2, 0.5, "cosine", every_segment=True) == truth).mean() > 0.95
+
+
 def test_the_pool_and_labels_show_the_chosen_segments(data, segments, tmp_path):
     write_foregrounds(tmp_path, segments, data, **EM)
     found, pool, index = Segments.read(segments), ForegroundPool(tmp_path), data.index("train")
-    chosen, labels = choose(found, 1, 0.5, "cosine"), read_coco(tmp_path / "labels.json", index.root)
+    chosen, labels = choose(found, **HOW_EM), read_coco(tmp_path / "labels.json", index.root)
     entries = json.loads((tmp_path / "foregrounds.json").read_text())["foregrounds"]
     assert len(labels.images) == len(index.images)
     number = 0
@@ -154,7 +176,7 @@ def test_the_pool_and_labels_show_the_chosen_segments(data, segments, tmp_path):
 
 def test_unsure_foregrounds_are_dropped(data, segments, tmp_path):
     found = Segments.read(segments)
-    sure = sorted(float(p[c]) for p, c in zip(found.probabilities, choose(found, 1, 0.5, "cosine"), strict=True))
+    sure = sorted(float(p[c]) for p, c in zip(found.probabilities, choose(found, **HOW_EM), strict=True))
     limit = (sure[2] + sure[3]) / 2
     write_foregrounds(tmp_path, segments, data, **{**EM, "least_probability": limit})
     labels = read_coco(tmp_path / "labels.json", data.index("train").root)
@@ -206,6 +228,7 @@ def test_one_image_of_a_class_and_segments_that_are_all_alike(data, tmp_path):
     for distance in ("cosine", "mahalanobis"):
         chosen = choose(found, 2, 0.5, distance)
         assert (chosen[found.first >= 0] == 0).all(), "the first of equals"
+        assert (chosen[found.first < 0] < 1).all()
 
 
 def test_features_that_are_not_finite_are_told_with_their_image(data, tmp_path):

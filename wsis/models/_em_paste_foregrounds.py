@@ -38,6 +38,7 @@ __all__ = ["Segments", "choose", "write_foregrounds", "write_segments"]
 
 _PATCHES = 64  # shown to the network at a time
 _REGION = 0.3  # of a class map's maximum: where CAM is cut, too
+_ROWS = 1 << 14  # of features that are read at a time
 _SHOWN = 24  # foregrounds of a class on its sheet
 
 
@@ -46,6 +47,8 @@ class Segments(NamedTuple):
 
     features: NDArray[np.float16]
     """(T,D) of all segments, an image's after the other; on disk."""
+    eligible: NDArray[np.bool_]
+    """(T,) whether a segment may be a first choice."""
     begin: NDArray[np.int64]
     """(N+1,) where an image's segments begin in `features`."""
     image: NDArray[np.int64]
@@ -71,13 +74,21 @@ class Segments(NamedTuple):
             for column in ([n for n, _ in pairs], [p["label"] for _, p in pairs], [p["first"] for _, p in pairs])
         )
         features = _numbers(folder / "features.f16", (int(begin[-1]), content["length"]))
+        eligible = np.fromfile(folder / "eligible.u8", bool)
         probabilities = np.split(_numbers(folder / "probabilities.f16", (int(counts[image].sum()),)), counts[image].cumsum())
-        return cls(features, begin, image, label, first, probabilities[:-1], [p["region"] for _, p in pairs])
+        return cls(features, eligible, begin, image, label, first, probabilities[:-1], [p["region"] for _, p in pairs])
 
-    def of(self, pair: int) -> Tensor:
-        """Features (m,D) of the segments of a pair's image."""
+    def of(self, pair: int) -> slice:
+        """Where the segments of a pair's image are."""
         image = self.image[pair]
-        return torch.from_numpy(self.features[self.begin[image] : self.begin[image + 1]].copy())
+        return slice(self.begin[image], self.begin[image + 1])
+
+    def mean(self) -> Tensor:
+        """Mean features (D,) of the eligible segments of all images."""
+        total = np.zeros(self.features.shape[1])
+        for i in range(0, len(self.features), _ROWS):
+            total += self.features[i : i + _ROWS][self.eligible[i : i + _ROWS]].sum(0, dtype=np.float64)
+        return torch.from_numpy(total / max(self.eligible.sum(), 1)).float()
 
 
 @torch.no_grad()
@@ -85,7 +96,8 @@ def write_segments(folder: Path, checkpoint: Path, data: Any, candidates: int, c
     """Write what a classifier says of every segment of the training images, and each tagged class's first choice.
 
     Args:
-        folder: gets segments.json, features.f16 and probabilities.f16: 2 D + 2 A bytes a segment, A classes being tagged.
+        folder: gets segments.json, features.f16, probabilities.f16 and eligible.u8: 2 D + 2 A + 1 bytes a segment in an image
+            tagged with A classes.
         checkpoint: of the classifier.
         data: with tags and segments.
         candidates: segments nearest to a class map's centre, from which the classifier chooses.
@@ -101,7 +113,11 @@ def write_segments(folder: Path, checkpoint: Path, data: Any, candidates: int, c
     samples = data.samples("train", train=False, supervision="tags")
     samples.segments = True
     images, found = [], 0
-    with open(folder / "features.f16", "wb") as features, open(folder / "probabilities.f16", "wb") as probabilities:
+    with (
+        open(folder / "features.f16", "wb") as features,
+        open(folder / "probabilities.f16", "wb") as probabilities,
+        open(folder / "eligible.u8", "wb") as eligible,
+    ):
         for i in tqdm(range(len(samples)), desc="segments", unit="image"):
             sample = samples.sample(i)
             labels = sample["target"]["tags"].nonzero()[:, 0]
@@ -111,7 +127,8 @@ def write_segments(folder: Path, checkpoint: Path, data: Any, candidates: int, c
                     f"features of {sample['path']} hold NaN or infinity: the classifier has diverged; lower its learning rate"
                 )
             maps = class_maps(net, sample)[labels]
-            first = first_choice(maps, sample, seen[:, labels].T, candidates, cam_share, net.backbone.stride)
+            first, may_be = first_choice(maps, sample, seen[:, labels].T, candidates, cam_share, net.backbone.stride)
+            eligible.write(may_be.numpy().tobytes())
             features.write(looks.half().numpy().tobytes())
             probabilities.write(seen[:, labels].T.half().contiguous().numpy().tobytes())
             found += int((first >= 0).sum())
@@ -146,7 +163,7 @@ def class_maps(net: Classifier, sample: Sample) -> Tensor:
 
 def first_choice(
     maps: Tensor, sample: Sample, probabilities: Tensor, candidates: int, cam_share: float, stride: float
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Algorithm 1, step 1: of the eligible segments nearest to each map's centre that which the classifier is surest of.
 
     Args:
@@ -158,29 +175,54 @@ def first_choice(
         stride: pixels per cell.
 
     Returns:
-        (A,) int64, -1 where no segment is eligible.
+        (A,) int64, -1 where no segment is eligible; and (P,) bool, which are.
     """
     proposals = sample["proposals"]
-    if not len(maps) or not len(proposals.boxes):
-        return torch.full((len(maps),), -1)
+    if not len(proposals.boxes):
+        return torch.full((len(maps),), -1), torch.zeros(0, dtype=torch.bool)
     found = segment_statistics(*_segments_of(proposals), cam_centroid(maps, cam_share, stride))
-    nearest = nearest_segments(found.distances, eligible_segments(found.shares, proposals.boxes, sample["size"]), candidates)
+    eligible = eligible_segments(found.shares, proposals.boxes, sample["size"])
+    nearest = nearest_segments(found.distances, eligible, candidates)
     scores = probabilities.gather(1, nearest.clamp(min=0)).masked_fill(nearest < 0, -1)
-    return nearest.gather(1, scores.argmax(1, keepdim=True))[:, 0]
+    return nearest.gather(1, scores.argmax(1, keepdim=True))[:, 0], eligible
 
 
-def choose(segments: Segments, rounds: int, keep: float, distance: Distance) -> NDArray[np.int64]:
-    """The segment of each pair (M,) by EM over the images of its class, -1 where there is none; no rounds: the first."""
+def choose(
+    segments: Segments, rounds: int, keep: float, distance: Distance, centre: bool = True, every_segment: bool = False
+) -> NDArray[np.int64]:
+    """The segment of each pair (M,) by EM over the images of its class, -1 where there is none; without rounds the first.
+
+    Args:
+        segments: of all images.
+        rounds: of EM.
+        keep: share of a class's images whose choices make the next mean.
+        distance: "cosine" or "mahalanobis".
+        centre: subtract the mean of all eligible segments, so that what segments of all classes share does not count.
+        every_segment: rounds may choose any segment, not only an eligible one.
+    """
     chosen = segments.first.copy()
+    mean = segments.mean() if centre else torch.zeros(segments.features.shape[1])
     for label in np.unique(segments.label):
         pairs = np.flatnonzero(segments.label == label)
-        features, first = [segments.of(int(pair)) for pair in pairs], torch.from_numpy(segments.first[pairs])
-        chosen[pairs] = foreground_em(features, first, rounds, keep, distance).numpy()
+        places = [segments.of(int(pair)) for pair in pairs]
+        may_be = [np.flatnonzero(segments.eligible[place] | every_segment) for place in places]
+        features = [torch.from_numpy(segments.features[p][own]).float() - mean for p, own in zip(places, may_be, strict=True)]
+        first = [np.searchsorted(own, f) if f >= 0 else -1 for own, f in zip(may_be, segments.first[pairs], strict=True)]
+        found = foreground_em(features, torch.tensor(first), rounds, keep, distance).tolist()
+        chosen[pairs] = [own[f] if f >= 0 else -1 for own, f in zip(may_be, found, strict=True)]
     return chosen
 
 
 def write_foregrounds(
-    folder: Path, segments: Path, data: Any, rounds: int, keep: float, distance: Distance, least_probability: float
+    folder: Path,
+    segments: Path,
+    data: Any,
+    rounds: int,
+    keep: float,
+    distance: Distance,
+    centre: bool,
+    every_segment: bool,
+    least_probability: float,
 ) -> None:
     """Write the chosen segments as a pool, as the images' own labels (labels.json), and on a sheet for each class.
 
@@ -188,16 +230,25 @@ def write_foregrounds(
         folder: gets foregrounds.json and a folder of cut-outs per class, labels.json and sheets/.
         segments: folder of `write_segments`.
         data: with tags and segments.
-        rounds: of EM; 0 takes the first choices.
-        keep: share of a class's images whose choices make the next mean.
-        distance: "cosine" or "mahalanobis".
+        rounds: as `choose` has it.
+        keep: as `choose` has it.
+        distance: as `choose` has it.
+        centre: as `choose` has it.
+        every_segment: as `choose` has it.
         least_probability: choices that the classifier is less sure of are dropped.
 
     Raises:
         InputError: none is left.
     """
     found, index = Segments.read(segments), data.index("train")
-    chosen = choose(found, rounds, keep, distance)
+    how: dict[str, Any] = {
+        "rounds": rounds,
+        "keep": keep,
+        "distance": distance,
+        "centre": centre,
+        "every_segment": every_segment,
+    }
+    chosen = choose(found, **how)
     sure = np.array([c >= 0 and p[c] >= least_probability for c, p in zip(chosen, found.probabilities, strict=True)], bool)
     if not sure.any():
         raise InputError(
@@ -206,13 +257,7 @@ def write_foregrounds(
         )
     cut = _Cutter(found, np.where(sure, chosen, -1), data)
     proposals = data.proposal_file("train")
-    how: dict[str, Any] = {
-        "rounds": rounds,
-        "keep": keep,
-        "distance": distance,
-        "least_probability": least_probability,
-        "supervision": "tags",
-    }
+    how |= {"least_probability": least_probability, "supervision": "tags"}
     how["proposals"] = None if proposals is None else proposals.provenance
     write_pool(folder, data.class_names, cut, how)
     write_coco(folder / "labels.json", index._replace(annotations=cut.labels))

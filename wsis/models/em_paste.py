@@ -15,12 +15,16 @@ training images as those are loaded. Their masks are exact, whatever the segment
 Where we follow the released code instead of the text, and why:
 
     distance    cosine to the mean, as the figure has it, too; the text's Mahalanobis is a setting, its covariance shrunk
-    segments    1 to 80 % of the image may be a first choice, any in the rounds of EM
+    segments    1 to 80 % of the image may be a first choice
     background  n_p are pasted relative to their own size, between 0.3 and 1 of it, turned by up to 30 degrees
     small       foregrounds with a box under 700 pixels are not pasted
 
 Where we differ from both:
 
+    centre      the mean features of all segments are subtracted: cosine of what is never negative tells little, and EM ran to
+                what all images have, such as grass (mean IoU on 270 images of COCO: first choices 9.5 %, after two rounds 2.8 %
+                as the code has it, 5.9 % among segments that may be a first choice, 15.7 % centred, too)
+    rounds      choose among segments that may be a first choice
     map         that of the tagged class; the code takes the class of the highest score, which loses the others of an image
     phi         the classifier's last features, pooled; the code has a second network for them
     images      keep their size; the code stretches them to 512 x 512 and writes them to disk
@@ -66,6 +70,8 @@ class EMPaste(pl.LightningModule):
         rounds: of expectation and maximisation; 0 takes the first choices.
         keep: share of a class's images whose choices make the next mean.
         distance: to the mean: "cosine" or "mahalanobis".
+        centre: whether the mean of all classes' segments is subtracted from features; the authors' code does not.
+        every_segment: whether rounds may choose segments of under 1 % or over 80 % of an image, as in the authors' code.
         least_probability: foregrounds that the classifier is less sure of are dropped.
         objects: how many foregrounds are pasted on an image: a number, or the fewest and the most.
         select: "uniform" pastes every foreground as often, "balanced" every class, for long tails.
@@ -98,6 +104,8 @@ class EMPaste(pl.LightningModule):
         rounds: int = 2,
         keep: float = 0.5,
         distance: Distance = "cosine",
+        centre: bool = True,
+        every_segment: bool = False,
         least_probability: float = 0.1,
         objects: int | tuple[int, int] = 4,
         select: Literal["uniform", "balanced"] = "uniform",
@@ -124,7 +132,9 @@ class EMPaste(pl.LightningModule):
         classifier = pretrain(run, {**self.hparams, "pretraining": self.hparams["pretraining"] or {}}, data)
         how = {name: self.hparams[name] for name in ("candidates", "cam_share", "patch")}
         segments = run.make("2-segments", partial(write_segments, checkpoint=classifier, data=data, **how), **how)
-        how = {name: self.hparams[name] for name in ("rounds", "keep", "distance", "least_probability")}
+        how = {
+            name: self.hparams[name] for name in ("rounds", "keep", "distance", "centre", "every_segment", "least_probability")
+        }
         found = run.make("3-foregrounds", partial(write_foregrounds, segments=segments, data=data, **how), **how)
         segmentor.train(run, "4-mask-rcnn", data.variant(found / "labels.json", paste=self.paste(found)))
 
