@@ -133,6 +133,9 @@ class Run:
             model: with a method `label`, or a `predict_step` whose detections of tagged classes are the labels.
             data: what to label.
             score: least score of a detection that is not the best of its class.
+
+        Raises:
+            InputError: no image has a label.
         """
         folder = self.folder / name
         if not self._begin(name, self._describe(model, data, getattr(model, "for_later", ())) | {"score": score}):
@@ -140,7 +143,8 @@ class Run:
             made.predict(Labeller(model, score), datamodule=Split(data, "train"), return_predictions=False)
             if rank() == 0:
                 index: Index = data.index("train")  # type: ignore[attr-defined]
-                write_labels(folder / "labels.json", folder / "predictions.json", index, model, name)
+                if not write_labels(folder / "labels.json", folder / "predictions.json", index, model, name):
+                    raise InputError(f"{folder}: no training image got a label; train the stages before it longer")
                 (folder / "predictions.json").unlink()
             self._end(name)
             _let_go(model, data)

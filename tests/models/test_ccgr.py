@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from pycocotools import mask as rle
 from torch import Tensor, nn
@@ -15,10 +16,13 @@ from wsis.data._coco_json import read_coco
 from wsis.data._transforms import cut_target, draw_cut
 from wsis.data.shapes import Augment, Shapes
 from wsis.evidence.affinity import AffinityNet
+from wsis.evidence.peaks import Bags
 from wsis.files import InputError
 from wsis.models._ccgr_branches import BagDetector, Boxes, Segmentation, pixels_of
-from wsis.models._ccgr_hints import write_first_hints, write_next_hints
+from wsis.models._ccgr_hints import _bag_records, write_first_hints, write_next_hints
 from wsis.models.ccgr import Refinement, cut_out, segmented
+from wsis.run import Run
+from wsis.types import Prediction
 
 SMALL = {"num_classes": 3, "backbone": "test_byobnet", "weights": "none"}
 UNET = {"architecture": "Unet", "architecture_args": {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}}
@@ -316,6 +320,37 @@ def test_next_hints_are_bags_around_detections_and_unions_of_masks(data, tmp_pat
             assert rle.area(annotation["segmentation"]) == rle.area(rle.merge(own))
 
 
+class OnceBlind(Sighted):
+    """Maps that show nothing of the first image."""
+
+    asked = 0
+
+    def maps(self, image: Tensor, stride: int) -> Tensor:
+        self.asked += 1
+        return super().maps(image, stride) * (self.asked > 2)  # twice an image: peaks, pixels
+
+
+def test_an_image_without_a_peak_is_left_out(data, tmp_path):
+    write_first_hints(tmp_path, OnceBlind(data), data, **SETTINGS)
+    index, peaks = data.index("train"), json.loads((tmp_path / "peaks.json").read_text())
+    left = {image["id"] for image in index.images[1:]}
+    assert peaks[str(index.images[0]["id"])] == []
+    for name in ("bags", "pixels"):
+        assert {image["id"] for image in read_coco(tmp_path / f"{name}.json", index.root).images} == left
+
+
+def test_a_bag_without_proposals_is_left_out(data):
+    """The others keep their numbers, by which they find their peaks."""
+    found = Bags(torch.tensor([[0, 1], [0, 0], [1, 0]]), torch.tensor([[True, True], [False, False], [True, False]]))
+    proposals = torch.tensor([[0.0, 0, 10, 10], [5, 5, 20, 15]])
+    records = _bag_records(found, [2, 0, 1], proposals, data.index("train"))
+    assert [(r["bag"], r["category_id"], r["bbox"]) for r in records] == [
+        (0, 3, [0, 0, 10, 10]),
+        (0, 3, [5, 5, 15, 10]),
+        (2, 2, [5, 5, 15, 10]),
+    ]
+
+
 def test_a_classifier_without_any_peak_is_told(data, tmp_path):
     with pytest.raises(InputError, match="no image has a peak"):
         write_first_hints(tmp_path, Sighted(data, blind=True), data, **SETTINGS)
@@ -337,3 +372,20 @@ def test_a_branch_deeper_than_the_classifier_is_told_before_anything_is_trained(
         fit.main(words)
     assert "model.detector needs 5 feature maps" in capsys.readouterr().err
     assert not list(tmp_path.glob("run/*/checkpoints"))
+
+
+class Silent(pl.LightningModule):
+    """Finds nothing."""
+
+    def label(self, batch: list) -> list[Prediction]:
+        none = torch.zeros(0, dtype=torch.int64)
+        return [Prediction(s["image_id"], s["size"], torch.zeros(0, 4), torch.zeros(0), none, []) for s in batch]
+
+
+def test_labels_of_no_image_at_all_are_told(data, tmp_path):
+    """As when no tagged class is ever segmented."""
+    quiet = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    run = Run(tmp_path, lambda folder: pl.Trainer(default_root_dir=folder, callbacks=[], **quiet))
+    with pytest.raises(InputError, match="no training image got a label"):
+        run.label("round-1-labels", Silent(), data)
+    assert not json.loads((tmp_path / "round-1-labels/stage.json").read_text())["finished"]
