@@ -117,11 +117,11 @@ def test_labels_from_elsewhere_are_not_called_masks(runs, place, tmp_path):
 
 def test_the_table_goes_between_its_lines(runs, tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    readme.write_text(f"between `{BEGIN}` and `{END}`\n{BEGIN}\nold\n{END}\nafter\n")
     for _ in range(2):  # the second time into what the first has written
         compare.main(words(runs, tmp_path, "--write", readme, "--images", 0))
         text = readme.read_text()
-        assert text.startswith(f"before\n{BEGIN}\nshapes, val: 8 images, 8 classes.")
+        assert text.startswith(f"between `{BEGIN}` and `{END}`\n{BEGIN}\nshapes, val: 8 images, 8 classes.")
         assert text.endswith(f"|\n{END}\nafter\n")
         assert "old" not in text
         table = [line.split("|") for line in text.splitlines() if line.startswith("|")]
@@ -129,7 +129,17 @@ def test_the_table_goes_between_its_lines(runs, tmp_path):
         assert len({len(line) for line in table}) == 1
 
 
-@pytest.mark.parametrize("text", ["nothing", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
+NO_PLACE = [
+    "nothing",
+    BEGIN,
+    f"{END}\n{BEGIN}",
+    f"{BEGIN}\n{END}\n{BEGIN}\n{END}",
+    f"{BEGIN}\n{BEGIN}\n{END}",
+    f"it is {BEGIN} and {END}",
+]
+
+
+@pytest.mark.parametrize("text", NO_PLACE)
 def test_a_file_without_a_place_for_the_table_is_left_alone(text, runs, tmp_path, capsys):
     (tmp_path / "README.md").write_text(text)
     line = refused(words(runs[:1], tmp_path, "--write", tmp_path / "README.md", "--images", 0), capsys)

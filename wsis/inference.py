@@ -60,7 +60,10 @@ def load(run: str | os.PathLike[str], stage: str | None = None) -> Loaded:
         raise InputError(f"{checkpoint} is damaged or missing; mend it with `python -m wsis.fit --resume {folder}`")
     given = config["model"].get("init_args") or {}
     later = {setting: given[setting] for setting in getattr(known[name], "for_labels", ()) if setting in given}
-    model = known[name].load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True, **later).eval()
+    try:
+        model = known[name].load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True, **later).eval()
+    except RuntimeError as error:  # weights with other names or shapes
+        raise InputError(f"{checkpoint} was written by another version of {known[name].__name__}; train it again") from error
     return Loaded(model, make_data(config["data"]), config)
 
 

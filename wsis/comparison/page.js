@@ -269,7 +269,7 @@ function makePanels() {
       byId("under").textContent = "";
     } });
     const colour = source.row < 0 ? null : data.rows[source.row].colour;
-    const caption = element("figcaption", {}, element("span", {}, ...(colour ? [dot(colour)] : []), source.name), element("span", { class: "soft" }));
+    const caption = element("figcaption", {}, element("span", { title: source.name }, ...(colour ? [dot(colour)] : []), source.name), element("span", { class: "soft" }));
     byId("panels").append(element("figure", { "data-source": source.name }, caption, canvas));
     byId("toggles").append(element("button", { type: "button", "aria-pressed": "true", "data-source": source.name, onclick: () => toggle(s) },
       ...(colour ? [dot(colour)] : []), source.name));

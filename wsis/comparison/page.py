@@ -114,17 +114,18 @@ def colour(row: int) -> str:
 
 def _line(row: Row, dot: str, shown: Sequence[str], best: Mapping[str, float]) -> str:
     first = row.first
-    name = f'<span class="dot" style="--dot:{dot}" aria-hidden="true"></span>{escape(row.name)}'
+    method, _, rest = row.name.partition(", ")
+    name = f'<span class="dot" style="--dot:{dot}" aria-hidden="true"></span>{escape(method)}'
+    name += f"<small>{escape(rest)}</small>" if rest else ""
     cells = [f'<th scope="row" data-value="{escape(row.name)}">{name}</th>']
     cells += [_text(value) for value in (first.supervision, first.segments, first.weights, first.backbone)]
     cells += [_figure(row, figure, best.get(figure)) for figure in shown]
     seeds = ", ".join(str(entry.seed[0]) for entry in row.entries)
     cells.append(f'<td data-value="{len(row.entries)}" title="seeds {seeds}">{len(row.entries)}</td>')
     cells += [_number(row.minutes, first.device), _number(row.memory), _text(row.commit)]
-    folders = ", ".join(str(entry.folder) for entry in row.entries)
-    cells.append(
-        f'<td class="settings" data-value="{escape(first.config)}" title="{escape(folders)}">{escape(first.config)}</td>'
-    )
+    folders, settings = escape(", ".join(str(entry.folder) for entry in row.entries)), escape(first.config)
+    said = f'<div tabindex="0">{settings}</div>'
+    cells.append(f'<td class="settings" data-value="{settings}" title="{folders}">{said}</td>')
     return f"<tr>{''.join(cells)}</tr>"
 
 

@@ -176,8 +176,9 @@ def write_into(path: Path, table: str) -> None:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}; give a text file") from error
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+    found = re.findall(f"^{BEGIN}$.*?^{END}$", text, flags=re.DOTALL | re.MULTILINE)
+    if len(found) != 1 or found[0].count(f"{BEGIN}\n") != 1:
         raise InputError(f"{path} needs the lines {BEGIN} and {END}, once each; add them where the table is to stand")
-    new = re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{table}\n{END}", text, flags=re.DOTALL)
+    new = text.replace(found[0], f"{BEGIN}\n{table}\n{END}")
     with whole(path) as scratch:
         scratch.write_text(new, encoding="utf-8")
