@@ -183,7 +183,8 @@ def test_captions_from_a_file_and_no_clip(models, tmp_path, capsys):
     assert all(picture["kept"] for picture in content["pictures"])
     assert content["pictures"][5]["caption"] == "the grass"
     assert Image.open(tmp_path / "out" / content["pictures"][0]["file"]).size == (16, 16)
-    assert content["clip"] is None
+    assert (content["captions"], content["clip"]) == (str(tmp_path / "captions.txt"), None)
+    assert "captioner" not in content
     (tmp_path / "captions.txt").write_text("\n")
     assert "has no caption" in refused(capsys, models, tmp_path / "o", "--captions", tmp_path / "captions.txt")
 
@@ -191,6 +192,7 @@ def test_captions_from_a_file_and_no_clip(models, tmp_path, capsys):
 def test_pictures_from_a_folder_need_clip_alone(models, images, tmp_path, capsys):
     settings = {"captioner": "nowhere", "painter": "nowhere", "pictures": 2}
     content = json.loads(run(models, tmp_path / "out", "--images-from", images, **settings).read_text())
+    assert content["images_from"] == str(images)
     nearer, farther = sorted(content["pictures"], key=lambda picture: picture["class_similarity"])
     assert (nearer["kept"], farther["kept"]) == (True, False)
     assert [Path(file).read_bytes() for file in (tmp_path / "out/backgrounds").iterdir()] == [Path(nearer["file"]).read_bytes()]

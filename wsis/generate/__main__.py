@@ -13,7 +13,7 @@ from tqdm import tqdm
 from wsis.cli import CLI
 from wsis.data._coco_json import Index
 from wsis.data.voc import VOC_CLASSES
-from wsis.files import InputError, read_json
+from wsis.files import InputError, clear_scratch, read_json
 from wsis.generate._lexicon import COCO_CLASSES
 from wsis.generate._progress import open_progress
 from wsis.generate.backgrounds import Backgrounds, found_in
@@ -102,7 +102,9 @@ def generate(
     texts = read_captions(captions) if captions else {}
     bar = tqdm((texts or images).items(), "backgrounds", unit="caption" if captions else "image", disable=bool(found))
     with bar, open_progress(out / "progress.sqlite") as progress:  # the bar is closed before an error is told
+        clear_scratch(out / "candidates")
         work = Backgrounds(out, classes, progress, seed)
+        work.made_by |= {name: str(given) for name, given in (("captions", captions), ("images_from", images_from)) if given}
         if found:
             groups = iter([found_in(found)])
         else:

@@ -78,6 +78,7 @@ class Backgrounds:
     def __init__(self, out: Path, classes: Sequence[str], progress: Progress, seed: int = 0) -> None:
         self.out, self.classes, self.progress, self.seed = out, list(classes), progress, seed
         self.made_by: dict[str, Any] = {}
+        """What captions and pictures are from, for generated.json."""
         self.skipped: Counter[str] = Counter()
         """How often what gave nothing."""
 
@@ -136,8 +137,8 @@ class Backgrounds:
         if not pictures:
             raise InputError(f"nothing was generated for {self.out}; look at the captions, or give other models")
         self._place(pictures)
-        models = {**self.made_by, "clip": clip and dict(clip.settings)}
-        content = {"classes": self.classes, "seed": self.seed, "keep": keep, **models, "skipped": dict(+self.skipped)}
+        made_by = {**self.made_by, "clip": None if clip is None else dict(clip.settings)}
+        content = {"classes": self.classes, "seed": self.seed, "keep": keep, **made_by, "skipped": dict(+self.skipped)}
         with whole(self.out / "generated.json") as scratch:
             scratch.write_text(json.dumps({**content, "pictures": pictures}, indent=1), encoding="utf-8")
         return self.out / "generated.json"
