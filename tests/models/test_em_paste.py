@@ -17,11 +17,11 @@ from wsis.data._foregrounds import ForegroundPool
 from wsis.data.shapes import Shapes
 from wsis.evidence.em import foreground_em, segment_patches
 from wsis.files import InputError
-from wsis.models._em_paste_foregrounds import Segments, choose, write_foregrounds, write_segments
+from wsis.models._em_paste_foregrounds import Segments, choose, first_choice, write_foregrounds, write_segments
 from wsis.models.classifier import Classifier
 from wsis.models.em_paste import EMPaste
 
-HOW = {"candidates": 3, "cam_share": 0.2, "patch": 32}
+HOW = {"object_like": 1.0, "candidates": 3, "cam_share": 0.2, "patch": 32}
 HOW_EM = {"rounds": 1, "keep": 0.5, "distance": "cosine", "centre": True, "every_segment": False}
 EM = {**HOW_EM, "least_probability": 0.0}
 
@@ -264,3 +264,15 @@ def test_wrong_settings_are_told_before_anything_is_trained(flag, message, tmp_p
         fit.main([*words, flag, "--run_dir", str(tmp_path / "run")])
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("run/*/checkpoints"))
+
+
+def test_only_the_most_object_like_segments_may_be_chosen(data):
+    sample = sample_of(data, 0)
+    centres, probabilities = torch.tensor([[100.0, 100.0]]), torch.rand(1, 40)
+    _, every = first_choice(centres, sample, probabilities, 3)
+    first, some = first_choice(centres, sample, probabilities, 3, object_like=0.4)
+    scores = sample["proposals"].scores
+    assert some[first].all()
+    assert (some <= every).all()
+    assert scores[some].min() > scores[every & ~some].max()
+    assert abs(int(some.sum()) - 0.4 * int(every.sum())) <= 1

@@ -92,7 +92,9 @@ class Segments(NamedTuple):
 
 
 @torch.no_grad()
-def write_segments(folder: Path, checkpoint: Path, data: Any, candidates: int, cam_share: float, patch: int) -> None:
+def write_segments(
+    folder: Path, checkpoint: Path, data: Any, object_like: float, candidates: int, cam_share: float, patch: int
+) -> None:
     """Write what a classifier says of every segment of the training images, and each tagged class's first choice.
 
     Args:
@@ -100,6 +102,7 @@ def write_segments(folder: Path, checkpoint: Path, data: Any, candidates: int, c
             tagged with A classes.
         checkpoint: of the classifier.
         data: with tags and segments.
+        object_like: share of the segments of 1 to 80 % of an image, those of the highest scores, that may be chosen.
         candidates: segments nearest to a class map's centre, from which the classifier chooses.
         cam_share: of a class map's cells whose centre counts.
         patch: side in pixels at which a segment is shown to the classifier.
@@ -127,7 +130,8 @@ def write_segments(folder: Path, checkpoint: Path, data: Any, candidates: int, c
                     f"features of {sample['path']} hold NaN or infinity: the classifier has diverged; lower its learning rate"
                 )
             maps = class_maps(net, sample)[labels]
-            first, may_be = first_choice(maps, sample, seen[:, labels].T, candidates, cam_share, net.backbone.stride)
+            centres = cam_centroid(maps, cam_share, net.backbone.stride)
+            first, may_be = first_choice(centres, sample, seen[:, labels].T, candidates, object_like)
             eligible.write(may_be.numpy().tobytes())
             features.write(looks.half().numpy().tobytes())
             probabilities.write(seen[:, labels].T.half().contiguous().numpy().tobytes())
@@ -162,26 +166,27 @@ def class_maps(net: Classifier, sample: Sample) -> Tensor:
 
 
 def first_choice(
-    maps: Tensor, sample: Sample, probabilities: Tensor, candidates: int, cam_share: float, stride: float
+    centres: Tensor, sample: Sample, probabilities: Tensor, candidates: int, object_like: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Algorithm 1, step 1: of the eligible segments nearest to each map's centre that which the classifier is surest of.
 
     Args:
-        maps: (A,h,w) of the tagged classes.
+        centres: (A,2) of the tagged classes' maps.
         sample: with segments.
         probabilities: (A,P) of those classes for each segment.
         candidates: how many are nearest.
-        cam_share: of a map's cells whose centre counts.
-        stride: pixels per cell.
+        object_like: share of the eligible segments that stays eligible, those of the highest scores.
 
     Returns:
         (A,) int64, -1 where no segment is eligible; and (P,) bool, which are.
     """
     proposals = sample["proposals"]
     if not len(proposals.boxes):
-        return torch.full((len(maps),), -1), torch.zeros(0, dtype=torch.bool)
-    found = segment_statistics(*_segments_of(proposals), cam_centroid(maps, cam_share, stride))
+        return torch.full((len(centres),), -1), torch.zeros(0, dtype=torch.bool)
+    found = segment_statistics(*_segments_of(proposals), centres)
     eligible = eligible_segments(found.shares, proposals.boxes, sample["size"])
+    if eligible.any():
+        eligible &= proposals.scores >= proposals.scores[eligible].quantile(1 - object_like)
     nearest = nearest_segments(found.distances, eligible, candidates)
     scores = probabilities.gather(1, nearest.clamp(min=0)).masked_fill(nearest < 0, -1)
     return nearest.gather(1, scores.argmax(1, keepdim=True))[:, 0], eligible

@@ -65,6 +65,7 @@ class EMPaste(pl.LightningModule):
         output_stride: stride of the classifier's map, 8 or 16 by dilation; 32 leaves the network's own.
         backbone_args: further arguments of the backbone: model_args, mean, std.
         cam_share: share of a class map's cells, the highest, whose centre of gravity the first choice is near.
+        object_like: share of an image's segments of 1 to 80 % of it, those of the highest scores, that may be chosen.
         candidates: segments nearest to that centre, of which the classifier chooses.
         patch: side in pixels at which a segment is shown to the classifier.
         rounds: of expectation and maximisation; 0 takes the first choices.
@@ -99,6 +100,7 @@ class EMPaste(pl.LightningModule):
         output_stride: int = 32,
         backbone_args: dict[str, Any] | None = None,
         cam_share: float = 0.2,
+        object_like: float = 1.0,
         candidates: int = 3,
         patch: int = 224,
         rounds: int = 2,
@@ -130,7 +132,7 @@ class EMPaste(pl.LightningModule):
         skip = self.hparams["own"] == "ignore"
         segmentor = Stage.of(MaskRCNN, "segmentor", self.hparams["segmentor"] or {}, skip_crowds=skip, **shared)
         classifier = pretrain(run, {**self.hparams, "pretraining": self.hparams["pretraining"] or {}}, data)
-        how = {name: self.hparams[name] for name in ("candidates", "cam_share", "patch")}
+        how = {name: self.hparams[name] for name in ("object_like", "candidates", "cam_share", "patch")}
         segments = run.make("2-segments", partial(write_segments, checkpoint=classifier, data=data, **how), **how)
         how = {
             name: self.hparams[name] for name in ("rounds", "keep", "distance", "centre", "every_segment", "least_probability")
