@@ -13,18 +13,23 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from wsis.data.coco import COCO
-from wsis.evidence.em import eligible_segments, foreground_rounds
-from wsis.models._em_paste_foregrounds import Segments
+from wsis.models._em_paste_foregrounds import Segments, choose
 
 CONFIG = Path(__file__).parents[1] / "configs" / "small" / "em_paste_coco.yaml"
 PROPOSALS = 300
 ROUNDS = 3
+WAYS: dict[str, dict[str, Any]] = {
+    "cosine": {"distance": "cosine"},
+    "not centred": {"distance": "cosine", "centre": False},
+    "as the code": {"distance": "cosine", "centre": False, "every_segment": True},
+    "Mahalanobis": {"distance": "mahalanobis"},
+}
 Choice = NDArray[np.int64]
 
 
@@ -59,7 +64,8 @@ def describe(asked: argparse.Namespace, seed: int) -> Segments:
 
 def judged(segments: Segments, folder: Path) -> dict[str, tuple[float, float, float]]:
     """Mean IoU, the share above 0.5, and the number of choices, of every way to choose."""
-    overlaps, eligible = fit_of_segments(segments, folder)
+    overlaps = fit_of_segments(segments, folder)
+    eligible = [segments.eligible[segments.of(pair)] for pair in range(len(overlaps))]
     known = np.array([found is not None for found in overlaps])
     table = {
         "random eligible segment": figures(
@@ -68,47 +74,33 @@ def judged(segments: Segments, folder: Path) -> dict[str, tuple[float, float, fl
         ),
         "step 1": of_choice(segments.first, overlaps, known),
     }
-    for distance in ("cosine", "mahalanobis"):
-        for number, chosen in enumerate(after_rounds(segments, distance), 1):
-            table[f"{distance}, round {number}"] = of_choice(chosen, overlaps, known)
-            if distance == "cosine" and number == 2:
-                sure = np.array([c >= 0 and p[c] >= 0.1 for c, p in zip(chosen, segments.probabilities, strict=True)])
-                table["the same, surer than 0.1"] = of_choice(chosen, overlaps, known & sure)
+    for name, how in WAYS.items():
+        for rounds in range(1, ROUNDS + 1):
+            table[f"{name}, round {rounds}"] = of_choice(choose(segments, rounds, 0.5, **how), overlaps, known)
+    chosen = choose(segments, 2, 0.5, "cosine")
+    sure = np.array([c >= 0 and p[c] >= 0.1 for c, p in zip(chosen, segments.probabilities, strict=True)])
+    table["round 2, surer than 0.1"] = of_choice(chosen, overlaps, known & sure)
     best = [o.max(initial=0) for o, _ in usable(overlaps, eligible)]
     table["best segment there is"] = figures(best, [b > 0.5 for b in best])
     return table
 
 
-def after_rounds(segments: Segments, distance: str) -> Iterator[Choice]:
-    """Choices (M,) after each round of EM."""
-    chosen = np.tile(segments.first, (ROUNDS, 1))
-    for label in np.unique(segments.label):
-        pairs = np.flatnonzero(segments.label == label)
-        features, first = [segments.of(int(pair)) for pair in pairs], torch.from_numpy(segments.first[pairs])
-        for number, round_ in enumerate(foreground_rounds(features, first, ROUNDS, distance=distance)):
-            chosen[number, pairs] = round_.chosen
-    yield from chosen
-
-
-def fit_of_segments(segments: Segments, folder: Path) -> tuple[list[NDArray[np.float64] | None], list[NDArray[np.bool_]]]:
-    """Of each pair the IoU (m,) of its image's segments with the best true object, None without any; which are eligible."""
+def fit_of_segments(segments: Segments, folder: Path) -> list[NDArray[np.float64] | None]:
+    """Of each pair the IoU (m,) of its image's segments with the best true object, None without any."""
     samples = COCO(folder, classes="voc", max_proposals=PROPOSALS).samples("train", train=False, supervision="masks")
     samples.segments = True
     overlaps: list[NDArray[np.float64] | None] = []
-    eligible = []
     for i in range(len(samples)):
         sample = samples.sample(i)
         proposals, target = sample["proposals"], sample["target"]
         labels, members = proposals.labels.numpy().ravel(), proposals.members.float().numpy()
         area = members @ np.bincount(labels, minlength=members.shape[1])
-        may_be = eligible_segments(torch.from_numpy(area / labels.size), proposals.boxes, sample["size"]).numpy()
         for label in segments.label[segments.image == i]:
-            eligible.append(may_be)
             own = [m.numpy().ravel() for m in target["masks"][(target["labels"] == label) & ~target["crowd"]]]
             shared = [members @ np.bincount(labels[m], minlength=members.shape[1]) for m in own]
             fits = [inside / (area + m.sum() - inside) for inside, m in zip(shared, own, strict=True)]
             overlaps.append(np.max(fits, 0) if fits else None)
-    return overlaps, eligible
+    return overlaps
 
 
 def usable(

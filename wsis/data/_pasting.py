@@ -139,6 +139,7 @@ class Paster:
         theirs = _target(composed.masks[seen], torch.from_numpy(self.pool.labels[numbers])[seen])
         both = {name: torch.cat([mine[name], theirs[name]]) for name in theirs}  # type: ignore[literal-required]
         target: Target = {**own, **both}  # type: ignore[typeddict-item]
+        target.pop("bag", None)  # of objects that are no longer alone
         target["tags"] = own["tags"].clone()
         target["tags"][theirs["labels"]] = 1
         sources = [s for s, k in zip(sources, kept.tolist(), strict=False) if k]
