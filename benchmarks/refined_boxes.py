@@ -4,7 +4,8 @@
 
 Settings were chosen on draw 0 of the data, which is left out. Rows share classifier, hints and branches with the first.
 Runs are ordinary runs: a repeated command continues where it was stopped. Figures are in percent: mask AP of the validation
-images; of the training images' boxes and masks the share that overlaps an object of their class by more than half.
+images; of the boxes and masks of training images that it learns from, the share that overlaps an object of their class by more
+than half. Rows of labels train no Mask R-CNN.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,15 +37,16 @@ class Row(NamedTuple):
     run: str = "all"
 
 
+LABELS = ["--model.rounds", "1", "--stage", "round-1-labels"]
 ROWS = {
     "all three": Row(["--model.rounds", "3"]),
     "all three, round 3": Row(round=3),
     "segmentation": Row(["--config", str(OVERLAYS / "ccgr_segmentation.yaml")], run="segmentation"),
     "and detector": Row(["--config", str(OVERLAYS / "ccgr_detector.yaml")], run="detector"),
-    "detector, whole parts": Row(["--model.refinement", "0"], run="whole"),
-    "refined, no whole parts": Row(["--model.whole", "false"], run="refined"),
-    "printed form": Row(["--config", str(OVERLAYS / "ccgr_printed.yaml"), "--model.rounds", "1"], run="printed"),
     "external proposals": Row(["--config", str(OVERLAYS / "ccgr_external_proposals.yaml")], run="external"),
+    "labels: whole parts alone": Row(["--model.refinement", "0", *LABELS], run="whole"),
+    "labels: refinement alone": Row(["--model.whole", "false", *LABELS], run="refined"),
+    "labels: printed form": Row(["--config", str(OVERLAYS / "ccgr_printed.yaml"), *LABELS], run="printed"),
 }
 SHARED = ("1-classifier", "2-affinity", "3-evidence", "round-1-detector", "round-1-segmentation")
 FIGURES = ("AP25", "AP50", "AP75")
@@ -105,11 +108,12 @@ def call(verb: str, words: Sequence[str], threads: int) -> None:
 def figures(folder: Path, row: Row, draw: int) -> list[float]:
     """FIGURES of Mask R-CNN, and how many of the boxes and masks it learns from are right."""
     run = folder / f"{row.run}-{draw}"
-    final = read(run / f"round-{row.round}-mask-rcnn/metrics.json")
+    metrics = run / f"round-{row.round}-mask-rcnn/metrics.json"
+    final = read(metrics) if metrics.exists() else {}
     labels = read(run / f"round-{row.round}-labels/labels.json")["annotations"]
     truth = Shapes(root=folder / "data", seed=draw).index("train").annotations
     shares = [sum(right(label, truth[label["image_id"]], what) for label in labels) / len(labels) for what in LEARNT]
-    return [100 * value for value in (*(final[f"val/{name}"] for name in FIGURES), *shares)]
+    return [100 * value for value in (*(final.get(f"val/{name}", nan) for name in FIGURES), *shares)]
 
 
 def right(label: Any, truth: Sequence[Any], what: str) -> bool:
