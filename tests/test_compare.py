@@ -167,11 +167,38 @@ def test_a_run_without_predictions_is_judged_once(place, tmp_path, capsys):
     assert "has not been judged on val yet" in capsys.readouterr().out
 
 
+def test_pseudo_labels_of_other_images_are_made_once(place, tmp_path, capsys):
+    run = place / "fresh"
+    if not run.exists():
+        test_a_run_without_predictions_is_judged_once(place, tmp_path, capsys)
+    learnt_from = toy_runs.shapes(place / "shapes").folder / "annotations/instances_train2017.json"
+    shutil.copy(learnt_from, run / "train/labels.json")
+    compare.main(words([run], tmp_path))
+    made = run / "test-val/labels.json"
+    content = json.loads(made.read_text())
+    assert {a["image_id"] for a in content["annotations"]} <= {i["id"] for i in content["images"]}
+    assert len(content["images"]) == toy_runs.VAL
+    assert '"pseudo-labels of peeper"' in (tmp_path / "shapes.html").read_text()
+    before = made.stat().st_mtime_ns
+    compare.main(words([run], tmp_path))
+    assert made.stat().st_mtime_ns == before
+
+
+def test_training_images_show_what_was_learnt_from(place, tmp_path):
+    taught = make_run(place / "train-cam", place / "shapes", split="train")
+    shutil.copy(toy_runs.shapes(place / "shapes").folder / "annotations/instances_train2017.json", taught / "train/labels.json")
+    (row,) = compare.main(words([taught], tmp_path, "--split", "train"))
+    assert row.figures["AP50"].mean > 0
+    assert {path.name for path in tmp_path.iterdir()} == {"shapes-train.csv", "shapes-train.html"}
+    assert '{"name":"pseudo-labels of cam","role":"labels","row":0}' in (tmp_path / "shapes-train.html").read_text()
+
+
 def test_what_is_no_finished_run_gets_one_clear_line(runs, copied, tmp_path, capsys):
     assert "not the folder of a run" in refused([tmp_path], capsys)
     assert "not the folder of a run" in refused([runs[0], tmp_path / "gone"], capsys)
     assert "--split" in refused([runs[0], "--split", "test"], capsys)
     assert "runs" in refused([], capsys)
+    assert "--images -1" in refused([runs[0], "--images", "-1"], capsys)
     write_stage(copied, finished=False)
     line = refused([runs[0], copied], capsys)
     assert "stage train is not finished" in line

@@ -20,7 +20,9 @@ def shapes(root: Path, **settings: Any) -> Shapes:
     return Shapes(**{"root": root, "train": TRAIN, "val": VAL, "proposals": "none"} | settings)
 
 
-def make_run(folder: Path, root: Path, method: str = "cam", seed: int = 0, judged: bool = True, **settings: Any) -> Path:
+def make_run(
+    folder: Path, root: Path, method: str = "cam", seed: int = 0, judged: bool = True, split: str = "val", **settings: Any
+) -> Path:
     """A finished run; `settings` are those of its data, `model` and `steps`."""
     model, steps = settings.pop("model", {}), settings.pop("steps", 900)
     classes = {"cam": "wsis.models.cam.CAM", "pdsl": "wsis.models.pdsl.PDSL", "mask_rcnn": "wsis.models.mask_rcnn.MaskRCNN"}
@@ -36,8 +38,9 @@ def make_run(folder: Path, root: Path, method: str = "cam", seed: int = 0, judge
     write_stage(folder, settings={"model": classes[method]})
     if judged:
         source = Shapes(**{**data, "root": root, "labels": ""})
-        write_predictions(folder / "test-val/predictions.json", source, seed)
-        evaluate(source, predictions=folder / "test-val/predictions.json")
+        results = folder / f"test-{split}/predictions.json"
+        write_predictions(results, source, seed, split)
+        evaluate(source, predictions=results, split=split)
     return folder
 
 
@@ -48,9 +51,9 @@ def write_stage(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(costs | stage | changes))
 
 
-def write_predictions(path: Path, data: Shapes, seed: int) -> None:
+def write_predictions(path: Path, data: Shapes, seed: int, split: str = "val") -> None:
     """Each object kept, moved, renamed or dropped by chance, and a duplicate or a false alarm here and there."""
-    rng, index, results = np.random.default_rng(seed), data.index("val"), []
+    rng, index, results = np.random.default_rng(seed), data.index(split), []
     for image in index.images:
         for annotation in index.annotations[image["id"]]:
             fate = rng.random()

@@ -20,7 +20,7 @@ from wsis.comparison.runs import (
     read_entry,
     read_judged,
 )
-from wsis.comparison.table import FIGURES, Row, make_rows, markdown, write_csv, write_into
+from wsis.comparison.table import FIGURES, Row, find_place, make_rows, markdown, write_csv, write_into
 from wsis.data._labels import relabel
 from wsis.files import InputError
 from wsis.inference import read_run
@@ -71,6 +71,10 @@ def compare_runs(
     """
     if split not in ("train", "val"):
         raise InputError(f"--split {split}: give train or val")
+    if images < 0:
+        raise InputError(f"--images {images}: give a number of images, 0 for none")
+    if write:
+        find_place(write)  # before anything takes long
     folders = list({folder.resolve(): folder for folder in runs}.values())
     for folder in folders:
         check_finished(folder)
@@ -111,18 +115,17 @@ def _look(rows: Sequence[Row], split: str, images: int, accelerator: str, page: 
     """Write the page."""
     index = rows[0].first.judged.index
     truths = truths_of(index)
-    found = [read_results(row.first.predictions, index.images, index.categories) for row in rows]
-    detecting = [
-        None if row.first.given_boxes else break_down(p, truths, len(index.categories))
-        for row, p in zip(rows, found, strict=True)
-    ]
     sources = [Source("truth", "truth", -1, [objects_of_truth(truth) for truth in truths])]
     if images:
         sources += _hints(rows, split, accelerator)
-    sources += [_method(row, r, p, e) for r, (row, p, e) in enumerate(zip(rows, found, detecting, strict=True))]
+    errors: list[Breakdown | None] = []
+    for number, row in enumerate(rows):  # one after another: a run's predictions may be a gigabyte
+        found = read_results(row.first.predictions, index.images, index.categories)
+        errors.append(None if row.first.given_boxes else break_down(found, truths, len(index.categories)))
+        sources.append(_method(row, number, found, errors[-1]))
     gallery = make_gallery(index, sources, images)
     gallery["sources"] = [{"name": s.name, "role": s.role, "row": s.row} for s in sources]
-    write_page(page, rows, split, detecting, gallery, len(index.categories))
+    write_page(page, rows, split, errors, gallery, len(index.categories))
 
 
 def _method(row: Row, number: int, predictions: Sequence[Prediction], errors: Breakdown | None) -> Source:

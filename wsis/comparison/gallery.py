@@ -102,11 +102,13 @@ def make_gallery(index: Index, sources: Sequence[Source], most: int) -> dict[str
     Args:
         index: the images.
         sources: what is shown of each, truth first.
-        most: so many images.
+        most: so many images; 0 has no gallery.
 
     Raises:
         InputError: an image cannot be read.
     """
+    if not most:
+        return {"images": [], "points": "", "grid": GRID}
     apart = np.array([disagreement([s.objects[i] for s in sources], sources) for i in range(len(index.images))])
     chosen = np.argsort(-apart.reshape(-1, 2)[:, 0], kind="stable")[:most]
     points: list[bytes] = []

@@ -50,7 +50,7 @@ function tableOf(heads, rows) {
   const head = element("tr", {}, ...heads.map(({ text, colour, title }, i) =>
     element("th", { scope: "col", class: i ? null : "text", title: title || null },
       element("button", { type: "button" }, ...(colour ? [dot(colour)] : []), text))));
-  const table = element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows));
+  const table = element("table", { class: "bars" }, element("thead", {}, head), element("tbody", {}, ...rows));
   makeSortable(table);
   return table;
 }
@@ -180,21 +180,21 @@ function plate(context, canvas, { thing, colour }, scale, placed) {
   const ring = thing.rings[0];
   let top = 0;
   for (let i = 2; i < ring.length; i += 2) if (ring[i + 1] < ring[top + 1]) top = i;
-  context.font = "600 20px system-ui, sans-serif";
+  context.font = "600 17px system-ui, sans-serif";
   const text = nameOf(thing);
-  const width = context.measureText(text).width + 12;
+  const width = context.measureText(text).width + 10;
   const x = Math.min(Math.max(ring[top] * scale - width / 2, 0), canvas.width - width);
-  let y = Math.min(Math.max(ring[top + 1] * scale - 30, 0), canvas.height - 26);
-  const taken = () => placed.some(([left, right, above]) => x < right && left < x + width && Math.abs(above - y) < 26);
-  for (let tries = 0; tries < 8 && taken(); tries++) y = Math.min(y + 27, canvas.height - 26);
+  let y = Math.min(Math.max(ring[top + 1] * scale - 26, 0), canvas.height - 22);
+  const taken = () => placed.some(([left, right, above]) => x < right && left < x + width && Math.abs(above - y) < 22);
+  for (let tries = 0; tries < 8 && taken(); tries++) y = Math.min(y + 23, canvas.height - 22);
   placed.push([x, x + width, y]);
   context.fillStyle = colour;
   context.globalAlpha = thing.sure ? 0.95 : 0.6;
-  context.fillRect(x, y, width, 26);
+  context.fillRect(x, y, width, 22);
   context.globalAlpha = 1;
   context.fillStyle = light(colour) ? "#1e2024" : "#fff";
   context.textBaseline = "middle";
-  context.fillText(text, x + 6, y + 14);
+  context.fillText(text, x + 5, y + 12);
 }
 
 function light(colour) {
@@ -223,6 +223,7 @@ function counted(source, things) {
 
 function showPanels() {
   const image = state.shown[state.at];
+  byId("legend").hidden = byId("colour").value !== "kind";
   byId("image-title").textContent = image ? image.name : "No image has this class";
   byId("under").textContent = "";
   const figures = [...byId("panels").children];
@@ -350,6 +351,7 @@ showClasses();
 showErrors();
 if (data.images.length) {
   data.classes.slice(0, data.things).forEach((name, c) => byId("class-filter").append(element("option", { value: c }, name)));
+  data.kinds.forEach((kind) => byId("legend").append(dot(KIND_COLOURS[kind]), `${kind} `));
   makePanels();
   listImages();
   for (const id of ["order", "class-filter"]) byId(id).addEventListener("change", listImages);

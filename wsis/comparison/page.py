@@ -56,6 +56,7 @@ def write_page(
         "subtitle": escape(f"{said}; trained on {_span([row.first.judged.trained_on for row in rows])} images"),
         "figures_note": "In %" + (", mean and range over seeds" if seeds else "") + "." + _paper_note(rows),
         "errors_note": "What AP50 would gain if all errors of a kind and no others were mended (TIDE, Bolya et al., ECCV 2020)."
+        + " Of boxes where a method has no masks."
         + (" Of the first seed." if seeds else ""),
         "gallery_note": _gallery_note(gallery, len(index.images)),
         "table": _table(rows),
@@ -96,9 +97,9 @@ def _gallery_note(gallery: Mapping[str, Any], images: int) -> str:
 def _table(rows: Sequence[Row]) -> str:
     """The sortable table; what is known of no row has no column."""
     shown = [f for f in FIGURES if any(not math.isnan(row.figures[f].mean) for row in rows)]
-    texts = ("method", "learns from", "segments", "weights", "backbone")
-    heads = [(text, "text") for text in texts] + [(FIGURES[f], "") for f in shown]
-    heads += [("seeds", ""), ("minutes", ""), ("GiB", ""), ("commit", "text"), ("settings", "text")]
+    numbers = [*(FIGURES[f] for f in shown), "seeds", "minutes", "GiB"]
+    heads = [("method", "text"), ("learns from", "text"), *((text, "") for text in numbers)]
+    heads += [(text, "text") for text in ("segments", "weights", "backbone", "commit", "settings")]
     best = {
         f: max((row.figures[f].mean for row in rows if not math.isnan(row.figures[f].mean)), default=math.nan) for f in shown
     }
@@ -118,11 +119,12 @@ def _line(row: Row, dot: str, shown: Sequence[str], best: Mapping[str, float]) -
     name = f'<span class="dot" style="--dot:{dot}" aria-hidden="true"></span>{escape(method)}'
     name += f"<small>{escape(rest)}</small>" if rest else ""
     cells = [f'<th scope="row" data-value="{escape(row.name)}">{name}</th>']
-    cells += [_text(value) for value in (first.supervision, first.segments, first.weights, first.backbone)]
+    cells.append(_text(first.supervision))
     cells += [_figure(row, figure, best.get(figure)) for figure in shown]
     seeds = ", ".join(str(entry.seed[0]) for entry in row.entries)
     cells.append(f'<td data-value="{len(row.entries)}" title="seeds {seeds}">{len(row.entries)}</td>')
-    cells += [_number(row.minutes, first.device), _number(row.memory), _text(row.commit)]
+    cells += [_number(row.minutes, first.device), _number(row.memory)]
+    cells += [_text(value) for value in (first.segments, first.weights, first.backbone, row.commit)]
     folders, settings = escape(", ".join(str(entry.folder) for entry in row.entries)), escape(first.config)
     said = f'<div tabindex="0">{settings}</div>'
     cells.append(f'<td class="settings" data-value="{settings}" title="{folders}">{said}</td>')

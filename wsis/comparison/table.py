@@ -16,7 +16,7 @@ from wsis.comparison.papers import Published, published
 from wsis.comparison.runs import Entry
 from wsis.files import InputError, whole
 
-__all__ = ["FIGURES", "Row", "Spread", "make_rows", "markdown", "write_csv", "write_into"]
+__all__ = ["FIGURES", "Row", "Spread", "find_place", "make_rows", "markdown", "write_csv", "write_into"]
 
 FIGURES = {"AP25": "AP25", "AP50": "AP50", "AP70": "AP70", "AP75": "AP75", "AP": "AP", "PQ": "PQ"} | {
     "CorLoc": "CorLoc",
@@ -166,8 +166,8 @@ def _figure(row: Row, figure: str) -> str:
     return text if paper is None else f"{text} [{100 * paper:.1f}]"
 
 
-def write_into(path: Path, table: str) -> None:
-    """Put the table between the lines `<!-- compare -->` and `<!-- /compare -->` of a file.
+def find_place(path: Path) -> str:
+    """Give what a file has between the lines `<!-- compare -->` and `<!-- /compare -->`, with them.
 
     Raises:
         InputError: no such file, or not these lines in it, once each and in this order.
@@ -179,6 +179,16 @@ def write_into(path: Path, table: str) -> None:
     found = re.findall(f"^{BEGIN}$.*?^{END}$", text, flags=re.DOTALL | re.MULTILINE)
     if len(found) != 1 or found[0].count(f"{BEGIN}\n") != 1:
         raise InputError(f"{path} needs the lines {BEGIN} and {END}, once each; add them where the table is to stand")
-    new = text.replace(found[0], f"{BEGIN}\n{table}\n{END}")
+    return str(found[0])
+
+
+def write_into(path: Path, table: str) -> None:
+    """Put the table in its place in a file.
+
+    Raises:
+        InputError: the file has no place for it, or cannot be written.
+    """
+    old = find_place(path)
+    new = path.read_text(encoding="utf-8").replace(old, f"{BEGIN}\n{table}\n{END}")
     with whole(path) as scratch:
         scratch.write_text(new, encoding="utf-8")
