@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from wsis.comparison.papers import Published, published
 from wsis.comparison.runs import Entry
@@ -98,7 +98,7 @@ def _names(groups: Sequence[Sequence[Entry]]) -> list[str]:
             for key in rival.departures
             if any(str(rival.departures[key]) != str(other.departures.get(key, "")) for other in rivals)
         }
-        own = [f"{key.rpartition('.')[2]} {first.departures[key]}" for key in first.departures if key in differing]
+        own = [f"{key.rpartition('.')[2]} {_words(first.departures[key])}" for key in first.departures if key in differing]
         if len({rival.supervision for rival in rivals}) > 1:
             own.insert(0, first.supervision)
         names.append(", ".join([first.method, *own]))
@@ -107,6 +107,11 @@ def _names(groups: Sequence[Sequence[Entry]]) -> list[str]:
         seen[name] += 1
         names[i] = name if count[name] == 1 else f"{name} ({seen[name]})"
     return names
+
+
+def _words(value: Any) -> str:
+    """A setting's value in a name."""
+    return " + ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
 
 
 def write_csv(path: Path, rows: Sequence[Row], split: str) -> None:
