@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import importlib.util
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import entry_points
@@ -68,8 +69,8 @@ def short_name(kind: str, path: str) -> str:
 
 
 def summary(kind: str, name: str) -> str:
-    """First docstring line of a built-in file, without importing it; "" for a plug-in."""
-    path = _files(kind).get(name)
+    """First docstring line of a file, without importing it."""
+    path = _files(kind).get(name) or _source(_plugins(kind)[name])
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) if path else None
     return (text or "").partition("\n")[0]
 
@@ -99,6 +100,15 @@ def _files(kind: str) -> dict[str, Path]:
 @cache
 def _plugins(kind: str) -> dict[str, str]:
     return {plugin.name: plugin.value.replace(":", ".") for plugin in entry_points(group=KINDS[kind])}
+
+
+def _source(path: str) -> Path | None:
+    """The file of a plug-in's class, where it is a file."""
+    try:
+        found = importlib.util.find_spec(path.rpartition(".")[0])
+    except ModuleNotFoundError:
+        return None
+    return Path(found.origin) if found and found.origin and found.origin.endswith(".py") else None
 
 
 @cache

@@ -1,0 +1,54 @@
+"""The example of a method of one's own, as if it were installed: help, training, testing and comparison find it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).parents[1] / "examples/wsddn"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> dict[str, str]:
+    """An environment that has what installing the example writes, by its own pyproject.toml."""
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+    site = tmp_path_factory.mktemp("site")
+    info = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir()
+    info.joinpath("METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    groups = project["entry-points"].items()
+    lines = [f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in own.items()) for group, own in groups]
+    info.joinpath("entry_points.txt").write_text("".join(lines))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(EXAMPLE), str(EXAMPLE.parents[1])])}
+
+
+def run(verb: str, words: list[str], environment: dict[str, str], folder: Path) -> str:
+    command = [sys.executable, "-m", f"wsis.{verb}", *words]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_help_finds_the_example(installed, tmp_path):
+    assert "  wsddn         WSDDN (Bilen and Vedaldi" in run("fit", ["--help"], installed, tmp_path)
+    assert "--model.lr 0.001" in run("fit", ["--model", "wsddn", "--help"], installed, tmp_path)
+
+
+def test_the_example_is_trained_judged_and_compared(installed, tmp_path):
+    words = ["--model", "wsddn", "--config", str(EXAMPLE / "shapes.yaml"), "--data.train", "4", "--data.val", "2"]
+    words += ["--data.root", str(tmp_path / "data"), "--trainer.max_steps", "2", "--trainer.accelerator", "cpu"]
+    run("fit", [*words, "--run_dir", str(tmp_path / "runs/a")], installed, tmp_path)
+    assert "val/AP50" in json.loads((tmp_path / "runs/a/train/metrics.json").read_text())
+    run("test", ["--run", str(tmp_path / "runs/a"), "--split", "train"], installed, tmp_path)
+    printed = run("compare", [str(tmp_path / "runs/a"), "--out", str(tmp_path / "results")], installed, tmp_path)
+    assert "wsddn" in printed.lower()
+
+
+def test_the_example_is_as_short_as_it_says():
+    assert len((EXAMPLE / "wsddn.py").read_text().splitlines()) < 70
