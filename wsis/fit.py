@@ -16,7 +16,7 @@ from wsis.files import InputError, clear_scratch
 from wsis.messages import plain_errors
 from wsis.run import OnlyStage, Run, rank, stages
 
-__all__ = ["main"]
+__all__ = ["main", "options"]
 
 
 def main(argv: Sequence[str] | None = None) -> Run:
@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> Run:
             cli, place = _parse(list(sys.argv[1:] if argv is None else argv))
             folder.append(place)
             config = cli.config
-            run = Run(place, cli.make_trainer, config.seed_everything, config.save_every, config.stage, announce=_say)
+            asked = config.seed_everything, config.save_every, config.stage
+            run = Run(place, cli.make_trainer, *asked, announce=_say, reuse=config.reuse)
             if config.list_stages:
                 _list(place)
                 return run
@@ -48,13 +49,14 @@ def _parse(words: list[str]) -> tuple[CLI, Path]:
     """The command line and the run's folder; a resumed run's settings come from its folder."""
     resume = _take(words, "--resume")
     saved = _saved(Path(resume)) if resume else None
-    cli = CLI("fit", words, options=_options, files=[saved] if saved else [])
+    cli = CLI("fit", words, options=options, files=[saved] if saved else [])
     if saved:
         return cli, saved.parent
     return cli, run_folder(cli.names["model"], cli.names["data"], cli.config.run_dir)
 
 
-def _options(parser: LightningArgumentParser) -> None:
+def options(parser: LightningArgumentParser) -> None:
+    """Add what is of the run and not of model, data or trainer."""
     parser.add_argument(
         "--run_dir", type=Path | None, default=None, help="Where this run writes; runs/MODEL/DATA/TIME if not given."
     )
@@ -62,6 +64,12 @@ def _options(parser: LightningArgumentParser) -> None:
     parser.add_argument("--save_every", type=int, default=500, help="Optimiser steps from one checkpoint to the next.")
     parser.add_argument(
         "--stage", type=str | None, default=None, help="The one stage to work on; those before must be finished."
+    )
+    parser.add_argument(
+        "--reuse",
+        type=Path | None,
+        default=None,
+        help="Folder of runs; stages that one of them has done just so are taken over.",
     )
     parser.add_argument("--list_stages", action="store_true", help="Show the stages of the run and how far they are.")
 

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import netrc
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,21 +37,57 @@ class WandB:
 
     def logger(self, run: Path, stage: str) -> Logger:
         """One W&B run per stage, the same one when the stage is continued."""
-        from pytorch_lightning.loggers import WandbLogger  # wandb takes a second to import
+        import wandb  # takes a second to import
+        from pytorch_lightning.loggers import WandbLogger
 
-        offline = self.mode == "offline" or (self.mode == "auto" and not _has_api_key())
+        if "WANDB_SWEEP_ID" not in os.environ:  # a sweep has one run for all stages
+            wandb.finish()  # Lightning would go on in the run of the stage before
         folder = run / stage
         folder.mkdir(parents=True, exist_ok=True)
-        name = self.name or run.name
-        return WandbLogger(
-            save_dir=folder,
-            offline=offline,
-            project=self.project,
-            group=self.group or name,
-            name=f"{name}/{stage}",
-            id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
-            resume=None if offline else "allow",
-        )
+        return WandbLogger(save_dir=folder, offline=self.offline, **self._identity(folder, f"{self.name or run.name}/{stage}"))
+
+    def log_table(self, folder: Path, name: str, rows: Sequence[Mapping[str, str]]) -> None:
+        """Log a table as a run of its own: to look at, and as a versioned artifact.
+
+        Args:
+            folder: where W&B keeps its files.
+            name: of the run, the table and the artifact.
+            rows: with the same columns each; what reads as a number is one.
+        """
+        import wandb
+
+        wandb.finish()
+        columns = {column: _numbers([row[column] for row in rows]) for column in rows[0]}
+        table = wandb.Table(columns=[*columns], data=[list(cells) for cells in zip(*columns.values(), strict=True)])
+        artifact = wandb.Artifact(name, type="table")
+        artifact.add(table, name)
+        mode: Literal["online", "offline"] = "offline" if self.offline else "online"
+        with wandb.init(dir=folder, mode=mode, job_type="table", **self._identity(folder / name, name)) as run:
+            run.log({name: table})
+            run.log_artifact(artifact)
+
+    @property
+    def offline(self) -> bool:
+        """Whether runs stay on this machine, for `wandb sync`."""
+        return self.mode == "offline" or (self.mode == "auto" and not _has_api_key())
+
+    def _identity(self, folder: Path, name: str) -> dict[str, Any]:
+        """What a W&B run is known by: the same each time for what is written to `folder`."""
+        return {
+            "project": self.project,
+            "group": self.group or name.rpartition("/")[0] or name,
+            "name": name,
+            "id": hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
+            "resume": None if self.offline else "allow",
+        }
+
+
+def _numbers(cells: Sequence[str]) -> Sequence[str | float | None]:
+    """A column as numbers and gaps, if that is what it holds."""
+    try:
+        return [float(cell) if cell else None for cell in cells]
+    except ValueError:
+        return cells
 
 
 def _has_api_key() -> bool:

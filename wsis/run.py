@@ -5,7 +5,8 @@ those of the stages before) and whether it is finished.
 
 * finished, same fingerprint: skipped;
 * begun, same fingerprint: continued from `checkpoints/last.ckpt`;
-* another fingerprint: the folder is emptied and the stage done again, and so is all that follows.
+* another fingerprint: the folder is emptied and the stage done again, and so is all that follows;
+* not done here, but by a run that may be reused, with the same fingerprint: taken from there.
 
 Ranks meet on the disk: rank zero keeps the books, the others read them. Nobody waits in a collective call for a stage that
 only rank zero works on, however long it takes.
@@ -71,6 +72,7 @@ class Run:
         save_every: optimiser steps from one checkpoint to the next.
         only: name of the one stage to work on; None is all.
         announce: called with a line for the user.
+        reuse: a folder of runs; what one of them has finished is taken from there where this run would do just the same.
     """
 
     folder: Path
@@ -79,6 +81,7 @@ class Run:
     save_every: int = 500
     only: str | None = None
     announce: Callable[[str], None] = log.info
+    reuse: Path | None = None
     _history: list[str] = field(default_factory=list)
     _since: float = 0.0
 
@@ -196,6 +199,10 @@ class Run:
         """Rank zero: the stage's entry, made afresh where settings have changed."""
         folder = self.folder / name
         stage = read_stage(folder)
+        if stage.get("fingerprint") != print_ and (found := self._found_elsewhere(name, print_, steps)):
+            self.announce(f"{name}: taken from {found}")
+            adopt(found, folder)
+            stage = read_stage(folder)
         if stage.get("fingerprint") == print_:
             clear_scratch(folder)
             if stage["finished"] and not _is_done(stage, print_, steps):
@@ -207,6 +214,16 @@ class Run:
         stage = {"stage": len(self._history), "fingerprint": print_, "finished": False, "steps": None, "settings": settings}
         _write(folder, stage)
         return stage
+
+    def _found_elsewhere(self, name: str, print_: str, steps: int | None) -> Path | None:
+        """Folder in which another run has done just this."""
+        for depth in range(4 if self.reuse else 0):  # as deep as runs/MODEL/DATA/TIME
+            for entry in sorted(Path(str(self.reuse)).glob(f"{'*/' * depth}{name}/stage.json")):
+                checkpoint = entry.parent / "checkpoints" / "last.ckpt"
+                lost = checkpoint.parent.is_dir() and not intact(checkpoint)
+                if not lost and _is_done(read_stage(entry.parent), print_, steps):
+                    return entry.parent
+        return None
 
     def _prolong(self, folder: Path, stage: dict[str, Any], steps: int | None) -> None:
         """Open a finished stage again for more steps."""
@@ -310,6 +327,23 @@ def stages(run: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Folders and entries of a run's stages, in order."""
     found = [(path.parent, read_stage(path.parent)) for path in run.glob("*/stage.json")]
     return sorted(found, key=lambda item: int(item[1]["stage"]))
+
+
+def adopt(stage: Path, folder: Path) -> None:
+    """Put a finished stage of another run into `folder` in one step; both then share its files, which are never written to."""
+    scratch = folder.parent / ".taken" / folder.name
+    for old in (scratch, folder):
+        shutil.rmtree(old, ignore_errors=True)
+    shutil.copytree(stage, scratch, copy_function=_link, ignore=shutil.ignore_patterns("wandb"))
+    scratch.rename(folder)
+    scratch.parent.rmdir()
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk
+        shutil.copy2(source, target)
 
 
 def read_stage(folder: Path) -> dict[str, Any]:
