@@ -1,8 +1,9 @@
-"""Every notebook runs from top to bottom, in an empty folder, and is kept without outputs."""
+"""Every notebook runs from top to bottom, in an empty folder, and is kept without outputs or places of one machine."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import nbformat
@@ -32,3 +33,8 @@ def test_runs(path, tmp_path, monkeypatch):
 def test_is_kept_without_outputs(path):
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     assert not any(cell.outputs or cell.execution_count for cell in cells)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_names_no_place_of_one_machine(path):
+    assert not re.findall(r"/(?:home|root|tmp|mnt|work|Users)/", path.read_text())
