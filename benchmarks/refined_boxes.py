@@ -5,8 +5,8 @@
 
 On the generated data settings were chosen on draw 0, which is left out; on COCO a draw is a training seed. Rows share
 classifier, hints and branches with the first. Runs are ordinary runs: a repeated command continues where it was stopped.
-Figures are in percent: mask AP of the validation images; of the boxes of training images that it learns from the mean IoU with the best object
-of their class, and of boxes and masks the share above half. Rows of labels train no Mask R-CNN.
+Figures are in percent: mask AP of the validation images; of the boxes of training images that it learns from the mean IoU with
+the best object of their class, and of boxes and masks the share above half. Rows of labels train no Mask R-CNN.
 """
 
 from __future__ import annotations

@@ -84,8 +84,8 @@ class EMPaste(pl.LightningModule):
         least_area: foregrounds whose box has fewer square pixels are not pasted.
         backgrounds: "none" pastes on training images alone, "black" on black ones, too, a folder on its pictures.
         share: of the images that have such a background; the paper has 10,000 beside twice 10,582 training images.
-        own: what a training image's own foregrounds are: "annotate" makes them objects like pasted ones; "ignore" has what lies
-            in them or in high class maps teach nothing; with "nothing" they are background.
+        own: what a training image's own foregrounds are: "annotate" objects like pasted ones, "nothing" background; "ignore" has
+            what lies in them or in high class maps teach nothing.
         pretraining: `steps` and settings of the classifier.
         segmentor: `steps` and settings of Mask R-CNN.
     """
