@@ -61,19 +61,19 @@ class EMPaste(pl.LightningModule):
 
     Args:
         num_classes: number of thing classes; taken from the data.
-        backbone: network of the classifier, and of Mask R-CNN unless its settings say otherwise: any timm name.
+        backbone: network of the classifier and, unless its settings say otherwise, Mask R-CNN: a timm name.
         weights: where both start from: "imagenet", "none" (random) or a weights file.
         output_stride: stride of the classifier's map, 8 or 16 by dilation; 32 leaves the network's own.
         backbone_args: further arguments of the backbone: model_args, mean, std.
-        cam_share: share of a class map's cells, the highest, whose centre of gravity the first choice is near.
-        object_like: share of an image's segments of 1 to 80 % of it, those of the highest scores, that may be chosen.
+        cam_share: share of a class map's cells, the highest, whose centre the first choice is near.
+        object_like: share of the segments of 1 to 80 % of an image, those of high scores, that may be chosen.
         candidates: segments nearest to that centre, of which the classifier chooses.
         patch: side in pixels at which a segment is shown to the classifier.
         rounds: of expectation and maximisation; 0 takes the first choices.
         keep: share of a class's images whose choices make the next mean.
         distance: to the mean: "cosine" or "mahalanobis".
-        centre: whether the mean of all classes' segments is subtracted from features; the authors' code does not.
-        every_segment: whether rounds may choose segments of under 1 % or over 80 % of an image, as in the authors' code.
+        centre: whether the mean of all segments is subtracted from features; not so in the authors' code.
+        every_segment: whether rounds may choose segments of any size, as in the authors' code.
         least_probability: foregrounds that the classifier is less sure of are dropped.
         objects: how many foregrounds are pasted on an image: a number, or the fewest and the most.
         select: "uniform" pastes every foreground as often, "balanced" every class, for long tails.
@@ -83,9 +83,9 @@ class EMPaste(pl.LightningModule):
         rotation: largest turn of a foreground either way, in degrees.
         least_area: foregrounds whose box has fewer square pixels are not pasted.
         backgrounds: "none" pastes on training images alone, "black" on black ones, too, a folder on its pictures.
-        share: of the images that have such a background; the paper has 10,000 beside twice 10,582 training images.
-        own: what a training image's own foregrounds are: "annotate" objects like pasted ones, "nothing" background; "ignore" has
-            what lies in them or in high class maps teach nothing.
+        share: of the images that have such a background; the paper has 10,000 in 31,000.
+        own: what an image's own foregrounds are: "annotate" objects like pasted ones, "nothing" background;
+            "ignore" has what lies in them or in high class maps teach nothing.
         pretraining: `steps` and settings of the classifier.
         segmentor: `steps` and settings of Mask R-CNN.
     """
