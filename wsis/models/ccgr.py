@@ -70,8 +70,8 @@ class CCGR(pl.LightningModule):
         bag_size: most proposals in a bag.
         penalty: weight of a proposal's background in its rank, eq. (4).
         least_peak: lowest peak of a class map as a share of its maximum.
-        peak_window: side in cells of the window that a peak is the maximum of, odd; larger gives fewer peaks.
-        peak_smoothing: side in cells of the square over which class maps are averaged before, odd; 1 leaves them as they are.
+        peak_window: side in cells of the window that a peak is the maximum of, odd.
+        peak_smoothing: side in cells of the square over which class maps are averaged before, odd.
         scales: factors on an image's size over which class activation maps are averaged.
         walk: steps of the random walk along affinities; 0 takes class activation maps as they are.
         background: score of background where pixels are labelled by class activation maps.
@@ -79,8 +79,8 @@ class CCGR(pl.LightningModule):
         refinement: steps of gradient descent on the centre-context gap; 0 leaves boxes as they are.
         context: side of the surrounding box over that of the box.
         form: "ring", or "printed" for the gap as the paper prints it.
-        whole: whether a box is at last drawn around the connected part of its class that it holds most of.
-        score: least score of a detection that makes a bag of the next round, unless it is the best of its class.
+        whole: whether a box is at last drawn around the connected part that it holds most of.
+        score: least score of a detection that makes a bag, unless it is the best of its class.
         pretraining: `steps` and settings of the classifier.
         affinity: `steps` and settings of the affinity network.
         detector: `steps` and settings of the detector.
