@@ -215,43 +215,6 @@ def test_tensorboard(tmp_path):
     assert (tmp_path / "train/metrics.csv").is_file()
 
 
-def wandb_records(path: Path):
-    """Records of a .wandb file, which is a LevelDB log behind seven bytes."""
-    data, place, whole = path.read_bytes(), 7, b""
-    while place + 7 <= len(data):
-        left = 32768 - place % 32768
-        if left < 7:  # no header fits into the rest of a block
-            place += left
-            continue
-        length, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
-        whole = (whole if kind in (3, 4) else b"") + data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):
-            yield whole
-
-
-def test_wandb_offline(tmp_path, monkeypatch):
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))  # no netrc: offline by itself
-    run = go(f"{TOY} --trainer.max_steps 2 --model.width 5 --wandb.project trial --wandb.group pair --run_dir {tmp_path}/run")
-    import wandb
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    wandb.finish()
-    (path,) = (tmp_path / "run/train").rglob("*.wandb")
-    config, losses, runs = {}, [], []
-    for record in map(Record.FromString, wandb_records(path)):
-        runs += [record.run] if record.HasField("run") else []
-        for item in [*record.config.update, *record.run.config.update]:
-            config[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
-        logged = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-        losses += [logged["loss"]] if "loss" in logged else []
-    assert (runs[0].project, runs[0].run_group, runs[0].display_name) == ("trial", "pair", "run/train")
-    assert config["model"]["init_args"]["width"] == 5
-    assert losses == pytest.approx([float(row["loss"]) for row in rows(run) if row["loss"]])
-
-
 def test_input_error_is_raised_to_python():
     with pytest.raises(InputError):
         CLI("fit", ["--model", "pdls"])
