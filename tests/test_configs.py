@@ -6,14 +6,19 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from wsis import registry
 from wsis.cli import CLI
+from wsis.comparison.ablation import read_ablation
+from wsis.fit import options
 from wsis.settings import read_config, recipe
 
 FOLDER = Path(__file__).parents[1] / "configs"
 RECIPES = sorted([*FOLDER.glob("*.yaml"), *FOLDER.glob("shapes/*.yaml")])
-OVERLAYS = sorted(FOLDER.glob("ablation/*.yaml"))
+TABLES = [path for path in sorted(FOLDER.glob("ablation/*.yaml")) if "tables" in read_config(path)]
+OVERLAYS = [path for path in sorted(FOLDER.glob("ablation/*.yaml")) if path not in TABLES]
+SWEEPS = sorted(FOLDER.glob("sweep/*.yaml"))
 SMALL = sorted(FOLDER.glob("small/*.yaml"))
 
 
@@ -47,6 +52,61 @@ def test_overlay(path):
     assert len(path.read_text().splitlines()) <= 10
 
 
+BEST = {
+    "pdsl": ("AP50", 47.8),
+    "jtsm": ("PQ", 39.0),
+    "boxcaseg": ("AP50", 67.6),
+    "ccgr": ("AP50", 35.3),
+    "em_paste": ("AP50", 58.4),
+}
+PAPER = ("--data", "voc", "--data.root", "/voc")
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_table(path):
+    """Every overlay is in a table; rows that are the method itself have the figures that the comparison has of the paper."""
+    ablation = read_ablation(path)
+    plain = parse("--model", ablation.model, *PAPER)
+    assert path.stem == ablation.model
+    used = {row.get("config") for table in read_config(path)["tables"].values() for row in table["rows"].values()}
+    assert used - {None} == {overlay.name for overlay in OVERLAYS if overlay.stem.startswith(f"{path.stem}_")}
+    same = [row for row in ablation.rows.values() if parse("--model", ablation.model, *PAPER, *row.words) == plain]
+    figure, value = BEST[path.stem]
+    assert value in [row.paper.get(figure) for row in same]
+    assert all(0 < value < 100 for row in ablation.rows.values() for value in row.paper.values())
+
+
+SWEEP_KEYS = {"name", "project", "program", "method", "metric", "parameters", "command"}
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: f"sweep/{path.stem}")
+def test_sweep(path, monkeypatch):
+    """Every command is made by W&B's own code and understood by ours."""
+    from wandb.sdk.launch.sweeps import utils
+
+    sweep = yaml.safe_load(path.read_text())
+    assert sweep.keys() == SWEEP_KEYS
+    assert sweep["method"] == "grid"
+    assert all(parameter.keys() == {"values"} for parameter in sweep["parameters"].values())
+    files = sweep["parameters"]["config"]["values"]
+    assert {Path(file).stem for file in files if "/ablation/" in file} >= {
+        overlay.stem
+        for overlay in OVERLAYS
+        if overlay.stem.startswith(f"{path.stem}_") and overlay.stem not in ("ccgr_external_proposals", "em_paste_random")
+    }
+    monkeypatch.setenv("VOC", "/voc")
+    monkeypatch.setenv("SALIENT", "/salient")
+    monkeypatch.chdir(FOLDER.parent)
+    for file in files:
+        words = utils.create_sweep_command(list(sweep["command"]))
+        made = utils.create_sweep_command_args({"args": {"config": {"value": file}, "seed_everything": {"value": 2}}})
+        assert words[:4] == ["${env}", "${interpreter}", "-m", "${program}"]
+        assert sweep["program"] == "wsis.fit"
+        assert words[-1] == "${args}"
+        config = Parsed("fit", [*words[4:-1], *made["args"]], options=options).settings()
+        assert (config["seed_everything"], config["data"]["init_args"]["root"]) == (2, "/voc")
+
+
 @pytest.mark.parametrize("path", SMALL, ids=lambda path: f"small/{path.stem}")
 def test_recipe_for_few_images_is_short_and_says_nothing_of_a_machine(path):
     model, data = (read_config(path)[kind] for kind in ("model", "data"))
@@ -55,6 +115,10 @@ def test_recipe_for_few_images_is_short_and_says_nothing_of_a_machine(path):
     assert made["model"]["init_args"].items() >= model["init_args"].items()
     assert made["trainer"]["max_steps"] * made["trainer"]["accumulate_grad_batches"] <= 2500
     assert not {"root", "weights"} & {*model["init_args"], *data["init_args"]}
+
+
+def test_every_paper_has_its_tables_and_sweep():
+    assert {path.stem for path in TABLES} == {path.stem for path in SWEEPS} == BEST.keys()
 
 
 def test_wheel_has_every_package():
