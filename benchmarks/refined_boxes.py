@@ -105,6 +105,7 @@ def external(folder: Path, draw: int, data: Sequence[str], threads: int) -> Path
     teacher, found = folder / "teacher", folder / f"external-{draw}.json"
     if not found.exists():
         others = ["--data.root", str(folder / "data"), "--data.seed", "9"]
+        others += ["--data.augment.short_sides", "[160]", "--model.test_side", "160"]  # as CCGR's own
         call("fit", ["--model", "mask_rcnn", *others, "--run_dir", str(teacher)], threads)
         results = []
         for split in ("train", "val"):
