@@ -330,20 +330,13 @@ def stages(run: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def adopt(stage: Path, folder: Path) -> None:
-    """Put a finished stage of another run into `folder` in one step; both then share its files, which are never written to."""
+    """Copy a finished stage of another run to `folder`, in one step."""
     scratch = folder.parent / ".taken" / folder.name
     for old in (scratch, folder):
         shutil.rmtree(old, ignore_errors=True)
-    shutil.copytree(stage, scratch, copy_function=_link, ignore=shutil.ignore_patterns("wandb"))
+    shutil.copytree(stage, scratch, ignore=shutil.ignore_patterns("wandb"))
     scratch.rename(folder)
     scratch.parent.rmdir()
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another disk
-        shutil.copy2(source, target)
 
 
 def read_stage(folder: Path) -> dict[str, Any]:
