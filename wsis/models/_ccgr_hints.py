@@ -94,8 +94,8 @@ def _bag_records(found: Bags, labels: Sequence[int], proposals: Tensor, index: I
 
 
 def _pixel_records(masks: dict[int, Tensor], index: Index) -> list[Record]:
-    """An annotation for each class's mask (H,W)."""
-    encoded = {label: run_lengths(mask) for label, mask in masks.items()}
+    """An annotation for each class's mask (H,W) that is not empty."""
+    encoded = {label: run_lengths(mask) for label, mask in masks.items() if mask.any()}
     return [
         {"bbox": rle.toBbox(mask).tolist(), "category_id": index.categories[label]["id"], "segmentation": mask}
         for label, mask in encoded.items()
