@@ -14,7 +14,7 @@ from PIL import Image
 from wandb_files import read_wandb
 
 from wsis import fit
-from wsis.loggers import WandB
+from wsis.loggers import HOSTS, WandB
 from wsis.metrics import Evaluation
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(autouse=True)
 def no_key(tmp_path, monkeypatch):
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_SWEEP_ID"):
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE", "WANDB_SWEEP_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # no netrc: offline by itself
     yield
@@ -103,3 +103,28 @@ def test_table(tmp_path):
 def test_offline_where_there_is_no_key(key, mode, offline, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", key)
     assert WandB("trial", mode=mode).offline == offline
+
+
+@pytest.mark.parametrize("variable", ["offline", "disabled"])
+def test_the_variable_decides_before_the_key(variable, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setenv("WANDB_MODE", variable)
+    assert WandB("trial").offline == (variable == "offline")
+    assert not WandB("trial", mode="online").offline
+
+
+@pytest.mark.parametrize(
+    ("host", "server", "offline"),
+    [
+        (HOSTS[0], None, False),
+        (HOSTS[1], None, False),
+        ("own.org", "https://own.org/", False),
+        (HOSTS[0], "https://own.org", True),
+    ],
+)
+def test_the_key_that_login_wrote(host, server, offline, tmp_path, monkeypatch):
+    if server:
+        monkeypatch.setenv("WANDB_BASE_URL", server)
+    (tmp_path / ".netrc").write_text(f"machine {host}\n  login user\n  password {'k' * 40}\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    assert WandB("trial").offline == offline

@@ -18,6 +18,9 @@ from wsis.files import whole
 
 __all__ = ["CSV", "WandB"]
 
+# where `wandb login` puts the key of W&B's own server, since release 0.31 and before
+HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
+
 
 @dataclass(frozen=True)
 class WandB:
@@ -27,7 +30,7 @@ class WandB:
         project: Name of the project; without one, metrics go to the run's folder only.
         group: What to group runs by, such as the name of an ablation; the run's name if not given.
         name: Name of this run; that of its folder if not given.
-        mode: Whether to talk to the server; auto is online where there is an API key.
+        mode: Whether to talk to the server; auto is what WANDB_MODE says, else online where there is an API key.
     """
 
     project: str | None = None
@@ -44,7 +47,8 @@ class WandB:
             wandb.finish()  # Lightning would go on in the run of the stage before
         folder = run / stage
         folder.mkdir(parents=True, exist_ok=True)
-        return WandbLogger(save_dir=folder, offline=self.offline, **self._identity(folder, f"{self.name or run.name}/{stage}"))
+        # Lightning's `offline` sets a variable, which W&B reads once a process
+        return WandbLogger(save_dir=folder, mode=self._mode, **self._identity(folder, f"{self.name or run.name}/{stage}"))
 
     def log_table(self, folder: Path, name: str, rows: Sequence[Mapping[str, str]]) -> None:
         """Log a table as a run of its own: to look at, and as a versioned artifact.
@@ -61,15 +65,21 @@ class WandB:
         table = wandb.Table(columns=[*columns], data=[list(cells) for cells in zip(*columns.values(), strict=True)])
         artifact = wandb.Artifact(name, type="table")
         artifact.add(table, name)
-        mode: Literal["online", "offline"] = "offline" if self.offline else "online"
-        with wandb.init(dir=folder, mode=mode, job_type="table", **self._identity(folder / name, name)) as run:
+        with wandb.init(dir=folder, mode=self._mode, job_type="table", **self._identity(folder / name, name)) as run:
             run.log({name: table})
             run.log_artifact(artifact)
 
     @property
     def offline(self) -> bool:
         """Whether runs stay on this machine, for `wandb sync`."""
-        return self.mode == "offline" or (self.mode == "auto" and not _has_api_key())
+        return self._mode in ("offline", "dryrun")
+
+    @property
+    def _mode(self) -> Any:
+        """What `wandb.init` calls so."""
+        if self.mode != "auto":
+            return self.mode
+        return os.environ.get("WANDB_MODE") or ("online" if _has_api_key() else "offline")
 
     def _identity(self, folder: Path, name: str) -> dict[str, Any]:
         """What a W&B run is known by: the same each time for what is written to `folder`."""
@@ -91,9 +101,10 @@ def _numbers(cells: Sequence[str]) -> Sequence[str | float | None]:
 
 
 def _has_api_key() -> bool:
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").partition("//")[2].split("/")[0]
+    server = os.environ.get("WANDB_BASE_URL", "").partition("//")[2].split("/")[0]
     try:
-        return bool(os.environ.get("WANDB_API_KEY")) or netrc.netrc().authenticators(host) is not None
+        hosts = [server] if server else HOSTS
+        return bool(os.environ.get("WANDB_API_KEY")) or any(netrc.netrc().authenticators(host) for host in hosts)
     except (OSError, netrc.NetrcParseError):
         return False
 
