@@ -273,6 +273,7 @@ MISTAKES = {
     "no such row": (["toy.yaml", "--rows", "fas"], "no row of toy is called 'fas'; did you mean 'fast'?"),
     "not a number": (["toy.yaml", "--seeds", "x"], "see python -m wsis.ablate --help"),
     "no seed": (["toy.yaml", "--seeds", "0"], "--seeds and --jobs are 1 at least"),
+    "negative seed": (["toy.yaml", "--first_seed", "-1"], "--first_seed 0"),
     "given twice": (["toy.yaml", "--run-dir", "x"], "--run-dir is what wsis.ablate sets for each run"),
     "unknown setting": (["toy.yaml", *TOY, "--model.widht", "3"], "row fast: unknown setting 'model.widht'"),
     "needs": (["toy.yaml", *TOY, "--rows", "file"], "row file needs --data.labels, which is for it alone"),
@@ -360,6 +361,15 @@ def test_tables_and_rows_are_chosen_by_name(tmp_path):
     assert [row.name for _, row in ablation.choose(["b"])] == ["b"]
     with pytest.raises(InputError, match="no row of toy is called 'd'"):
         ablation.choose(["a", "d"])
+
+
+def test_settings_may_have_the_seed(tmp_path):
+    table = write(tmp_path, {"narrow": {}})
+    (found,) = go(table, "--seeds", "2", "--first_seed", "3", "--model.width", "{seed}")
+    assert [run.name for run in found.runs] == ["3", "4"]
+    for run in found.runs:
+        settings = yaml.safe_load((run / "config.yaml").read_text())
+        assert settings["seed_everything"] == settings["model"]["init_args"]["width"] == int(run.name)
 
 
 def test_a_stage_alone(tmp_path):

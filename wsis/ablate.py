@@ -40,7 +40,7 @@ from wsis.test import print_table
 
 __all__ = ["ablate", "main"]
 
-OWN = ("--seeds", "--rows", "--jobs", "--out", "-h", "--help")
+OWN = ("--seeds", "--first_seed", "--rows", "--jobs", "--out", "-h", "--help")
 SET_HERE = ("--model", "--run_dir", "--resume", "--reuse", "--stage", "--list_stages", "--seed_everything")
 """Settings of wsis.fit that each run has from its row and seed."""
 
@@ -89,33 +89,36 @@ def ablate(
     rows: list[str] | None = None,
     jobs: int | Literal["auto"] = "auto",
     out: Path | None = None,
+    first_seed: int = 0,
     settings: Sequence[str] = (),
 ) -> list[Outcome]:
     """Train rows of a file of tables, print them beside the paper's, and write OUT/ablation.csv and OUT/ablation.md.
 
     Each row and seed is an ordinary run in OUT/ROW/SEED. Runs take over from each other what they would train alike, and a
-    repeated command continues where it was stopped.
+    repeated command continues where it was stopped. In a setting of wsis.fit, {seed} stands for a run's seed:
+    `--data.seed {seed}` has each seed draw its own generated data.
 
     Args:
         tables: File of tables, such as configs/ablation/pdsl.yaml.
-        seeds: Runs of each row, with seeds from 0.
+        seeds: Runs of each row.
         rows: Rows, or tables; all if not given, but those that need a file of their own.
         jobs: Runs at a time; auto begins with one, then has as many as cores and free memory allow.
         out: Folder of the runs; runs/ablate/TABLES/DATA if not given.
+        first_seed: Seed of a row's first run; the others count on from it.
         settings: Words of wsis.fit for all runs; a row's own settings come after them.
 
     Raises:
         InputError: an unknown row, settings that a row's model or data refuse, or a folder of other tables.
     """
-    if seeds < 1 or (jobs != "auto" and jobs < 1):
-        raise InputError("--seeds and --jobs are 1 at least")
+    if seeds < 1 or first_seed < 0 or (jobs != "auto" and jobs < 1):
+        raise InputError("--seeds and --jobs are 1 at least, --first_seed 0")
     ablation = read_ablation(tables)
     chosen = ablation.choose(rows)
     _check_needs(chosen, settings)
-    planned = [_plan(ablation.model, row, settings) for _, row in chosen]
+    planned = [_plan(ablation.model, row, _with_seed(settings, first_seed)) for _, row in chosen]
     batch = Batch(ablation, out or Path("runs", "ablate", ablation.name, planned[0].data), planned[0], settings)
     batch.claim()
-    todo = [job for job in batch.jobs(chosen, planned, seeds) if not batch.finished(job)]
+    todo = [job for job in batch.jobs(chosen, planned, range(first_seed, first_seed + seeds)) if not batch.finished(job)]
     print(f"{len(chosen)} rows x {seeds} seeds in {batch.out}" + _left_out(ablation, rows, chosen), flush=True)
     failed = _Progress(batch, todo, len(chosen) * seeds).work(jobs)
     outcomes = batch.outcomes()
@@ -140,6 +143,10 @@ def _check_needs(chosen: Sequence[tuple[Table, Row]], settings: Sequence[str]) -
             raise InputError(f"row {row.name} needs --{row.needs}, which is for it alone; give it with --rows {row.name}")
         if row.needs and len(chosen) > 1:
             raise InputError(f"row {row.name} has --{row.needs} for itself; train it with --rows {row.name} alone")
+
+
+def _with_seed(settings: Sequence[str], seed: int) -> list[str]:
+    return [word.replace("{seed}", str(seed)) for word in settings]
 
 
 class Planned(NamedTuple):
@@ -213,17 +220,18 @@ class Batch(NamedTuple):
         with whole(place) as scratch:
             scratch.write_text(json.dumps(mine))
 
-    def jobs(self, chosen: Sequence[tuple[Table, Row]], planned: Sequence[Planned], seeds: int) -> Iterator[Job]:
+    def jobs(self, chosen: Sequence[tuple[Table, Row]], planned: Sequence[Planned], seeds: Sequence[int]) -> Iterator[Job]:
         """One for each row and seed; first rows come first, and rows alike come after one another."""
         for number, ((table, row), plan) in enumerate(zip(chosen, planned, strict=True)):
             like = next(i for i, other in enumerate(planned) if other.first == plan.first)
             lenders = {chosen[i][1].name for i in (0, like) if i < number}
-            for seed in range(seeds):
+            for seed in seeds:
                 name, run = f"{row.name}/{seed}", self.out / row.name / str(seed)
                 place = ["--seed_everything", str(seed), "--run_dir", str(run), "--reuse", str(self.out)]
                 label = ["--wandb.name", name] + ([] if plan.wandb.group else ["--wandb.group", f"ablate-{self.ablation.name}"])
                 last = ["--stage", table.stage] if table.stage else []
-                words = ("--model", self.ablation.model, *self.settings, *row.words, *place, *label, *last)
+                settings = _with_seed(self.settings, seed)
+                words = ("--model", self.ablation.model, *settings, *row.words, *place, *label, *last)
                 key = fingerprint(plan.config | {"seed_everything": seed}, table.stage)
                 yield Job(name, words, run / "log.txt", frozenset(f"{lender}/{seed}" for lender in lenders), key)
 
