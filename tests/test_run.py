@@ -233,6 +233,8 @@ def test_one_stage(tmp_path):
     assert "stage '1-first' comes before '2-files' and is not finished" in said
     assert go([*argv, "--stage", "1-first"], tmp_path)[0] == 0
     assert go([*argv, "--stage", "2-files"], tmp_path)[0] == 0
+    other = words("Staged", tmp_path / "other", STAGED)
+    assert go([*other, "--stage", "2-files", "--reuse", str(tmp_path / "run")], tmp_path)[0] == 0, "1-first is taken from there"
     code, said = go(["--resume", str(tmp_path / "run"), "--list-stages"], tmp_path)
     assert [line.split() for line in said.splitlines()] == [["1-first", "finished"], ["2-files", "finished"]]
 

@@ -178,7 +178,8 @@ class Run:
         settings = plain(settings, inside=self.folder)
         print_ = fingerprint(settings, self.seed, self._history)
         self._history.append(f"{name} {print_} {steps}")
-        if self.only not in (None, name) and not _is_done(read_stage(self.folder / name), print_, steps):
+        done = _is_done(read_stage(self.folder / name), print_, steps)
+        if self.only not in (None, name) and not done and not self._found_elsewhere(name, print_, steps):
             raise OnlyStage(name)
         leads = rank() == 0
         stage = self._open(name, print_, settings, steps) if leads else self._wait_for(name, print_)
