@@ -306,6 +306,7 @@ def test_mistakes_are_one_line_before_anything_is_trained(mistake, tmp_path, mon
         ({"bad": {"set": {"model.fast": 3}}}, "row bad: unknown setting 'model.fast'"),
         ({"bad": {"config": "gone.yaml"}}, "gone.yaml"),
         ({"bad": {"paper": [1.0, 2.0]}}, "row 'bad' in {}: give 1 figures of the paper (loss)"),
+        ({"bad": {"model": ""}}, "row 'bad' in {} needs `model: NAME`"),
         ({"bad": {"overlay": "x"}}, "row 'bad' in {}: unknown 'overlay'"),
         ({"bad": 3}, "row 'bad' in {} must hold"),
         ({"../bad": {}}, "a row's name is its folder's"),

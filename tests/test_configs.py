@@ -20,6 +20,7 @@ TABLES = [path for path in sorted(FOLDER.glob("ablation/*.yaml")) if "tables" in
 OVERLAYS = [path for path in sorted(FOLDER.glob("ablation/*.yaml")) if path not in TABLES]
 SWEEPS = sorted(FOLDER.glob("sweep/*.yaml"))
 SMALL = sorted(FOLDER.glob("small/*.yaml"))
+COMPARED = sorted(FOLDER.glob("compare/*.yaml"))
 
 
 class Parsed(CLI):
@@ -65,15 +66,27 @@ PAPER = ("--data", "voc", "--data.root", "/voc")
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_table(path):
     """Every overlay is in a table; rows that are the method itself have the figures that the comparison has of the paper."""
-    ablation = read_ablation(path)
-    plain = parse("--model", ablation.model, *PAPER)
-    assert path.stem == ablation.model
+    ablation, model = read_ablation(path), path.stem
+    plain = parse("--model", model, *PAPER)
+    assert {row.model for row in ablation.rows.values()} == {model}
     used = {row.get("config") for table in read_config(path)["tables"].values() for row in table["rows"].values()}
     assert used - {None} == {overlay.name for overlay in OVERLAYS if overlay.stem.startswith(f"{path.stem}_")}
-    same = [row for row in ablation.rows.values() if parse("--model", ablation.model, *PAPER, *row.words) == plain]
+    same = [row for row in ablation.rows.values() if parse("--model", model, *PAPER, *row.words) == plain]
     figure, value = BEST[path.stem]
     assert value in [row.paper.get(figure) for row in same]
     assert all(0 < value < 100 for row in ablation.rows.values() for value in row.paper.values())
+
+
+@pytest.mark.parametrize("path", COMPARED, ids=lambda path: f"compare/{path.stem}")
+def test_compared(path):
+    """All methods, each with its recipe for the data; a row's overlay says the same as where fit is given it."""
+    rows = read_ablation(path).rows
+    assert [row.model for row in rows.values()] == list(rows)
+    assert rows.keys() == BEST.keys() | {"cam", "mask_rcnn"}
+    for name, content in read_config(path)["tables"]["methods"]["rows"].items():
+        words = ["--model", name, "--data", path.stem, "--data.root", "/data"]
+        overlay = ["--config", str(path.parent / content["config"])] if "config" in content else []
+        assert parse(*words, *rows[name].words) == parse(*words, *overlay)
 
 
 SWEEP_KEYS = {"name", "project", "program", "method", "metric", "parameters", "command"}

@@ -115,7 +115,7 @@ def ablate(
     ablation = read_ablation(tables)
     chosen = ablation.choose(rows)
     _check_needs(chosen, settings)
-    planned = [_plan(ablation.model, row, _with_seed(settings, first_seed)) for _, row in chosen]
+    planned = [_plan(row, _with_seed(settings, first_seed)) for _, row in chosen]
     batch = Batch(ablation, out or Path("runs", "ablate", ablation.name, planned[0].data), planned[0], settings)
     batch.claim()
     todo = [job for job in batch.jobs(chosen, planned, range(first_seed, first_seed + seeds)) if not batch.finished(job)]
@@ -160,14 +160,14 @@ class Planned(NamedTuple):
     wandb: WandB
 
 
-def _plan(model: str, row: Row, settings: Sequence[str]) -> Planned:
+def _plan(row: Row, settings: Sequence[str]) -> Planned:
     """Make a row's model and data, and let the method check its settings, without training.
 
     Raises:
         InputError: settings that are refused, with the row's name.
     """
     try:
-        cli = CLI("fit", ["--model", model, *settings, *row.words], options=options)
+        cli = CLI("fit", ["--model", row.model, *settings, *row.words], options=options)
         _check_stages(cli.model, cli.datamodule)
     except InputError as error:
         raise InputError(f"row {row.name}: {error}") from error
@@ -212,7 +212,7 @@ class Batch(NamedTuple):
             InputError: it is that of others.
         """
         place = self.out / "ablation.json"
-        mine = {"model": self.ablation.model, "tables": self.ablation.name, "data": self.first.data}
+        mine = {"tables": self.ablation.name, "data": self.first.data}
         theirs = read_json(place) if place.exists() else mine
         if theirs != mine:
             held = f"{theirs.get('tables')} on {theirs.get('data')}" if isinstance(theirs, dict) else "something else"
@@ -231,7 +231,7 @@ class Batch(NamedTuple):
                 label = ["--wandb.name", name] + ([] if plan.wandb.group else ["--wandb.group", f"ablate-{self.ablation.name}"])
                 last = ["--stage", table.stage] if table.stage else []
                 settings = _with_seed(self.settings, seed)
-                words = ("--model", self.ablation.model, *settings, *row.words, *place, *label, *last)
+                words = ("--model", row.model, *settings, *row.words, *place, *label, *last)
                 key = fingerprint(plan.config | {"seed_everything": seed}, table.stage)
                 yield Job(name, words, run / "log.txt", frozenset(f"{lender}/{seed}" for lender in lenders), key)
 

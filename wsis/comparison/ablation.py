@@ -28,6 +28,8 @@ class Row(NamedTuple):
     """The paper's figures, in percent."""
     needs: str
     """A setting that the user has to give for this row alone, such as a file of proposals; "" for none."""
+    model: str
+    """The method; that of the file unless the row has its own."""
 
 
 class Table(NamedTuple):
@@ -45,7 +47,6 @@ class Ablation(NamedTuple):
     """All tables of a file."""
 
     name: str
-    model: str
     tables: tuple[Table, ...]
 
     @property
@@ -80,30 +81,30 @@ def read_ablation(path: Path) -> Ablation:
     content = read_config(path)
     if not content.get("tables"):
         raise InputError(f"{path} is no file of ablation tables; give one such as configs/ablation/pdsl.yaml")
-    model = (content.get("model") or {}).get("class_path")
-    if not model:
-        raise InputError(f"{path} needs `model: NAME`")
-    tables = tuple(_read_table(path, name, table, str(content.get("paper", ""))) for name, table in content["tables"].items())
+    shared = (content.get("model") or {}).get("class_path", ""), str(content.get("paper", ""))
+    tables = tuple(_read_table(path, name, table, *shared) for name, table in content["tables"].items())
     names = [row.name for table in tables for row in table.rows]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"{path} has two rows called '{twice[0]}'; a row's folder has its name, so give each its own")
-    return Ablation(path.stem, model, tables)
+    return Ablation(path.stem, tables)
 
 
-def _read_table(path: Path, name: str, content: Any, paper: str) -> Table:
+def _read_table(path: Path, name: str, content: Any, model: str, paper: str) -> Table:
     where = f"table '{name}' in {path}"
     _check_keys(content, {"title", "figures", "stage", "rows"}, {"figures", "rows"}, where)
     figures = tuple(content["figures"])
-    rows = tuple(_read_row(path, str(row), settings, figures) for row, settings in content["rows"].items())
+    rows = tuple(_read_row(path, str(row), settings, figures, model) for row, settings in content["rows"].items())
     source = ", ".join(filter(None, (paper, str(content.get("title", "")))))
     return Table(name, source, figures, str(content.get("stage", "")), rows)
 
 
-def _read_row(path: Path, name: str, content: Any, figures: Sequence[str]) -> Row:
+def _read_row(path: Path, name: str, content: Any, figures: Sequence[str], model: str) -> Row:
     where = f"row '{name}' in {path}"
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise InputError(f"{where}: a row's name is its folder's; use letters, digits, _ . -")
-    _check_keys(content, {"config", "set", "paper", "needs"}, set(), where)
+    _check_keys(content, {"config", "set", "paper", "needs", "model"}, set(), where)
+    if not content.get("model", model):
+        raise InputError(f"{where} needs `model: NAME`, for itself or at the top of the file")
     overlay = read_config(path.parent / content["config"]) if "config" in content else {}
     settings = dict(_flatten(overlay)) | (content.get("set") or {})
     settings.pop(content.get("needs"), None)
@@ -111,7 +112,7 @@ def _read_row(path: Path, name: str, content: Any, figures: Sequence[str]) -> Ro
     if len(paper) != len(figures):
         raise InputError(f"{where}: give {len(figures)} figures of the paper ({', '.join(figures)}), null where it has none")
     known = {figure: float(value) for figure, value in zip(figures, paper, strict=True) if value is not None}
-    return Row(name, tuple(as_words(settings)), known, content.get("needs", ""))
+    return Row(name, tuple(as_words(settings)), known, content.get("needs", ""), content.get("model", model))
 
 
 def _check_keys(content: Any, known: set[str], required: set[str], where: str) -> None:
@@ -125,9 +126,9 @@ def _check_keys(content: Any, known: set[str], required: set[str], where: str) -
 
 
 def _flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys of an overlay."""
+    """Settings of an overlay by name; a dictionary that a model takes is one, and replaces that of the recipe."""
     for key, value in config.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and (prefix != "model." or key == "init_args"):
             yield from _flatten(value, prefix if key == "init_args" else f"{prefix}{key}.")
         elif key != "class_path":
             yield f"{prefix}{key}", value
@@ -188,7 +189,8 @@ def markdown(ablation: Ablation, data: str, outcomes: Sequence[Outcome]) -> str:
 
 def heading(ablation: Ablation, table: Table, data: str) -> str:
     """What a table shows."""
-    return f"{ablation.model} on {data}, {table.name}, in %: mean (range) over seeds. Paper: {table.source}."
+    source = f" Paper: {table.source}." if table.source else ""
+    return f"{ablation.name} on {data}, {table.name}, in %: mean (range) over seeds.{source}"
 
 
 def write_csv(path: Path, outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
