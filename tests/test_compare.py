@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import toy_runs
 from toy_runs import make_run, write_stage
+from wandb_files import read_wandb
 
 from wsis import compare, fit
 from wsis.comparison.table import BEGIN, END
@@ -93,6 +94,19 @@ def test_runs_become_rows_csv_and_page(runs, tmp_path, capsys):
     assert page.seen.count("script") == 2
     assert page.seen.count("table") == 1
     assert not [path for path in tmp_path.iterdir() if path.name not in ("shapes.csv", "shapes.html")]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_wandb_has_the_table(runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    compare.main(words(runs[:2], tmp_path, "--images", 0, "--wandb.project", "trial", "--wandb.mode", "offline"))
+    (run,) = [read_wandb(path) for path in tmp_path.rglob("*.wandb")]
+    (found,) = run.series("compare-shapes")
+    table = json.loads((run.files / found["path"]).read_text())
+    with (tmp_path / "shapes.csv").open() as file:
+        (line,) = csv.DictReader(file)
+    assert (run.project, run.name) == ("trial", "compare-shapes")
+    assert dict(zip(table["columns"], table["data"][0], strict=True))["AP50"] == float(line["AP50"])
 
 
 def test_settings_tell_rows_of_a_method_apart(runs, place, tmp_path):

@@ -25,6 +25,7 @@ from wsis.data._labels import relabel
 from wsis.files import InputError
 from wsis.inference import read_run
 from wsis.label import label_images
+from wsis.loggers import WandB
 from wsis.messages import plain_errors
 from wsis.metrics.errors import Breakdown, break_down
 from wsis.metrics.results import read_results
@@ -35,6 +36,8 @@ from wsis.types import Prediction
 
 __all__ = ["compare_runs", "main"]
 
+_NO_WANDB = WandB()
+
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:
     """Compare what `argv` names; returns the rows of the table."""
@@ -42,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
         parser = ArgumentParser(prog="python -m wsis.compare", description=__doc__, exit_on_error=False, formatter_class=Help)
         parser.add_argument("runs", nargs="+", type=Path, help="Folders of finished runs on the same data.")
         parser.add_function_arguments(compare_runs, skip={"runs"})
-        return compare_runs(**parse(parser, argv))
+        given = parse(parser, argv)
+        return compare_runs(**given | {"wandb": WandB(**given["wandb"])})
 
 
 def compare_runs(
@@ -52,6 +56,7 @@ def compare_runs(
     write: Path | None = None,
     images: int = 500,
     accelerator: str = "auto",
+    wandb: WandB = _NO_WANDB,
 ) -> list[Row]:
     """Put runs into one table: printed, as OUT/DATA.csv, and as the page OUT/DATA.html with classes, errors and pictures.
 
@@ -65,6 +70,7 @@ def compare_runs(
         write: A file such as README.md, to put the table between its lines `<!-- compare -->` and `<!-- /compare -->`.
         images: Most pictures in the page, those on which methods disagree most; 0 has none.
         accelerator: What to compute on, as Lightning calls it: auto, cpu, gpu, ...
+        wandb: Where to log the table, too.
 
     Raises:
         InputError: what is no finished run, or runs that were not judged on the same images.
@@ -86,9 +92,11 @@ def compare_runs(
     rows = make_rows(read_entry(folder, results_of(folder, split), judged[folder]) for folder in folders)
     name = rows[0].first.judged.index.name + ("" if split == "val" else f"-{split}")
     _look(rows, split, images, accelerator, out / f"{name}.html")
-    write_csv(out / f"{name}.csv", rows, split)
+    cells = write_csv(out / f"{name}.csv", rows, split)
     if write:
         write_into(write, markdown(rows, split))
+    if wandb.project:
+        wandb.log_table(out, f"compare-{name}", cells)
     _print(rows)
     print(f"wrote {out / name}.csv, {out / name}.html" + (f", {write}" if write else ""))
     return rows

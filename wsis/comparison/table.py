@@ -114,8 +114,8 @@ def _words(value: Any) -> str:
     return " + ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
 
 
-def write_csv(path: Path, rows: Sequence[Row], split: str) -> None:
-    """Write the table with a row for each method; figures in percent, mean and range over seeds, beside the paper's."""
+def write_csv(path: Path, rows: Sequence[Row], split: str) -> list[dict[str, str]]:
+    """Write the table, a row for each method, and return it; figures in percent: mean, range over seeds, the paper's."""
     text = io.StringIO()
     lines = [_cells(row, split) for row in rows]
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
@@ -123,6 +123,7 @@ def write_csv(path: Path, rows: Sequence[Row], split: str) -> None:
     writer.writerows(lines)
     with whole(path) as scratch:
         scratch.write_text(text.getvalue(), encoding="utf-8")
+    return lines
 
 
 def _cells(row: Row, split: str) -> dict[str, str]:
