@@ -26,11 +26,10 @@ from _runs import call, spread
 from pycocotools import mask as rle
 from torchvision.ops import box_iou
 
-from wsis.data._samples import truth_of
 from wsis.data.coco import COCO
 from wsis.data.shapes import Shapes
 from wsis.files import read_json
-from wsis.test import print_table
+from wsis.test import print_table, truths_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OVERLAYS = CONFIGS / "ablation"
@@ -134,8 +133,7 @@ def figures(asked: argparse.Namespace, row: Row, draw: int) -> list[float]:
 def best_overlaps(labels: Sequence[Any], index: Any) -> list[tuple[float, float]]:
     """Of each label the highest IoU of its box and of its mask with an object of its class."""
     classes = {category["id"]: label for label, category in enumerate(index.categories)}
-    sizes = {image["id"]: (image["height"], image["width"]) for image in index.images}
-    truths = {image: truth_of(index.annotations[image], classes, size) for image, size in sizes.items()}
+    truths = dict(zip((image["id"] for image in index.images), truths_of(index), strict=True))
     found = []
     for label in labels:
         truth, (x, y, width, height) = truths[label["image_id"]], label["bbox"]
