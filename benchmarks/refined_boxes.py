@@ -17,7 +17,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,7 +117,7 @@ def external(folder: Path, draw: int, data: Sequence[str], threads: int) -> Path
     return found
 
 
-def figures(asked: argparse.Namespace, row: Row, draw: int) -> list[float]:
+def figures(asked: argparse.Namespace, row: Row, draw: int) -> list[float | None]:
     """FIGURES of Mask R-CNN, and LEARNT of the labels that it learns from."""
     run = asked.folder / f"{row.run}-{draw}"
     metrics = run / f"round-{row.round}-mask-rcnn/metrics.json"
@@ -127,7 +126,8 @@ def figures(asked: argparse.Namespace, row: Row, draw: int) -> list[float]:
     data = COCO(asked.coco, classes="voc") if asked.coco else Shapes(root=asked.folder / "data", seed=draw)
     overlaps = torch.tensor(best_overlaps(labels, data.index("train")))
     learnt = [overlaps[:, 0].mean(), *(overlaps > 0.5).float().mean(0)]
-    return [100 * float(value) for value in (*(final.get(f"val/{name}", nan) for name in FIGURES), *learnt)]
+    known = [final.get(f"val/{name}") for name in FIGURES]
+    return [None if value is None else 100 * float(value) for value in (*known, *learnt)]
 
 
 def best_overlaps(labels: Sequence[Any], index: Any) -> list[tuple[float, float]]:
