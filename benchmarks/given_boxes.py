@@ -17,11 +17,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 from _runs import call, spread
-from pycocotools import mask as rle
 
 from wsis.data.coco import COCO
 from wsis.files import read_json
 from wsis.metrics import MaskIoU
+from wsis.nn.masks import run_lengths
 from wsis.test import print_table
 from wsis.types import Prediction
 
@@ -72,7 +72,7 @@ def baselines(folder: Path) -> dict[str, list[float]]:
         truth, image = sample["truth"], np.ascontiguousarray(sample["image"].permute(1, 2, 0).numpy()[..., ::-1])
         for name, make in makers.items():
             start = time.perf_counter()
-            masks = [rle.encode(np.asfortranarray(make(image, box))) for box in truth.boxes.numpy()]
+            masks = [run_lengths(make(image, box)) for box in truth.boxes.numpy()]
             seconds[name] += time.perf_counter() - start
             found = Prediction(sample["image_id"], sample["size"], truth.boxes, truth.labels.float(), truth.labels, masks)
             metrics[name].update([found], [truth])
