@@ -22,6 +22,7 @@ from pycocotools import mask as rle_masks
 from wsis import compare
 from wsis.data._shapes_scene import THINGS, SceneSettings, paint_scene
 from wsis.data.coco import COCO
+from wsis.nn.masks import run_lengths
 from wsis.test import evaluate
 
 METHODS = {"boxcaseg": "BoxCaseg", "cam": "CAM", "ccgr": "CCGR", "jtsm": "JTSM", "mask_rcnn": "MaskRCNN", "pdsl": "PDSL"}
@@ -117,7 +118,7 @@ def write_run(folder: Path, data: Path, seed: int, detections: int) -> Path:
 
 
 def as_rle(mask: np.ndarray) -> dict[str, Any]:
-    rle = rle_masks.encode(np.asfortranarray(mask, np.uint8))
+    rle = run_lengths(mask)
     return {"size": rle["size"], "counts": rle["counts"].decode()}
 
 

@@ -9,17 +9,17 @@ IoU and the share above 0.5 are in percent. Runs that are finished are not repea
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _runs import call, spread
 from numpy.typing import NDArray
 
 from wsis.data.coco import COCO
 from wsis.models._em_paste_foregrounds import Segments, choose
+from wsis.test import print_table
 
 CONFIG = Path(__file__).parents[1] / "configs" / "small" / "em_paste_coco.yaml"
 PROPOSALS = 300
@@ -41,11 +41,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/foregrounds"))
     asked = parser.parse_args()
     runs = [judged(describe(asked, seed), asked.data) for seed in range(asked.seeds)]
-    print("  ".join(["".ljust(28), *(name.rjust(22) for name in ("mean IoU", "share above 0.5", "choices"))]))
-    for row in runs[0]:
-        print(
-            "  ".join([row.ljust(28), *(spread(column).rjust(22) for column in zip(*(run[row] for run in runs), strict=True))])
-        )
+    rows = [[row, *map(spread, zip(*(run[row] for run in runs), strict=True))] for row in runs[0]]
+    print_table([["", "mean IoU", "share above 0.5", "choices"], *rows])
 
 
 def describe(asked: argparse.Namespace, seed: int) -> Segments:
@@ -55,10 +52,7 @@ def describe(asked: argparse.Namespace, seed: int) -> Segments:
     words += ["--data.classes", "voc", "--model.weights", str(asked.weights), "--run_dir", str(run)]
     words += ["--seed_everything", str(seed), "--data.loading.seed", str(seed), "--data.max_proposals", str(PROPOSALS)]
     for stage in ("1-classifier", "2-segments"):
-        command = [sys.executable, "-m", "wsis.fit", *words, "--stage", stage]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if done.returncode:
-            sys.exit(done.stdout)
+        call("fit", [*words, "--stage", stage])
     return Segments.read(run / "2-segments")
 
 
@@ -118,10 +112,6 @@ def of_choice(
 
 def figures(overlaps: list[float], above: list[float]) -> tuple[float, float, float]:
     return 100 * float(np.mean(overlaps)), 100 * float(np.mean(above)), float(len(overlaps))
-
-
-def spread(values: tuple[float, ...]) -> str:
-    return f"{np.mean(values):.1f}" + (f" ({min(values):.1f}-{max(values):.1f})" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -10,19 +10,19 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-from pycocotools import mask as rle
+from _runs import call, spread
 
 from wsis.data.coco import COCO
+from wsis.files import read_json
 from wsis.metrics import MaskIoU
+from wsis.nn.masks import run_lengths
+from wsis.test import print_table
 from wsis.types import Prediction
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -47,14 +47,14 @@ def main() -> None:
     arguments.add_argument("--rows", nargs="*", default=["baselines", *ROWS], choices=["baselines", *ROWS])
     arguments.add_argument("--out", type=Path, default=Path("runs/given-boxes"))
     asked = arguments.parse_args()
-    print("  ".join(["".ljust(28), *(name.rjust(22) for name in (*COLUMNS, "minutes"))]))
+    lines = [["", *COLUMNS, "minutes"]]
     for row in asked.rows:
         if row == "baselines":
-            for name, values in baselines(asked.data).items():
-                _row(name, [values])
+            lines += [[name, *(spread([value]) for value in values)] for name, values in baselines(asked.data).items()]
             continue
         runs = [figures(row, seed, asked) for seed in range(asked.seeds)]
-        _row(f"{row}, mean (range)", runs)
+        lines.append([f"{row}, mean (range)", *map(spread, zip(*runs, strict=True))])
+    print_table(lines)
     print(f"most memory of a run: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20:.1f} GiB")
 
 
@@ -72,7 +72,7 @@ def baselines(folder: Path) -> dict[str, list[float]]:
         truth, image = sample["truth"], np.ascontiguousarray(sample["image"].permute(1, 2, 0).numpy()[..., ::-1])
         for name, make in makers.items():
             start = time.perf_counter()
-            masks = [rle.encode(np.asfortranarray(make(image, box))) for box in truth.boxes.numpy()]
+            masks = [run_lengths(make(image, box)) for box in truth.boxes.numpy()]
             seconds[name] += time.perf_counter() - start
             found = Prediction(sample["image_id"], sample["size"], truth.boxes, truth.labels.float(), truth.labels, masks)
             metrics[name].update([found], [truth])
@@ -89,14 +89,10 @@ def figures(row: str, seed: int, asked: argparse.Namespace) -> list[float]:
         words += ["--config", str(CONFIGS / f"ablation/boxcaseg_{ROWS[row]}.yaml")] if ROWS[row] else []
         words += ["--data.root", str(asked.data), "--data.salient", str(asked.salient), "--model.weights", str(asked.weights)]
         words += ["--run_dir", str(run), "--seed_everything", str(seed), "--data.loading.seed", str(seed)]
-        done = subprocess.run(
-            [sys.executable, "-m", "wsis.fit", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        if done.returncode:
-            sys.exit(done.stdout)
+        call("fit", words)
         run.joinpath("minutes.json").write_text(json.dumps((time.perf_counter() - start) / 60))
-    judged = _read(run / "1-joint/metrics.json")
-    return [*(100 * judged[f"val/{c}"] for c in COLUMNS), _read(run / "minutes.json")]
+    judged = read_json(run / "1-joint/metrics.json")
+    return [*(100 * judged[f"val/{c}"] for c in COLUMNS), read_json(run / "minutes.json")]
 
 
 def _box(image: Pixels, box: np.ndarray) -> Pixels:
@@ -133,18 +129,6 @@ def _corners(box: np.ndarray) -> tuple[int, int, int, int]:
     x1, y1 = (int(v) for v in np.floor(box[:2] + 0.5))
     x2, y2 = (int(v) for v in np.ceil(box[2:] - 0.5))
     return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text())
-
-
-def _row(name: str, runs: list[list[float]]) -> None:
-    cells = []
-    for values in zip(*runs, strict=True):
-        mean, spread = sum(values) / len(values), f" ({min(values):.1f}-{max(values):.1f})" if len(values) > 1 else ""
-        cells.append(f"{mean:.1f}{spread}")
-    print("  ".join([name.ljust(28), *(cell.rjust(22) for cell in cells)]), flush=True)
 
 
 if __name__ == "__main__":

@@ -10,17 +10,17 @@ each image with the stuff class that is most frequent in training, and finds no 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from _runs import call, spread
 
 from wsis.data.coco import COCO
+from wsis.files import read_json
 from wsis.metrics import PanopticQuality
+from wsis.test import print_table
 from wsis.types import Prediction, Truth
 
 ROWS = {
@@ -38,11 +38,8 @@ FIGURES = ("PQ", "PQ_things", "PQ_stuff", "SQ", "RQ", "AP50", "CorLoc")
 
 def fit(run: Path, words: list[str]) -> dict[str, float]:
     """Train one run, unless it is there, and give its figures in percent."""
-    command = [sys.executable, "-m", "wsis.fit", "--model", "jtsm", *words, "--run_dir", str(run)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr[-2000:])
-    found = json.loads((max(run.glob("*/stage.json"))).read_text())["metrics"]
+    call("fit", ["--model", "jtsm", *words, "--run_dir", str(run)])
+    found = read_json(max(run.glob("*/stage.json")))["metrics"]
     return {figure: 100 * found[f"val/{figure}"] for figure in FIGURES}
 
 
@@ -56,15 +53,12 @@ def row(folder: Path, name: str, draw: int) -> dict[str, float]:
 
 
 def tables(folder: Path, draws: list[int], jobs: int) -> None:
-    print(f"{'':<14}" + "".join(f"{figure:>20}" for figure in FIGURES))
+    lines = [["", *FIGURES]]
     for name in ROWS:
         with ThreadPoolExecutor(jobs) as pool:
             found = list(pool.map(lambda draw, name=name: row(folder, name, draw), draws))
-        print(f"{name:<14}" + "".join(_cell([one[figure] for one in found]) for figure in FIGURES), flush=True)
-
-
-def _cell(values: list[float]) -> str:
-    return f"{sum(values) / len(values):.1f} ({min(values):.1f}-{max(values):.1f})".rjust(20)
+        lines.append([name, *(spread([one[figure] for one in found]) for figure in FIGURES)])
+    print_table(lines)
 
 
 def real(folder: Path, data: Path, weights: Path) -> None:
@@ -82,10 +76,9 @@ def real(folder: Path, data: Path, weights: Path) -> None:
             filled = torch.tensor([20 + most, 0], dtype=torch.int32).expand(image["height"], image["width"], 2)
             guess = Prediction(image["id"], filled.shape[:2], *(torch.zeros(0) for _ in range(3)), [], filled)
             floor.update([guess], [nothing._replace(panoptic=truth)])
-    print(f"{'':<14}" + "".join(f"{figure:>12}" for figure in FIGURES))
-    print(f"{'jtsm':<14}" + "".join(f"{found[figure]:>12.1f}" for figure in FIGURES))
     lowest = floor.compute()
-    print(f"{'floor':<14}" + "".join(f"{100 * lowest[figure]:>12.1f}" for figure in FIGURES if figure in lowest))
+    lines = [["", *FIGURES], ["jtsm", *(f"{found[figure]:.1f}" for figure in FIGURES)]]
+    print_table([*lines, ["floor", *(f"{100 * lowest[figure]:.1f}" if figure in lowest else "" for figure in FIGURES)]])
 
 
 def main() -> None:

@@ -9,13 +9,14 @@ where it was stopped. All figures are in percent, of the validation images; a ma
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+
+from _runs import call, spread
+
+from wsis.files import read_json
+from wsis.test import print_table
 
 OVERLAYS = Path(__file__).parents[1] / "configs" / "ablation"
 ROWS = {
@@ -40,10 +41,11 @@ def main() -> None:
         list(
             pool.map(lambda job: fit(asked.folder, *job, threads), [(row, draw) for draw in asked.draws for row in asked.rows])
         )
-    print("  ".join(["".ljust(20), *(name.rjust(20) for name in (*FIGURES, "mIoU given boxes", "dropped"))]))
+    lines = [["", *FIGURES, "mIoU given boxes", "dropped"]]
     for row in asked.rows:
         columns = zip(*(figures(asked.folder, row, draw) for draw in asked.draws), strict=True)
-        print("  ".join([row.ljust(20), *(spread(column).rjust(20) for column in columns)]))
+        lines.append([row, *map(spread, columns)])
+    print_table(lines)
 
 
 def fit(folder: Path, row: str, draw: int, threads: int) -> None:
@@ -56,38 +58,22 @@ def fit(folder: Path, row: str, draw: int, threads: int) -> None:
         "--run_dir",
         str(place(folder, row, draw)),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", "wsis.fit", *words, "--data.loading.workers", "0"]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        sys.exit(done.stdout)
+    call("fit", [*words, "--data.loading.workers", "0"], threads)
 
 
 def figures(folder: Path, row: str, draw: int) -> list[float | None]:
     """FIGURES of the last stage, the mask IoU of the joint one, and the share of masks that are not learnt from."""
     run = place(folder, row, draw)
-    final = read(next(iter([*run.glob("3-mask-rcnn/metrics.json"), *run.glob("train/metrics.json")])))
+    final = read_json(next(iter([*run.glob("3-mask-rcnn/metrics.json"), *run.glob("train/metrics.json")])))
     known: list[float | None] = [100 * final[f"val/{name}"] for name in FIGURES]
     if not (run / "1-joint").is_dir():
         return [*known, None, None]
-    ignored = [a["ignore"] for a in read(run / "2-proxy-masks/labels.json")["annotations"]]
-    return [*known, 100 * read(run / "1-joint/metrics.json")["val/mIoU"], 100 * sum(ignored) / len(ignored)]
+    ignored = [a["ignore"] for a in read_json(run / "2-proxy-masks/labels.json")["annotations"]]
+    return [*known, 100 * read_json(run / "1-joint/metrics.json")["val/mIoU"], 100 * sum(ignored) / len(ignored)]
 
 
 def place(folder: Path, row: str, draw: int) -> Path:
     return folder / f"{row.replace(' + ', '-').replace(' ', '-')}-{draw}"
-
-
-def read(path: Path) -> Any:
-    return json.loads(path.read_text())
-
-
-def spread(values: tuple[float | None, ...]) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    mean = sum(known) / len(known)
-    return f"{mean:.1f}" + (f" ({min(known):.1f}-{max(known):.1f})" if len(known) > 1 else "")
 
 
 if __name__ == "__main__":

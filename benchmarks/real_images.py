@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
+from _runs import call, spread
 from torchvision.ops import box_iou
 
 from wsis.data.coco import COCO
+from wsis.files import read_json
 from wsis.metrics import CorLoc
+from wsis.test import print_table
 from wsis.types import Prediction, Proposals, Truth
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "small"
@@ -36,15 +36,14 @@ def main() -> None:
     arguments.add_argument("--seeds", type=int, default=3)
     arguments.add_argument("--out", type=Path, default=Path("runs/real-images"))
     asked = arguments.parse_args()
-    names = [" ".join(column) for column in COLUMNS]
-    print("  ".join(["".ljust(24), *(name.rjust(22) for name in names), "minutes".rjust(8)]))
+    lines = [["", *map(" ".join, COLUMNS), "minutes"]]
     for name, value in baselines(asked.data).items():
-        _row(name, [[100 * value[figure] for figure in ("CorLoc", "CorLoc_images")]])
+        lines.append([name, *(spread([100 * value[figure]]) for figure in ("CorLoc", "CorLoc_images")), "", "", ""])
     for model in ("cam", "pdsl"):
         runs = [figures(model, seed, asked) for seed in range(asked.seeds)]
-        for seed, run in enumerate(runs):
-            _row(f"{model}, seed {seed}", [run])
-        _row(f"{model}, mean (range)", runs)
+        lines += [[f"{model}, seed {seed}", *(spread([value]) for value in run)] for seed, run in enumerate(runs)]
+        lines.append([f"{model}, mean (range)", *map(spread, zip(*runs, strict=True))])
+    print_table(lines)
 
 
 def baselines(folder: Path) -> dict[str, dict[str, float]]:
@@ -76,14 +75,14 @@ def figures(model: str, seed: int, asked: argparse.Namespace) -> list[float]:
         start = time.perf_counter()
         words = ["--model", model, "--data", "coco", "--config", str(CONFIGS / f"{model}_coco.yaml"), "--run_dir", str(run)]
         words += ["--data.root", str(asked.data), "--data.classes", "voc", "--model.weights", str(asked.weights)]
-        _call("wsis.fit", [*words, "--seed_everything", str(seed), "--data.loading.seed", str(seed)])
+        call("fit", [*words, "--seed_everything", str(seed), "--data.loading.seed", str(seed)])
         run.joinpath("minutes.json").write_text(json.dumps((time.perf_counter() - start) / 60))
     if not (run / "test-train" / "metrics.json").is_file():
-        _call("wsis.test", ["--run", str(run), "--split", "train"])
-    judged = {f"train/{key}": value for key, value in _read(run / "test-train" / "metrics.json")["metrics"].items()}
+        call("test", ["--run", str(run), "--split", "train"])
+    judged = {f"train/{key}": value for key, value in read_json(run / "test-train" / "metrics.json")["metrics"].items()}
     for stage in sorted(run.glob("*/stage.json")):
-        judged |= _read(stage)["metrics"]  # a fit ends with the validation images
-    return [*(100 * judged[f"{split}/{figure}"] for split, figure in COLUMNS), _read(run / "minutes.json")]
+        judged |= read_json(stage)["metrics"]  # a fit ends with the validation images
+    return [*(100 * judged[f"{split}/{figure}"] for split, figure in COLUMNS), read_json(run / "minutes.json")]
 
 
 def _overlap(boxes: torch.Tensor, truth: Truth) -> torch.Tensor:
@@ -96,24 +95,6 @@ def _overlap(boxes: torch.Tensor, truth: Truth) -> torch.Tensor:
         ],
         1,
     )
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text())
-
-
-def _call(module: str, words: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-m", module, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        sys.exit(done.stdout)
-
-
-def _row(name: str, runs: list[list[float]]) -> None:
-    cells = []
-    for values in zip(*runs, strict=True):
-        mean, spread = sum(values) / len(values), f" ({min(values):.1f}-{max(values):.1f})" if len(values) > 1 else ""
-        cells.append(f"{mean:.1f}{spread}")
-    print("  ".join([name.ljust(24), *(cell.rjust(22) for cell in cells)]), flush=True)
 
 
 if __name__ == "__main__":

@@ -15,21 +15,20 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from math import nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from _runs import call, spread
 from pycocotools import mask as rle
 from torchvision.ops import box_iou
 
-from wsis.data._samples import truth_of
 from wsis.data.coco import COCO
 from wsis.data.shapes import Shapes
+from wsis.files import read_json
+from wsis.test import print_table, truths_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OVERLAYS = CONFIGS / "ablation"
@@ -43,6 +42,7 @@ class Row(NamedTuple):
     run: str = "all"
 
 
+WORKERS = ["--data.loading.workers", "0"]
 LABELS = ["--model.rounds", "1", "--stage", "round-1-labels"]
 ROWS = {
     "all three": Row(["--model.rounds", "3"]),
@@ -74,10 +74,11 @@ def main() -> None:
     threads = max(1, (os.cpu_count() or 1) // asked.jobs)
     with ThreadPoolExecutor(asked.jobs) as pool:
         list(pool.map(lambda draw: fit_all(asked, draw, threads), asked.draws))
-    print("  ".join(["".ljust(26), *(name.rjust(18) for name in (*FIGURES, *LEARNT))]))
+    lines = [["", *FIGURES, *LEARNT]]
     for row in asked.rows:
         columns = zip(*(figures(asked, ROWS[row], draw) for draw in asked.draws), strict=True)
-        print("  ".join([row.ljust(26), *(spread(column).rjust(18) for column in columns)]), flush=True)
+        lines.append([row, *map(spread, columns)])
+    print_table(lines)
 
 
 def given(asked: argparse.Namespace, draw: int) -> list[str]:
@@ -97,7 +98,7 @@ def fit_all(asked: argparse.Namespace, draw: int, threads: int) -> None:
         elif row.run != "all" and not run.exists():
             for stage in SHARED:
                 shutil.copytree(asked.folder / f"all-{draw}" / stage, run / stage)
-        call("fit", ["--model", "ccgr", *given(asked, draw), *row.words, *extra, "--run_dir", str(run)], threads)
+        call("fit", ["--model", "ccgr", *given(asked, draw), *row.words, *extra, "--run_dir", str(run), *WORKERS], threads)
 
 
 def external(folder: Path, draw: int, data: Sequence[str], threads: int) -> Path:
@@ -106,42 +107,33 @@ def external(folder: Path, draw: int, data: Sequence[str], threads: int) -> Path
     if not found.exists():
         others = ["--data.root", str(folder / "data"), "--data.seed", "9"]
         others += ["--data.augment.short_sides", "[160]", "--model.test_side", "160"]  # as CCGR's own
-        call("fit", ["--model", "mask_rcnn", *others, "--run_dir", str(teacher)], threads)
+        call("fit", ["--model", "mask_rcnn", *others, "--run_dir", str(teacher), *WORKERS], threads)
         results = []
         for split in ("train", "val"):
             out = folder / f"external-{draw}-{split}"
-            call("test", ["--run", str(teacher), *data, "--split", split, "--out", str(out)], threads)
-            results += read(out / "predictions.json")
+            call("test", ["--run", str(teacher), *data, "--split", split, "--out", str(out), *WORKERS], threads)
+            results += read_json(out / "predictions.json")
         found.write_text(json.dumps(results))
     return found
 
 
-def call(verb: str, words: Sequence[str], threads: int) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    workers = ["--data.loading.workers", "0"]
-    command = [sys.executable, "-m", f"wsis.{verb}", *words, *workers]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        sys.exit(done.stdout)
-
-
-def figures(asked: argparse.Namespace, row: Row, draw: int) -> list[float]:
+def figures(asked: argparse.Namespace, row: Row, draw: int) -> list[float | None]:
     """FIGURES of Mask R-CNN, and LEARNT of the labels that it learns from."""
     run = asked.folder / f"{row.run}-{draw}"
     metrics = run / f"round-{row.round}-mask-rcnn/metrics.json"
-    final = read(metrics) if metrics.exists() else {}
-    labels = read(run / f"round-{row.round}-labels/labels.json")["annotations"]
+    final = read_json(metrics) if metrics.exists() else {}
+    labels = read_json(run / f"round-{row.round}-labels/labels.json")["annotations"]
     data = COCO(asked.coco, classes="voc") if asked.coco else Shapes(root=asked.folder / "data", seed=draw)
     overlaps = torch.tensor(best_overlaps(labels, data.index("train")))
     learnt = [overlaps[:, 0].mean(), *(overlaps > 0.5).float().mean(0)]
-    return [100 * float(value) for value in (*(final.get(f"val/{name}", nan) for name in FIGURES), *learnt)]
+    known = [final.get(f"val/{name}") for name in FIGURES]
+    return [None if value is None else 100 * float(value) for value in (*known, *learnt)]
 
 
 def best_overlaps(labels: Sequence[Any], index: Any) -> list[tuple[float, float]]:
     """Of each label the highest IoU of its box and of its mask with an object of its class."""
     classes = {category["id"]: label for label, category in enumerate(index.categories)}
-    sizes = {image["id"]: (image["height"], image["width"]) for image in index.images}
-    truths = {image: truth_of(index.annotations[image], classes, size) for image, size in sizes.items()}
+    truths = dict(zip((image["id"] for image in index.images), truths_of(index), strict=True))
     found = []
     for label in labels:
         truth, (x, y, width, height) = truths[label["image_id"]], label["bbox"]
@@ -150,14 +142,6 @@ def best_overlaps(labels: Sequence[Any], index: Any) -> list[tuple[float, float]
         masks = rle.iou([label["segmentation"]], [truth.masks[k] for k in own.tolist()], [0] * len(own)) if len(own) else None
         found.append((float(boxes.max()), float(masks.max())) if masks is not None else (0.0, 0.0))
     return found
-
-
-def read(path: Path) -> Any:
-    return json.loads(path.read_text())
-
-
-def spread(values: tuple[float, ...]) -> str:
-    return f"{sum(values) / len(values):.1f}" + (f" ({min(values):.1f}-{max(values):.1f})" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ where it was stopped. PDSL without correlation shares the classifier of the run 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -17,6 +16,11 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from _runs import call, spread
+
+from wsis.files import read_json
+from wsis.test import print_table
 
 METHODS = {
     "cam": ["--model", "cam"],
@@ -32,10 +36,7 @@ def fit(folder: Path, name: str, draw: int, seed: int, threads: int) -> None:
         shutil.copytree(folder / "pdsl" / f"{draw}-{seed}" / "1-classifier", run / "1-classifier")
     words = [*METHODS[name], "--data.seed", str(draw), "--data.root", str(folder / "data"), "--seed_everything", str(seed)]
     begin = time.time()
-    command = [sys.executable, "-m", "wsis.fit", *words, "--run_dir", str(run), "--trainer.accelerator", "cpu"]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr[-2000:])
+    call("fit", [*words, "--run_dir", str(run), "--trainer.accelerator", "cpu"], threads)
     if not (run / "seconds").exists():
         (run / "seconds").write_text(str(round(time.time() - begin)))
 
@@ -43,8 +44,7 @@ def fit(folder: Path, name: str, draw: int, seed: int, threads: int) -> None:
 def figures(folder: Path, name: str, draws: list[int], seeds: list[int]) -> list[dict[str, float]]:
     runs = [folder / name.replace(", ", "-").replace(" ", "-") / f"{draw}-{seed}" for draw in draws for seed in seeds]
     last = [max(run.glob("*/metrics.json"), key=lambda path: path.parent.name) for run in runs]
-    found = [json.loads(path.read_text()) for path in last]
-    return [{figure: 100 * one[f"val/{figure}"] for figure in FIGURES} for one in found]
+    return [{figure: 100 * one[f"val/{figure}"] for figure in FIGURES} for one in map(read_json, last)]
 
 
 def main() -> None:
@@ -62,18 +62,11 @@ def main() -> None:
     for name in ("pdsl", "cam", "pdsl, without correlation"):
         with ThreadPoolExecutor(given.jobs) as pool:
             list(pool.map(lambda pair, name=name: fit(given.folder, name, *pair, threads), pairs))
-    print(f"{'':<28}" + "".join(f"{figure:>22}" for figure in FIGURES))
-    for name in METHODS:
-        found = figures(given.folder, name, given.draws, given.seeds)
-        cells = []
-        for figure in FIGURES:
-            values = [one[figure] for one in found]
-            cells.append(f"{sum(values) / len(values):.1f} ({min(values):.1f}-{max(values):.1f})")
-        print(f"{name:<28}" + "".join(f"{cell:>22}" for cell in cells))
+    found = {name: figures(given.folder, name, given.draws, given.seeds) for name in METHODS}
+    rows = [[name, *(spread([one[figure] for one in runs]) for figure in FIGURES)] for name, runs in found.items()]
+    print_table([["", *FIGURES], *rows])
     print("AP50 by (draw, seed): " + ", ".join(map(str, pairs)))
-    for name in METHODS:
-        values = [f"{one['AP50']:.1f}" for one in figures(given.folder, name, given.draws, given.seeds)]
-        print(f"  {name:<22}" + "  ".join(values))
+    print_table([[f"  {name}", *(f"{one['AP50']:.1f}" for one in runs)] for name, runs in found.items()])
 
 
 if __name__ == "__main__":

@@ -6,16 +6,17 @@ import errno
 import json
 import os
 import pickle
+import sqlite3
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["InputError", "cache_folder", "clear_scratch", "read_json", "read_pickle", "whole"]
+__all__ = ["InputError", "cache_folder", "clear_scratch", "database", "read_json", "read_pickle", "whole"]
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -55,6 +56,26 @@ def clear_scratch(folder: Path) -> None:
     """Delete what `whole` was writing, anywhere in `folder`, when its process was killed."""
     for torn in folder.rglob(".*.????????"):
         torn.unlink(missing_ok=True)
+
+
+@contextmanager
+def database(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open an SQLite file to write to it, or begin it; what is committed stays on any error.
+
+    Raises:
+        InputError: it cannot be written, also later, while it is open.
+        sqlite3.DatabaseError: it is no SQLite file, or is damaged.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path, timeout=60)) as connection:
+            yield connection
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error
+    except sqlite3.OperationalError as error:
+        raise InputError(
+            f"cannot write {path}: {error}; free space or choose another place, then repeat the command"
+        ) from error
 
 
 def cache_folder() -> Path:

@@ -356,21 +356,19 @@ def test_a_classifier_without_any_peak_is_told(data, tmp_path):
         write_first_hints(tmp_path, Sighted(data, blind=True), data, **SETTINGS)
 
 
-def test_wrong_settings_of_a_branch_are_told_before_anything_is_trained(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"hiden": 8}, "unknown setting 'model.detector.hiden'; did you mean 'hidden'?"),
+        ({"stage": 4}, "model.detector needs 5 feature maps"),  # deeper than the classifier
+    ],
+)
+def test_a_branch_that_cannot_be_made_is_told_before_anything_is_trained(tmp_path, capsys, setting, message):
     words = ["--model", "ccgr", "--data.root", str(tmp_path / "shapes"), "--data.train", "2", "--data.val", "1"]
-    words += ["--model.detector", json.dumps({"steps": 3, "hiden": 8}), "--run_dir", str(tmp_path / "run")]
+    words += ["--model.detector", json.dumps({"steps": 3, **setting}), "--run_dir", str(tmp_path / "run")]
     with pytest.raises(SystemExit):
         fit.main(words)
-    assert "unknown setting 'model.detector.hiden'; did you mean 'hidden'?" in capsys.readouterr().err
-    assert not list(tmp_path.glob("run/*/checkpoints"))
-
-
-def test_a_branch_deeper_than_the_classifier_is_told_before_anything_is_trained(tmp_path, capsys):
-    words = ["--model", "ccgr", "--data.root", str(tmp_path / "shapes"), "--data.train", "2", "--data.val", "1"]
-    words += ["--model.detector", json.dumps({"steps": 3, "stage": 4}), "--run_dir", str(tmp_path / "run")]
-    with pytest.raises(SystemExit):
-        fit.main(words)
-    assert "model.detector needs 5 feature maps" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("run/*/checkpoints"))
 
 

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from wsis.data._coco_json import Index, Record
 from wsis.data._images import read_image
-from wsis.files import InputError
+from wsis.files import InputError, database
 from wsis.types import Proposals
 
 __all__ = ["ProposalFile", "ProposalWriter", "make", "write"]
@@ -167,8 +167,7 @@ def write(path: str | os.PathLike[str], provenance: dict[str, Any]) -> Iterator[
     """
     path = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(path, timeout=60)) as connection:
+        with database(path) as connection:
             if connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None:
                 _create(connection, provenance)
             _require_same(path, provenance)
@@ -176,12 +175,6 @@ def write(path: str | os.PathLike[str], provenance: dict[str, Any]) -> Iterator[
                 yield ProposalWriter(connection)
             finally:
                 connection.commit()
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error
-    except sqlite3.OperationalError as error:
-        raise InputError(
-            f"cannot write {path}: {error}; free space or choose another place, then repeat the command"
-        ) from error
     except sqlite3.DatabaseError as error:
         raise _foreign(path) from error
 

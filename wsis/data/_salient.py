@@ -15,6 +15,7 @@ from pycocotools import mask as rle
 from wsis.data._coco_json import Index, Record
 from wsis.data._images import SUFFIXES, image_size, read_grey
 from wsis.files import InputError
+from wsis.nn.masks import run_lengths
 
 __all__ = ["read_salient"]
 
@@ -89,7 +90,7 @@ def _annotate(image: Path, path: Path) -> Record | None:
     mask = _read_mask(path)
     if mask.shape != image_size(image):
         raise InputError(f"{path} has another size than its image {image}; make them equal")
-    lengths = rle.encode(np.asfortranarray(mask, np.uint8))
+    lengths = run_lengths(mask)
     left, top, width, height = (int(side) for side in rle.toBbox(lengths))
     if not _is_one(mask[top : top + height, left : left + width]):
         return None

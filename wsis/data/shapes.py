@@ -27,6 +27,7 @@ from wsis.data._module import Augment, DataModule, Loading
 from wsis.data._salient import read_salient
 from wsis.data._shapes_scene import SALIENT, SIZE, STUFF, THINGS, Scene, SceneSettings, paint_salient, paint_scene
 from wsis.files import InputError
+from wsis.nn.masks import run_lengths
 
 __all__ = ["Shapes"]
 
@@ -183,7 +184,7 @@ def _annotate(scene: Scene, image: int, before: int) -> list[Record]:
     """Describe the visible part of each object as a COCO annotation."""
     annotations = []
     for k, label in enumerate(scene.labels):
-        lengths = rle.encode(np.asfortranarray(scene.owner == k + 1, np.uint8))
+        lengths = run_lengths(scene.owner == k + 1)
         annotations.append(
             {
                 "id": before + k + 1,
@@ -214,7 +215,7 @@ def _write_panoptic(path: Path, scene: Scene, image: int) -> Record:
 
 
 def _segment(number: int, category: int, mask: NDArray[np.bool_]) -> Record:
-    lengths = rle.encode(np.asfortranarray(mask, np.uint8))
+    lengths = run_lengths(mask)
     box, area = [int(v) for v in rle.toBbox(lengths)], int(rle.area(lengths))
     return {"id": number, "category_id": category, "bbox": box, "area": area, "iscrowd": 0}
 

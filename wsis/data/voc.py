@@ -24,6 +24,7 @@ from wsis.data._images import image_size, read_labels
 from wsis.data._long_tail import draw_long_tail
 from wsis.data._module import Augment, DataModule, Loading
 from wsis.files import InputError, cache_folder, whole
+from wsis.nn.masks import run_lengths
 
 __all__ = ["VOC", "VOC_CLASSES", "read_voc"]
 
@@ -247,7 +248,7 @@ def _read_masks(files: Sequence[Path], size: tuple[int, int], classes: int) -> l
     objects, category = _read_objects(files, size, classes)
     annotations = []
     for number, label in category.items():
-        lengths = rle.encode(np.asfortranarray(objects == number, np.uint8))
+        lengths = run_lengths(objects == number)
         segmentation = {"size": lengths["size"], "counts": lengths["counts"].decode()}
         annotations.append(
             {"bbox": rle.toBbox(lengths).tolist(), "category_id": label, "iscrowd": 0, "segmentation": segmentation}

@@ -6,11 +6,11 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from wsis.files import InputError
+from wsis.files import InputError, database
 
 __all__ = ["Progress", "digest", "open_progress"]
 
@@ -41,16 +41,9 @@ def open_progress(path: Path) -> Iterator[Progress]:
         InputError: it cannot be written, or is something else.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(path, timeout=60)) as connection:
+        with database(path) as connection:
             connection.execute("CREATE TABLE IF NOT EXISTS made (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
             yield Progress(connection)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error
-    except sqlite3.OperationalError as error:
-        raise InputError(
-            f"cannot write {path}: {error}; free space or choose another place, then repeat the command"
-        ) from error
     except sqlite3.DatabaseError as error:
         raise InputError(f"{path} is damaged or no file of wsis.generate; delete it and repeat the command") from error
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from wsis.metrics import Evaluation
 from wsis.models.classifier import Classifier, Pooling
+from wsis.nn.masks import run_lengths
 from wsis.nn.mil import detect
 from wsis.types import RLE, Batch, Prediction, Proposals, Sample
 
@@ -115,7 +116,7 @@ def cut(map_: np.ndarray, threshold: float) -> list[tuple[np.ndarray, float]]:
 def answer(pieces: list[np.ndarray], proposals: Proposals, size: tuple[int, int]) -> tuple[Tensor, list[RLE]]:
     """For each piece (H,W) the proposal of greatest mask IoU: boxes (N,4) and masks; the piece itself where there are none."""
     if proposals.members is None or proposals.labels is None or not len(proposals.boxes):
-        masks = [rle.encode(np.asfortranarray(piece, dtype=np.uint8)) for piece in pieces]
+        masks = [run_lengths(piece) for piece in pieces]
         boxes = np.array([rle.toBbox(mask) for mask in masks]).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         return torch.from_numpy(boxes).float(), masks
@@ -127,5 +128,5 @@ def answer(pieces: list[np.ndarray], proposals: Proposals, size: tuple[int, int]
         shared = members @ np.bincount(labels[inside & piece], minlength=segments)
         best += [int((shared / (members @ area + piece.sum() - shared).clip(1)).argmax())]
     lookup = np.concatenate([members > 0, np.zeros((len(members), 1), bool)], 1)  # label -1 reads the last column
-    masks = [rle.encode(np.asfortranarray(lookup[i][labels], dtype=np.uint8)) for i in best]
+    masks = [run_lengths(lookup[i][labels]) for i in best]
     return proposals.boxes.cpu()[best], masks

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from pycocotools import mask as rle
 from torch import Tensor, nn
 
@@ -95,12 +96,13 @@ def segment_masks(proposals: Proposals, which: Tensor) -> list[RLE]:
     if proposals.labels is None or proposals.members is None:
         raise ValueError("these proposals are boxes: they have no segments")
     labels, members = proposals.labels.cpu().numpy(), proposals.members[which].cpu().numpy()
-    return [rle.encode(np.asfortranarray((row[labels] & (labels >= 0)).astype(np.uint8))) for row in members]
+    return [run_lengths(row[labels] & (labels >= 0)) for row in members]
 
 
-def run_lengths(mask: Tensor) -> RLE:
+def run_lengths(mask: Tensor | NDArray[np.bool_]) -> RLE:
     """Encode a mask (H,W) bool."""
-    return rle.encode(np.asfortranarray(mask.byte().cpu().numpy()))  # type: ignore[no-any-return]
+    pixels = mask.cpu().numpy() if isinstance(mask, Tensor) else mask
+    return rle.encode(np.asfortranarray(pixels, np.uint8))  # type: ignore[no-any-return]
 
 
 def tight_boxes(masks: Tensor) -> Tensor:
