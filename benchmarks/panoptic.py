@@ -10,7 +10,6 @@ each image with the stuff class that is most frequent in training, and finds no 
 from __future__ import annotations
 
 import argparse
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -45,11 +44,9 @@ def fit(run: Path, words: list[str]) -> dict[str, float]:
 
 def row(folder: Path, name: str, draw: int) -> dict[str, float]:
     settings = ROWS[name]
-    run, first = folder / name / str(draw), folder / "moi_pool" / str(draw) / "1-classifier"
-    if not (run / "1-classifier").exists() and first.exists():
-        shutil.copytree(first, run / "1-classifier")
     words = [f"--model.{settings[i]}={settings[i + 1]}" for i in range(0, len(settings), 2)]
-    return fit(run, [*words, "--data.seed", str(draw), "--data.root", str(folder / "data"), "--trainer.accelerator", "cpu"])
+    words += ["--data.seed", str(draw), "--data.root", str(folder / "data"), "--trainer.accelerator", "cpu"]
+    return fit(folder / name / str(draw), [*words, "--reuse", str(folder)])
 
 
 def tables(folder: Path, draws: list[int], jobs: int) -> None:

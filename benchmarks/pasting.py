@@ -10,11 +10,11 @@ command continues where it was stopped. Images without any of the classes, which
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from wsis import ablate, test
 from wsis.data.shapes import Shapes
+from wsis.files import read_json
 
 TABLES = Path(__file__).parents[1] / "configs" / "ablation" / "em_paste.yaml"
 ROWS = ["paste", "long_tail", "own"]
@@ -39,7 +39,7 @@ def main() -> None:
 def per_class(run: Path) -> dict[str, float]:
     """AP50 of each class on the validation images."""
     test.main(["--run", str(run)])
-    judged = json.loads((run / "test-val" / "metrics.json").read_text())
+    judged = read_json(run / "test-val" / "metrics.json")
     return {name: figures["AP50"] for name, figures in judged["per_class"].items()}
 
 

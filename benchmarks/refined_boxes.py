@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -54,7 +53,6 @@ ROWS = {
     "labels: refinement alone": Row(["--model.whole", "false", *LABELS], run="refined"),
     "labels: printed form": Row(["--config", str(OVERLAYS / "ccgr_printed.yaml"), *LABELS], run="printed"),
 }
-SHARED = ("1-classifier", "2-affinity", "3-evidence", "round-1-detector", "round-1-segmentation")
 FIGURES = ("AP25", "AP50", "AP75")
 LEARNT = ("box IoU", "boxes", "masks")
 
@@ -95,10 +93,8 @@ def fit_all(asked: argparse.Namespace, draw: int, threads: int) -> None:
         run, extra = asked.folder / f"{row.run}-{draw}", ["--model.rounds", "1"] if asked.coco else []
         if row.run == "external":
             extra = ["--data.proposals", str(external(asked.folder, draw, given(asked, draw), threads))]
-        elif row.run != "all" and not run.exists():
-            for stage in SHARED:
-                shutil.copytree(asked.folder / f"all-{draw}" / stage, run / stage)
-        call("fit", ["--model", "ccgr", *given(asked, draw), *row.words, *extra, "--run_dir", str(run), *WORKERS], threads)
+        place = ["--run_dir", str(run), "--reuse", str(asked.folder)]
+        call("fit", ["--model", "ccgr", *given(asked, draw), *row.words, *extra, *place, *WORKERS], threads)
 
 
 def external(folder: Path, draw: int, data: Sequence[str], threads: int) -> Path:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -32,11 +31,9 @@ FIGURES = ("AP25", "AP50", "AP75", "CorLoc")
 
 def fit(folder: Path, name: str, draw: int, seed: int, threads: int) -> None:
     run = folder / name.replace(", ", "-").replace(" ", "-") / f"{draw}-{seed}"
-    if "," in name and not run.exists():
-        shutil.copytree(folder / "pdsl" / f"{draw}-{seed}" / "1-classifier", run / "1-classifier")
     words = [*METHODS[name], "--data.seed", str(draw), "--data.root", str(folder / "data"), "--seed_everything", str(seed)]
     begin = time.time()
-    call("fit", [*words, "--run_dir", str(run), "--trainer.accelerator", "cpu"], threads)
+    call("fit", [*words, "--run_dir", str(run), "--reuse", str(folder), "--trainer.accelerator", "cpu"], threads)
     if not (run / "seconds").exists():
         (run / "seconds").write_text(str(round(time.time() - begin)))
 
