@@ -3,8 +3,9 @@
     python benchmarks/pasting.py [--seeds 3] [--out runs/pasting] [--rows ...]
 
 Each seed draws its own data, from 1 on: settings were chosen on draw 0. The tables are those of wsis.ablate, with half the
-recipe's steps of Mask R-CNN, and a repeated command continues where it was stopped. Images without any of the classes, which `random` pastes on, are the salient set of draw
-1. Of the long tail AP50 is printed class by class, from the most frequent to the rarest.
+recipe's steps of Mask R-CNN, and a repeated command continues where it was stopped. Images without any of the classes, which
+`random` pastes on, are the salient set of draw 1. Of the long tail AP50 is printed class by class, from the most frequent to
+the rarest.
 """
 
 from __future__ import annotations
