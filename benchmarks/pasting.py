@@ -1,6 +1,6 @@
 """EM-Paste on the generated data: its Table 3 but for generated backgrounds, and its long tail.
 
-    python benchmarks/pasting.py [--seeds 3] [--out runs/pasting] [--rows ...]
+    python benchmarks/pasting.py [--seeds 3] [--out runs/pasting] [--rows ...] [--jobs 2]
 
 Each seed draws its own data, from 1 on: settings were chosen on draw 0. The tables are those of wsis.ablate, with half the
 recipe's steps of Mask R-CNN, and a repeated command continues where it was stopped. Images without any of the classes, which
@@ -27,12 +27,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/pasting"))
     parser.add_argument("--rows", nargs="+", default=ROWS)
+    parser.add_argument("--jobs", type=int, default=2)
     asked = parser.parse_args()
     words = ["--data", "shapes", "--data.root", str(asked.out / "data"), "--data.seed", "{seed}", "--data.loading.workers", "0"]
     words += ["--model.segmentor.steps", "300"]
     others = Shapes(asked.out / "data", seed=1).read_salient().root
     for rows, more in ((asked.rows, []), (["random"], ["--model.backgrounds", str(others)])):
-        ablate.ablate(TABLES, asked.seeds, rows, out=asked.out / "runs", first_seed=1, settings=[*words, *more])
+        ablate.ablate(TABLES, asked.seeds, rows, asked.jobs, asked.out / "runs", first_seed=1, settings=[*words, *more])
     for row in TAIL:
         found = [per_class(run) for run in sorted((asked.out / "runs" / row).glob("*"))]
         print(row.ljust(20), *(f"{name} {100 * sum(run[name] for run in found) / len(found):.1f}" for name in found[0]))

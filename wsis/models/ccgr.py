@@ -51,7 +51,7 @@ from wsis.types import Batch, Prediction, Sample
 if TYPE_CHECKING:
     from wsis.run import Run
 
-__all__ = ["CCGR", "Refinement"]
+__all__ = ["CCGR", "Refinement", "Segmentation"]
 
 HINTS = ("bag_size", "penalty", "least_peak", "peak_window", "peak_smoothing", "walk", "scales", "background")
 """Settings of the first round's peaks, bags and pixel labels."""
