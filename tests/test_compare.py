@@ -93,7 +93,7 @@ def test_runs_become_rows_csv_and_page(runs, tmp_path, capsys):
     page.feed((tmp_path / "shapes.html").read_text())
     assert page.seen.count("script") == 2
     assert page.seen.count("table") == 1
-    assert not [path for path in tmp_path.iterdir() if path.name not in ("shapes.csv", "shapes.html")]
+    assert not [path for path in tmp_path.iterdir() if path.name not in ("shapes.csv", "shapes.html", "shapes.jpg")]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -203,7 +203,7 @@ def test_training_images_show_what_was_learnt_from(place, tmp_path):
     shutil.copy(toy_runs.shapes(place / "shapes").folder / "annotations/instances_train2017.json", taught / "train/labels.json")
     (row,) = compare.main(words([taught], tmp_path, "--split", "train"))
     assert row.figures["AP50"].mean > 0
-    assert {path.name for path in tmp_path.iterdir()} == {"shapes-train.csv", "shapes-train.html"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"shapes-train.{kind}" for kind in ("csv", "html", "jpg")}
     assert '{"name":"pseudo-labels of cam","role":"labels","row":0}' in (tmp_path / "shapes-train.html").read_text()
 
 

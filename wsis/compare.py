@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 from wsis.cli import Help
 from wsis.comparison.gallery import Source, make_gallery, objects_of_prediction, objects_of_proposals, objects_of_truth
 from wsis.comparison.page import write_page
+from wsis.comparison.picture import write_picture
 from wsis.comparison.runs import (
     Entry,
     Judged,
@@ -60,13 +61,13 @@ def compare_runs(
 ) -> list[Row]:
     """Put runs into one table: printed, as OUT/DATA.csv, and as the page OUT/DATA.html with classes, errors and pictures.
 
-    Runs that differ in nothing but their seed are one row. A run that has not been judged yet is judged first, as wsis.test
-    does it.
+    OUT/DATA.jpg has all methods side by side on four of the images. Runs that differ in nothing but their seed are one row. A
+    run that has not been judged yet is judged first, as wsis.test does it.
 
     Args:
         runs: Folders of finished runs on the same data.
         split: Which images: val or train.
-        out: Folder to write DATA.csv and DATA.html to, DATA-train.* for the training images.
+        out: Folder to write DATA.csv, DATA.html and DATA.jpg to, DATA-train.* for the training images.
         write: A file such as README.md, to put the table between its lines `<!-- compare -->` and `<!-- /compare -->`.
         images: Most pictures in the page, those on which methods disagree most; 0 has none.
         accelerator: What to compute on, as Lightning calls it: auto, cpu, gpu, ...
@@ -91,14 +92,15 @@ def compare_runs(
         _judge(folder, judged[folder], split, accelerator, f"{number} of {len(folders)}")
     rows = make_rows(read_entry(folder, results_of(folder, split), judged[folder]) for folder in folders)
     name = rows[0].first.judged.index.name + ("" if split == "val" else f"-{split}")
-    _look(rows, split, images, accelerator, out / f"{name}.html")
+    _look(rows, split, images, accelerator, out / name)
     cells = write_csv(out / f"{name}.csv", rows, split)
     if write:
         write_into(write, markdown(rows, split))
     if wandb.project:
         wandb.log_table(out, f"compare-{name}", cells)
     _print(rows)
-    print(f"wrote {out / name}.csv, {out / name}.html" + (f", {write}" if write else ""))
+    wrote = [*(f"{out / name}.{kind}" for kind in ("csv", "html", "jpg")), *([str(write)] if write else [])]
+    print(f"wrote {', '.join(wrote)}")
     return rows
 
 
@@ -119,8 +121,8 @@ def _judge(folder: Path, judged: Judged, split: str, accelerator: str, which: st
     evaluate(judged.data.variant(), run=folder, split=split, accelerator=accelerator)
 
 
-def _look(rows: Sequence[Row], split: str, images: int, accelerator: str, page: Path) -> None:
-    """Write the page."""
+def _look(rows: Sequence[Row], split: str, images: int, accelerator: str, out: Path) -> None:
+    """Write the page and the picture."""
     index = rows[0].first.judged.index
     truths = truths_of(index)
     sources = [Source("truth", "truth", -1, [objects_of_truth(truth) for truth in truths])]
@@ -133,7 +135,8 @@ def _look(rows: Sequence[Row], split: str, images: int, accelerator: str, page: 
         sources.append(_method(row, number, found, errors[-1]))
     gallery = make_gallery(index, sources, images)
     gallery["sources"] = [{"name": s.name, "role": s.role, "row": s.row} for s in sources]
-    write_page(page, rows, split, errors, gallery, len(index.categories))
+    write_page(out.with_name(f"{out.name}.html"), rows, split, errors, gallery, len(index.categories))
+    write_picture(out.with_name(f"{out.name}.jpg"), index, sources)
 
 
 def _method(row: Row, number: int, predictions: Sequence[Prediction], errors: Breakdown | None) -> Source:

@@ -21,6 +21,7 @@ from wsis.comparison.gallery import (
     outline,
     outlines,
 )
+from wsis.comparison.picture import write_picture
 from wsis.data._coco_json import Index
 from wsis.data._proposals import ProposalFile, write
 from wsis.types import Prediction, Proposals
@@ -165,3 +166,27 @@ def test_proposals_are_drawn_as_segments_or_boxes(tmp_path):
     found = objects_of_proposals(opened, {"file_name": "b.jpg", "height": 20, "width": 30})
     assert (found.masks, found.boxes[1]) == ([], [15, 1, 30, 20])
     assert objects_of_proposals(opened, {"file_name": "c.jpg", "height": 20, "width": 30}).boxes == []
+
+
+def test_picture_shows_what_is_sure_of_truth_and_methods(index, tmp_path):
+    size, box = (600, 800), (100, 100, 700, 500)
+    sure, unsure = things((0, box), size=size), things((0, box), size=size)._replace(sure=0)
+    sources = [
+        Source("truth", "truth", -1, [sure] * 5),
+        Source("proposals", "proposals", -1, [sure] * 5),
+        Source("a", "method", 0, [unsure] * 5),
+    ]
+    write_picture(tmp_path / "x.jpg", index, sources)
+    picture = cv2.imread(str(tmp_path / "x.jpg")).astype(int)
+    gap, width, height, line = 12, 240, 180, 30
+    assert picture.shape[:2] == (4 * (height + gap + line) + gap, 2 * (width + gap) + gap)
+    for row, number in enumerate((1, 2, 4, 5)):  # evenly apart
+        plain = cv2.resize(cv2.imread(str(tmp_path / f"{number}.jpg")), (width, height), interpolation=cv2.INTER_AREA).astype(
+            int
+        )
+        y = gap + row * (height + gap + line)
+        told, silent = (picture[y : y + height, x : x + width] for x in (gap, 2 * gap + width))
+        assert abs(silent - plain).mean() < 8
+        inside = np.s_[60:130, 60:190]
+        assert abs(told - plain)[inside].mean() > 25
+        assert abs(told - plain)[158:].mean() < 8  # below the object
