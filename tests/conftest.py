@@ -1,6 +1,12 @@
-"""How property tests run: never by the clock, because machines are busy; in CI with the same examples every time."""
+"""How tests share a machine, and how property tests run.
+
+Never by the clock, because machines are busy; in CI with the same examples every time.
+"""
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported, and for the processes that tests start
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))))
 
 from hypothesis import HealthCheck, settings
 

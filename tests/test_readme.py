@@ -28,7 +28,7 @@ COMMANDS = [found[0].strip() for line in LINES if (found := re.search(r"python -
 def test_the_first_two_blocks_are_what_a_newcomer_needs():
     assert "pip install" in LINES[0]
     assert "python -m wsis.fit" in LINES[0]
-    assert re.search(r'<!-- test -->\s*```bash\npip install -e "\.\[dev\]" && pytest\n```', TEXT)
+    assert re.search(r'<!-- test -->\s*```bash\npip install -e "\.\[dev\]" && pytest -n auto\n```', TEXT)
 
 
 @pytest.mark.parametrize("block", TO_RUN)
