@@ -63,7 +63,10 @@ def options(parser: LightningArgumentParser) -> None:
     parser.add_argument("--resume", type=Path | None, default=None, help="Folder of a run to continue with its own settings.")
     parser.add_argument("--save_every", type=int, default=500, help="Optimiser steps from one checkpoint to the next.")
     parser.add_argument(
-        "--stage", type=str | None, default=None, help="The one stage to work on; those before must be finished."
+        "--stage",
+        type=str | None,
+        default=None,
+        help="The one stage to work on; those before must be finished, here or in --reuse.",
     )
     parser.add_argument(
         "--reuse",
