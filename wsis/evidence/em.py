@@ -38,8 +38,6 @@ GREY = 117
 
 Distance = Literal["cosine", "mahalanobis"]
 
-_ROWS = 1 << 13
-"""Feature rows measured at a time."""
 _CELLS = 1 << 20
 """Patch pixels rendered at a time: 50 MB."""
 _TIE = 1e-5
@@ -103,24 +101,21 @@ def foreground_rounds(
     _check(features, start, keep, distance)
     if not (start >= 0).any():
         return []
-    candidates = torch.cat(list(features))
-    counts = torch.tensor([len(rows) for rows in features], device=candidates.device)
+    counts = torch.tensor([len(rows) for rows in features], device=features[0].device)
     begin, images = counts.cumsum(0) - counts, torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-    lengths = torch.linalg.vector_norm(candidates, dim=1, keepdim=True, dtype=torch.float32)
+    lengths = torch.cat([torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32) for rows in features])
     if not lengths.isfinite().all():
-        image = int(images[~lengths[:, 0].isfinite()][0])
+        image = int(images[~lengths.isfinite()][0])
         raise InputError(f"features of image {image} hold NaN or infinity; check the network that made them")
-    if distance == "cosine":
-        candidates /= lengths.clamp(min=1e-12)
     fit = {"cosine": _cosine, "mahalanobis": _mahalanobis}[distance]
     chosen, history = start.to(counts), []
     for _ in range(rounds):
         kept = chosen >= 0
-        rows = candidates[(begin + chosen)[kept]].float()
+        rows = torch.stack([rows[c] for rows, c in zip(features, chosen.tolist(), strict=True) if c >= 0]).float()
         nearest = fit(rows)(rows).sort(stable=True).indices[: math.ceil(round(keep * len(rows), 6))]
         kept = torch.zeros_like(kept).index_fill_(0, kept.nonzero()[nearest, 0], True)
         measure = fit(rows[nearest])
-        distances = torch.cat([measure(part.float()) for part in torch.split(candidates, _ROWS)])
+        distances = torch.cat([measure(rows.float()) for rows in features])  # a copy of all would double the memory
         first, least = _least(distances, images, len(counts))
         chosen = torch.where(counts > 0, first - begin, -1)
         history += [Round(kept, chosen, least)]
@@ -274,9 +269,9 @@ def segment_patches(image: Tensor, labels: Tensor, members: Tensor, boxes: Tenso
 
 
 def _cosine(rows: Tensor) -> Callable[[Tensor], Tensor]:
-    """1 - cosine to the mean of rows (N,D); all are of unit length, so that this ranks as the distance to the mean does."""
-    direction = F.normalize(rows.mean(0), dim=0)
-    return lambda some: 1 - some @ direction
+    """1 - cosine to the mean of rows (N,D) at unit length, which ranks as the distance to that mean does."""
+    direction = F.normalize(F.normalize(rows).mean(0), dim=0)
+    return lambda some: 1 - some @ direction / torch.linalg.vector_norm(some, dim=1).clamp(min=1e-12)
 
 
 def _mahalanobis(rows: Tensor) -> Callable[[Tensor], Tensor]:
