@@ -189,7 +189,8 @@ def markdown(ablation: Ablation, data: str, outcomes: Sequence[Outcome]) -> str:
 
 def heading(ablation: Ablation, table: Table, data: str) -> str:
     """What a table shows."""
-    source = f" Paper: {table.source}." if table.source else ""
+    known = "Paper: " if any(row.paper for row in table.rows) else ""
+    source = f" {known}{table.source}." if table.source else ""
     return f"{ablation.name} on {data}, {table.name}, in %: mean (range) over seeds.{source}"
 
 
