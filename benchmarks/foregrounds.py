@@ -1,9 +1,11 @@
-"""EM-Paste's foregrounds on the 20 VOC classes of a small COCO folder: how well the chosen segments fit a true object.
+"""EM-Paste's foregrounds: how well the chosen segments fit a true object.
 
-python benchmarks/foregrounds.py COCO_DIR MOBILENETV2_WEIGHTS [--seeds 1] [--out runs/foregrounds]
+    python benchmarks/foregrounds.py COCO_DIR MOBILENETV2_WEIGHTS [--seeds 1] [--out runs/foregrounds]
+    python benchmarks/foregrounds.py --runs runs/pasting/runs/objects_4/*
 
-Each tagged class of each training image is one choice; its IoU is that with the best-matching true object of the class. Mean
-IoU and the share above 0.5 are in percent. Runs that are finished are not repeated.
+On the 20 VOC classes of a small COCO folder, or of runs of EM-Paste on any data that have their second stage. Each tagged
+class of each training image is one choice; its IoU is that with the best-matching true object of the class. Mean IoU and the
+share above 0.5 are in percent. Runs that are finished are not repeated.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import numpy as np
 from _runs import call, spread
 from numpy.typing import NDArray
 
-from wsis.data.coco import COCO
+from wsis.inference import make_data, read_run
 from wsis.models._em_paste_foregrounds import Segments, choose
 from wsis.test import print_table
 
@@ -35,30 +37,34 @@ Choice = NDArray[np.int64]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("weights", type=Path)
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("weights", type=Path, nargs="?")
+    parser.add_argument("--runs", type=Path, nargs="+", help="Runs to judge, in place of COCO.")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/foregrounds"))
     asked = parser.parse_args()
-    runs = [judged(describe(asked, seed), asked.data) for seed in range(asked.seeds)]
+    if not (asked.runs or asked.weights):
+        parser.error("give COCO_DIR and WEIGHTS, or --runs")
+    folders = asked.runs or [describe(asked, seed) for seed in range(asked.seeds)]
+    runs = [judged(Segments.read(run / "2-segments"), make_data(read_run(run)["data"])) for run in folders]
     rows = [[row, *map(spread, zip(*(run[row] for run in runs), strict=True))] for row in runs[0]]
     print_table([["", "mean IoU", "share above 0.5", "choices"], *rows])
 
 
-def describe(asked: argparse.Namespace, seed: int) -> Segments:
-    """Train the classifier and have it describe all segments."""
+def describe(asked: argparse.Namespace, seed: int) -> Path:
+    """Train the classifier and have it describe all segments; returns the run."""
     run = asked.out / f"seed-{seed}"
     words = ["--model", "em_paste", "--data", "coco", "--config", str(CONFIG), "--data.root", str(asked.data)]
     words += ["--data.classes", "voc", "--model.weights", str(asked.weights), "--run_dir", str(run)]
     words += ["--seed_everything", str(seed), "--data.loading.seed", str(seed), "--data.max_proposals", str(PROPOSALS)]
     for stage in ("1-classifier", "2-segments"):
         call("fit", [*words, "--stage", stage])
-    return Segments.read(run / "2-segments")
+    return run
 
 
-def judged(segments: Segments, folder: Path) -> dict[str, tuple[float, float, float]]:
+def judged(segments: Segments, data: Any) -> dict[str, tuple[float, float, float]]:
     """Mean IoU, the share above 0.5, and the number of choices, of every way to choose."""
-    overlaps = fit_of_segments(segments, folder)
+    overlaps = fit_of_segments(segments, data)
     eligible = [segments.eligible[segments.of(pair)] for pair in range(len(overlaps))]
     known = np.array([found is not None for found in overlaps])
     table = {
@@ -79,9 +85,9 @@ def judged(segments: Segments, folder: Path) -> dict[str, tuple[float, float, fl
     return table
 
 
-def fit_of_segments(segments: Segments, folder: Path) -> list[NDArray[np.float64] | None]:
+def fit_of_segments(segments: Segments, data: Any) -> list[NDArray[np.float64] | None]:
     """Of each pair the IoU (m,) of its image's segments with the best true object, None without any."""
-    samples = COCO(folder, classes="voc", max_proposals=PROPOSALS).samples("train", train=False, supervision="masks")
+    samples = data.samples("train", train=False, supervision="masks")
     samples.segments = True
     overlaps: list[NDArray[np.float64] | None] = []
     for i in range(len(samples)):
