@@ -30,7 +30,7 @@ class WandB:
         project: Name of the project; without one, metrics go to the run's folder only.
         group: What to group runs by, such as the name of an ablation; the run's name if not given.
         name: Name of this run; that of its folder if not given.
-        mode: Whether to talk to the server; auto is what WANDB_MODE says, else online where there is an API key.
+        mode: auto is what WANDB_MODE says, else online with an API key.
     """
 
     project: str | None = None
