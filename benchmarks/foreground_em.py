@@ -127,13 +127,12 @@ def main() -> None:
     for name, (slow, fast) in stages.items():
         print(f"{name:24s}{slow:9.2f}{fast:9.2f}{slow / fast:9.1f}")
     print(f"EM rounds need {memory / 2**30:.1f} GiB beside features of {features.nbytes / 2**30:.1f} GiB")
-    print(f"right after two rounds{'':10s}" + "".join(f"{f'{d}, {s:g}':>18s}" for d in DISTANCES for s in STRENGTHS))
+    print(f"right after two rounds{'':10s}" + "".join(f"{f'{d}, {s:g}':>18s}" for s in STRENGTHS for d in DISTANCES))
     for wrong in (0, 0.2, 0.4, 0.6):
-        rows = [planted(RECOVERED, arguments.segments, arguments.features, wrong, s) for _ in DISTANCES for s in STRENGTHS]
-        ways = [d for d in DISTANCES for _ in STRENGTHS]
-        right = [
-            (foreground_em(list(f), first, distance=d) == t).float().mean() for (f, t, first), d in zip(rows, ways, strict=True)
-        ]
+        right = []
+        for strength in STRENGTHS:
+            features, truth, start = planted(RECOVERED, arguments.segments, arguments.features, wrong, strength)
+            right += [(foreground_em(list(features), start, distance=d) == truth).float().mean() for d in DISTANCES]
         print(f"{f'first choices wrong {wrong:.0%}':32s}" + "".join(f"{share:18.1%}" for share in right))
 
 

@@ -178,8 +178,7 @@ class Run:
         settings = plain(settings, inside=self.folder)
         print_ = fingerprint(settings, self.seed, self._history)
         self._history.append(f"{name} {print_} {steps}")
-        done = _is_done(read_stage(self.folder / name), print_, steps)
-        if self.only not in (None, name) and not done and not self._found_elsewhere(name, print_, steps):
+        if self.only not in (None, name) and not self._can_be_had(name, print_, steps):
             raise OnlyStage(name)
         leads = rank() == 0
         stage = self._open(name, print_, settings, steps) if leads else self._wait_for(name, print_)
@@ -215,6 +214,10 @@ class Run:
         stage = {"stage": len(self._history), "fingerprint": print_, "finished": False, "steps": None, "settings": settings}
         _write(folder, stage)
         return stage
+
+    def _can_be_had(self, name: str, print_: str, steps: int | None) -> bool:
+        """Whether a stage is done, here or where it may be taken from."""
+        return _is_done(read_stage(self.folder / name), print_, steps) or bool(self._found_elsewhere(name, print_, steps))
 
     def _found_elsewhere(self, name: str, print_: str, steps: int | None) -> Path | None:
         """Folder in which another run has done just this."""

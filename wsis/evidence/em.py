@@ -111,11 +111,11 @@ def foreground_rounds(
     chosen, history = start.to(counts), []
     for _ in range(rounds):
         kept = chosen >= 0
-        rows = torch.stack([rows[c] for rows, c in zip(features, chosen.tolist(), strict=True) if c >= 0]).float()
+        rows = torch.stack([some[c] for some, c in zip(features, chosen.tolist(), strict=True) if c >= 0]).float()
         nearest = fit(rows)(rows).sort(stable=True).indices[: math.ceil(round(keep * len(rows), 6))]
         kept = torch.zeros_like(kept).index_fill_(0, kept.nonzero()[nearest, 0], True)
         measure = fit(rows[nearest])
-        distances = torch.cat([measure(rows.float()) for rows in features])  # a copy of all would double the memory
+        distances = torch.cat([measure(some.float()) for some in features])  # a copy of all would double the memory
         first, least = _least(distances, images, len(counts))
         chosen = torch.where(counts > 0, first - begin, -1)
         history += [Round(kept, chosen, least)]
