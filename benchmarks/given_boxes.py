@@ -88,7 +88,7 @@ def figures(row: str, seed: int, asked: argparse.Namespace) -> list[float]:
         words = ["--model", "boxcaseg", "--data", "coco", "--config", str(CONFIGS / "small/boxcaseg_coco.yaml")]
         words += ["--config", str(CONFIGS / f"ablation/boxcaseg_{ROWS[row]}.yaml")] if ROWS[row] else []
         words += ["--data.root", str(asked.data), "--data.salient", str(asked.salient), "--model.weights", str(asked.weights)]
-        words += ["--run_dir", str(run), "--seed_everything", str(seed), "--data.loading.seed", str(seed)]
+        words += ["--run_dir", str(run), "--seed_everything", str(seed), "--data.loading.seed", str(seed), "--stage", "1-joint"]
         call("fit", words)
         run.joinpath("minutes.json").write_text(json.dumps((time.perf_counter() - start) / 60))
     judged = read_json(run / "1-joint/metrics.json")

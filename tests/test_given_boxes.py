@@ -18,7 +18,7 @@ from wsis.data.shapes import Shapes
 from wsis.models.boxcaseg import BoxCaseg
 from wsis.models.mask_rcnn import MaskRCNN
 
-SEGMENTOR = {"backbone": "test_byobnet", "weights": "none", "features": 16, "hidden": 16, "mask_width": 8, "steps": 1}
+SEGMENTOR = {"features": 16, "hidden": 16, "mask_width": 8, "steps": 1}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,9 @@ def refused(verb, argv, capsys) -> str:
 
 
 def test_a_run_is_its_last_trained_stage_or_the_one_asked_for(run, capsys):
-    assert isinstance(wsis.load(run).model, MaskRCNN)
+    segmentor = wsis.load(run).model
+    assert isinstance(segmentor, MaskRCNN)
+    assert segmentor.hparams["backbone"] == "test_byobnet"  # the joint network's, as the setting names none
     assert isinstance(wsis.load(run, "1-joint").model, BoxCaseg)
     line = refused(judging, ["--run", run, "--stage", "2-proxy-masks"], capsys)
     assert "no trained stage '2-proxy-masks'; it has 1-joint, 3-mask-rcnn" in line

@@ -83,6 +83,7 @@ class BoxCaseg(pl.LightningModule):
         merge: whether the smaller of two overlapping objects takes what both cover.
         least_agreement: masks whose own box agrees less with the given one teach Mask R-CNN no mask.
         segmentor: `steps`, settings of the Mask R-CNN that is trained on proxy masks, and of its batches; null trains none.
+            Its backbone starts as this one does, unless it has a `backbone` of its own.
         optimiser: "sgd" with momentum 0.9, or "adamw".
         lr: learning rate, falling to 0 by a power of 0.9.
         weight_decay: of all weights.
@@ -139,7 +140,8 @@ class BoxCaseg(pl.LightningModule):
     def stages(self, run: Run, data: pl.LightningDataModule) -> None:
         """Train the joint network, give every training box a proxy mask, and train Mask R-CNN on those."""
         last = self.hparams["segmentor"]
-        segmentor = Stage.of(MaskRCNN, "segmentor", last, num_classes=self.hparams["num_classes"]) if last else None
+        same = ("num_classes",) if "backbone" in (last or {}) else ("num_classes", "backbone", "weights", "backbone_args")
+        segmentor = Stage.of(MaskRCNN, "segmentor", last, **{name: self.hparams[name] for name in same}) if last else None
         joint = run.fit("1-joint", self, data)
         if segmentor is not None:
             load_weights(self, joint)
