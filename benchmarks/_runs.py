@@ -1,4 +1,4 @@
-"""What benchmarks of whole runs share: how they run a verb, and how they show a figure of several runs."""
+"""What benchmarks of whole runs share: how they run a verb."""
 
 from __future__ import annotations
 
@@ -15,12 +15,3 @@ def call(verb: str, words: Sequence[str], threads: int | None = None) -> None:
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         sys.exit(done.stdout)
-
-
-def spread(values: Sequence[float | None]) -> str:
-    """Mean (least-most) of what is known."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    mean = sum(known) / len(known)
-    return f"{mean:.1f}" + (f" ({min(known):.1f}-{max(known):.1f})" if len(known) > 1 else "")

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _runs import call, spread
+from _runs import call
 from numpy.typing import NDArray
 
 from wsis.inference import make_data, read_run
 from wsis.models._em_paste_foregrounds import Segments, choose
-from wsis.test import print_table
+from wsis.tables import mean_and_range, print_table
 
 CONFIG = Path(__file__).parents[1] / "configs" / "small" / "em_paste_coco.yaml"
 PROPOSALS = 300
@@ -47,7 +47,7 @@ def main() -> None:
         parser.error("give COCO_DIR and WEIGHTS, or --runs")
     folders = asked.runs or [describe(asked, seed) for seed in range(asked.seeds)]
     runs = [judged(Segments.read(run / "2-segments"), make_data(read_run(run)["data"])) for run in folders]
-    rows = [[row, *map(spread, zip(*(run[row] for run in runs), strict=True))] for row in runs[0]]
+    rows = [[row, *map(mean_and_range, zip(*(run[row] for run in runs), strict=True))] for row in runs[0]]
     print_table([["", "mean IoU", "share above 0.5", "choices"], *rows])
 
 

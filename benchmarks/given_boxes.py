@@ -16,13 +16,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from _runs import call, spread
+from _runs import call
 
 from wsis.data.coco import COCO
 from wsis.files import read_json
 from wsis.metrics import MaskIoU
 from wsis.nn.masks import run_lengths
-from wsis.test import print_table
+from wsis.tables import mean_and_range, print_table
 from wsis.types import Prediction
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -50,10 +50,10 @@ def main() -> None:
     lines = [["", *COLUMNS, "minutes"]]
     for row in asked.rows:
         if row == "baselines":
-            lines += [[name, *(spread([value]) for value in values)] for name, values in baselines(asked.data).items()]
+            lines += [[name, *(mean_and_range([value]) for value in values)] for name, values in baselines(asked.data).items()]
             continue
         runs = [figures(row, seed, asked) for seed in range(asked.seeds)]
-        lines.append([f"{row}, mean (range)", *map(spread, zip(*runs, strict=True))])
+        lines.append([f"{row}, mean (range)", *map(mean_and_range, zip(*runs, strict=True))])
     print_table(lines)
     print(f"most memory of a run: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20:.1f} GiB")
 

@@ -14,12 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from _runs import call, spread
+from _runs import call
 
 from wsis.data.coco import COCO
 from wsis.files import read_json
 from wsis.metrics import PanopticQuality
-from wsis.test import print_table
+from wsis.tables import mean_and_range, print_table
 from wsis.types import Prediction, Truth
 
 ROWS = {
@@ -54,7 +54,7 @@ def tables(folder: Path, draws: list[int], jobs: int) -> None:
     for name in ROWS:
         with ThreadPoolExecutor(jobs) as pool:
             found = list(pool.map(lambda draw, name=name: row(folder, name, draw), draws))
-        lines.append([name, *(spread([one[figure] for one in found]) for figure in FIGURES)])
+        lines.append([name, *(mean_and_range([one[figure] for one in found]) for figure in FIGURES)])
     print_table(lines)
 
 

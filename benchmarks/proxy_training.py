@@ -13,10 +13,10 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from _runs import call, spread
+from _runs import call
 
 from wsis.files import read_json
-from wsis.test import print_table
+from wsis.tables import mean_and_range, print_table
 
 OVERLAYS = Path(__file__).parents[1] / "configs" / "ablation"
 ROWS = {
@@ -44,7 +44,7 @@ def main() -> None:
     lines = [["", *FIGURES, "mIoU given boxes", "dropped"]]
     for row in asked.rows:
         columns = zip(*(figures(asked.folder, row, draw) for draw in asked.draws), strict=True)
-        lines.append([row, *map(spread, columns)])
+        lines.append([row, *map(mean_and_range, columns)])
     print_table(lines)
 
 

@@ -14,13 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from _runs import call, spread
+from _runs import call
 from torchvision.ops import box_iou
 
 from wsis.data.coco import COCO
 from wsis.files import read_json
 from wsis.metrics import CorLoc
-from wsis.test import print_table
+from wsis.tables import mean_and_range, print_table
 from wsis.types import Prediction, Proposals, Truth
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "small"
@@ -38,11 +38,11 @@ def main() -> None:
     asked = arguments.parse_args()
     lines = [["", *map(" ".join, COLUMNS), "minutes"]]
     for name, value in baselines(asked.data).items():
-        lines.append([name, *(spread([100 * value[figure]]) for figure in ("CorLoc", "CorLoc_images")), "", "", ""])
+        lines.append([name, *(mean_and_range([100 * value[figure]]) for figure in ("CorLoc", "CorLoc_images")), "", "", ""])
     for model in ("cam", "pdsl"):
         runs = [figures(model, seed, asked) for seed in range(asked.seeds)]
-        lines += [[f"{model}, seed {seed}", *(spread([value]) for value in run)] for seed, run in enumerate(runs)]
-        lines.append([f"{model}, mean (range)", *map(spread, zip(*runs, strict=True))])
+        lines += [[f"{model}, seed {seed}", *(mean_and_range([value]) for value in run)] for seed, run in enumerate(runs)]
+        lines.append([f"{model}, mean (range)", *map(mean_and_range, zip(*runs, strict=True))])
     print_table(lines)
 
 

@@ -20,14 +20,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from _runs import call, spread
+from _runs import call
 from pycocotools import mask as rle
 from torchvision.ops import box_iou
 
 from wsis.data.coco import COCO
 from wsis.data.shapes import Shapes
 from wsis.files import read_json
-from wsis.test import print_table, truths_of
+from wsis.tables import mean_and_range, print_table
+from wsis.test import truths_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OVERLAYS = CONFIGS / "ablation"
@@ -75,7 +76,7 @@ def main() -> None:
     lines = [["", *FIGURES, *LEARNT]]
     for row in asked.rows:
         columns = zip(*(figures(asked, ROWS[row], draw) for draw in asked.draws), strict=True)
-        lines.append([row, *map(spread, columns)])
+        lines.append([row, *map(mean_and_range, columns)])
     print_table(lines)
 
 

@@ -16,10 +16,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from _runs import call, spread
+from _runs import call
 
 from wsis.files import read_json
-from wsis.test import print_table
+from wsis.tables import mean_and_range, print_table
 
 METHODS = {
     "cam": ["--model", "cam"],
@@ -60,7 +60,7 @@ def main() -> None:
         with ThreadPoolExecutor(given.jobs) as pool:
             list(pool.map(lambda pair, name=name: fit(given.folder, name, *pair, threads), pairs))
     found = {name: figures(given.folder, name, given.draws, given.seeds) for name in METHODS}
-    rows = [[name, *(spread([one[figure] for one in runs]) for figure in FIGURES)] for name, runs in found.items()]
+    rows = [[name, *(mean_and_range([one[figure] for one in runs]) for figure in FIGURES)] for name, runs in found.items()]
     print_table([["", *FIGURES], *rows])
     print("AP50 by (draw, seed): " + ", ".join(map(str, pairs)))
     print_table([[f"  {name}", *(f"{one['AP50']:.1f}" for one in runs)] for name, runs in found.items()])

@@ -20,12 +20,12 @@ from wsis.comparison.ablation import (
     Outcome,
     Row,
     Table,
+    cells_of,
     heading,
     lines_of,
     markdown,
     outcome,
     read_ablation,
-    write_csv,
 )
 from wsis.files import InputError, read_json, whole
 from wsis.fingerprint import fingerprint
@@ -36,7 +36,7 @@ from wsis.messages import plain_errors
 from wsis.predict import parse
 from wsis.run import stages
 from wsis.settings import Config
-from wsis.test import print_table
+from wsis.tables import print_table, write_csv
 
 __all__ = ["ablate", "main"]
 
@@ -321,7 +321,8 @@ def _show(batch: Batch, outcomes: Sequence[Outcome]) -> None:
         if len(lines) > 1:
             print(f"\n{heading(batch.ablation, table, batch.first.data)}")
             print_table(lines)
-    cells = write_csv(batch.out / "ablation.csv", outcomes)
+    cells = cells_of(outcomes)
+    write_csv(batch.out / "ablation.csv", cells)
     with whole(batch.out / "ablation.md") as scratch:
         scratch.write_text(markdown(batch.ablation, batch.first.data, outcomes), encoding="utf-8")
     print(f"\nwrote {batch.out / 'ablation.csv'}, {batch.out / 'ablation.md'}")

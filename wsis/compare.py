@@ -21,7 +21,7 @@ from wsis.comparison.runs import (
     read_entry,
     read_judged,
 )
-from wsis.comparison.table import FIGURES, Row, find_place, make_rows, markdown, write_csv, write_into
+from wsis.comparison.table import FIGURES, Row, cells_of, find_place, make_rows, markdown, write_into
 from wsis.data._labels import relabel
 from wsis.files import InputError
 from wsis.inference import read_run
@@ -32,7 +32,8 @@ from wsis.metrics.errors import Breakdown, break_down
 from wsis.metrics.results import read_results
 from wsis.predict import parse
 from wsis.run import stages
-from wsis.test import evaluate, print_table, truths_of
+from wsis.tables import print_table, write_csv
+from wsis.test import evaluate, truths_of
 from wsis.types import Prediction
 
 __all__ = ["compare_runs", "main"]
@@ -93,7 +94,8 @@ def compare_runs(
     rows = make_rows(read_entry(folder, results_of(folder, split), judged[folder]) for folder in folders)
     name = rows[0].first.judged.index.name + ("" if split == "val" else f"-{split}")
     _look(rows, split, images, accelerator, out / name)
-    cells = write_csv(out / f"{name}.csv", rows, split)
+    cells = [cells_of(row, split) for row in rows]
+    write_csv(out / f"{name}.csv", cells)
     if write:
         write_into(write, markdown(rows, split))
     if wandb.project:

@@ -27,9 +27,10 @@ from wsis.metrics.results import read_results
 from wsis.predict import store_predictions
 from wsis.report import Pair, read_curves, write_report
 from wsis.settings import as_words, read_config
+from wsis.tables import print_table
 from wsis.types import Prediction, Truth
 
-__all__ = ["Judgement", "evaluate", "judge", "main", "print_table", "truths_of"]
+__all__ = ["Judgement", "evaluate", "judge", "main", "truths_of"]
 
 HEADINGS = ("AP", "AP25", "AP50", "AP70", "AP75", "APs", "APm", "APl", "VOC_AP50", "VOC07_AP50")
 PANOPTIC_HEADINGS = ("PQ", "SQ", "RQ")
@@ -256,13 +257,6 @@ def _print(judgement: Judgement, per_class: bool) -> None:
         print()
         known = _class_columns(judgement)
         print_table([["", *next(iter(known.values()))], *([n, *map(_percent, v.values())] for n, v in known.items())])
-
-
-def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print cells in columns, the first to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *rest in rows:
-        print("  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))]))
 
 
 def _write(folder: Path, judgement: Judgement, index: Index, facts: Mapping[str, Any]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsis import registry
-from wsis.files import InputError, whole
+from wsis.files import InputError
 from wsis.run import stages
 from wsis.settings import Config, as_words, read_config
+from wsis.tables import markdown_table, mean_and_range
 
-__all__ = ["Ablation", "Outcome", "Row", "Table", "lines_of", "markdown", "outcome", "read_ablation", "write_csv"]
+__all__ = ["Ablation", "Outcome", "Row", "Table", "cells_of", "lines_of", "markdown", "outcome", "read_ablation"]
 
 
 class Row(NamedTuple):
@@ -168,7 +167,7 @@ def lines_of(table: Table, outcomes: Sequence[Outcome]) -> list[list[str]]:
         cells = [
             cell
             for figure in table.figures
-            for cell in (_spread(found.figures[figure]), _number(found.row.paper.get(figure)) or "-")
+            for cell in (mean_and_range(found.figures[figure]), _number(found.row.paper.get(figure)) or "-")
         ]
         minutes = f"{_mean(found.minutes):.1f}" if found.minutes else "-"
         lines.append([found.row.name, *cells, str(len(found.runs)), minutes])
@@ -179,11 +178,9 @@ def markdown(ablation: Ablation, data: str, outcomes: Sequence[Outcome]) -> str:
     """All tables for a README."""
     parts = []
     for table in ablation.tables:
-        head, *rows = lines_of(table, outcomes)
-        if rows:
-            lines = [head, ["---"] * len(head), *rows]
-            text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-            parts.append(f"{heading(ablation, table, data)}\n\n{text}\n")
+        lines = lines_of(table, outcomes)
+        if len(lines) > 1:
+            parts.append(f"{heading(ablation, table, data)}\n\n{markdown_table(lines)}\n")
     return "\n".join(parts)
 
 
@@ -194,8 +191,8 @@ def heading(ablation: Ablation, table: Table, data: str) -> str:
     return f"{ablation.name} on {data}, {table.name}, in %: mean (range) over seeds.{source}"
 
 
-def write_csv(path: Path, outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
-    """Write all rows, figures in percent; returns them."""
+def cells_of(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
+    """All rows with all that is known of them, figures in percent, for a CSV."""
     figures = dict.fromkeys(figure for found in outcomes for figure in found.table.figures)
     rows = []
     for found in outcomes:
@@ -213,12 +210,6 @@ def write_csv(path: Path, outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
             cells
             | {"source": found.table.source, "settings": " ".join(found.row.words), "runs": " ".join(map(str, found.runs))}
         )
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with whole(path) as scratch:
-        scratch.write_text(text.getvalue(), encoding="utf-8")
     return rows
 
 
@@ -228,9 +219,3 @@ def _mean(values: Sequence[float]) -> float:
 
 def _number(value: float | None, digits: int = 1) -> str:
     return "" if value is None else f"{value:.{digits}f}"
-
-
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    return f"{_mean(values):.1f}" + (f" ({min(values):.1f}-{max(values):.1f})" if len(values) > 1 else "")

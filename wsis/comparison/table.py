@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections import Counter
@@ -15,8 +13,9 @@ from typing import Any, NamedTuple
 from wsis.comparison.papers import Published, published
 from wsis.comparison.runs import Entry
 from wsis.files import InputError, whole
+from wsis.tables import markdown_table, mean_and_range
 
-__all__ = ["FIGURES", "Row", "Spread", "find_place", "make_rows", "markdown", "write_csv", "write_into"]
+__all__ = ["FIGURES", "Row", "Spread", "cells_of", "find_place", "make_rows", "markdown", "write_into"]
 
 FIGURES = {"AP25": "AP25", "AP50": "AP50", "AP70": "AP70", "AP75": "AP75", "AP": "AP", "PQ": "PQ"} | {
     "CorLoc": "CorLoc",
@@ -114,19 +113,8 @@ def _words(value: Any) -> str:
     return " + ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
 
 
-def write_csv(path: Path, rows: Sequence[Row], split: str) -> list[dict[str, str]]:
-    """Write the table, a row for each method, and return it; figures in percent: mean, range over seeds, the paper's."""
-    text = io.StringIO()
-    lines = [_cells(row, split) for row in rows]
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    with whole(path) as scratch:
-        scratch.write_text(text.getvalue(), encoding="utf-8")
-    return lines
-
-
-def _cells(row: Row, split: str) -> dict[str, str]:
+def cells_of(row: Row, split: str) -> dict[str, str]:
+    """All that is known of a row, for a CSV; figures in percent: mean, range over seeds, the paper's."""
     first = row.first
     index = first.judged.index
     cells = {"name": row.name, "method": first.method, "data": index.name, "split": split, "images": str(len(index.images))}
@@ -150,25 +138,23 @@ def markdown(rows: Sequence[Row], split: str) -> str:
     shown = [f for f in FIGURES if any(not math.isnan(row.figures[f].mean) for row in rows)]
     heads = ["method", "learns from", "segments", "weights", "backbone", *(FIGURES[f] for f in shown)]
     heads += ["seeds", "minutes", "GiB", "commit", "settings"]
-    lines = [heads, ["---"] * len(heads)]
+    lines = [heads]
     for row in rows:
         first = row.first
         cells = [row.name, first.supervision, first.segments, first.weights, first.backbone]
         cells += [_figure(row, figure) for figure in shown]
         cells += [str(len(row.entries)), _plain(row.minutes, 1) or "-", _plain(row.memory, 1) or "-", row.commit, first.config]
-        lines.append([cell.replace("|", "\\|") for cell in cells])
+        lines.append(cells)
     index = rows[0].first.judged.index
     said = f"{index.name}, {split}: {len(index.images)} images, {len(index.categories)} classes. Mean (range) over seeds, in %"
     papers = "; in brackets the paper's." if any(row.paper for row in rows) else "."
-    return "\n".join([said + papers, "", *("| " + " | ".join(line) + " |" for line in lines)])
+    return f"{said}{papers}\n\n{markdown_table(lines)}"
 
 
 def _figure(row: Row, figure: str) -> str:
-    spread = row.figures[figure]
     paper = row.paper.figures.get(figure) if row.paper else None
-    text = "-" if math.isnan(spread.mean) else f"{100 * spread.mean:.1f}"
-    if len(row.entries) > 1 and text != "-":
-        text += f" ({100 * spread.low:.1f}-{100 * spread.high:.1f})"
+    known = not math.isnan(row.figures[figure].mean)
+    text = mean_and_range([100 * e.figures[figure] for e in row.entries] if known else [])
     return text if paper is None else f"{text} [{100 * paper:.1f}]"
 
 
