@@ -9,12 +9,15 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import toy_runs
 from toy_runs import make_run, write_stage
 from wandb_files import read_wandb
 
 from wsis import compare, fit
+from wsis.comparison.runs import read_judged
 from wsis.comparison.table import BEGIN, END
 
 
@@ -127,6 +130,18 @@ def test_labels_from_elsewhere_are_not_called_masks(runs, place, tmp_path):
         "mask_rcnn, masks": "masks",
         "mask_rcnn, labels by PDSL trained from tags": "labels by PDSL trained from tags",
     }
+
+
+def test_a_users_own_label_file_is_no_pseudo_labels(tmp_path):
+    image = {"id": 1, "file_name": "a.png", "height": 9, "width": 9}
+    thing = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((9, 9, 3), np.uint8))
+    content = {"images": [image], "annotations": [thing], "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    named = {"root": str(tmp_path), "labels": "own.json", "val_labels": "own.json"}
+    judged = read_judged({"data": {"class_path": "wsis.data.folder.Folder", "init_args": named}}, "val", {})
+    assert judged.labels is None
+    assert judged.index.annotations[1][0]["bbox"] == [1, 1, 5, 5]
 
 
 def test_the_table_goes_between_its_lines(runs, tmp_path):

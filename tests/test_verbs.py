@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
@@ -24,6 +25,8 @@ from wsis.data.shapes import Shapes
 from wsis.metrics import InstanceAP
 from wsis.pseudo_labels import tagged
 from wsis.types import Prediction
+
+LABELS = "annotations/instances_train2017.json"
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +165,18 @@ def test_boxes_alone_are_judged(run, data_words, tmp_path, capsys):
 def test_other_split_and_folder(run, tmp_path):
     judging.main(["--run", str(run), "--split", "train", "--out", str(tmp_path / "here"), "--accelerator", "cpu"])
     assert json.loads((tmp_path / "here/metrics.json").read_text())["images"] == 6
+
+
+def test_a_run_that_learnt_from_pseudo_labels_is_judged_by_the_truth(run, tmp_path):
+    words = ["--split", "train", "--out", str(tmp_path / "out"), "--accelerator", "cpu"]
+    by_truth = judging.main(["--run", str(run), *words])
+    labels = json.loads((Shapes(root=run.parent / "shapes", train=6, val=8).folder / LABELS).read_text())
+    (tmp_path / "pseudo.json").write_text(json.dumps(labels | {"annotations": labels["annotations"][::2]}))
+    taught = shutil.copytree(run, tmp_path / "taught")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["init_args"]["labels"] = str(tmp_path / "pseudo.json")
+    (taught / "config.yaml").write_text(yaml.safe_dump(config))
+    assert judging.main(["--run", str(taught), *words]).figures == pytest.approx(by_truth.figures, nan_ok=True)
 
 
 def test_a_model_that_finds_nothing_is_judged(place, data_words, capsys):

@@ -169,8 +169,8 @@ def _labels(entry: Entry, split: str, accelerator: str) -> Path | None:
     """A method's pseudo-labels of the images: of the training images what it learnt from, of others made now."""
     made = [path / "labels.json" for path, _ in stages(entry.folder) if (path / "labels.json").is_file()]
     if split == "train":
-        given = Path(read_run(entry.folder)["data"]["init_args"].get("labels") or "-")
-        return made[-1] if made else given if given.is_file() else None
+        given = entry.judged.labels
+        return made[-1] if made else given if given and given.is_file() else None
     file = results_of(entry.folder, split) / "labels.json"
     if made and not (file.is_file() and file.stat().st_mtime >= made[-1].stat().st_mtime):
         label_images(entry.folder, file, split=split, accelerator=accelerator)

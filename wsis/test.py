@@ -89,6 +89,7 @@ def evaluate(
         raise InputError("give either --run RUN, or --predictions FILE with --data NAME")
     if split not in ("train", "val"):
         raise InputError(f"--split {split}: give train or val")
+    data = data.as_annotated()
     index = data.index(split)
     if not any(index.annotations.values()):
         raise InputError(f"{data.name} has no boxes or masks in its {split} split to judge by; annotate some images")

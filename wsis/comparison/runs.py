@@ -32,6 +32,8 @@ class Judged:
     """Of images, classes and annotations, wherever they lie."""
     trained_on: int
     """Number of training images."""
+    labels: Path | None
+    """What replaces the annotations of the training set."""
 
 
 @dataclass(frozen=True)
@@ -78,17 +80,17 @@ def read_judged(config: Config, split: str, known: dict[str, Judged]) -> Judged:
         InputError: the data are not there, or have no classes or annotations.
     """
     section = config["data"]
-    own = {k: v for k, v in (section.get("init_args") or {}).items() if k not in ("augment", "loading", "labels")}
+    own = {k: v for k, v in (section.get("init_args") or {}).items() if k not in ("augment", "loading")}
     key = json.dumps([section["class_path"], own], sort_keys=True, default=str)
     if key not in known:
-        data = make_data({"class_path": section["class_path"], "init_args": {**(section.get("init_args") or {}), "labels": ""}})
-        index: Index = data.index(split)  # type: ignore[attr-defined]
+        made: Any = make_data(section)
+        data = made.as_annotated()
+        index: Index = data.index(split)
         if not index.categories:
             raise InputError(f"{index.name} in {index.root} has no classes; add categories to its annotations")
         if not any(index.annotations.values()):
             raise InputError(f"{index.name} has no boxes or masks in its {split} split to judge by; annotate some images")
-        train = index if split == "train" else data.index("train")  # type: ignore[attr-defined]
-        known[key] = Judged(data, index, _digest(index), len(train.images))
+        known[key] = Judged(data, index, _digest(index), len(data.index("train").images), made.relabelled)
     return known[key]
 
 
@@ -159,7 +161,7 @@ def read_entry(folder: Path, results: Path, judged: Judged) -> Entry:
     done = [stage for _, stage in stages(folder)]
     mined = next((s["metrics"]["val/mIoU"] for s in done if "val/mIoU" in (s.get("metrics") or {})), math.nan)
     figures.setdefault("mIoU", mined if results.name.startswith("test-val") else math.nan)
-    supervision, segments, weights = _supervision(cls, given, data), _segments(cls, data), _weights(given)
+    supervision, segments, weights = _supervision(cls, given, judged.labels), _segments(cls, data), _weights(given)
     names = {kind: registry.short_name(kind, config[kind]["class_path"]) for kind in registry.KINDS}
     path, changed = recipe(**names), departures(config)
     said = [f"{path.parent.name}/{path.name}" if path else "no recipe", *(f"{k}={_short(v)}" for k, v in changed.items())]
@@ -204,10 +206,10 @@ def _numbers(figures: Mapping[str, float | None]) -> dict[str, float]:
     return {name: math.nan if value is None else float(value) for name, value in figures.items()}
 
 
-def _supervision(cls: type, given: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+def _supervision(cls: type, given: Mapping[str, Any], labels: Path | None) -> str:
     """What labels a run has seen, in whatever way."""
-    if data.get("labels"):
-        return f"labels by {_source(Path(data['labels']))}"
+    if labels:
+        return f"labels by {_source(labels)}"
     salient = " + salient masks" if given.get("salient_share") else ""
     return f"{getattr(cls, 'supervision', 'tags')}{salient}"
 

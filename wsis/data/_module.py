@@ -147,6 +147,14 @@ class DataModule(pl.LightningDataModule):
             other.relabelled, other._indices = labels, {**self._indices, "train": relabel(self.index("train"), labels)}
         return other
 
+    def as_annotated(self) -> Self:
+        """Give the same data with the training set's own annotations, to judge by."""
+        if self.relabelled is None:
+            return self
+        other = copy.copy(self)
+        other.relabelled, other._indices = None, {split: index for split, index in self._indices.items() if split != "train"}
+        return other
+
     @property
     def categories(self) -> list[Record]:
         """The thing classes in order: id and name."""
