@@ -88,7 +88,7 @@ class Truth(NamedTuple):
     labels: Tensor
     """(M,) int64."""
     masks: list[RLE]
-    """M run-length masks at the original size."""
+    """M run-length masks at the original size; empty where an object has none."""
     crowd: Tensor
     """(M,) bool: matched detections of these are ignored, as COCO does."""
     panoptic: Tensor | None = None
@@ -130,6 +130,6 @@ class Prediction(NamedTuple):
     labels: Tensor
     """(N,) int64, 0-based class."""
     masks: list[RLE]
-    """N run-length masks at `size`; a list, because (N,H,W) would not fit at full size."""
+    """N run-length masks at `size`, empty where an object has none; a list, because (N,H,W) would not fit at full size."""
     panoptic: Tensor | None = None
     """(H,W,2) int32, as in `Truth`; None from a method that gives instances alone."""

@@ -200,7 +200,7 @@ def test_masks_are_judged_where_the_truth_has_them():
     mask, other = disc(40, 40, 20, 20), disc(90, 90, 20, 20)
     with_masks, without = truth_of([mask], [0]), truth_of([mask], [0])._replace(masks=[])
     predictions = [prediction_of(1, [mask], [0], [0.9]), prediction_of(2, [other], [0], [0.95])]
-    for metric, name in ((InstanceAP(1), "AP50"), (VOCAP(), "VOC_AP50")):
+    for metric, name in ((InstanceAP(1), "AP50"), (VOCAP(), "VOC_AP50"), (MaskIoU(1), "IoU50")):
         metric.update(predictions, [with_masks, without])
         assert metric.compute()[name].item() == pytest.approx(1)
     boxes = VOCAP(kind="box")

@@ -17,7 +17,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from wsis.types import RLE
 
-__all__ = ["array", "box_iou", "first_of_each", "from_lines", "mask_iou", "packed", "to_lines"]
+__all__ = ["array", "box_iou", "first_of_each", "from_lines", "mask_iou", "mean", "packed", "to_lines"]
 
 Array = np.ndarray[Any, Any]
 
@@ -44,6 +44,13 @@ def array(state: list[Tensor] | Tensor) -> Array:
 def first_of_each(keys: Array) -> Array:
     """Positions of the first of each distinct row of `keys` (N,K), ascending."""
     return np.sort(np.unique(keys, axis=0, return_index=True)[1]) if len(keys) else np.empty(0, np.int64)
+
+
+def mean(values: Any) -> Tensor:
+    """Mean of what is not nan, nan if nothing is."""
+    values = np.asarray(values, np.float64)
+    values = values[~np.isnan(values)]
+    return torch.tensor(values.mean() if values.size else np.nan)
 
 
 def packed(mask: RLE) -> RLE:

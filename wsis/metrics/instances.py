@@ -19,7 +19,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 from torchmetrics import Metric
 
-from wsis.metrics._states import Array, array, box_iou, first_of_each, from_lines, mask_iou, packed, to_lines
+from wsis.metrics._states import Array, array, box_iou, first_of_each, from_lines, mask_iou, mean, packed, to_lines
 from wsis.types import Prediction, Truth
 
 __all__ = ["VOCAP", "CorLoc", "InstanceAP", "MaskIoU"]
@@ -128,7 +128,7 @@ class VOCAP(Metric):
         labels, hits = labels[order], hits[order]
         each = [voc_average_precision(hits[(labels == c) & (hits >= 0)], totals[c], self.points) for c in range(classes)]
         name = f"{'box_' if self.kind == 'box' else ''}VOC{'07' if self.points == '11' else ''}_AP{round(100 * self.iou)}"
-        return {name: _mean(each), f"per_class/{name}": torch.tensor(each)}
+        return {name: mean(each), f"per_class/{name}": torch.tensor(each)}
 
     def _hits(self, prediction: Prediction, truth: Truth) -> Array:
         """1 hit, 0 miss, -1 ignored for each detection of an image."""
@@ -179,14 +179,14 @@ class CorLoc(Metric):
         pairs = array(self.pairs).reshape(-1, 3).astype(np.int64)
         _, label, hit = pairs[first_of_each(pairs[:, :2])].T
         each = _class_means(label, hit, self.num_classes)
-        return {"CorLoc": _mean(each), "CorLoc_images": _mean(hit), "per_class/CorLoc": torch.from_numpy(each)}
+        return {"CorLoc": mean(each), "CorLoc_images": mean(hit), "per_class/CorLoc": torch.from_numpy(each)}
 
 
 class MaskIoU(Metric):
     """Mask quality given the boxes (BoxCaseg, section 4): prediction i of an image is of instance i of its truth.
 
     `compute()` gives `mIoU` (mIoU*: the mean over classes of the mean IoU of their instances), `IoU50` and `IoU75` (the share
-    of instances with at least that IoU), and (C,) `per_class/mIoU`. Crowds are left out.
+    of instances with at least that IoU), and (C,) `per_class/mIoU`. Crowds are left out, and images whose truth has no masks.
 
     Args:
         num_classes: how many classes there are; the highest class seen when None.
@@ -210,6 +210,8 @@ class MaskIoU(Metric):
         """
         keys, ious = [torch.empty(0, 3, dtype=torch.long)], [torch.empty(0)]
         for prediction, truth in zip(predictions, truths, strict=True):
+            if len(truth.masks) < len(truth.labels):
+                continue  # boxes alone: there is nothing to judge masks by
             if len(prediction.masks) != len(truth.masks):
                 found, wanted = len(prediction.masks), len(truth.masks)
                 raise ValueError(
@@ -228,8 +230,8 @@ class MaskIoU(Metric):
         once = first_of_each(instances[:, :2])
         label, iou = instances[once, 2], array(self.iou)[once].astype(np.float64)
         each = _class_means(label, iou, self.num_classes)
-        shares = {f"IoU{round(100 * least)}": _mean(iou >= least) for least in (0.5, 0.75)}
-        return {"mIoU": _mean(each), **shares, "per_class/mIoU": torch.from_numpy(each)}
+        shares = {f"IoU{round(100 * least)}": mean(iou >= least) for least in (0.5, 0.75)}
+        return {"mIoU": mean(each), **shares, "per_class/mIoU": torch.from_numpy(each)}
 
 
 def voc_average_precision(hits: Array, total: float, points: Literal["all", "11"] = "all") -> float:
@@ -313,7 +315,7 @@ def _summary(precision: Array) -> dict[str, Tensor]:
     for percent in (25, 50, 70, 75):
         picks[f"AP{percent}"] = precision[[int(np.abs(THRESHOLDS - percent / 100).argmin())], ..., 0, 0]
     sizes = {f"AP{size}": steps[..., i, 0] for i, size in enumerate(AREAS) if size != "all"}
-    figures = {name: _mean(_known(values)) for name, values in {**picks, **sizes}.items()}
+    figures = {name: mean(_known(values)) for name, values in {**picks, **sizes}.items()}
     by_class = {f"per_class/{name}": torch.from_numpy(_known(values).mean((0, 1))) for name, values in picks.items()}
     return figures | by_class
 
@@ -346,10 +348,3 @@ def _class_means(label: Array, value: Array, classes: int | None) -> Array:
     means = np.full(classes, np.nan)
     np.divide(np.bincount(label, value, classes), counts, out=means, where=counts > 0)
     return means
-
-
-def _mean(values: Any) -> Tensor:
-    """Mean of what is not nan, nan if nothing is."""
-    values = np.asarray(values, np.float64)
-    values = values[~np.isnan(values)]
-    return torch.tensor(values.mean() if values.size else np.nan)

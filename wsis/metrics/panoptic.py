@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from wsis.metrics._states import Array, array, first_of_each
+from wsis.metrics._states import Array, array, first_of_each, mean
 from wsis.types import Prediction, Truth
 
 __all__ = ["PanopticQuality"]
@@ -76,7 +76,7 @@ class PanopticQuality(Metric):
         figures: dict[str, Tensor] = {}
         for name, each in (("PQ", segmentation * recognition), ("SQ", segmentation), ("RQ", recognition)):
             things, stuff = each[: self.num_classes], each[self.num_classes :]
-            figures |= {name: _mean(each), f"{name}_things": _mean(things), f"{name}_stuff": _mean(stuff)}
+            figures |= {name: mean(each), f"{name}_things": mean(things), f"{name}_stuff": mean(stuff)}
             figures[f"per_class/{name}"] = torch.from_numpy(each)
         return figures
 
@@ -110,8 +110,3 @@ def _count(found: Array, true: Array, classes: int) -> tuple[Array, Array, Array
         np.bincount(found_class[wrong], minlength=classes),
         np.bincount(true_class[~caught], minlength=classes),
     )
-
-
-def _mean(values: Array) -> Tensor:
-    known = values[~np.isnan(values)]
-    return torch.tensor(float(known.mean()) if len(known) else float("nan"))

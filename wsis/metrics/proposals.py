@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchvision.ops import box_iou
 
-from wsis.metrics._states import array, first_of_each
+from wsis.metrics._states import array, first_of_each, mean
 from wsis.types import Proposals, Truth
 
 __all__ = ["ProposalRecall", "mask_overlaps"]
@@ -58,7 +58,7 @@ class ProposalRecall(Metric):
             self.overlaps.append(torch.from_numpy(rows).to(self.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """Give each figure over all objects so far; -1 where there are none."""
+        """Give each figure over all objects so far; nan where there are none."""
         rows = array(self.overlaps).reshape(-1, 2 + 2 * len(self.counts)).astype(np.float64)
         rows = rows[first_of_each(rows[:, :2])] if (rows[:, 0] >= 0).all() else rows
         best = rows[:, 2:].reshape(-1, 2, len(self.counts))
@@ -68,8 +68,8 @@ class ProposalRecall(Metric):
             for column, count in enumerate(self.counts):
                 own = overlaps[:, column]
                 for threshold in self.thresholds:
-                    figures[f"{name}_recall@{threshold:g}/{count}"] = _mean(own >= threshold)
-                figures[f"{name}_abo/{count}"] = _mean(own)
+                    figures[f"{name}_recall@{threshold:g}/{count}"] = mean(own >= threshold)
+                figures[f"{name}_abo/{count}"] = mean(own)
         return figures
 
     def _boxes(self, proposals: Proposals, truth: Truth) -> NDArray[np.float64]:
@@ -108,7 +108,3 @@ def mask_overlaps(proposals: Proposals, masks: Sequence[Any]) -> NDArray[np.floa
     shared = inside @ members.T
     overlaps: NDArray[np.float64] = shared / np.maximum(members @ sizes + areas - shared, 1)
     return overlaps
-
-
-def _mean(values: NDArray[Any]) -> Tensor:
-    return torch.tensor(values.mean() if len(values) else -1.0, dtype=torch.float32)

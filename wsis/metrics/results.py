@@ -100,7 +100,7 @@ def _check(result: Any, number: int, sizes: dict[int, tuple[int, int]], label: d
     where = f"{path}, result {number}"
     if not isinstance(result, dict) or not {"image_id", "category_id", "score"} <= result.keys():
         raise InputError(f"{where} lacks image_id, category_id or score; give a COCO results file")
-    image, mask = result["image_id"], result.get("segmentation")
+    image, mask, box = (result.get(key) for key in ("image_id", "segmentation", "bbox"))
     if not isinstance(result["score"], int | float):
         raise InputError(f"{where} has the score {result['score']!r}; a score is a number")
     if not isinstance(image, int) or image not in sizes:
@@ -109,18 +109,22 @@ def _check(result: Any, number: int, sizes: dict[int, tuple[int, int]], label: d
         raise InputError(
             f"{where} has category {result['category_id']!r}, not in this data set ({len(label)} classes); check --data"
         )
-    if mask is None and len(result.get("bbox") or ()) != 4:
-        raise InputError(f"{where} has neither segmentation nor bbox [x, y, width, height]; add one")
+    if (box or mask is None) and not _is_box(box):
+        raise InputError(f"{where}: bbox must be [x, y, width, height]; it may be left out where there is a segmentation")
     if mask is not None and not (isinstance(mask, dict) and {"size", "counts"} <= mask.keys()):
         raise InputError(f"{where}: segmentation must be run lengths with size and counts; polygons are for annotations")
-    if mask is not None and tuple(mask["size"]) != sizes[image]:
+    if mask is not None and mask["size"] != list(sizes[image]):
         raise InputError(f"{where}: mask of size {mask['size']} on an image of {list(sizes[image])}; check --data")
     return int(image)
 
 
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(isinstance(side, int | float) for side in value)
+
+
 def _prediction(image: int, size: tuple[int, int], results: list[Record], label: dict[int, int]) -> Prediction:
     results = sorted(results, key=lambda result: -result["score"])
-    masked = all("segmentation" in result for result in results)
+    masked = all(result.get("segmentation") for result in results)
     masks: list[RLE] = [packed(result["segmentation"]) for result in results] if masked else []
     boxes = [result.get("bbox") or rle_masks.toBbox(packed(result["segmentation"])) for result in results]
     xywh = np.asarray(boxes, np.float32).reshape(-1, 4)
