@@ -123,6 +123,30 @@ def broken(change: str) -> dict[str, Any]:
             del value["categories"]
         case "name":
             value["categories"] = [*CATEGORIES, {"id": 4, "name": "car"}]
+        case "same category":
+            value["categories"] = [*CATEGORIES, {"id": 3, "name": "cart"}]
+        case "nameless":
+            value["categories"] = [*CATEGORIES, {"id": 4}]
+        case "text id":
+            value["images"][0]["id"] = "0.jpg"
+        case "numbered file":
+            value["images"][0]["file_name"] = 0
+        case "half a pixel":
+            value["images"][0]["height"] = 6.5
+        case "no object":
+            value["annotations"][1] = [1, 2]
+        case "listed image":
+            value["annotations"][0]["image_id"] = [10]
+        case "other size":
+            value["annotations"][1]["segmentation"]["size"] = [8, 6]
+        case "flat polygon":
+            value["annotations"][0]["segmentation"] = POLYGON[0]
+        case "odd polygon":
+            value["annotations"][0]["segmentation"] = [POLYGON[0][:7]]
+        case "text polygon":
+            value["annotations"][0]["segmentation"] = [[2, 1, 6, 1, 6, "4"]]
+        case "endless polygon":
+            value["annotations"][0]["segmentation"] = [[2, 1, 6, 1, 6, float("nan")]]
     return value
 
 
@@ -139,7 +163,19 @@ def broken(change: str) -> dict[str, Any]:
         ("number", "annotation 1 has no bbox"),
         ("pixels", r"image 0\.jpg is 8 x None; give its size"),
         ("key", 'no list "categories"'),
-        ("name", 'category "car" is there twice'),
+        ("name", "category name car is there twice"),
+        ("same category", "category id 3 is there twice"),
+        ("nameless", "category {'id': 4} needs a number as id and a name"),
+        ("text id", r"image '0\.jpg' has the id '0\.jpg'; .*number the images"),
+        ("numbered file", r"image 0 has the id 10; name the file"),
+        ("half a pixel", r"image 0\.jpg is 8 x 6\.5; give its size"),
+        ("no object", r"\[1, 2\] is no annotation"),
+        ("listed image", "is no annotation with image_id"),
+        ("other size", r"mask of annotation 2 is \[8, 6\], but its image is \[6, 8\]"),
+        ("flat polygon", "mask of annotation 1 is neither polygons"),
+        ("odd polygon", "mask of annotation 1 is neither polygons"),
+        ("text polygon", "mask of annotation 1 is neither polygons"),
+        ("endless polygon", "mask of annotation 1 is neither polygons"),
     ],
 )
 def test_bad_files_are_one_line_that_names_the_fault(root: Path, change: str, message: str) -> None:
@@ -148,6 +184,26 @@ def test_bad_files_are_one_line_that_names_the_fault(root: Path, change: str, me
         COCO(root).index("train")
     assert "\n" not in str(caught.value)
     assert "instances_train2017.json" in str(caught.value)
+
+
+def test_polygons_without_area_are_left_out(root: Path) -> None:
+    value = content()
+    thin, whole = value["annotations"][0], value["annotations"][2]
+    thin["segmentation"], whole["segmentation"] = [[1, 2, 7, 2], []], [[], *whole["segmentation"], [1, 2, 5, 2]]
+    write(root, value)
+    samples = COCO(root, proposals="none", augment=Augment(flip=0)).samples("train", train=True, supervision="masks")
+    first, second = (samples.sample(k)["target"] for k in range(2))
+    assert (first["unsure"].tolist(), first["masks"].flatten(1).sum(1).tolist()) == ([True, False], [0, 2])
+    assert (second["unsure"].tolist(), second["masks"].flatten(1).sum(1).tolist()) == ([False], [4])
+
+
+def test_sizes_may_be_written_as_fractions(root: Path) -> None:
+    value = content()
+    for image in value["images"]:
+        image["height"] = 6.0
+    write(root, value)
+    samples = COCO(root, proposals="none").samples("train", train=True, supervision="masks")
+    assert samples.sample(0)["target"]["masks"].any()
 
 
 def test_not_json(root: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import reprlib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +60,8 @@ def read_coco(
 ) -> Index:
     """Read a COCO instances file.
 
-    Tags name every annotated class, also that of an annotation whose box is dropped, so they never depend on a box.
+    Tags name every annotated class, also that of an annotation whose box is dropped, so they never depend on a box. Polygons
+    of fewer than three corners are left out.
 
     Args:
         path: the instances json.
@@ -69,28 +71,22 @@ def read_coco(
         check_images: look whether every image file is there.
 
     Raises:
-        InputError: unreadable json, a category, image or file that is named but absent, or an image named twice.
+        InputError: unreadable json, a category, image or file that is named but absent or named twice, or a mask of another
+            size than its image.
     """
     content = load_json(path, ("images", "annotations", "categories"))
     kept = _select(content["categories"], categories, path)
     known, wanted = {c["id"] for c in content["categories"]}, class_of(kept)
     images = [_image(record, path) for record in content["images"]]
-    _refuse_duplicates(images, path)
+    _refuse_duplicates(images, ("id", "file_name"), "image", path)
+    sizes = {image["id"]: [image["height"], image["width"]] for image in images}
     if check_images:
         check_files(images, images_dir, path)
     found: dict[int, list[Record]] = {image["id"]: [] for image in images}
     for annotation in content["annotations"]:
-        image, category = annotation.get("image_id"), annotation.get("category_id")
-        if image not in found:
-            raise InputError(
-                f'{path}: annotation {annotation.get("id")} is of image {image}, which is not under "images"; add it'
-            )
-        if category not in known:
-            raise InputError(
-                f'{path}: annotation {annotation.get("id")} has category {category}, not under "categories"; add it'
-            )
+        image, category = _place(annotation, sizes, known, path)
         if category in wanted:
-            found[image].append(annotation)
+            found[image].append(_with_usable_mask(annotation, sizes[image], path))
     tags = tags_of(found, kept)
     return Index(name, images_dir, images, drop_empty(found, images, path), kept, [], tags, {})
 
@@ -170,10 +166,8 @@ def _has_area(annotation: Record, width: float, height: float, source: Path) -> 
 
 
 def _select(all_categories: Sequence[Record], names: Sequence[str] | None, path: Path) -> list[Record]:
-    categories = [{"id": c["id"], "name": c["name"]} for c in all_categories]
-    twice = [name for name, count in Counter(c["name"] for c in categories).items() if count > 1]
-    if twice:
-        raise InputError(f'{path}: category "{twice[0]}" is there twice; give each class one name and id')
+    categories = [_category(record, path) for record in all_categories]
+    _refuse_duplicates(categories, ("id", "name"), "category", path)
     if names is None:
         return categories
     by_name = {c["name"]: c for c in categories}
@@ -188,16 +182,71 @@ def _image(record: Record, path: Path) -> Record:
         image = {key: record[key] for key in ("id", "file_name", "height", "width")}
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: image {record} has no {error}; an image has id, file_name, height, width") from error
-    if not all(isinstance(image[side], (int, float)) and image[side] > 0 for side in ("height", "width")):
+    if not isinstance(image["id"], int) or not isinstance(image["file_name"], str):
+        raise InputError(
+            f"{path}: image {image['file_name']!r} has the id {image['id']!r}; name the file and number the images"
+        )
+    sides = image["height"], image["width"]
+    if not all(isinstance(side, (int, float)) and side > 0 and side % 1 == 0 for side in sides):
         raise InputError(f"{path}: image {image['file_name']} is {image['width']} x {image['height']}; give its size in pixels")
-    return image
+    return {**image, "height": int(sides[0]), "width": int(sides[1])}
 
 
-def _refuse_duplicates(images: Sequence[Record], path: Path) -> None:
-    for key in ("id", "file_name"):
-        twice = [value for value, count in Counter(image[key] for image in images).items() if count > 1]
+def _category(record: Any, path: Path) -> Record:
+    if not isinstance(record, dict) or not isinstance(record.get("id"), int) or not isinstance(record.get("name"), str):
+        raise InputError(f"{path}: category {record!r} needs a number as id and a name; add them")
+    return {"id": record["id"], "name": record["name"]}
+
+
+def _refuse_duplicates(records: Sequence[Record], keys: Sequence[str], what: str, path: Path) -> None:
+    for key in keys:
+        twice = [value for value, count in Counter(record[key] for record in records).items() if count > 1]
         if twice:
-            raise InputError(f"{path}: image {key} {twice[0]} is there twice; keep one of them")
+            raise InputError(f"{path}: {what} {key} {twice[0]} is there twice; keep one of them")
+
+
+def _place(annotation: Any, images: Container[int], categories: Container[int], path: Path) -> tuple[int, int]:
+    """Give the image and the category of an annotation, which must be known."""
+    try:
+        number, image, category = (annotation.get(key) for key in ("id", "image_id", "category_id"))
+        there, named = image in images, category in categories
+    except (AttributeError, TypeError) as error:
+        raise InputError(
+            f"{path}: {reprlib.repr(annotation)} is no annotation with image_id and category_id; mend it"
+        ) from error
+    if not there:
+        raise InputError(f'{path}: annotation {number} is of image {image}, which is not under "images"; add it')
+    if not named:
+        raise InputError(f'{path}: annotation {number} has category {category}, not under "categories"; add it')
+    return image, category
+
+
+def _with_usable_mask(annotation: Record, size: list[int], path: Path) -> Record:
+    """Give an annotation without those of its polygons that have no area; a mask that is none, or of another size, is refused."""
+    mask, number = annotation.get("segmentation"), annotation.get("id")
+    if not mask:
+        return annotation
+    if isinstance(mask, dict) and isinstance(mask.get("counts"), (str, list)):
+        if mask.get("size") != size:
+            raise InputError(
+                f"{path}: the mask of annotation {number} is {mask.get('size')}, but its image is {size} (height, width); "
+                "make masks at the image's size"
+            )
+        return annotation
+    if not isinstance(mask, list) or not all(map(_is_polygon, mask)):
+        raise InputError(
+            f"{path}: the mask of annotation {number} is neither polygons [[x, y, x, y, ...]] nor run lengths; mend it"
+        )
+    usable = [polygon for polygon in mask if len(polygon) >= 6]
+    return annotation if len(usable) == len(mask) else {**annotation, "segmentation": usable or None}
+
+
+def _is_polygon(value: Any) -> bool:
+    """Say whether a value is a list of coordinates, in pairs."""
+    try:
+        return isinstance(value, list) and len(value) % 2 == 0 and math.isfinite(sum(value))
+    except TypeError:
+        return False
 
 
 def _names(folder: Path) -> list[str]:

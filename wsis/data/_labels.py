@@ -25,8 +25,6 @@ def relabel(own: Index, path: Path) -> Index:
     mine = {image["id"]: image for image in own.images}
     for image in given.images:
         _check_image(image, mine.get(image["id"]), own.name, path)
-        for annotation in given.annotations[image["id"]]:
-            _check_mask(annotation, image, path)
     labels = {
         image: [{**a, "category_id": number[position[a["category_id"]]]} for a in found]
         for image, found in given.annotations.items()
@@ -42,13 +40,4 @@ def _check_image(image: Record, mine: Record | None, name: str, path: Path) -> N
         raise InputError(
             f"{path} labels {image['file_name']} at {theirs[0]} x {theirs[1]} pixels, but it has {ours[0]} x {ours[1]}; "
             "label the images as they are"
-        )
-
-
-def _check_mask(annotation: Record, image: Record, path: Path) -> None:
-    segmentation, size = annotation.get("segmentation"), [image["height"], image["width"]]
-    if isinstance(segmentation, dict) and segmentation.get("size") != size:
-        raise InputError(
-            f"{path}: the mask of annotation {annotation.get('id')} is {segmentation.get('size')}, but {image['file_name']} is "
-            f"{size} (height, width); make masks at the image's size"
         )
