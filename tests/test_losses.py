@@ -3,12 +3,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from wsis.losses import (
     box_loss,
     correlation_loss,
     image_loss,
     instance_activation,
+    log_mean_exp,
     mask_loss,
     mil_scores,
     neighbour_smoothness,
@@ -122,3 +124,23 @@ def test_losses_of_no_map_are_zero_and_connected():
     loss = tightness_loss(logits, none, none) + neighbour_smoothness(logits)
     loss.backward()
     assert loss == 0
+
+
+def test_image_loss_is_binary_cross_entropy_and_passes_autocast_on_cuda():
+    scores, tags = torch.rand(6, 4, requires_grad=True), torch.tensor([1.0, 0, 0, 1])
+    expected = torch.nn.functional.binary_cross_entropy(scores.sum(0).clamp(1e-6, 1 - 1e-6), tags)
+    torch.testing.assert_close(image_loss(scores, tags), expected)
+    torch.set_autocast_enabled("cuda", True)  # refuses F.binary_cross_entropy; torch.autocast does nothing without a GPU
+    try:
+        with FakeTensorMode():
+            assert image_loss(torch.rand(6, 4, device="cuda"), torch.rand(4, device="cuda")).shape == ()
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+
+
+def test_log_mean_exp_lies_between_mean_and_maximum():
+    maps = torch.randn(3, 5, 4, dtype=torch.float64)
+    torch.testing.assert_close(log_mean_exp(maps, 1e-6), maps.mean((1, 2)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(log_mean_exp(maps, 1e4), maps.amax((1, 2)), rtol=1e-3, atol=1e-3)
+    expected = (maps * 2).exp().mean((1, 2)).log() / 2
+    torch.testing.assert_close(log_mean_exp(maps, 2.0), expected)

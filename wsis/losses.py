@@ -1,6 +1,7 @@
 """The papers' loss functions, pure: tensors in, a scalar out.
 
-P proposals, C classes, K regions, h x w a mask. Every loss of an empty set is zero and stays connected to the graph.
+P proposals, C classes, K regions, h x w a mask. Every loss of an empty set is zero, `image_loss`'s a constant; it stays
+connected to the graph.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
+    "NO_STUFF",
     "box_loss",
     "correlation_loss",
     "image_loss",
     "instance_activation",
+    "log_mean_exp",
     "mask_loss",
     "mil_scores",
     "neighbour_smoothness",
@@ -23,6 +26,9 @@ __all__ = [
     "semantic_loss",
     "tightness_loss",
 ]
+
+NO_STUFF = 255
+"""The stuff class of a pixel without one."""
 
 
 def mil_scores(classification: Tensor, detection: Tensor) -> Tensor:
@@ -47,7 +53,8 @@ def image_loss(scores: Tensor, tags: Tensor) -> Tensor:
         scores: (P,C) in [0, 1], from `mil_scores`.
         tags: (C,) 0 or 1.
     """
-    return F.binary_cross_entropy(scores.sum(0).clamp(1e-6, 1 - 1e-6), tags)
+    score = scores.sum(0).clamp(1e-6, 1 - 1e-6)
+    return -(tags * score.log() + (1 - tags) * (-score).log1p()).mean()  # F.binary_cross_entropy is refused by CUDA's autocast
 
 
 def refinement_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -89,13 +96,18 @@ def instance_activation(probabilities: Tensor, tau: float = 5.0) -> Tensor:
 
     Args:
         probabilities: (K,h,w) in [0, 1]; on unbounded logits it could not be compared with a score.
-        tau: 0 is the mean, infinity the maximum; the paper takes 5.
+        tau: above 0; near 0 it is the mean, the higher the nearer the maximum. The paper takes 5.
 
     Returns:
         (K,).
     """
-    flat = probabilities.flatten(1)
-    return (torch.logsumexp(tau * flat, dim=1) - math.log(flat.shape[1])) / tau
+    return log_mean_exp(probabilities, tau)
+
+
+def log_mean_exp(maps: Tensor, sharpness: float) -> Tensor:
+    """Smooth maximum (...,) of maps (...,h,w), within [mean, max] (Pinheiro and Collobert, CVPR 2015)."""
+    flat = maps.flatten(-2)
+    return (torch.logsumexp(sharpness * flat, -1) - math.log(flat.shape[-1])) / sharpness
 
 
 def correlation_loss(activation: Tensor, score: Tensor) -> Tensor:
@@ -108,16 +120,15 @@ def correlation_loss(activation: Tensor, score: Tensor) -> Tensor:
     return (activation - score.detach()).abs().sum() / max(len(activation), 1)
 
 
-def semantic_loss(logits: Tensor, canvas: Tensor, unknown: int = 255) -> Tensor:
+def semantic_loss(logits: Tensor, canvas: Tensor) -> Tensor:
     """Cross-entropy over stuff classes, mean over the cells that are known (JTSM eq. 10).
 
     Args:
         logits: (N,S,H,W).
-        canvas: (N,H,W) int64, `unknown` where a cell teaches nothing.
-        unknown: the label of such cells.
+        canvas: (N,H,W) int64, `NO_STUFF` where a cell teaches nothing.
     """
-    total = F.cross_entropy(logits, canvas, ignore_index=unknown, reduction="sum")
-    return total / (canvas != unknown).sum().clamp(min=1)
+    total = F.cross_entropy(logits, canvas, ignore_index=NO_STUFF, reduction="sum")
+    return total / (canvas != NO_STUFF).sum().clamp(min=1)
 
 
 def tightness_loss(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -317,3 +317,15 @@ def test_what_is_no_such_classifier_is_told(classifier, tmp_path):
         net(tmp_path / "headless.ckpt")
     with pytest.raises(InputError, match=r"is not the checkpoint of a classifier with 3 classes"):
         net(classifier, num_classes=3)
+
+
+def test_bfloat16_takes_no_loss_to_infinity():
+    features = torch.zeros(1, 4, 6, 6).bfloat16()  # affinities of 1, where 1 + 1e-5 - 1 is 0 in bfloat16
+    labels = torch.zeros(1, 6, 6, dtype=torch.int64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert affinity_loss(affinities(features, 3), labels, 3, 2).isfinite()
+
+
+def test_a_radius_without_neighbours():
+    with pytest.raises(InputError, match=r"radius 1: .* give at least 2"):
+        AffinityNet(3, "test_byobnet", radius=1)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from wsis.evidence.grabcut import SIZE, Evidence, Request, crops, foreground, resample
+from wsis.files import InputError
 
 COCO = Path(os.environ.get("WSIS_SHARED", Path(__file__).parents[3] / "shared")) / "data/coco"
 
@@ -68,8 +69,10 @@ def test_tensors_in_tensor_out():
 
 
 def test_unknown_setting():
-    with pytest.raises(ValueError, match="authors"):
+    with pytest.raises(InputError, match="authors"):
         foreground(disc_image()[0], np.zeros((0, 4)), setting="quick")
+    with pytest.raises(InputError, match="authors"):
+        Evidence("quick")
 
 
 @pytest.mark.parametrize("setting", ["fast", "authors"])

@@ -172,17 +172,18 @@ def test_a_deleted_picture_is_painted_again(tmp_path, images):
 
 def test_what_gives_nothing_is_counted_told_and_left_out(tmp_path, images):
     images["30.png"].write_bytes(b"no image")
+    images["40.png"] = tmp_path / "gone.png"
     with pytest.warns(UserWarning, match="left out") as said:
         content = make(tmp_path / "out", images, Teller(("a dog", "  ")), Dauber(blank=(0,), nothing=(1, 3)))
     assert len(content["pictures"]) == 2 * 3
     assert content["skipped"] == {
-        "images that cannot be read": 1,
+        "images that cannot be read": 2,
         "empty captions": 2,
         "pictures that are missing or of one colour": 6,
     }
     lines = {str(warning.message) for warning in said}
     assert {f"left out: {times} {what}" for what, times in content["skipped"].items()} <= lines
-    with pytest.warns(UserWarning, match="left out: 1 images that cannot be read"):  # told again when repeated
+    with pytest.warns(UserWarning, match="left out: 2 images that cannot be read"):  # told again when repeated
         assert make(tmp_path / "out", images, Teller(("a dog", "  ")), Dauber(blank=(0,), nothing=(1, 3))) == content
 
 

@@ -265,6 +265,7 @@ def test_without_the_extra_a_line_names_it(part, package, models, start, tmp_pat
     [
         (["--images", "IMAGES", "--captions", "x.txt"], "--images and --captions: give one"),
         (["--images", "IMAGES", "--classes", ""], "give --classes"),
+        (["--images", "IMAGES", "--classes", ", ,"], "names no class"),
         (["--images", "IMAGES", "--keep", "4"], "--keep 4"),
         (["--images", "IMAGES", "--size", "15"], "--size 15"),
         (["--images", "IMAGES", "--limit", "0"], "--limit 0"),
@@ -288,3 +289,22 @@ def test_help_says_something_of_each_setting(capsys):
     assert len(lines) < 80
     assert any("--painter" in line and "pipeline of diffusers" in line for line in lines)
     assert all(len(line.split()) > 3 for line in lines if line.startswith("  --"))
+
+
+def test_clip_alone_needs_none_of_the_others(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    transformers.utils.logging.set_verbosity_info()
+    _models.quiet()
+    assert transformers.utils.logging.get_verbosity() == transformers.utils.logging.ERROR
+
+
+def test_behind_a_proxy_the_hub_is_asked(monkeypatch):
+    def unknown(*_):
+        raise OSError("no such name")
+
+    monkeypatch.setattr(_models.socket, "getaddrinfo", unknown)
+    for proxy, expected in (("", True), ("http://proxy:3128", False)):
+        monkeypatch.setattr(_models, "getproxies", lambda proxy=proxy: {"https": proxy} if proxy else {})
+        _models.offline.cache_clear()
+        assert _models.offline() == expected
+    _models.offline.cache_clear()

@@ -200,3 +200,19 @@ def test_no_salient_images_at_all(tmp_path):
 
     with pytest.raises(InputError, match=r"--data.salient DIR"):
         COCO(tmp_path).index("salient")
+
+
+def test_an_image_of_crowded_objects_is_no_background(data):
+    model, (sample, *_) = BoxCaseg(**SMALL, crowded=1.0), batch_of(data)
+    box = sample["target"]["boxes"][:1]
+    sample["target"] = {**sample["target"], "boxes": box.repeat(2, 1), "crowd": torch.zeros(2, dtype=torch.bool)}
+    for _ in range(5):
+        crop = model.draw(sample)
+        assert crop.rows.any()
+        assert crop.columns.any()
+
+
+def test_heads_that_need_salient_images():
+    with pytest.raises(InputError, match="learns from salient images"):
+        BoxCaseg(**SMALL, salient_share=0.0)
+    assert BoxCaseg(**SMALL, salient_share=0.0, heads=("weak",)).salient is None

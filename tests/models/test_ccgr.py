@@ -20,7 +20,7 @@ from wsis.evidence.peaks import Bags
 from wsis.files import InputError
 from wsis.models._ccgr_branches import BagDetector, Boxes, Segmentation, pixels_of
 from wsis.models._ccgr_hints import _bag_records, write_first_hints, write_next_hints
-from wsis.models.ccgr import Refinement, cut_out, segmented
+from wsis.models.ccgr import CCGR, Refinement, cut_out, segmented
 from wsis.run import Run
 from wsis.types import Prediction
 
@@ -387,3 +387,11 @@ def test_labels_of_no_image_at_all_are_told(data, tmp_path):
     with pytest.raises(InputError, match="no training image got a label"):
         run.label("round-1-labels", Silent(), data)
     assert not json.loads((tmp_path / "round-1-labels/stage.json").read_text())["finished"]
+
+
+def test_without_settings_of_the_classifier_they_are_asked_for(data, tmp_path):
+    model = CCGR(
+        **SMALL, affinity={"steps": 1}, detector={"steps": 1}, segmentation={"steps": 1, **UNET}, segmentor={"steps": 1}
+    )
+    with pytest.raises(InputError, match=r"model.pretraining needs `steps`"):
+        model.stages(Run(tmp_path, lambda *_, **__: None), data)

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from wsis.files import InputError
 from wsis.models.classifier import Classifier, pool
 
 SMALL = {"num_classes": 3, "backbone": "test_byobnet", "weights": "none", "output_stride": 32, "stage": 2, "freeze": 0}
@@ -33,3 +34,9 @@ def test_the_rate_ends_low_after_any_number_of_steps(steps):
         optimiser.step()
         scheduled["scheduler"].step()
     assert 0 <= optimiser.param_groups[0]["lr"] < 1e-5
+
+
+@pytest.mark.parametrize("sharpness", [0.0, -1.0])
+def test_a_sharpness_that_divides_by_nothing(sharpness):
+    with pytest.raises(InputError, match="pooling average"):
+        Classifier(**SMALL, pooling="lse", sharpness=sharpness)

@@ -240,7 +240,7 @@ def test_features_that_are_not_finite_are_told_with_their_image(data, tmp_path):
 
 def test_boxes_alone_are_refused(data, tmp_path):
     boxes = with_proposals(data, lambda i, p: p._replace(labels=None, members=None))
-    with pytest.raises(InputError, match="needs segments"):
+    with pytest.raises(InputError, match="segments are needed"):
         write_segments(tmp_path, save(classifier(), tmp_path), boxes, **HOW)
 
 

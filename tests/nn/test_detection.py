@@ -3,8 +3,9 @@ from __future__ import annotations
 import torch
 from torchvision.ops import box_iou
 
-from wsis.nn.detection import Foreground, _regression_loss, foreground, nearest_seeds
-from wsis.nn.mil import Pseudo, decode, encode, match
+from wsis.losses import refinement_loss
+from wsis.nn.detection import Detection, Foreground, _regression_loss, average, foreground, nearest_seeds, refine
+from wsis.nn.mil import Pseudo, decode, encode, match, mine
 
 
 def boxes_of(count: int, seed: int = 0) -> torch.Tensor:
@@ -59,3 +60,26 @@ def test_regression_loss_is_zero_where_the_deltas_arrive():
         exact = encode(goal, proposals)[:, None].expand(-1, 5, -1)
         assert torch.allclose(decode(exact, proposals, (500, 500))[:, 0], goal, atol=1e-3)
         assert _regression_loss(exact, proposals, pseudo, matched) == 0
+
+
+def test_a_mirrored_view_says_the_same():
+    proposals, deltas, logits = boxes_of(40), torch.randn(40, 5, 4) * 0.5, torch.randn(40, 6)
+    mirrored = deltas * torch.tensor([-1, 1, 1, 1])
+    views = [Detection(torch.rand(40, 5), [logits], [seen]) for seen in (deltas, mirrored)]
+    scores, boxes = average(views, [False, True], proposals, (120, 150))
+    torch.testing.assert_close(scores, logits.softmax(1)[:, :-1])
+    torch.testing.assert_close(boxes, decode(deltas, proposals, (120, 150)))
+
+
+def test_each_head_learns_from_the_one_before():
+    proposals, tags, mil = boxes_of(40), torch.tensor([1.0, 0, 1, 0, 0]), torch.rand(40, 5) / 40
+    logits, deltas = [torch.randn(40, 6) for _ in range(2)], [torch.randn(40, 5, 4) * 0.2 for _ in range(2)]
+    learnt = refine(Detection(mil, logits, deltas), tags, proposals, (120, 150))
+    moved = [decode(d, proposals, (120, 150)) for d in deltas]
+    given = [(mil, proposals), *((logit.softmax(1), boxes) for logit, boxes in zip(logits, moved, strict=True))]
+    found = [mine(scores, tags, mil.sum(0), boxes) for scores, boxes in given]
+    matched = [match(proposals, pseudo, 5) for pseudo in found]
+    expected = sum(refinement_loss(logit, m.labels, m.weights) for logit, m in zip(logits, matched[:2], strict=True))
+    torch.testing.assert_close(learnt.refinement, expected)
+    assert torch.equal(learnt.pseudo.boxes, found[-1].boxes)
+    assert torch.equal(learnt.matched.labels, matched[-1].labels)

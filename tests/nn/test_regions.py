@@ -1,7 +1,8 @@
+import pytest
 import torch
 import torch.nn.functional as F
 
-from wsis.nn.regions import looks, mean_and_contrast, pool, resize
+from wsis.nn.regions import enlarge, looks, mean_and_contrast, pool, resize
 
 
 def test_pool_takes_the_maximum_of_each_bin():
@@ -65,3 +66,23 @@ def test_looks_scale_and_mirror_boxes_with_the_pixels():
 def test_resize_obeys_the_long_side():
     assert resize(torch.zeros(3, 100, 400, dtype=torch.uint8), 200, 400).shape == (3, 100, 400)
     assert resize(torch.zeros(3, 100, 200, dtype=torch.uint8), 50, 4000).shape == (3, 50, 100)
+
+
+@pytest.mark.parametrize("how", ["roi_pool", "roi_align"])
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_boxes_keep_their_precision_beside_half_features(how, kind):
+    features = torch.randn(1, 3, 40, 200).to(kind)
+    boxes = [torch.tensor([[1485.0, 101, 1501, 203], [0, 0, 1597, 319]])]  # 1501 is 1504 in bfloat16
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind is torch.bfloat16):
+        found = pool(features, boxes, 8, 7, how)
+    assert torch.equal(found, pool(features.float(), boxes, 8, 7, how).to(kind))
+
+
+def test_maps_are_enlarged_where_they_were_seen():
+    maps = torch.zeros(1, 1, 24, 32)  # a stride of 16 on an image of 375 x 500
+    maps[..., 10, 28] = 1
+    large = enlarge(maps, 16, (375, 500))[0, 0]
+    assert large.shape == (375, 500)
+    y, x = torch.meshgrid(torch.arange(375) + 0.5, torch.arange(500) + 0.5, indexing="ij")
+    assert ((large * x).sum() / large.sum()).item() == pytest.approx(456, abs=0.01)
+    assert ((large * y).sum() / large.sum()).item() == pytest.approx(168, abs=0.01)

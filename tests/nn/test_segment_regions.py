@@ -70,7 +70,7 @@ def test_pooled_segments_of_a_batch_are_those_of_each_image():
 @pytest.mark.parametrize("how", ["moi_pool", "moi_pool_interpolated"])
 def test_boxes_without_segments_are_refused(how):
     boxes = proposals_of()._replace(labels=None, members=None)
-    with pytest.raises(InputError, match="needs proposals with segments"):
+    with pytest.raises(InputError, match="boxes alone, and segments are needed"):
         pool_segments(torch.randn(1, 4, 7, 9), [boxes], 8, how)
 
 

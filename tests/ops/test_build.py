@@ -74,12 +74,15 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 
 @needs_compiler
-def test_a_failing_compiler_says_its_first_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("says", "told"), [('echo "first line" >&2\necho "second line" >&2', "first line"), ("true", "exit code 1")]
+)
+def test_a_failing_compiler_says_its_first_line(tmp_path, monkeypatch, says, told):
     broken = tmp_path / "broken"
-    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "first line" >&2\necho "second line" >&2\nexit 1\n')
+    broken.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit 0\n{says}\nexit 1\n')
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
-    with pytest.raises(InputError, match=r"failed: first line$"):
+    with pytest.raises(InputError, match=rf"failed: {told}$"):
         compile_kernels("cpu", tmp_path / "libraries")
     assert not list((tmp_path / "libraries").iterdir())
 

@@ -59,3 +59,13 @@ def test_a_region_without_cells_is_its_box():
     assert moi_pool_interpolated(features, boxes[:0], cells[:0]).shape == (0, 4, 7, 7)
     with pytest.raises(InputError, match="cells are"):
         moi_pool_interpolated(features, boxes, cells[1:])
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_halves_sample_where_floats_do(kind):
+    boxes, cells = rectangles(height=76, width=115)
+    features = torch.randn(2, 4, 76, 115).to(kind)
+    expected = moi_pool_interpolated(features.float(), boxes, cells)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(moi_pool_interpolated(features, boxes, cells), expected.to(kind))
+        assert torch.equal(moi_pool_interpolated(features.float(), boxes, cells), expected)

@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsis.evidence.cam import average_over_scales, inside, normalise
+from wsis.evidence.cam import average_over_scales, finite, inside, normalise
 from wsis.files import InputError
 from wsis.nn.backbone import Backbone
+from wsis.nn.regions import enlarge
 from wsis.types import Batch
 
 __all__ = ["AffinityNet", "PixelLabels", "affinities", "affinity_loss", "pixel_labels", "random_walk", "sure_labels"]
@@ -69,6 +70,8 @@ class AffinityNet(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        if radius < 2:
+            raise InputError(f"radius {radius}: no cell has a neighbour nearer than that; give at least 2")
         self.backbone = Backbone(backbone, "none", output_stride, stage, 5, **(backbone_args or {}))
         self.head = nn.Conv2d(self.backbone.channels, num_classes, 1).requires_grad_(False)
         self.levels = [level for level, stride in enumerate(self.backbone.strides) if stride >= finest]
@@ -144,7 +147,7 @@ class AffinityNet(pl.LightningModule):
     def _raw_maps(self, images: Tensor, labels: Tensor) -> Tensor:
         """Positive evidence (N,T,H,W) for some classes, at the images' size: cut from the padded size, so nothing shifts."""
         maps, (height, width) = self.head(self.backbone(images))[:, labels].relu(), images.shape[-2:]
-        return F.interpolate(maps, scale_factor=float(self.backbone.stride), mode="bilinear")[..., :height, :width]
+        return enlarge(maps, self.backbone.stride, (height, width))
 
     def configure_optimizers(self) -> Any:
         """AdamW under one cycle."""
@@ -186,6 +189,7 @@ def affinities(features: Tensor, radius: int = 5) -> Tensor:
     Returns:
         (N,K,h,w) in (0, 1], 0 where the other cell would lie beyond the map.
     """
+    features = features.to(torch.promote_types(features.dtype, torch.float32))  # in bfloat16 the loss's 1 + 1e-5 is 1
     others = _neighbours(features, radius, torch.inf)  # infinitely far beyond the map
     return torch.stack([(features - other).abs().mean(1).neg().exp() for other in others], 1)
 
@@ -205,7 +209,7 @@ def sure_labels(maps: Tensor, tags: Tensor, foreground: float = 0.28, background
     Raises:
         InputError: maps hold NaN.
     """
-    score, label = (_checked(maps) * tags[..., None, None]).max(1)
+    score, label = (finite(maps) * tags[..., None, None]).max(1)
     label = label.masked_fill(score <= foreground, _UNKNOWN)
     return label.masked_fill(score < background, maps.shape[1])
 
@@ -252,8 +256,8 @@ def random_walk(maps: Tensor, affinities: Tensor, radius: int = 5, power: float 
     Raises:
         InputError: maps or affinities hold NaN.
     """
-    values = _checked(maps).double().permute(0, 2, 3, 1).flatten(0, 2)
-    weights = _weights(_checked(affinities).double() ** power, radius)
+    values = finite(maps).double().permute(0, 2, 3, 1).flatten(0, 2)
+    weights = _weights(finite(affinities, "affinities").double() ** power, radius)
     degrees = weights @ torch.ones_like(values[:, :1])
     for _ in range(steps):
         values = (weights @ values) / degrees
@@ -285,8 +289,7 @@ def pixel_labels(scores: Tensor, tags: Tensor, stride: int, size: tuple[int, int
     tagged = (tags > 0).nonzero().flatten()
     if not len(tagged):
         return PixelLabels(tags.new_full(size, len(tags), dtype=torch.int64), scores.new_zeros(size))
-    maps = F.interpolate(_checked(scores)[None, tagged], scale_factor=float(stride), mode="bilinear")[0]
-    maps = maps[:, : size[0], : size[1]]
+    maps = enlarge(finite(scores)[None, tagged], stride, size)[0]
     peak = maps.amax((1, 2), keepdim=True)
     foreground, best = (maps / peak.where(peak > 0, 1)).max(0)
     return PixelLabels(tagged[best].where(foreground > background, len(tags)), foreground)
@@ -314,9 +317,3 @@ def _weights(affinities: Tensor, radius: int) -> Tensor:
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
         matrix = torch.sparse_coo_tensor(torch.stack([rows, columns]), values, size, check_invariants=False)
         return matrix.to_sparse_csr()  # a step takes a tenth of the time that it takes as COO
-
-
-def _checked(values: Tensor) -> Tensor:
-    if values.isnan().any():
-        raise InputError("class maps or affinities hold NaN: training has diverged; lower its learning rate")
-    return values

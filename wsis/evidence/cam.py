@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["average_over_scales", "cam", "grad_cam", "inside", "normalise"]
+from wsis.files import InputError
+
+__all__ = ["average_over_scales", "cam", "finite", "grad_cam", "inside", "normalise"]
 
 
 def cam(features: Tensor, weight: Tensor) -> Tensor:
@@ -81,6 +83,17 @@ def inside(sizes: Sequence[tuple[int, int]], maps: Tensor, stride: float) -> Ten
     y, x = (torch.arange(cells, device=maps.device) * stride for cells in maps.shape[-2:])
     limits = torch.tensor(sizes, device=maps.device).reshape(-1, 2, 1)
     return (y < limits[:, 0])[:, :, None] & (x < limits[:, 1])[:, None, :]
+
+
+def finite(values: Tensor, what: str = "class maps") -> Tensor:
+    """The values, which a network that has diverged spoils.
+
+    Raises:
+        InputError: they hold NaN or infinity.
+    """
+    if not values.isfinite().all():
+        raise InputError(f"{what} hold NaN or infinity: training has diverged; lower its learning rate")
+    return values
 
 
 def normalise(maps: Tensor) -> Tensor:

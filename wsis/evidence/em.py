@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from wsis.evidence.cam import finite
 from wsis.files import InputError
 from wsis.ops.cells import segment_windows
 
@@ -167,9 +168,7 @@ def cam_centroid(maps: Tensor, share: float = 0.2, stride: float = 1.0) -> Tenso
         InputError: a map is not finite, or `share` is not in (0, 1].
     """
     _check_share("share", share)
-    if not maps.isfinite().all():
-        raise InputError("class maps hold NaN or infinity: the classifier has diverged; lower its learning rate")
-    height, width = maps.shape[-2:]
+    height, width = finite(maps).shape[-2:]
     flat = maps.flatten(-2).float()
     floor = flat.topk(math.ceil(round(share * height * width, 6)), -1).values[..., -1:]
     counted = (flat >= floor) & (flat > flat.amin(-1, keepdim=True))

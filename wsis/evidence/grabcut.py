@@ -19,6 +19,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsis.evidence.objectness import lab_bins
+from wsis.files import InputError
+
 __all__ = ["SIZE", "Evidence", "Request", "crops", "foreground", "resample"]
 
 SIZE = 48
@@ -44,6 +47,9 @@ def foreground(image: Any, boxes: Any, sure: Any = None, setting: str = "fast") 
     Returns:
         (K,H,W) bool, False outside each box ("authors": up to one pixel of the shrunk image beyond it); a tensor on the
         device of `boxes` where that is one, else an array.
+
+    Raises:
+        InputError: another setting.
     """
     image = _array(image)
     height, width = image.shape[:2]
@@ -61,7 +67,7 @@ def foreground(image: Any, boxes: Any, sure: Any = None, setting: str = "fast") 
         if known is not None:
             masks |= known & _rectangles(corners, height, width)
     else:
-        raise ValueError(f'grabcut setting {setting!r}: choose "fast" or "authors"')
+        raise _unknown(setting)
     return torch.from_numpy(masks).to(boxes.device) if isinstance(boxes, Tensor) else masks
 
 
@@ -149,7 +155,10 @@ class Evidence:
     """
 
     def __init__(self, setting: str = "fast", megabytes: float = 500, threads: int = 4) -> None:
-        self._make = {"fast": _make, "authors": _make_as_authors}[setting]
+        makers = {"fast": _make, "authors": _make_as_authors}
+        if setting not in makers:
+            raise _unknown(setting)
+        self._make = makers[setting]
         self.limit, self.used = int(megabytes * 2**20), 0
         self.threads = threads
         self._masks: OrderedDict[_Key, bytes] = OrderedDict()
@@ -279,7 +288,7 @@ def _separate(pixels: Array, seen: Array, sure: Array | None) -> Array:
     """Log odds of foreground (K,SIZE,SIZE): histograms and probabilities in turn, then smoothed along edges."""
     count, side = pixels.shape[:2]
     flat = pixels.reshape(count * side, side, 3)
-    colours = _colours(cv2.cvtColor(flat, cv2.COLOR_RGB2LAB).reshape(count, -1, 3))
+    colours = lab_bins(cv2.cvtColor(flat, cv2.COLOR_RGB2LAB).reshape(count, -1, 3), _BINS)
     prior = _place_prior()
     known = np.zeros(seen.shape, dtype=bool)
     if sure is not None:
@@ -306,12 +315,6 @@ def _place_prior() -> Array:
 def _inner(grid: Array) -> Array:
     """The box's part of a grid with margin."""
     return grid[..., _MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
-
-
-def _colours(lab: Array) -> Array:
-    """Histogram bin (K,cells) of each colour: a and b over their middle half, where photographs lie."""
-    scaled = (lab.astype(np.int64) - [0, 64, 64]) * [_BINS, 2 * _BINS, 2 * _BINS] // 256
-    return np.clip(scaled, 0, _BINS - 1) @ [_BINS**2, _BINS, 1]
 
 
 def _histogram(colours: Array, weight: Array) -> Array:
@@ -376,3 +379,7 @@ def _cut(image: Array, box: Array, sure: Array | None) -> Array:
     cv2.grabCut(image, state, (0, 0, 1, 1), np.zeros((1, 65)), np.zeros((1, 65)), 5, cv2.GC_INIT_WITH_MASK)
     mask = (state == cv2.GC_FGD) | (state == cv2.GC_PR_FGD)
     return mask if mask.sum() >= 9 else rectangle  # type: ignore[no-any-return]
+
+
+def _unknown(setting: str) -> InputError:
+    return InputError(f'evidence {setting!r}: choose "fast" or "authors"')

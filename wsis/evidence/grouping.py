@@ -81,7 +81,7 @@ class _Groupings:
         self.similarity = self._similar(every, self.first.ravel(), self.second.ravel()).reshape(self.first.shape)
 
     def _similar(self, row: Ints, first: Ints, second: Ints) -> Floats:
-        """Similarity of N pairs of regions: colour, texture, size and fill, Uijlings et al. equations 1 to 6."""
+        """Similarity of N pairs of regions: colour, size and fill, Uijlings et al., without their texture."""
         look = np.minimum(self.signatures[row, first], self.signatures[row, second]).sum(-1)
         together = (self.sizes[row, first] + self.sizes[row, second]) / self.area
         a, b = self.boxes[row, first], self.boxes[row, second]

@@ -50,12 +50,17 @@ def objectness(image: NDArray[np.uint8], labels: NDArray[Any], members: NDArray[
 
 
 def _colours(image: NDArray[np.uint8], labels: NDArray[Any], count: int) -> Floats:
-    """(S,bins) pixels of each Lab colour in each superpixel; a and b over their middle half, where photographs lie."""
-    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.int64)
-    level = np.clip((lab - [0, 64, 64]) * [1, 2, 2] * _LEVELS // 256, 0, _LEVELS - 1)
-    bins = (level[..., 0] * _LEVELS + level[..., 1]) * _LEVELS + level[..., 2]
+    """(S,bins) pixels of each Lab colour in each superpixel."""
+    bins = lab_bins(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), _LEVELS)
     keys = labels.astype(np.int64) * _LEVELS**3 + bins
     return np.bincount(keys.ravel(), minlength=count * _LEVELS**3).reshape(count, -1).astype(np.float32)
+
+
+def lab_bins(lab: NDArray[Any], levels: int) -> NDArray[np.int64]:
+    """Number (...,) below levels^3 of each Lab colour's (...,3) bin; a and b over their middle half, where photographs lie."""
+    scaled = (lab.astype(np.int64) - [0, 64, 64]) * [levels, 2 * levels, 2 * levels] // 256
+    found: NDArray[np.int64] = np.clip(scaled, 0, levels - 1) @ np.array([levels**2, levels, 1])
+    return found
 
 
 def _borders(labels: NDArray[Any], count: int) -> Any:

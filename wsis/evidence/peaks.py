@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from wsis.evidence.cam import inside
+from wsis.evidence.cam import finite, inside
 from wsis.files import InputError
 
 __all__ = ["Bags", "Peaks", "bags", "bags_of_boxes", "class_peaks"]
@@ -76,9 +76,7 @@ def class_peaks(
     if window % 2 == 0 or smoothing % 2 == 0:
         raise InputError(f"window {window}, smoothing {smoothing}: give odd numbers of cells")
     images, labels = (tags > 0).nonzero(as_tuple=True)
-    maps = maps[images, labels].float()
-    if not maps.isfinite().all():
-        raise InputError("class maps hold NaN or infinity: the classifier has diverged; lower its learning rate")
+    maps = finite(maps[images, labels].float())
     height, width = maps.shape[1:]
     sizes = sizes or [(round(height * stride), round(width * stride))] * len(tags)
     beyond = ~inside(sizes, maps, stride)[images]

@@ -30,7 +30,7 @@ Labels = NDArray[np.int32]
 
 _COLOUR_BINS = 20
 _SPACES = (cv2.COLOR_RGB2LAB, cv2.COLOR_RGB2HSV_FULL)
-_MIXES = ((1, 0, 1, 1), (1, 0, 1, 0), (1, 0, 0, 1), (0, 0, 1, 1), (1, 0, 0, 0))  # weights of colour, texture, size, fill
+_MIXES = ((1, 1, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 0, 0))  # weights of colour, size, fill
 _STARTS = (
     (cv2.COLOR_RGB2LAB, 75, 12),
     (cv2.COLOR_RGB2HSV_FULL, 75, 12),
@@ -163,7 +163,7 @@ def _strategies(image: Image, labels: Labels) -> tuple[Floats, Floats, Floats]:
     looks = [_histograms(labels, _quantised(image, space)) for space in _SPACES]
     mixes = np.array(_MIXES, np.float32)
     repeated = np.tile(mixes, (len(looks), 1))
-    return np.stack([mix[0] * look for look in looks for mix in mixes]), repeated[:, 2], repeated[:, 3]
+    return np.stack([mix[0] * look for look in looks for mix in mixes]), repeated[:, 1], repeated[:, 2]
 
 
 def _starts(image: Image, labels: Labels) -> Ints:

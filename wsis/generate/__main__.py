@@ -137,7 +137,9 @@ def _classes(given: str, data: Any) -> list[str]:
     """Names of the classes: those given, else the data's."""
     if given:
         names = _CLASSES.get(given.lower()) or [name.strip() for name in given.split(",")]
-        return [name for name in names if name]
+        if names := [name for name in names if name]:
+            return names
+        raise InputError(f"--classes '{given}' names no class; give names with commas between, voc or coco")
     if data is None:
         raise InputError("give --classes, what no background is to show: names with commas between, voc or coco")
     return list(data.class_names)

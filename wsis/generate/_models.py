@@ -9,9 +9,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import torch
 
@@ -31,7 +33,7 @@ def need(package: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        if error.name != package:
+        if error.name != package.partition(".")[0]:
             raise
         raise InputError(f'wsis.generate needs {package}: pip install "wsis[generate]"') from error
 
@@ -69,6 +71,8 @@ def safe(**options: Any) -> dict[str, Any]:
 def offline() -> bool:
     """Whether the hub has no address here; libraries would ask for a minute and more before they say so."""
     address = urlsplit(need("huggingface_hub.constants").ENDPOINT)
+    if address.scheme in getproxies() and not proxy_bypass(address.hostname or ""):
+        return False  # the proxy knows names that nobody here does
     try:
         socket.getaddrinfo(address.hostname, address.port or 443)
     except OSError:
@@ -89,7 +93,8 @@ def device_of(name: str) -> torch.device:
 
 def quiet() -> None:
     """Leave one progress bar, ours, and no advice of the libraries'."""
-    for package in ("transformers.utils.logging", "diffusers.utils.logging"):
-        logging = need(package)
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+    for package in ("transformers", "diffusers"):
+        if find_spec(package):
+            logging = importlib.import_module(f"{package}.utils.logging")
+            logging.set_verbosity_error()
+            logging.disable_progress_bar()

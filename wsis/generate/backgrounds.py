@@ -87,7 +87,8 @@ class Backgrounds:
         self.made_by["captioner"] = dict(captioner.settings)
         for name, path in images:
             seed = _seed(self.seed, name)
-            key = {"captioner": dict(captioner.settings), "image": name, "bytes": path.stat().st_size, "seed": seed}
+            size = path.stat().st_size if path.is_file() else 0
+            key = {"captioner": dict(captioner.settings), "image": name, "bytes": size, "seed": seed}
             captions = self.progress.recall(key, partial(_describe, path, captioner, seed))
             if captions is None:
                 self.skipped["images that cannot be read"] += 1

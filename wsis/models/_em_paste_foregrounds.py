@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 from torch import Tensor
@@ -30,8 +29,9 @@ from wsis.evidence.em import (
 from wsis.files import InputError, read_json, whole
 from wsis.models.classifier import Classifier, pool
 from wsis.nn.backbone import weights_follow
-from wsis.nn.masks import run_lengths
-from wsis.types import Proposals, Sample
+from wsis.nn.masks import run_lengths, segments_of
+from wsis.nn.regions import enlarge
+from wsis.types import Sample
 from wsis.viz import grid, jpeg
 
 __all__ = ["Segments", "choose", "write_foregrounds", "write_segments"]
@@ -136,7 +136,7 @@ def write_segments(
             features.write(looks.half().numpy().tobytes())
             probabilities.write(seen[:, labels].T.half().contiguous().numpy().tobytes())
             found += int((first >= 0).sum())
-            regions = [_region(map_, sample["size"]) for map_ in maps]
+            regions = [_region(map_, net.backbone.stride, sample["size"]) for map_ in maps]
             pairs = zip(labels.tolist(), first.tolist(), regions, strict=True)
             images.append({"segments": len(looks), "pairs": [{"label": c, "first": f, "region": r} for c, f, r in pairs]})
     if not found:
@@ -148,7 +148,7 @@ def write_segments(
 def describe(net: Classifier, sample: Sample, side: int) -> tuple[Tensor, Tensor]:
     """Pooled features (P,D) and class probabilities (P,C) of an image's segments, each shown on grey."""
     proposals = sample["proposals"]
-    labels, members = _segments_of(proposals)
+    labels, members = segments_of(proposals)
     looks, seen = [torch.zeros(0, net.backbone.channels)], [torch.zeros(0, net.head.out_channels)]
     for i in range(0, len(proposals.boxes), _PATCHES):
         some = slice(i, i + _PATCHES)
@@ -183,7 +183,7 @@ def first_choice(
     proposals = sample["proposals"]
     if not len(proposals.boxes):
         return torch.full((len(centres),), -1), torch.zeros(0, dtype=torch.bool)
-    found = segment_statistics(*_segments_of(proposals), centres)
+    found = segment_statistics(*segments_of(proposals), centres)
     eligible = eligible_segments(found.shares, proposals.boxes, sample["size"])
     if eligible.any():
         eligible &= proposals.scores >= proposals.scores[eligible].quantile(1 - object_like)
@@ -302,7 +302,7 @@ class _Cutter:
                 yield from self._cut(self.samples.sample(i), [pair for pair in pairs if self.chosen[pair] >= 0], own)
 
     def _cut(self, sample: Sample, pairs: list[int], own: list[Record]) -> Iterator[Foreground]:
-        labels, members = _segments_of(sample["proposals"])
+        labels, members = segments_of(sample["proposals"])
         for pair in pairs:
             mask = members[self.chosen[pair]][labels.clamp(min=0).long()] & (labels >= 0)
             probability = float(self.segments.probabilities[pair][self.chosen[pair]])
@@ -323,15 +323,9 @@ def _numbers(path: Path, shape: tuple[int, ...]) -> Any:
     return np.memmap(path, np.float16, "r", shape=shape) if np.prod(shape) else np.zeros(shape, np.float16)
 
 
-def _segments_of(proposals: Proposals) -> tuple[Tensor, Tensor]:
-    if proposals.labels is None or proposals.members is None:
-        raise InputError("EM-Paste needs segments, but these proposals are boxes alone; use --data.proposals auto")
-    return proposals.labels, proposals.members
-
-
-def _region(map_: Tensor, size: tuple[int, int]) -> Any:
+def _region(map_: Tensor, stride: int, size: tuple[int, int]) -> Any:
     """Where a class map (h,w) is high, as run lengths in an image of `size`; None where it is nowhere positive."""
-    large = F.interpolate(map_[None, None].relu(), size, mode="bilinear")[0, 0]
+    large = enlarge(map_[None, None].relu(), stride, size)[0, 0]
     if not large.max() > 0:
         return None
     mask = run_lengths(large >= _REGION * large.max())

@@ -128,6 +128,10 @@ class BoxCaseg(pl.LightningModule):
             raise InputError(f"crop {crop}, proxy_crop {proxy_crop}: give multiples of {self.backbone.divisor} for {backbone}")
         self.levels = [level for level, stride in enumerate(self.backbone.strides) if stride >= 4]
         channels = sum(self.backbone.widths[level] for level in self.levels)
+        if not salient_share and {"salient", "transferred"} & {*heads}:
+            raise InputError(
+                f"BoxCaseg with heads {heads} learns from salient images: give salient_share above 0, or heads [weak]"
+            )
         if not heads or ("transferred" in heads and "weak" not in heads):
             raise InputError(f"BoxCaseg with heads {heads}: give at least one, and a weak head to transfer from")
         self.weak, self.salient = (PixelHead(channels, width or channels) if n in heads else None for n in ("weak", "salient"))
@@ -148,7 +152,7 @@ class BoxCaseg(pl.LightningModule):
             segmentor.train(run, "3-mask-rcnn", data, run.label("2-proxy-masks", self, data))
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        """L = L_MIL, on both kinds of images, + L_pix on salient ones (section 3.3)."""
+        """L = L_MIL, on both kinds of images, + L_pix on salient ones, eq. (4)."""
         crops = [self.draw(sample) for sample in batch]
         features = self.features([crop.image for crop in crops])
         total = {}
@@ -197,8 +201,9 @@ class BoxCaseg(pl.LightningModule):
             upside_down = bool(torch.rand(()) < self.hparams["upside_down"])
             seen, mask = (t.flip(-2) if upside_down else t for t in (look(image, window[None], side)[0], mask))
             return Crop(seen, mask.any(1), mask.any(0), mask.float())
-        boxes = target["boxes"][~target["crowd"]]
-        boxes = boxes[uncrowded(boxes, self.hparams["crowded"])]
+        single = target["boxes"][~target["crowd"]]
+        boxes = single[uncrowded(single, self.hparams["crowded"])]
+        boxes = boxes if len(boxes) else single  # all left out: an image of objects is no background
         box = boxes[int(torch.randint(len(boxes), ()))] if len(boxes) else whole * 0
         window = jitter(box, self.hparams["shift"], self.hparams["scale"], whole) if len(boxes) else whole
         return Crop(look(image, window[None], side)[0], *lines(box, window, side), None)

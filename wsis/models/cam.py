@@ -12,15 +12,15 @@ import cv2
 import numpy as np
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from pycocotools import mask as rle
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from wsis.metrics import Evaluation
 from wsis.models.classifier import Classifier, Pooling
-from wsis.nn.masks import run_lengths
+from wsis.nn.masks import run_lengths, segment_masks
 from wsis.nn.mil import detect
+from wsis.nn.regions import enlarge
 from wsis.types import RLE, Batch, Prediction, Proposals, Sample
 
 __all__ = ["CAM"]
@@ -89,8 +89,8 @@ class CAM(pl.LightningModule):
         """Answer each piece of each class's map; a piece's score is the class probability times its share of the maximum."""
         size = sample["image"].shape[-2], sample["image"].shape[-1]
         maps = self.classifier([sample["image"]])
-        probability = self.classifier.logits([sample])[0].sigmoid()
-        maps = F.interpolate(maps.relu(), size=size, mode="bilinear")[0].cpu().numpy()
+        probability = self.classifier.pooled(maps, [sample])[0].sigmoid()
+        maps = enlarge(maps.relu(), self.classifier.backbone.stride, size)[0].float().cpu().numpy()
         pieces, labels, scores = [], [], []
         for number, map_ in enumerate(maps):
             for piece, share in cut(map_, self.hparams["threshold"]):
@@ -127,6 +127,4 @@ def answer(pieces: list[np.ndarray], proposals: Proposals, size: tuple[int, int]
     for piece in pieces:
         shared = members @ np.bincount(labels[inside & piece], minlength=segments)
         best += [int((shared / (members @ area + piece.sum() - shared).clip(1)).argmax())]
-    lookup = np.concatenate([members > 0, np.zeros((len(members), 1), bool)], 1)  # label -1 reads the last column
-    masks = [run_lengths(lookup[i][labels]) for i in best]
-    return proposals.boxes.cpu()[best], masks
+    return proposals.boxes.cpu()[best], segment_masks(proposals, torch.tensor(best, dtype=torch.int64))

@@ -149,9 +149,8 @@ class CCGR(pl.LightningModule):
 
     def affinities(self) -> Stage[AffinityNet]:
         """The affinity network, on the classifier's features."""
-        settings = self.hparams["pretraining"]
-        shared = {name: settings.get(name, self.hparams.get(name, -1)) for name in ("output_stride", "stage")}
-        return self.part(AffinityNet, "affinity", **shared)
+        settings = {"output_stride": self.hparams["output_stride"], "stage": -1} | (self.hparams["pretraining"] or {})
+        return self.part(AffinityNet, "affinity", output_stride=settings["output_stride"], stage=settings["stage"])
 
     def part(self, cls: type[pl.LightningModule], setting: str, **shared: Any) -> Stage[Any]:
         """What a setting describes, on the method's backbone."""

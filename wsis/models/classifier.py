@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MultilabelAveragePrecision
 
+from wsis.files import InputError
+from wsis.losses import log_mean_exp
 from wsis.nn.backbone import Backbone
 from wsis.stage import Stage
 from wsis.types import Batch
@@ -41,7 +43,7 @@ class Classifier(pl.LightningModule):
         freeze: stages kept fixed, 0 (none) to 5 (all); 1 is the stem.
         backbone_args: further arguments of the backbone: model_args, mean, std.
         pooling: how the map becomes one score: mean, log-mean-exp or maximum; small objects vanish in a mean.
-        sharpness: of log-mean-exp pooling; 0 is the mean, infinity the maximum.
+        sharpness: of log-mean-exp pooling, above 0; near 0 it is the mean, the higher the nearer the maximum.
         lr: peak learning rate of AdamW, reached after a fifth of the steps.
         weight_decay: of AdamW.
     """
@@ -65,6 +67,8 @@ class Classifier(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        if sharpness <= 0:
+            raise InputError(f"sharpness {sharpness}: give a number above 0, or pooling average")
         self.backbone = Backbone(backbone, weights, output_stride, stage, freeze, **(backbone_args or {}))
         self.head = nn.Conv2d(self.backbone.channels, num_classes, 1)
         self.precision = MultilabelAveragePrecision(num_classes)
@@ -75,7 +79,11 @@ class Classifier(pl.LightningModule):
 
     def logits(self, batch: Batch) -> Tensor:
         """One logit per image and class (N,C); the padding of smaller images takes no part."""
-        maps, stride = self([sample["image"] for sample in batch]), self.backbone.stride
+        return self.pooled(self([sample["image"] for sample in batch]), batch)
+
+    def pooled(self, maps: Tensor, batch: Batch) -> Tensor:
+        """The same from the batch's maps (N,C,h,w)."""
+        stride = self.backbone.stride
         sizes = [(math.ceil(h / stride), math.ceil(w / stride)) for h, w in (s["image"].shape[-2:] for s in batch)]
         pooled = [
             pool(m[:, :h, :w], self.hparams["pooling"], self.hparams["sharpness"])
@@ -122,7 +130,7 @@ def pretrain(run: Run, hparams: Mapping[str, Any], data: pl.LightningDataModule)
         data: with tags.
     """
     shared = {name: hparams[name] for name in ("num_classes", "backbone", "weights", "output_stride", "backbone_args")}
-    return Stage.of(Classifier, "pretraining", hparams["pretraining"], **shared).train(run, "1-classifier", data)
+    return Stage.of(Classifier, "pretraining", hparams["pretraining"] or {}, **shared).train(run, "1-classifier", data)
 
 
 def tags(batch: Batch) -> Tensor:
@@ -137,4 +145,4 @@ def pool(maps: Tensor, how: Pooling, sharpness: float) -> Tensor:
         return flat.mean(-1)
     if how == "max":
         return flat.amax(-1)
-    return (torch.logsumexp(sharpness * flat, -1) - math.log(flat.shape[-1])) / sharpness
+    return log_mean_exp(maps, sharpness)

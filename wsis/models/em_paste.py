@@ -132,7 +132,7 @@ class EMPaste(pl.LightningModule):
         shared = {name: self.hparams[name] for name in ("num_classes", "backbone", "weights", "backbone_args")}
         skip = self.hparams["own"] == "ignore"
         segmentor = Stage.of(MaskRCNN, "segmentor", self.hparams["segmentor"] or {}, skip_crowds=skip, **shared)
-        classifier = pretrain(run, {**self.hparams, "pretraining": self.hparams["pretraining"] or {}}, data)
+        classifier = pretrain(run, self.hparams, data)
         how = {name: self.hparams[name] for name in ("object_like", "candidates", "cam_share", "patch")}
         segments = run.make("2-segments", partial(write_segments, checkpoint=classifier, data=data, **how), **how)
         how = {

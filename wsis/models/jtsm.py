@@ -52,16 +52,16 @@ from torchvision.ops import box_iou
 from wsis.data._images import read_image
 from wsis.evidence.grabcut import SIZE, Evidence, Request, resample
 from wsis.files import InputError
-from wsis.losses import image_loss, mask_loss, semantic_loss
+from wsis.losses import NO_STUFF, image_loss, mask_loss, semantic_loss
 from wsis.metrics import Evaluation
 from wsis.models.classifier import pretrain
 from wsis.nn.backbone import Backbone
 from wsis.nn.detection import Detection, Detector, Foreground, average, foreground, nearest_seeds, refine
-from wsis.nn.masks import MaskHeads, of_class, paste, segment_masks
+from wsis.nn.masks import MaskHeads, of_class, paste, segment_masks, segments_of
 from wsis.nn.mil import Trunk, detect
 from wsis.nn.optimisation import Optimiser, optimise
 from wsis.nn.panoptic import merge, paint
-from wsis.nn.regions import Look, Pooling, looks, pool, pool_segments, see
+from wsis.nn.regions import Look, Pooling, enlarge, looks, pool, pool_segments, see
 from wsis.ops import segment_windows
 from wsis.ops.pooling import Compensation
 from wsis.types import RLE, Batch, Prediction, Proposals, Sample
@@ -70,8 +70,6 @@ if TYPE_CHECKING:
     from wsis.run import Run
 
 __all__ = ["JTSM"]
-
-_UNKNOWN = 255
 
 
 class JTSM(pl.LightningModule):
@@ -196,7 +194,7 @@ class JTSM(pl.LightningModule):
                 self.semantic(features),
                 torch.stack([self.canvas(m, s, features) for m, s in zip(mined, batch, strict=True)]),
             )
-            total["semantic"] = semantic_loss(logits, canvas, _UNKNOWN)  # eq. (10)
+            total["semantic"] = semantic_loss(logits, canvas)  # eq. (10)
         loss = torch.stack(list(total.values())).sum()
         self.log_dict({f"train/{name}": value for name, value in total.items()}, batch_size=len(batch))
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
@@ -264,7 +262,7 @@ class JTSM(pl.LightningModule):
             masks = masks.flip(-1) if sample["view"].flip else masks
         else:
             masks = _segments(sample["proposals"], mined.stuff_best, whole, (height, width))
-        canvas = torch.full((height, width), _UNKNOWN, device=features.device)
+        canvas = torch.full((height, width), NO_STUFF, device=features.device)
         for label, mask in zip(mined.stuff.tolist(), masks, strict=True):
             canvas[mask] = label
         return canvas
@@ -349,13 +347,12 @@ class SemanticHead(nn.Sequential):
         """Probabilities (S,H,W) over the image of `size` that `look` is a view of."""
         height, width = look.image.shape[-2:]
         probabilities = self(features).softmax(1)
-        padded = F.interpolate(probabilities, scale_factor=stride, mode="bilinear")[..., :height, :width]
+        padded = enlarge(probabilities, stride, (height, width))
         seen = padded.flip(-1) if look.view.flip else padded
         return F.interpolate(seen, size=size, mode="bilinear")[0]
 
 
 def _segments(proposals: Proposals, which: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Segments (B,) seen through boxes (B,4): (B,h,w) bool."""
-    if proposals.labels is None or proposals.members is None:
-        raise InputError("JTSM needs proposals with segments; make them with wsis.propose, or take a file that has masks")
-    return segment_windows(proposals.labels, proposals.members[which], boxes, size)
+    labels, members = segments_of(proposals)
+    return segment_windows(labels, members[which], boxes, size)

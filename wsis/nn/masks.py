@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from pycocotools import mask as rle
 from torch import Tensor, nn
 
+from wsis.files import InputError
 from wsis.types import RLE, Proposals
 
-__all__ = ["MaskHeads", "of_class", "paste", "pointwise", "run_lengths", "segment_masks", "tight_boxes"]
+__all__ = ["MaskHeads", "of_class", "paste", "pointwise", "run_lengths", "segment_masks", "segments_of", "tight_boxes"]
 
 
 class MaskHeads(nn.Module):
@@ -91,12 +92,23 @@ def paste(probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshold
     return masks
 
 
+def segments_of(proposals: Proposals) -> tuple[Tensor, Tensor]:
+    """Label map (H,W) and members (P,S) of an image's proposals.
+
+    Raises:
+        InputError: they are boxes alone.
+    """
+    if proposals.labels is None or proposals.members is None:
+        raise InputError(
+            "these proposals are boxes alone, and segments are needed: use --data.proposals auto, or a file that has masks"
+        )
+    return proposals.labels, proposals.members
+
+
 def segment_masks(proposals: Proposals, which: Tensor) -> list[RLE]:
     """Segments (N,) of an image's proposals as run-length masks, one at a time."""
-    if proposals.labels is None or proposals.members is None:
-        raise ValueError("these proposals are boxes: they have no segments")
-    labels, members = proposals.labels.cpu().numpy(), proposals.members[which].cpu().numpy()
-    return [run_lengths(row[labels] & (labels >= 0)) for row in members]
+    labels, members = (part.cpu().numpy() for part in segments_of(proposals))
+    return [run_lengths(row[labels] & (labels >= 0)) for row in members[which.cpu().numpy()]]
 
 
 def run_lengths(mask: Tensor | NDArray[np.bool_]) -> RLE:

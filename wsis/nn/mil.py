@@ -170,7 +170,7 @@ def decode(deltas: Tensor, proposals: Tensor, size: tuple[int, int]) -> Tensor:
     centre, extent = (part[:, None] for part in _centre_size(proposals))
     centre = centre + deltas[..., :2] * extent
     extent = extent * deltas[..., 2:].clamp(max=math.log(1000 / 16)).exp()  # a wild delta must not overflow
-    limit = deltas.new_tensor([size[1], size[0], size[1], size[0]])
+    limit = proposals.new_tensor([size[1], size[0], size[1], size[0]])
     return torch.cat([centre - extent / 2, centre + extent / 2], -1).clamp(min=0).minimum(limit)
 
 

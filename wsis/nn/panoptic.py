@@ -7,11 +7,11 @@ import torch
 from pycocotools import mask as rle
 from torch import Tensor
 
+from wsis.losses import NO_STUFF
+from wsis.nn.masks import segments_of
 from wsis.types import Prediction, Proposals
 
 __all__ = ["merge", "paint"]
-
-_NO_STUFF = 255
 
 
 def merge(
@@ -51,9 +51,9 @@ def merge(
             continue
         count += 1
         classes[free], instances[free] = labels[i], count
-    stuff = np.where(classes < 0, semantic.cpu().numpy(), _NO_STUFF)
-    areas = np.bincount(stuff.ravel(), minlength=_NO_STUFF + 1)
-    large = (areas >= stuff_area) & (np.arange(len(areas)) != _NO_STUFF)
+    stuff = np.where(classes < 0, semantic.cpu().numpy(), NO_STUFF)
+    areas = np.bincount(stuff.ravel(), minlength=NO_STUFF + 1)
+    large = (areas >= stuff_area) & (np.arange(len(areas)) != NO_STUFF)
     classes = np.where(large[stuff], stuff + num_classes, classes)
     return torch.from_numpy(np.stack([classes, instances], -1).astype(np.int32))
 
@@ -68,10 +68,9 @@ def paint(proposals: Proposals, scores: Tensor) -> Tensor:
     Returns:
         (H,W) int64; 255 where no proposal lies.
     """
-    if proposals.labels is None or proposals.members is None:
-        raise ValueError("these proposals are boxes: they have no segments")
-    none = scores.new_zeros(1, proposals.members.shape[1])
-    best = [torch.cat([none, proposals.members * column[:, None]]).amax(0) for column in scores.unbind(1)]  # (superpixels,)
+    labels, members = segments_of(proposals)
+    none = scores.new_zeros(1, members.shape[1])
+    best = [torch.cat([none, members * column[:, None]]).amax(0) for column in scores.unbind(1)]  # (superpixels,)
     score, label = torch.stack(best).max(0)
-    label = label.where(score > 0, _NO_STUFF)
-    return torch.cat([label, label.new_tensor([_NO_STUFF])])[proposals.labels.long()]  # label -1 is the last
+    label = label.where(score > 0, NO_STUFF)
+    return torch.cat([label, label.new_tensor([NO_STUFF])])[labels.long()]  # label -1 is the last

@@ -11,11 +11,12 @@ from torch import Tensor
 from torchvision.ops import box_area, roi_align, roi_pool
 
 from wsis.files import InputError
+from wsis.nn.masks import segments_of
 from wsis.ops import moi_pool, moi_pool_interpolated, segment_cells
 from wsis.ops.pooling import Compensation
 from wsis.types import Proposals, View
 
-__all__ = ["Look", "Pooling", "looks", "mean_and_contrast", "pool", "pool_segments", "resize", "see"]
+__all__ = ["Look", "Pooling", "enlarge", "looks", "mean_and_contrast", "pool", "pool_segments", "resize", "see"]
 
 Pooling = Literal["roi_pool", "roi_align"]
 
@@ -33,10 +34,18 @@ def pool(features: Tensor, boxes: list[Tensor], stride: int, size: int = 7, how:
     Returns:
         (P_1 + ... + P_N, D, size, size).
     """
-    boxes = [box.to(features.dtype) for box in boxes]
+    exact = features.to(torch.promote_types(features.dtype, torch.float32))  # in bfloat16 corners are pixels off
+    boxes = [box.to(exact.dtype) for box in boxes]
     if how == "roi_pool":
-        return roi_pool(features, boxes, size, 1 / stride)  # type: ignore[no-any-return]
-    return roi_align(features, boxes, size, 1 / stride, sampling_ratio=2, aligned=True)  # type: ignore[no-any-return]
+        pooled = roi_pool(exact, boxes, size, 1 / stride)
+    else:
+        pooled = roi_align(exact, boxes, size, 1 / stride, sampling_ratio=2, aligned=True)
+    return pooled.to(features.dtype)  # type: ignore[no-any-return]
+
+
+def enlarge(maps: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
+    """Maps (N,C,h,w) at the pixels of an image of `size` (H, W): scaled by the stride and cut, so padding shifts nothing."""
+    return F.interpolate(maps, scale_factor=float(stride), mode="bilinear")[..., : size[0], : size[1]]
 
 
 def pool_segments(
@@ -66,17 +75,14 @@ def pool_segments(
     height, width = features.shape[-2:]
     boxes, cells = [], []
     for image, p in enumerate(proposals):
-        if p.labels is None or p.members is None:
-            raise InputError(
-                f"{how} needs proposals with segments; these are boxes: take --model.pooling roi_pool, or wsis.propose"
-            )
-        below, right = height * stride - p.labels.shape[0], width * stride - p.labels.shape[1]
+        labels, members = segments_of(p)
+        below, right = height * stride - labels.shape[0], width * stride - labels.shape[1]
         if min(below, right) < 0:
             seen = f"a map of {height} x {width} cells of {stride} pixels"
             raise InputError(
-                f"the label map of these proposals is {tuple(p.labels.shape)}, larger than {seen}: they are of another image"
+                f"the label map of these proposals is {tuple(labels.shape)}, larger than {seen}: they are of another image"
             )
-        cells.append(segment_cells(F.pad(p.labels, (0, right, 0, below), value=-1), p.members, (height, width)))
+        cells.append(segment_cells(F.pad(labels, (0, right, 0, below), value=-1), members, (height, width)))
         boxes.append(F.pad(p.boxes, (1, 0), value=image))
     regions, own = torch.cat(boxes), torch.cat(cells)
     if how == "moi_pool_interpolated":

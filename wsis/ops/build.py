@@ -82,7 +82,8 @@ def compile_kernels(device: str, folder: Path, architectures: tuple[str, ...] = 
         with whole(library) as scratch:
             done = subprocess.run([*command, "-o", str(scratch)], capture_output=True, text=True)
             if done.returncode:
-                raise InputError(f"{command[0]} failed: {(done.stderr or done.stdout).strip().splitlines()[0]}")
+                said = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
+                raise InputError(f"{command[0]} failed: {said.splitlines()[0]}")
     return library
 
 

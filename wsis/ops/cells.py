@@ -33,7 +33,7 @@ def segment_cells(labels: Tensor, members: Tensor, size: tuple[int, int]) -> Ten
     if min(labels.shape) < 1 or min(size) < 1:
         raise InputError(f"segment_cells: a label map of {tuple(labels.shape)} cannot be laid on {height} x {width} cells")
     count, superpixels = members.shape
-    if not labels.is_meta and int(labels.max()) >= superpixels:
+    if int(labels.max()) >= superpixels:
         raise InputError(f"segment_cells: the label map holds superpixel {int(labels.max())}, members only {superpixels}")
     cell, lengths = _touched(labels, superpixels, height, width)
     begin = lengths.cumsum(0) - lengths

@@ -45,21 +45,23 @@ def moi_pool_interpolated(
     warp = _spline(output_size).to(features.device)
     corners = boxes[:, 1:].float() * spatial_scale - 0.5  # the centre of cell i is at i
     parts = [slice(i, i + _CHUNK) for i in range(0, len(boxes), _CHUNK)]
-    pooled = [_sample(features, boxes[p, 0].long(), warp @ _ends(corners[p], cells[p])) for p in parts]
-    return torch.cat(pooled) if parts else features.new_zeros(0, features.shape[1], output_size, output_size)
+    with torch.autocast(features.device.type, enabled=False):  # bfloat16 would put samples half a cell off
+        pooled = [_sample(features, boxes[p, 0].long(), warp @ _ends(corners[p], cells[p])) for p in parts]
+        return torch.cat(pooled) if parts else features.new_zeros(0, features.shape[1], output_size, output_size)
 
 
 def _sample(features: Tensor, image: Tensor, points: Tensor) -> Tensor:
     """Sample at points (k,4 s^2,2) in cells and average each bin's four."""
     size = round((points.shape[1] // 4) ** 0.5)
     limit = points.new_tensor([features.shape[3], features.shape[2]])
-    grid = ((2 * points + 1) / limit - 1).to(features.dtype).view(-1, 2 * size, 2 * size, 2)
+    exact = torch.promote_types(features.dtype, points.dtype)
+    grid = ((2 * points + 1) / limit - 1).to(exact).view(-1, 2 * size, 2 * size, 2)
     pooled = features.new_zeros(len(points), features.shape[1], size, size)
     for n in torch.unique(image).tolist():
         here = image == n
         rows = grid[here].view(1, -1, 2 * size, 2)  # one image, its regions below each other
-        samples = F.grid_sample(features[n : n + 1], rows, padding_mode="border", align_corners=False)
-        values = F.avg_pool2d(samples, 2)[0].view(features.shape[1], -1, size, size).transpose(0, 1)
+        samples = F.grid_sample(features[n : n + 1].to(exact), rows, padding_mode="border", align_corners=False)
+        values = F.avg_pool2d(samples, 2)[0].to(features.dtype).view(features.shape[1], -1, size, size).transpose(0, 1)
         pooled = pooled.index_put((here.nonzero().flatten(),), values)
     return pooled
 

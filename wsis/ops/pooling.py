@@ -24,8 +24,9 @@ __all__ = ["Compensation", "check", "moi_pool", "moi_pool_backward_reference", "
 
 Compensation = Literal["bins", "released"] | None
 _CODES: dict[Compensation, int] = {None: 0, "bins": 1, "released": 2}
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _CHUNK = 1 << 24
-"""Bin memberships that the reference holds at a time, one byte each."""
+"""Bin memberships, or values of cells, that the reference holds at a time; a value takes 25 bytes, 400 MB in all."""
 
 
 def moi_pool(
@@ -69,10 +70,13 @@ def check(features: Tensor, boxes: Tensor, cells: Tensor, output_size: int) -> N
     Raises:
         InputError: which one, and what it should be.
     """
-    if features.ndim != 4 or not features.is_floating_point():
+    if features.ndim != 4 or features.dtype not in _FLOATS:
         raise InputError(f"pooling: features are (N,D,H,W) floats, not {tuple(features.shape)} {features.dtype}")
     if boxes.ndim != 2 or boxes.shape[1] != 5:
         raise InputError(f"pooling: boxes are (K,5) with the image's index first, not {tuple(boxes.shape)}")
+    if not features.device == boxes.device == cells.device:
+        places = f"{features.device}, {boxes.device} and {cells.device}"
+        raise InputError(f"pooling: features, boxes and cells lie on one device, not on {places}")
     expected = (boxes.shape[0], *features.shape[2:])
     if tuple(cells.shape) != expected or cells.dtype != torch.bool:
         raise InputError(f"pooling: cells are {expected} bool, a map for each box, not {tuple(cells.shape)} {cells.dtype}")
@@ -128,7 +132,7 @@ def _pool(features: Tensor, windows: Tensor, cells: Tensor, size: int) -> tuple[
     if count and not 0 <= int(windows[:, 0].min()) <= int(windows[:, 0].max()) < images:
         raise RuntimeError(f"moi_pool: a region is of image {int(windows[:, 0].max())}, but there are {images}")
     maps = features.flatten(2).transpose(1, 2).to(_exact(features))  # (N,HW,D)
-    chunk = max(_CHUNK // max(size**2 * height * width, 1), 1)
+    chunk = max(_CHUNK // max(max(size**2, channels) * height * width, 1), 1)
     parts = [_pool_regions(maps, windows[i : i + chunk], cells[i : i + chunk], size) for i in range(0, max(count, 1), chunk)]
     top, argmax, filled = (torch.cat(part) for part in zip(*parts, strict=True))
     top, argmax = (values.transpose(1, 2).reshape(count, channels, size, size) for values in (top, argmax))
@@ -145,7 +149,7 @@ def _pool_regions(maps: Tensor, windows: Tensor, cells: Tensor, size: int) -> tu
     values = maps[windows[region, 0].long(), cell]
     index = place[:, None].expand_as(values)
     top = values.new_full((count * size**2, channels), -torch.inf).scatter_reduce(0, index, values, "amax")  # eq. (5)
-    order = torch.arange(len(cell), device=cell.device)[:, None].where(values == top[place], len(cell))
+    order = torch.arange(len(cell), device=cell.device)[:, None].where((values == top[place]) | values.isnan(), len(cell))
     first = order.new_full(top.shape, len(cell)).scatter_reduce(0, index, order, "amin")  # of equals
     argmax = torch.cat([cell, cell.new_tensor([-1])])[first]
     shape = count, size**2, channels

@@ -104,8 +104,9 @@ inline void maximum(const T* block, const int32_t* cells, int32_t count, T* top,
     const int32_t cell = cells[i];
     for (int c = 0; c < kLanes; ++c) {
       const T v = value[c];
-      if constexpr (Where) at[c] = v > best[c] ? cell : at[c];
-      best[c] = v > best[c] ? v : best[c];
+      const bool above = v > best[c] || v != v;  // NaN is passed on, as by PyTorch's max_pool2d
+      if constexpr (Where) at[c] = above ? cell : at[c];
+      best[c] = above ? v : best[c];
     }
   }
   if constexpr (Where)

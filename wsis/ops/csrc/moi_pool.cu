@@ -80,7 +80,7 @@ __device__ void maximum(const Shape& s, const int32_t* window, const bool* cells
         const int c = lane + i * kWarp;
         if (c >= lanes) continue;
         const auto v = static_cast<Exact<T>>(value[c]);
-        if (at[i] < 0 || v > best[i]) best[i] = v, at[i] = cell;
+        if (at[i] < 0 || v > best[i] || v != v) best[i] = v, at[i] = cell;
       }
     }
 }
