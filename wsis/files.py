@@ -68,10 +68,11 @@ def database(path: Path) -> Iterator[sqlite3.Connection]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(path, timeout=60)) as connection:
-            yield connection
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error
+    try:
+        with closing(sqlite3.connect(path, timeout=60)) as connection:
+            yield connection
     except sqlite3.OperationalError as error:
         raise InputError(
             f"cannot write {path}: {error}; free space or choose another place, then repeat the command"
