@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from wsis import fit
 from wsis.checkpoints import newest
 from wsis.files import InputError
 from wsis.fingerprint import fingerprint
+from wsis.inference import trained
+from wsis.run import adopt
 
 HERE = Path(__file__).parent
 FORK = multiprocessing.get_context("forkserver")
@@ -230,13 +233,49 @@ def test_one_stage(tmp_path):
     argv = words("Staged", tmp_path / "run", STAGED)
     code, said = go([*argv, "--stage", "2-files"], tmp_path)
     assert code == 2
-    assert "stage '1-first' comes before '2-files' and is not finished" in said
+    assert "stage '1-first' is not finished with these settings, so '2-files' was not reached" in said
     assert go([*argv, "--stage", "1-first"], tmp_path)[0] == 0
     assert go([*argv, "--stage", "2-files"], tmp_path)[0] == 0
+    (tmp_path / "labels.txt").write_text("cat")
+    code, said = go([*argv, "--stage", "2-files", "--data.labels", str(tmp_path / "labels.txt")], tmp_path)
+    assert code == 2, "what is there is of other settings"
+    assert "stage '1-first' is not finished" in said
     other = words("Staged", tmp_path / "other", STAGED)
     assert go([*other, "--stage", "2-files", "--reuse", str(tmp_path / "run")], tmp_path)[0] == 0, "1-first is taken from there"
     code, said = go(["--resume", str(tmp_path / "run"), "--list-stages"], tmp_path)
     assert [line.split() for line in said.splitlines()] == [["1-first", "finished"], ["2-files", "finished"]]
+
+
+def test_a_stage_that_there_is_not(tmp_path, whole):
+    code, said = go(["--resume", str(whole), "--stage", "9-net"], tmp_path)
+    assert code == 2
+    assert "no stage is called '9-net' (have: 1-first, 2-files, 3-net)" in said
+
+
+def test_stages_that_a_method_no_longer_has_are_gone(tmp_path):
+    folder = tmp_path / "run"
+    assert go(words("Staged", folder, STAGED), tmp_path)[0] == 0
+    assert list(trained(folder)) == ["3-net"]
+    code, said = go(words("Net", folder, STAGED), tmp_path)
+    assert code == 0
+    assert "3-net: no longer a stage of this run" in said
+    assert [path.parent.name for path in folder.glob("*/stage.json")] == ["train"]
+
+
+def test_what_follows_an_unfinished_stage_is_of_other_settings(tmp_path, whole):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    entry = folder / "2-files/stage.json"
+    entry.write_text(json.dumps(json.loads(entry.read_text()) | {"finished": False}))
+    with pytest.raises(InputError, match="no finished stage that trains"):
+        trained(folder)
+
+
+def test_what_is_taken_over_is_new_here(tmp_path, whole):
+    """So that predictions made here before are older."""
+    adopt(whole / "1-first", tmp_path / "run/1-first")
+    theirs, ours = (run / "1-first/checkpoints/last.ckpt" for run in (whole, tmp_path / "run"))
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert ours.stat().st_mtime_ns > theirs.stat().st_mtime_ns
 
 
 def _limit(size):
@@ -280,8 +319,11 @@ def test_two_processes(tmp_path):
     environment = os.environ | {"PYTHONPATH": f"{HERE}:{HERE.parent}"}
     ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended.stderr
-    stages = {path.parent.name: json.loads(path.read_text())["finished"] for path in (tmp_path / "run").glob("*/stage.json")}
-    assert stages == {"1-slow": True, "2-net": True, "3-all": True, "4-after": True}
+    stages = {path.parent.name: json.loads(path.read_text()) for path in (tmp_path / "run").glob("*/stage.json")}
+    assert {name: stage["finished"] for name, stage in stages.items()} == dict.fromkeys(
+        ("1-slow", "2-net", "3-all", "4-after"), True
+    )
+    assert stages["2-net"]["settings"]["processes"] == 2, "what one process trains is another result"
     results = json.loads((tmp_path / "run/3-all/predictions.json").read_text())
     assert sorted(result["image_id"] for result in results) == list(range(11)), "each image once"
     assert {result["category_id"] for result in results} == {7}

@@ -117,8 +117,14 @@ def _work(run: Run, model: pl.LightningModule, data: pl.LightningDataModule) -> 
         else:
             run.fit("train", model, data)
     except OnlyStage as unfinished:
-        if not (run.folder / str(run.only) / "stage.json").is_file():
-            raise InputError(f"stage '{unfinished}' comes before '{run.only}' and is not finished") from None
+        if run.only not in run.names:
+            raise InputError(
+                f"stage '{unfinished}' is not finished with these settings, so '{run.only}' was not reached"
+            ) from None
+    else:
+        if run.only not in (None, *run.names):
+            raise InputError(f"no stage is called '{run.only}' (have: {', '.join(run.names)})")
+        run.drop_others()
 
 
 def _list(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -75,8 +76,8 @@ def trained(run: Path) -> dict[str, type[pl.LightningModule]]:
     """
     cls = registry.find("model", read_run(run)["model"]["class_path"])
     method, *_ = wanted = [f"{c.__module__}.{c.__qualname__}" for c in (cls, getattr(cls, "predictor", cls))]
-    done = [(place, stage["settings"].get("model")) for place, stage in stages(run) if stage["finished"]]
-    done = [(place, model) for place, model in done if (place / "checkpoints").is_dir()]  # others predict or make files
+    finished = takewhile(lambda entry: entry[1]["finished"], stages(run))  # what follows is of other settings
+    done = [(place, stage["settings"].get("model")) for place, stage in finished if (place / "checkpoints").is_dir()]
     while done and done[0][1] not in wanted:  # what was trained to begin with, such as a classifier
         done.pop(0)
     if not done:

@@ -100,6 +100,8 @@ class Run:
         made = self.make_trainer(folder, [Reseed(self._seed_of(name)), save, clock], **trainer)
         later = (*getattr(model, "for_labels", ()), *getattr(model, "for_later", ()))
         settings = self._describe(model, data, later) | {"trainer": {key: getattr(made, key, None) for key in SHAPING}}
+        if (processes := made.num_devices * made.num_nodes) > 1:  # each has a batch of its own
+            settings["processes"] = processes
         self._reopen_if_lost(last)
         if not self._begin(name, settings, steps=made.max_steps):
             start = newest(last.parent)
@@ -169,11 +171,23 @@ class Run:
         self._wait_for(name, finished=True)
         return self.folder / name
 
+    @property
+    def names(self) -> list[str]:
+        """Of the stages that the method has come to."""
+        return [entry.split()[0] for entry in self._history]
+
+    def drop_others(self) -> None:
+        """Rank zero: delete stages of other settings, which the method, now at its end, did not come to."""
+        for folder, _ in stages(self.folder) if rank() == 0 else ():
+            if folder.name not in self.names:
+                self.announce(f"{folder.name}: no longer a stage of this run, deleted")
+                shutil.rmtree(folder)
+
     # Books
 
     def _begin(self, name: str, settings: dict[str, Any], steps: int | None = None) -> bool:
         """Open a stage and tell whether it is finished."""
-        if name in self._names:
+        if name in self.names:
             raise ValueError(f"two stages are called '{name}'")
         settings = plain(settings, inside=self.folder)
         print_ = fingerprint(settings, self.seed, self._history)
@@ -187,10 +201,6 @@ class Run:
         pl.seed_everything(self._seed_of(name), verbose=False)  # whether or not earlier stages ran in this process
         self._since = time.monotonic()
         return done
-
-    @property
-    def _names(self) -> list[str]:
-        return [entry.split()[0] for entry in self._history]
 
     def _seed_of(self, name: str) -> int:
         return zlib.crc32(f"{self.seed}/{name}".encode())
@@ -338,7 +348,7 @@ def adopt(stage: Path, folder: Path) -> None:
     scratch = folder.parent / ".taken" / folder.name
     for old in (scratch, folder):
         shutil.rmtree(old, ignore_errors=True)
-    shutil.copytree(stage, scratch, ignore=shutil.ignore_patterns("wandb"))
+    shutil.copytree(stage, scratch, ignore=shutil.ignore_patterns("wandb"), copy_function=shutil.copy)  # as new as it is here
     scratch.rename(folder)
     scratch.parent.rmdir()
 
