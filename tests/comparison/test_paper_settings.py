@@ -34,7 +34,12 @@ def entry(found: dict[str, Any], data: str, images: int, classes: int, backbone:
     index = Index(data, Path(), [{}] * images, {}, [{"name": str(c)} for c in range(classes)], [], {}, {})
     blank: dict[str, Any] = {field.name: "" for field in dataclasses.fields(Entry)}
     figures = {"AP50": 0.5}
-    known = {"method": method, "backbone": backbone, "departures": departures(found), "judged": Judged(None, index, "", 1)}
+    known = {
+        "method": method,
+        "backbone": backbone,
+        "departures": departures(found),
+        "judged": Judged(None, index, "", 1, None),
+    }
     costs = {"minutes": math.nan, "memory": math.nan, "seed": (0, 0), "key": row_key(found), "folder": Path("run")}
     return Entry(**{**blank, **known, **costs, "figures": figures, "per_class": {}, "supervision": "tags", **changes})
 
@@ -56,6 +61,8 @@ def test_departures_are_what_the_user_set():
     assert departures(elsewhere) == {}
     assert row_key(elsewhere) == row_key(config("--model", "pdsl", "--data", "voc", "--seed_everything", "3"))
     assert row_key(found) != row_key(elsewhere)
+    for words in (["--trainer.overfit_batches", "3"], ["--trainer.gradient_clip_algorithm", "value"]):
+        assert len(departures(config("--model", "pdsl", "--data", "voc", *words))) == 1
     without = config("--model", "boxcaseg", "--data", "voc", "--model.segmentor", "null")
     assert departures(without) == {"model.segmentor": None}
     longer = config("--model", "pdsl", "--data", "voc", "--trainer.max_steps", "7")
@@ -103,6 +110,16 @@ def test_every_paper_row_can_be_met_by_a_recipe():
             "resnet50",
             "resnet101",
         )
+
+
+def test_two_runs_of_a_seed_are_two_rows():
+    usual = config("--model", "pdsl", "--data", "voc")
+    one, other, more = (
+        entry(usual, "voc", 1449, 20, "resnet18_ws", "pdsl", seed=(seed, 0), folder=Path(name))
+        for name, seed in (("one", 0), ("other", 0), ("more", 1))
+    )
+    rows = {row.name: row.entries for row in make_rows([one, other, more])}
+    assert rows == {"pdsl (1)": [one, more], "pdsl (2)": [other]}
 
 
 def test_markdown_has_range_and_paper():

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from wsis import registry
+from wsis.run import SHAPING
 from wsis.settings import Config, read_config, recipe
 
 __all__ = ["departures", "row_key"]
 
-TRAINER = ("max_steps", "max_epochs", "accumulate_grad_batches", "gradient_clip_val", "precision", "limit_train_batches")
+TRAINER = ("max_steps", *SHAPING)
 """Settings of the trainer that shape a result."""
 PLACES = ("root", "labels", "proposals", "salient", "loading.workers", "loading.seed")
 """Settings of the data that say where things are; what they hold is said in other columns. A seed is no setting."""
@@ -51,7 +52,7 @@ def _flat(config: Config) -> dict[str, Any]:
 
 def _usual(config: Config) -> dict[str, Any]:
     """What the settings would be if only model and data had been named."""
-    usual: dict[str, Any] = {"trainer.accumulate_grad_batches": 1}
+    usual: dict[str, Any] = {"trainer.accumulate_grad_batches": 1, "trainer.overfit_batches": 0.0}
     for kind in registry.KINDS:
         for name, parameter in inspect.signature(registry.find(kind, config[kind]["class_path"])).parameters.items():
             value = parameter.default

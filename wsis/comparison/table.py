@@ -60,10 +60,16 @@ class Row:
 
 
 def make_rows(entries: Iterable[Entry]) -> list[Row]:
-    """Put runs that differ in nothing but their seed into one row; the best first, by AP50, else by mIoU*."""
-    groups: dict[str, list[Entry]] = {}
+    """Put runs that differ in nothing but their seed into one row; the best first, by AP50, else by mIoU*.
+
+    A second run of a seed, such as one with weights of the same name from elsewhere, is in a row of its own.
+    """
+    groups: dict[tuple[str, int], list[Entry]] = {}
+    seen = Counter[tuple[str, tuple[int, int]]]()
     for entry in entries:
-        groups.setdefault(entry.key, []).append(entry)
+        alike = entry.key, entry.seed
+        groups.setdefault((entry.key, seen[alike]), []).append(entry)
+        seen[alike] += 1
     sorted_ = [sorted(group, key=lambda e: e.seed) for group in groups.values()]
     rows = [_row(name, group) for name, group in zip(_names(sorted_), sorted_, strict=True)]
     return sorted(rows, key=lambda row: [-_known(row.figures[figure].mean) for figure in ("AP50", "mIoU")])
