@@ -112,8 +112,8 @@ def test_rows_are_what_they_would_be_alone(done, tmp_path):
 def test_rows_share_what_is_the_same_and_nothing_else(done):
     out, _ = done
 
-    def file(run: str, stage: str) -> int:
-        return (out / run / stage / "checkpoints/last.ckpt").stat().st_mtime_ns  # a copy keeps it
+    def file(run: str, stage: str) -> bytes:
+        return (out / run / stage / "checkpoints/last.ckpt").read_bytes()
 
     for seed in "01":
         assert file(f"fast/{seed}", "1-first") == file(f"roi/{seed}", "1-first")
@@ -182,6 +182,16 @@ def test_a_row_that_fails_stops_no_other_and_is_continued(tmp_path, monkeypatch,
     assert "1-first: done before" in (tmp_path / "out/narrow/0/log.txt").read_text()
     assert out.figures["loss"] == pytest.approx([100 * loss(tmp_path / "out/narrow/0")])
     assert forked.children == ["fast/0", "narrow/0", "narrow/0"]
+
+
+def test_a_row_that_fails_with_other_settings_shows_no_old_figures(tmp_path, monkeypatch, forked):
+    table = write(tmp_path, {"fast": ROWS["fast"], "narrow": {"set": {"model.width": 3}}})
+    go(table, "--seeds", "1")
+    monkeypatch.setenv("TOY_KILL_MAKE", "3")
+    with pytest.raises(SystemExit):
+        go(table, "--seeds", "1", "--rows", "fast", "--model.width", "5")
+    with (tmp_path / "out/ablation.csv").open() as file:
+        assert [row["row"] for row in csv.DictReader(file)] == ["narrow"]
 
 
 def test_other_settings_do_it_again(tmp_path, forked):

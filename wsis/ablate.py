@@ -237,14 +237,20 @@ class Batch(NamedTuple):
 
     def finished(self, job: Job) -> bool:
         """Whether a job has been done, with the settings that it has now."""
-        run, mark = self.out / job.name, self.out / job.name / "finished.json"
-        done = stages(run)
+        mark, done = self._mark(job), stages(self.out / job.name)
         return bool(done) and all(stage["finished"] for _, stage in done) and mark.exists() and read_json(mark) == job.key
+
+    def begin(self, job: Job) -> None:
+        """Withdraw what the row and seed had with other settings."""
+        self._mark(job).unlink(missing_ok=True)
 
     def finish(self, job: Job) -> None:
         """Note that a job has been done."""
-        with whole(self.out / job.name / "finished.json") as scratch:
+        with whole(self._mark(job)) as scratch:
             scratch.write_text(json.dumps(job.key))
+
+    def _mark(self, job: Job) -> Path:
+        return self.out / job.name / "finished.json"
 
     def outcomes(self) -> list[Outcome]:
         """Of all rows, whether trained now or before."""
@@ -292,6 +298,7 @@ class _Progress:
         return self.failed
 
     def _begun(self, job: Job) -> None:
+        self.batch.begin(job)
         self.began[job.name] = time.monotonic()
         print(f"  {job.name}  begins", flush=True)
 
