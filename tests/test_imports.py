@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "wsis"
 LAYERS = [
-    {"types", "files", "tables"},
+    {"types", "files", "machine", "tables"},
     {"ops", "losses", "viz"},
     {"nn", "evidence"},
     {"data", "metrics", "generate"},

@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["Job", "cores", "free_memory", "places_for", "work"]
+from wsis.machine import cores, free_memory
+
+__all__ = ["Job", "places_for", "work"]
 
 LIBC: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
 POLL = 0.1
@@ -122,23 +124,3 @@ def _visible(i: int) -> str:
     """Name of the i-th GPU that this process sees."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     return given.split(",")[i] if given else str(i)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def free_memory() -> int:
-    """Bytes that may still be used, by what the system and this process's control group say."""
-    known = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        known += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
-        limit, used, detail = (Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current", "stat"))
-        if limit.strip() != "max":
-            cache = next((int(line.split()[1]) for line in detail.splitlines() if line.startswith("inactive_file")), 0)
-            known.append(int(limit) - int(used) + cache)
-    except OSError:  # not Linux, or no control groups
-        pass
-    return min(known, default=8 * 2**30)

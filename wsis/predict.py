@@ -14,13 +14,12 @@ import torch
 import torch.distributed as dist
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning_utilities.core.rank_zero import rank_zero_only
-from PIL import Image
 
 from wsis import viz
 from wsis.checkpoints import intact
 from wsis.cli import Help
 from wsis.data._coco_json import Index, Record, read_coco
-from wsis.data._images import read_image
+from wsis.data._images import pictures, read_image
 from wsis.data._module import Augment, DataModule, Loading
 from wsis.files import InputError, whole
 from wsis.inference import load, trained
@@ -82,10 +81,10 @@ def predict_images(
         )
     things, stuff = classes_of(run, data)
     index = Index("pictures", Path(), _readable(images), {}, things, stuff, {}, {})
-    pictures = _Pictures(_with_boxes(index, boxes) if boxes else index, workers)
-    results = store_predictions(model, pictures, "train", out, accelerator, devices)
+    given = _Pictures(_with_boxes(index, boxes) if boxes else index, workers)
+    results = store_predictions(model, given, "train", out, accelerator, devices)
     if results is not None:
-        index = pictures.index("train")
+        index = given.index("train")
         with whole(out / "images.json") as scratch:
             scratch.write_text(json.dumps({"images": index.images, "categories": index.categories}, indent=1))
         _draw(results, index, score, out / "overlays")
@@ -160,7 +159,7 @@ class _Pictures(DataModule):
     def read(self, split: str) -> Index:
         return self._index
 
-    def proposal_file(self, split: str) -> ProposalFile | None:
+    def proposal_file(self, split: str, workers: int | None = None) -> ProposalFile | None:
         needed = getattr(self._model(), "needs_proposals", True)
         return cast("ProposalFile", _FreshProposals()) if needed else None
 
@@ -225,11 +224,10 @@ def _readable(given: Iterable[Path]) -> list[Record]:
 
 
 def _files(given: Iterable[Path]) -> list[Path]:
-    """Files named, and those with an image's suffix in folders named, each once."""
-    suffixes = Image.registered_extensions()
+    """Files named, and the pictures in folders named, each once."""
     files: list[Path] = []
     for path in given:
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file()) if path.is_dir() else [path]
+        inside = pictures(path) if path.is_dir() else [path]
         if not inside:
             _warn(f"left out: no images in {path}")
         files += inside

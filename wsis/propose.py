@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from wsis.data._coco_json import Index, Record
-from wsis.data._images import SUFFIXES, image_size
+from wsis.data._images import SUFFIXES, image_size, pictures
 from wsis.data._proposal_formats import convert
 from wsis.data._proposals import ProposalFile, make
 from wsis.files import InputError
@@ -26,21 +24,19 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
     with plain_errors(lambda: "; the same command continues"):
         cli = CLI("propose", list(sys.argv[1:] if argv is None else argv), kinds=("data",), options=_options)
         config, data = cli.config, cli.datamodule
-        workers = config.workers or os.cpu_count() or 1
         if config.images is None and config.out is None:  # where the data set itself looks
             data.proposals = "auto" if config["from"] is None else str(config["from"])
-            data.loading = replace(data.loading, workers=workers)
-            files = [data.proposal_file(split) for split in _splits(data, config.split)]
+            files = [data.proposal_file(split, config.workers) for split in _splits(data, config.split)]
         else:
             indices = _indices(data, config.split, config.images)
             out = _places(list(indices), config.out, config.images)
-            files = [_write(index, out[name], config["from"], workers) for name, index in indices.items()]
+            files = [_write(index, out[name], config["from"], config.workers) for name, index in indices.items()]
         for file in files:
             print(f"proposals of {len(file)} images in {file.path}", flush=True)
         return [file.path for file in files]
 
 
-def _write(index: Index, out: Path, source: Path | None, workers: int) -> ProposalFile:
+def _write(index: Index, out: Path, source: Path | None, workers: int | None) -> ProposalFile:
     return ProposalFile(make(index, out, workers) if source is None else convert(source, index, out))
 
 
@@ -49,7 +45,9 @@ def _options(parser: Any) -> None:
     parser.add_argument("--split", type=str, default="all", help="Which images of the data set: train, val or all.")
     parser.add_argument("--from", type=Path | None, default=None, help="A file or folder in a foreign format to convert.")
     parser.add_argument("--images", type=Path | None, default=None, help="A folder of images to use in place of a data set.")
-    parser.add_argument("--workers", type=int | None, default=None, help="Processes; one per core if not given.")
+    parser.add_argument(
+        "--workers", type=int | None, default=None, help="Processes; one per core if not given, none beside this if 0."
+    )
 
 
 def _indices(data: Any, split: str, images: Path | None) -> dict[str, Index]:
@@ -77,20 +75,14 @@ def index_of_folder(folder: Path) -> Index:
     Raises:
         InputError: no images there, or one that cannot be read.
     """
-    files = sorted(
-        os.path.relpath(Path(place, name), folder)
-        for place, _, names in os.walk(folder)
-        for name in names
-        if Path(name).suffix.lower() in SUFFIXES
-    )
+    files = pictures(folder)
     if not files:
         raise InputError(f"no images in {folder}; give a folder with {', '.join(sorted(SUFFIXES))} files")
-    sizes = [image_size(folder / name) for name in files]
     images: list[Record] = [
-        {"id": number, "file_name": name, "height": height, "width": width}
-        for number, (name, (height, width)) in enumerate(zip(files, sizes, strict=True), 1)
+        {"id": number, "file_name": str(path.relative_to(folder)), "height": height, "width": width}
+        for number, (path, (height, width)) in enumerate(zip(files, map(image_size, files), strict=True), 1)
     ]
-    return Index(folder.name, folder, images, {image["id"]: [] for image in images}, [], [], {}, {})
+    return Index("folder", folder, images, {image["id"]: [] for image in images}, [], [], {}, {})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from wsis.data._images import image_size, read_image, read_labels
+from wsis.data._images import image_size, pictures, read_image, read_labels
 from wsis.files import InputError
 
 
@@ -19,6 +19,16 @@ def colours() -> np.ndarray:
 def write(path: Path, array: np.ndarray, **options: object) -> Path:
     Image.fromarray(array).save(path, **options)
     return path
+
+
+def test_pictures_of_a_folder(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a/c.png", "a/b/d.tiff", "._b.jpg", ".thumbnails/b.jpg", "a/.d.png", "notes.txt", "paper.pdf", "jpg"):
+        (tmp_path / ".data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / ".data" / name).touch()
+    (tmp_path / ".data/album.jpg").mkdir()
+    found = pictures(tmp_path / ".data")
+    assert [str(path.relative_to(tmp_path / ".data")) for path in found] == ["a/b/d.tiff", "a/c.png", "b.JPG"]
+    assert pictures(tmp_path / "none") == []
 
 
 def test_png_is_read_exactly(tmp_path: Path, colours: np.ndarray) -> None:

@@ -14,9 +14,10 @@ from PIL import Image
 
 from wsis.data._coco_json import write_coco
 from wsis.data._module import Augment, Loading
-from wsis.data._proposals import ProposalFile
+from wsis.data._proposals import ProposalFile, write
 from wsis.data.folder import Folder
 from wsis.files import InputError
+from wsis.types import Proposals
 
 SERIAL = Loading(batch_size=2, workers=0)
 
@@ -90,6 +91,22 @@ def test_where_the_data_cannot_be_written_the_cache_holds_them(
     Folder(root, loading=SERIAL).proposal_file("train")
     assert made(root) == []
     assert len(made(tmp_path / "cache")) == 1
+
+
+def test_proposals_beside_data_that_cannot_be_written_are_used(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WSIS_CACHE", str(tmp_path / "cache"))
+    Folder(root, loading=SERIAL).proposal_file("train")
+    monkeypatch.setattr("wsis.data._module.os.access", lambda *_: False)
+    file = Folder(root, loading=SERIAL).proposal_file("train")
+    assert file is not None
+    assert file.path == root / "proposals.sqlite"
+    Image.new("RGB", (30, 20)).save(root / "d.png")
+    (root / "labels.csv").write_text("d.png,cat\n")
+    file = Folder(root, loading=SERIAL).proposal_file("train")
+    assert file is not None
+    assert file.path.is_relative_to(tmp_path / "cache"), "those are not of all images"
 
 
 def test_segments_only_for_models_that_need_them(root: Path) -> None:
@@ -196,6 +213,18 @@ def test_fingerprint_knows_what_shapes_the_weights(root: Path) -> None:
     ]
     assert len({data.fingerprint() for data in variants}) == len(variants)
     assert Folder(root, proposals="none", loading=Loading(workers=0)).fingerprint() == variants[0].fingerprint()
+
+
+def test_fingerprint_knows_the_given_proposals_themselves(root: Path, tmp_path: Path) -> None:
+    def fingerprint(name: str, right: float) -> str:
+        proposals = Proposals(torch.tensor([[1, 2, right, 4]]), torch.ones(1))
+        with write(tmp_path / name, {"made": "by hand"}) as writer:
+            for image in "abc":
+                writer.add(f"{image}.png", (48, 64), proposals)
+        return Folder(root, proposals=str(tmp_path / name)).fingerprint()
+
+    assert fingerprint("one", 3) == fingerprint("same", 3)
+    assert fingerprint("one", 3) != fingerprint("other", 5)
 
 
 def test_workers_make_the_same_batches(root: Path) -> None:

@@ -135,6 +135,7 @@ def test_black_backgrounds_and_pictures_smaller_than_a_foreground(data, pool, tm
     assert set(black["target"]["labels"].tolist()) <= {0, 5}, "the training image's own objects are not there"
     (tmp_path / "pictures").mkdir()
     Image.new("RGB", (20, 14), "white").save(tmp_path / "pictures/white.png")
+    (tmp_path / "pictures/._white.png").write_bytes(b"of a Mac")
     for where in ("random", "space"):
         small = plain(pool, backgrounds=str(tmp_path / "pictures"), share=1, where=where, own="annotate")
         for draw in range(8):

@@ -47,8 +47,7 @@ def test_what_was_written_is_read_to_the_bit(tmp_path, count, superpixels):
     assert same(file.read("a/b.jpg", (30, 40), True, 5), Proposals(given[0][:5], given[1][:5], given[2], given[3][:5]))
     assert file.provenance == MADE
     assert len(file) == 1
-    assert "a/b.jpg" in file
-    assert "b.jpg" not in file
+    assert list(file.files()) == ["a/b.jpg"]
 
 
 def test_a_pickled_reader_reads_in_another_process(tmp_path):
@@ -100,9 +99,13 @@ def test_foreign_truncated_and_damaged_files_are_told(tmp_path):
     path.write_bytes(content)
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE proposals SET blob = substr(blob, 1, 60) WHERE file = '7.jpg'")
+        blob = connection.execute("SELECT blob FROM proposals WHERE file = '8.jpg'").fetchone()[0]
+        first = 13 + int.from_bytes(blob[9:13], "little")  # where the second column begins
+        connection.execute("UPDATE proposals SET blob = ? WHERE file = '8.jpg'", (blob[:first],))
     connection.close()
-    with pytest.raises(InputError, match=r"7\.jpg is damaged"):
-        ProposalFile(path).read("7.jpg", (30, 40), True)
+    for name in ("7.jpg", "8.jpg"):
+        with pytest.raises(InputError, match=rf"{name} is damaged"):
+            ProposalFile(path).read(name, (30, 40), True)
 
 
 def test_an_error_keeps_what_was_added_and_writing_goes_on(tmp_path):
@@ -157,6 +160,45 @@ def test_make_proposes_for_every_image_once(tmp_path, monkeypatch, workers):
     make(index, out, 0)
 
 
+@pytest.mark.parametrize(("workers", "processes"), [(None, 5), (3, 3), (9, 6), (0, None)])
+def test_processes_are_those_asked_for_or_one_per_core(tmp_path, monkeypatch, workers, processes):
+    """At most one an image; with none the work is done here."""
+    begun = []
+    monkeypatch.setattr(_proposals, "cores", lambda: 5)
+    monkeypatch.setattr(_proposals, "_propose", lambda job: "a failure")
+    monkeypatch.setattr(_proposals, "_parallel", lambda jobs, count: begun.append(count) or map(_proposals._propose, jobs))
+    with pytest.raises(InputError, match="a failure"):
+        make(pictures(tmp_path), tmp_path / "p.sqlite", workers)
+    assert begun == ([] if processes is None else [processes])
+
+
+def test_a_folder_is_proposed_for_with_its_labels_or_without(tmp_path):
+    from wsis.data.folder import Folder
+    from wsis.propose import main
+
+    pictures(tmp_path, 2)
+    (tmp_path / "0.png").rename(tmp_path / "labels.csv")  # a picture that comes later
+    (path,) = main(["--images", str(tmp_path), "--workers", "0"])
+    assert set(ProposalFile(path).files()) == {"1.png"}
+    (tmp_path / "labels.csv").rename(tmp_path / "0.png")
+    (tmp_path / "labels.csv").write_text("0.png,cat\n1.png,cat\n")
+    assert Folder(tmp_path).proposal_file("train").path == path
+    assert set(ProposalFile(path).files()) == {"0.png", "1.png"}
+
+
+def test_a_digest_is_of_the_proposals_alone(tmp_path):
+    def digest(name, provenance, **proposals):
+        with write(tmp_path / name, provenance) as writer:
+            for image, found in proposals.items():
+                writer.add(image, (30, 40), found)
+        return ProposalFile(tmp_path / name).digest()
+
+    first = digest("a", MADE, x=drawn(0), y=drawn(1))
+    assert first == digest("b", {**MADE, "made": "elsewhere"}, y=drawn(1), x=drawn(0))
+    assert first != digest("c", MADE, x=drawn(0), y=drawn(2))
+    assert first != digest("d", MADE, x=drawn(0), z=drawn(1))
+
+
 def test_make_goes_on_after_an_image_that_cannot_be_read(tmp_path):
     index = pictures(tmp_path)
     good = (tmp_path / "2.png").read_bytes()
@@ -187,8 +229,10 @@ def test_the_verb_makes_the_file_that_auto_looks_for(tmp_path, monkeypatch):
     from wsis.data.shapes import Shapes
     from wsis.propose import main
 
-    small = ["--data.train", "2", "--data.val", "1", "--data.salient", "1"]
+    small, asked, results = ["--data.train", "2", "--data.val", "1", "--data.salient", "1"], [], _proposals._results
+    monkeypatch.setattr(_proposals, "_results", lambda *given: asked.append(given[2]) or results(*given))
     paths = main(["--data", "shapes", "--data.root", str(tmp_path), *small, "--workers", "1"])
+    assert asked == [1, 1]
     monkeypatch.setattr(_proposals, "_propose", lambda job: pytest.fail("done already"))
     data = Shapes(root=tmp_path, train=2, val=1, salient=1)
     assert [data.proposal_file(split).path for split in ("train", "val")] == paths

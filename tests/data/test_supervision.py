@@ -110,7 +110,12 @@ def fit(folder: Path, supervision: str = "tags", steps: int = 6, **options: Any)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     accumulate = options.pop("accumulate", 1)
     trainer = pl.Trainer(
-        max_steps=steps, accumulate_grad_batches=accumulate, limit_val_batches=0, callbacks=[checkpoints], **quiet
+        max_steps=steps,
+        max_epochs=options.pop("epochs", None),
+        accumulate_grad_batches=accumulate,
+        limit_val_batches=0,
+        callbacks=[checkpoints],
+        **quiet,
     )
     trainer.fit(model, data, **options)
     return model, Path(checkpoints.dirpath or "")
@@ -218,6 +223,19 @@ def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(clean: Path, tmp
     resumed, _ = fit(clean, checkpoints=tmp_path / "resumed", workers=2, accumulate=accumulate, **again)
     assert resumed.seen == whole.seen[3 * accumulate :]
     assert len(set(whole.seen)) == 6 * accumulate
+
+
+@pytest.mark.parametrize("accumulate", [2, 3])
+@pytest.mark.filterwarnings("ignore")
+def test_passes_see_every_batch_whatever_is_accumulated(clean: Path, tmp_path: Path, accumulate: int) -> None:
+    """A pass has five batches, so its last step has fewer than the others; that step 3 is followed is what resuming asks."""
+    plain, _ = fit(clean, steps=-1, epochs=2, checkpoints=tmp_path / "plain")
+    assert len(set(plain.seen)) == 10
+    summed, folder = fit(clean, steps=-1, epochs=2, checkpoints=tmp_path / "summed", accumulate=accumulate)
+    assert summed.seen == plain.seen
+    again = {"ckpt_path": folder / "step=3.ckpt", "weights_only": False}
+    resumed, _ = fit(clean, steps=-1, epochs=2, checkpoints=tmp_path / "resumed", accumulate=accumulate, **again)
+    assert resumed.seen == plain.seen[{2: 5, 3: 8}[accumulate] :]
 
 
 @pytest.mark.filterwarnings("ignore")

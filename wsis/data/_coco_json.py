@@ -222,7 +222,7 @@ def _place(annotation: Any, images: Container[int], categories: Container[int], 
 
 
 def _with_usable_mask(annotation: Record, size: list[int], path: Path) -> Record:
-    """Give an annotation without those of its polygons that have no area; a mask that is none, or of another size, is refused."""
+    """Give an annotation without polygons that have no area; refuse a mask that is none, or of another size."""
     mask, number = annotation.get("segmentation"), annotation.get("id")
     if not mask:
         return annotation

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wsis.files import InputError
 
-__all__ = ["SUFFIXES", "image_size", "read_grey", "read_image", "read_labels", "read_numbers"]
+__all__ = ["SUFFIXES", "image_size", "pictures", "read_grey", "read_image", "read_labels", "read_numbers"]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 """Of files that are taken for images where a folder is searched."""
@@ -20,6 +20,12 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 _BROKEN = (OSError, SyntaxError, ValueError, struct.error, EOFError, IndexError, Image.DecompressionBombError)
 _SIDEWAYS = {5, 6, 7, 8}  # EXIF orientations that swap height and width
 _ORIENTATION = 0x0112
+
+
+def pictures(folder: Path) -> list[Path]:
+    """List the picture files anywhere in a folder; what is hidden, such as a Mac's `._a.jpg`, is none."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:

@@ -30,7 +30,7 @@ from wsis.types import Batch
 if TYPE_CHECKING:
     from wsis.data._proposals import ProposalFile
 
-__all__ = ["Augment", "DataModule", "Loading", "Samples", "Supervision"]
+__all__ = ["Augment", "DataModule", "Loading"]
 
 
 @dataclass(frozen=True)
@@ -189,10 +189,14 @@ class DataModule(pl.LightningDataModule):
             if self.trainer is not None:  # only its model tells whether proposals are needed
                 self.proposal_file(split)
 
-    def proposal_file(self, split: str) -> ProposalFile | None:
+    def proposal_file(self, split: str, workers: int | None = None) -> ProposalFile | None:
         """Give the proposals of a split, made now where "auto" lacks some; None with "none".
 
         What is made belongs to the folder of images, so subsets and draws of a data set share it.
+
+        Args:
+            split: "train" or "val".
+            workers: processes that make them; one per core if None.
         """
         if self.proposals == "none" or not getattr(self._model(), "needs_proposals", True):
             return None
@@ -209,15 +213,12 @@ class DataModule(pl.LightningDataModule):
         parts = index.root.relative_to(self.folder).parts if index.root.is_relative_to(self.folder) else (index.root.name,)
         if given is not None:
             parts += (_digest([str(given.resolve()), given.stat().st_size, given.stat().st_mtime_ns])[:12],)
-        path = _writable(self.folder) / ("-".join(("proposals", *parts)) + ".sqlite")
-        begun = path.exists() and path.stat().st_size  # else the disk was full, or the power went, as it was made
-        made = ProposalFile(path).files() if begun else {}
-        if any(made.get(image["file_name"]) != (image["height"], image["width"]) for image in index.images):
-            if given is None:
-                make(index, path)
-            else:
-                convert(given, index, path)
-        return ProposalFile(path)
+        name = "-".join(("proposals", *parts)) + ".sqlite"
+        for folder in (self.folder, _writable(self.folder)):  # data that cannot be written may have brought its own
+            if _holds(folder / name, index.images):
+                return ProposalFile(folder / name)
+        path = _writable(self.folder) / name
+        return ProposalFile(make(index, path, workers) if given is None else convert(given, index, path))
 
     def samples(self, split: str, train: bool, supervision: Supervision | None = None) -> Samples:
         """Give the samples of a split, for training (varied, only what supervision allows) or evaluation (whole)."""
@@ -301,7 +302,7 @@ class DataModule(pl.LightningDataModule):
         if self.proposals in ("auto", "none"):
             return self.proposals
         file = self.proposal_file("train")
-        return None if file is None else [file.provenance, len(file)]
+        return None if file is None else [file.provenance, file.digest()]
 
     def _salient_content(self) -> Any:
         index = self.index("salient")
@@ -338,7 +339,12 @@ class DataModule(pl.LightningDataModule):
             return StepSampler(images, batch_size, seed, one_pass, rank=rank, world=world)
         accumulate = trainer.accumulate_grad_batches
         steps = trainer.max_steps * accumulate if trainer.max_steps > 0 else one_pass
-        return StepSampler(images, batch_size, seed, steps, lambda: trainer.global_step * accumulate, rank, world)
+
+        def position() -> int:
+            passes, rest = divmod(trainer.global_step, -(-steps // accumulate))  # a pass ends with a step
+            return passes * steps + rest * accumulate
+
+        return StepSampler(images, batch_size, seed, steps, position, rank, world)
 
 
 def _salient_share(model: pl.LightningModule | None) -> float:
@@ -350,6 +356,15 @@ def _writable(folder: Path) -> Path:
     if folder.is_dir() and os.access(folder, os.W_OK):
         return folder
     return cache_folder() / f"{folder.name}-{_digest([str(folder.resolve())])[:12]}"
+
+
+def _holds(path: Path, images: Sequence[Record]) -> bool:
+    """Say whether a file has the proposals of all images."""
+    from wsis.data._proposals import ProposalFile
+
+    begun = path.exists() and path.stat().st_size  # else the disk was full, or the power went, as it was made
+    made = ProposalFile(path).files() if begun else {}
+    return all(made.get(image["file_name"]) == (image["height"], image["width"]) for image in images)
 
 
 def _is_ours(path: Path) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wsis.data._coco_json import Index, Record, write_coco
 from wsis.data._foregrounds import ForegroundPool, draw_foregrounds
-from wsis.data._images import SUFFIXES, read_image
+from wsis.data._images import pictures, read_image
 from wsis.data._paste import Blend, Where, compose
 from wsis.files import InputError, whole
 from wsis.nn.masks import run_lengths, tight_boxes
@@ -85,7 +85,7 @@ class Paste:
         if self.backgrounds in ("none", "black"):
             return []
         folder = Path(self.backgrounds)
-        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+        found = pictures(folder)
         if not found:
             raise InputError(f'no pictures in {folder} for backgrounds; give "none", "black" or a folder of pictures')
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ from tqdm import tqdm
 from wsis.data._coco_json import Index, Record
 from wsis.data._images import read_image
 from wsis.files import InputError, database
+from wsis.machine import cores
 from wsis.types import Proposals
 
 __all__ = ["ProposalFile", "ProposalWriter", "make", "write"]
@@ -66,12 +68,16 @@ class ProposalFile:
     def __len__(self) -> int:
         return int(self._ask("SELECT count(*) FROM proposals")[0][0])
 
-    def __contains__(self, file_name: object) -> bool:
-        return bool(self._ask("SELECT 1 FROM proposals WHERE file = ?", file_name))
-
     def files(self) -> dict[str, tuple[int, int]]:
         """Names and sizes (height, width) of the images whose proposals are here."""
         return {name: (height, width) for name, height, width in self._ask("SELECT file, height, width FROM proposals")}
+
+    def digest(self) -> str:
+        """Hash the proposals of all images, not how they were made."""
+        digest = hashlib.sha256()
+        for name in sorted(self.files()):  # one after the other: a file is up to gigabytes
+            digest.update(name.encode() + self._ask("SELECT blob FROM proposals WHERE file = ?", name)[0][0])
+        return digest.hexdigest()
 
     def check(self, images: Iterable[Record]) -> None:
         """Refuse images whose proposals are not here, or were made at another size.
@@ -109,7 +115,7 @@ class ProposalFile:
         self._check(file_name, size, (height, width) if found else None)
         try:
             proposals = _unpack(blob, (height, width), segments, limit)
-        except (zlib.error, struct.error, ValueError) as error:
+        except (zlib.error, struct.error, IndexError, ValueError) as error:
             raise _broken(self.path, f"the entry of {file_name}") from error
         if segments and proposals.labels is None:
             raise InputError(
@@ -211,7 +217,7 @@ def make(index: Index, out: str | os.PathLike[str], workers: int | None = None) 
 
 def _results(images: list[Record], root: Path, workers: int | None) -> Iterator[tuple[Record, bytes | str]]:
     """Packed proposals of each image, or what went wrong, as they come, with progress."""
-    count = min(os.cpu_count() or 1 if workers is None else workers, len(images))
+    count = min(cores() if workers is None else workers, len(images))
     jobs = [(root, image) for image in images]
     results = map(_propose, jobs) if count <= 1 else _parallel(jobs, count)
     yield from zip(images, tqdm(results, "proposals", len(images), unit="image", disable=not images), strict=True)

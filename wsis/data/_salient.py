@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as rle
 
 from wsis.data._coco_json import Index, Record
-from wsis.data._images import SUFFIXES, image_size, read_grey
+from wsis.data._images import image_size, pictures, read_grey
 from wsis.files import InputError
 from wsis.nn.masks import run_lengths
 
@@ -41,20 +41,18 @@ def read_salient(folder: Path, limit: int = 0) -> Index:
     if limit < 0:
         raise InputError(f"salient_limit {limit} is negative; 0 takes all images")
     images_dir, masks_dir = _folders(Path(folder))
-    pictures, masks = _pictures(images_dir), {path.stem: path for path in _pictures(masks_dir)}
-    for path in pictures:
+    images, masks = _directly_in(images_dir), {path.stem: path for path in _directly_in(masks_dir)}
+    for path in images:
         if path.stem not in masks:
             raise InputError(f"no mask for {path}; add {masks_dir / path.stem}.png or remove the image")
     with ThreadPoolExecutor() as pool:  # 10,553 of DUTS
-        found = list(pool.map(lambda path: _annotate(path, masks[path.stem]), pictures))
-    kept = [(number, path.name, a) for number, (path, a) in enumerate(zip(pictures, found, strict=True), 1) if a]
+        found = list(pool.map(lambda path: _annotate(path, masks[path.stem]), images))
+    kept = [(number, path.name, a) for number, (path, a) in enumerate(zip(images, found, strict=True), 1) if a]
     if not kept:
-        raise InputError(f"none of {len(pictures)} images in {images_dir} has a mask of one object; give another salient set")
-    if len(kept) < len(pictures):
-        left = len(pictures) - len(kept)
-        warnings.warn(
-            f"{folder}: {left} of {len(pictures)} images are left out, their masks are not of one object", stacklevel=2
-        )
+        raise InputError(f"none of {len(images)} images in {images_dir} has a mask of one object; give another salient set")
+    if len(kept) < len(images):
+        left = len(images) - len(kept)
+        warnings.warn(f"{folder}: {left} of {len(images)} images are left out, their masks are not of one object", stacklevel=2)
     if limit:
         kept = sorted(sorted(kept, key=lambda image: hashlib.sha256(image[1].encode()).digest())[:limit])
     index = Index("salient", images_dir, [], {}, [_CATEGORY], [], {}, {})
@@ -81,8 +79,8 @@ def _folders(folder: Path) -> tuple[Path, Path]:
     return pairs[0]
 
 
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+def _directly_in(folder: Path) -> list[Path]:
+    return [path for path in pictures(folder) if path.parent == folder]
 
 
 def _annotate(image: Path, path: Path) -> Record | None:
