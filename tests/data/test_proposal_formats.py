@@ -198,6 +198,43 @@ def test_run_length_json(tmp_path, form):
     check_masks(tmp_path / "m.json", tmp_path, "7", masks, scores, ids=(7,))
 
 
+CROSSED = ["000002", "000007"], (1, 2)  # names and ids; the first image's name is the second one's id
+
+
+def convert_crossed(path, tmp_path):
+    file = ProposalFile(convert(path, index(*CROSSED), tmp_path / "out.sqlite"))
+    check_boxes([file.read(f"{name}.jpg", SIZE) for name in CROSSED[0]])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("names", [{"ids": ["000002", "000007"]}, {"ids": [1, 2]}, {"indexes": [2, 7]}], ids=str)
+def test_names_are_surer_than_ids_but_numbers_that_are_ids(tmp_path, names, order):
+    content = {"boxes": BOXES[::order], "scores": SCORES[::order], **{key: own[::order] for key, own in names.items()}}
+    (tmp_path / "d.pkl").write_bytes(pickle.dumps(content))
+    convert_crossed(tmp_path / "d.pkl", tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".mat", ".MAT", ".pickle"])
+def test_a_folder_of_files_named_as_the_images(tmp_path, suffix):
+    (tmp_path / "all").mkdir()
+    for name, boxes, scores in zip(CROSSED[0], BOXES, SCORES, strict=True):
+        with (tmp_path / "all" / f"{name}{suffix}").open("wb") as file:
+            if suffix == ".pickle":
+                pickle.dump({"boxes": [boxes], "scores": [scores], "ids": [name]}, file)
+            else:
+                scipy.io.savemat(file, {"boxes": rows_first(boxes), "scores": scores})
+    convert_crossed(tmp_path / "all", tmp_path)
+
+
+def test_an_image_id_in_a_json_is_an_id(tmp_path):
+    mask = rle.encode(np.asfortranarray(np.ones(SIZE, np.uint8)))
+    entry = {"segmentation": {**mask, "counts": mask["counts"].decode()}}
+    entries = [{**entry, "image_id": 1, "score": 0.25}, {**entry, "image_id": 2, "score": 0.5}]
+    (tmp_path / "m.json").write_text(json.dumps(entries))
+    file = ProposalFile(convert(tmp_path / "m.json", index(*CROSSED), tmp_path / "out.sqlite"))
+    assert [file.read(f"{name}.jpg", SIZE).scores.tolist() for name in CROSSED[0]] == [[0.25], [0.5]]
+
+
 def test_boxes_are_clipped_and_degenerate_and_double_ones_dropped():
     boxes = np.array([[-5, -5, 40, 30], [4, 4, 4, 9], [31, 2, 35, 9], [1, 1, 3, 3], [1, 1, 3, 3]], float)
     got = proposals_of(Found("x", np.array([0.1, 0.9, 0.8, 0.2, 0.3]), boxes), SIZE)

@@ -32,11 +32,11 @@ def convert(path: str | os.PathLike[str], index: Index, out: str | os.PathLike[s
     path = Path(path)
     if not path.exists():
         raise InputError(f"no proposals {path}; give an existing file or folder")
-    images = _by_name(index)
+    numbered, named = {image["id"]: image for image in index.images}, _by_name(index)
     provenance = {"made": "converted", "from": path.name, "supervision": "unknown", "data": index.name}
     with write(out, provenance) as writer:
         for found in tqdm(read_foreign(path), "convert", unit="image"):
-            image = images.get(_plain(found.key))
+            image = numbered.get(found.key) or named.get(_plain(str(found.key)))
             if image is None:
                 continue
             size = image["height"], image["width"]
@@ -143,15 +143,15 @@ def _choose(boxes: Array, scores: Array, identity: Array) -> Array:
 
 
 def _by_name(index: Index) -> dict[str, Record]:
-    """Images by every name that files use: stem, id, the stem's last number, digits alone."""
-    names: dict[str, Record] = {}
-    for image in index.images:
-        stem = Path(image["file_name"]).stem
-        last = re.findall(r"\d+", stem)
-        for name in [str(image["id"]), *last[-1:], re.sub(r"\D", "", stem), stem]:
-            if name:
-                names[_plain(name)] = image
-    return names
+    """Images by every name that files use, the surest last: id, the stem's last number, its digits, the stem."""
+    stems = [Path(image["file_name"]).stem for image in index.images]
+    kinds = (
+        [str(image["id"]) for image in index.images],
+        ["".join(re.findall(r"\d+", stem)[-1:]) for stem in stems],
+        [re.sub(r"\D", "", stem) for stem in stems],
+        stems,
+    )
+    return {_plain(name): image for names in kinds for name, image in zip(names, index.images, strict=True) if name}
 
 
 def _plain(name: str) -> str:

@@ -30,8 +30,8 @@ class Masks(NamedTuple):
 class Found(NamedTuple):
     """The proposals of one image as its file has them."""
 
-    key: str
-    """File name stem, or image id in digits."""
+    key: str | int
+    """An image's id, or text: its file's stem, or the digits in that."""
     scores: Array | None
     """(P,), None where the format has none; higher is better."""
     boxes: Array | None = None
@@ -52,9 +52,9 @@ def read_foreign(path: Path) -> Iterator[Found]:
         InputError: unreadable, or a file that is none of the known formats.
     """
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in (".mat", ".pkl", ".json"))
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in _READERS)
         if not files:
-            raise InputError(f"{path} has no .mat, .pkl or .json files; give the folder that holds one per image")
+            raise InputError(f"{path} has no {', '.join(_READERS)} files; give the folder that holds one per image")
         for file in files:
             yield from _read_file(file)
     else:
@@ -62,7 +62,7 @@ def read_foreign(path: Path) -> Iterator[Found]:
 
 
 def _read_file(path: Path) -> Iterator[Found]:
-    reader = {".mat": _read_mat, ".pkl": _read_pkl, ".pickle": _read_pkl, ".json": _read_json}.get(path.suffix.lower())
+    reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path} is no known proposal format; give .mat, .pkl, .json, or a folder of them")
     try:
@@ -84,14 +84,14 @@ def _read_mat(path: Path) -> Iterator[Found]:
             own = None if found_scores is None else found_scores.ravel()[i].ravel()
             yield Found(Path(_text(name)).stem, own, boxes.ravel()[i].reshape(-1, 4), True, 1, True)
     elif "superpixels" in fields and "labels" in fields:
-        yield Found(_stem(path), scores, masks=_from_ids(fields["superpixels"], fields["labels"].ravel()))
+        yield Found(path.stem, scores, masks=_from_ids(fields["superpixels"], fields["labels"].ravel()))
     elif "maskmat" in fields:
         stack = fields["maskmat"]
         stack = stack.ravel()[0] if stack.dtype == object else stack
         stack = stack[..., None] if stack.ndim == 2 else stack
-        yield Found(_stem(path), scores, masks=refine(stack[..., i] for i in range(stack.shape[-1])))
+        yield Found(path.stem, scores, masks=refine(stack[..., i] for i in range(stack.shape[-1])))
     elif boxes is not None:
-        yield Found(_stem(path), scores, boxes.reshape(-1, 4), True, 1, True)
+        yield Found(path.stem, scores, boxes.reshape(-1, 4), True, 1, True)
     else:
         raise InputError(f"{path} is no known proposal format: it holds {', '.join(sorted(fields)) or 'nothing'}")
 
@@ -122,10 +122,9 @@ def _read_pkl(path: Path) -> Iterator[Found]:
         raise InputError(f'{path} is no known proposal format: no dict with "boxes"')
     if "superpixels" in content:
         masks = Masks(np.asarray(content["superpixels"]).astype(np.int32), np.asarray(content["oh_labels"]).astype(bool))
-        index = content.get("indexes", path.stem)
-        yield Found(_key(index), np.asarray(content["scores"]).ravel(), masks=masks)
+        yield Found(str(_key(content.get("indexes", path.stem))), np.asarray(content["scores"]).ravel(), masks=masks)
         return
-    names = content["ids"] if "ids" in content else content["indexes"]
+    names = map(_key, content["ids"]) if "ids" in content else (str(_key(name)) for name in content["indexes"])
     scores, logits = content.get("scores"), content.get("objectness_logits")
     wide = int(content.get("bbox_mode", 0)) == 1  # XYWH_ABS
     for i, (name, found) in enumerate(zip(names, content["boxes"], strict=True)):
@@ -135,7 +134,7 @@ def _read_pkl(path: Path) -> Iterator[Found]:
         own = None if scores is None else np.asarray(scores[i]).ravel()
         if own is None and logits is not None:
             own = 1 / (1 + np.exp(-np.asarray(logits[i], np.float64).ravel()))
-        yield Found(_key(name), own, boxes)
+        yield Found(name, own, boxes)
 
 
 def _read_json(path: Path) -> Iterator[Found]:
@@ -187,17 +186,16 @@ def _from_ids(superpixels: Array, sets: Array) -> Masks:
     return Masks(labels, members)
 
 
-def _stem(path: Path) -> str:
-    return path.stem
-
-
-def _key(name: Any) -> str:
-    """An image's id or name as text."""
+def _key(name: Any) -> str | int:
+    """An image's id, or its file's stem."""
     value = np.asarray(name).ravel()[0]
-    return Path(value).stem if isinstance(value, str) else str(int(value))
+    return Path(value).stem if isinstance(value, str) else int(value)
 
 
 def _text(name: Any) -> str:
     while isinstance(name, np.ndarray):
         name = name.ravel()[0]
     return str(name)
+
+
+_READERS = {".mat": _read_mat, ".pkl": _read_pkl, ".pickle": _read_pkl, ".json": _read_json}
