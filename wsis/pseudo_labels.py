@@ -38,12 +38,14 @@ class Labeller(pl.LightningModule):
         return [Evaluation([])]
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
-        """Label each image of a batch."""
+        """Label each image of a batch; panoptic maps are no labels."""
         model: Any = self.model
         if hasattr(model, "label"):
-            return model.label(batch)  # type: ignore[no-any-return]
-        found = model.predict_step(batch, batch_idx)
-        return [tagged(p, s["target"]["tags"], self.score) for p, s in zip(found, batch, strict=True)]
+            found = model.label(batch)
+        else:
+            seen = zip(model.predict_step(batch, batch_idx), batch, strict=True)
+            found = [tagged(p, s["target"]["tags"], self.score) for p, s in seen]
+        return [prediction._replace(panoptic=None) for prediction in found]
 
 
 def write_labels(path: Path, results: Path, index: Index, model: pl.LightningModule, run: str) -> int:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -99,6 +101,21 @@ def test_voc_layout_says_the_same(shapes: Shapes, monkeypatch: pytest.MonkeyPatc
     masks = read_voc(devkit, stems, shapes.class_names, masks=True).annotations
     for image, found in index.annotations.items():
         assert [a["segmentation"] for a in masks[image]] == [a["segmentation"] for a in found]
+
+
+def test_file_systems_without_links_and_full_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    index = Shapes(tmp_path / "a", train=1, val=1, proposals="none").index("train")
+    picture = index.root / index.images[0]["file_name"]
+    twin = index.root.parent / "VOCdevkit/VOC2012/JPEGImages" / picture.name
+    assert twin.read_bytes() == picture.read_bytes()
+    monkeypatch.setattr("wsis.data.shapes._write_jpeg", refuse)
+    with pytest.raises(InputError, match=r"cannot write .*: Operation not permitted; give another --data\.root"):
+        Shapes(tmp_path / "b", train=1, val=1).index("train")
+    assert not list((tmp_path / "b").iterdir())
 
 
 def test_splits_share_no_image(shapes: Shapes) -> None:

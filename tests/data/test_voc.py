@@ -115,6 +115,11 @@ def test_training_on_the_lists_of_the_classification_task(root: Path) -> None:
     assert [image["file_name"] for image in train.images] == ["2007_000001.jpg", "2008_000003.jpg"]
     assert all(not a.get("segmentation") for found in train.annotations.values() for a in found)
     assert all(a.get("segmentation") for found in val.annotations.values() for a in found)
+    for split in ("train", "val"):  # every image has background, whether or not a mask says where
+        samples = data.samples(split, False)
+        assert all(samples.sample(k)["target"]["stuff_tags"].tolist() == [1] for k in range(len(samples)))
+    assert data.num_stuff == 1
+    assert "stuff_tags" not in VOC(root, task="detection", proposals="none").samples("train", False).sample(0)["target"]
     with pytest.raises(InputError, match=r"no list .*ImageSets/Main/gone"):
         VOC(root, train_list="Main/gone", proposals="none").index("train")
 

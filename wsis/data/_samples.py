@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Samples", "Supervision", "truth_of"]
 
 Supervision = Literal["tags", "boxes", "masks"]
-_HIDDEN = {"tags": ("bbox", "segmentation", "area"), "boxes": ("segmentation", "area"), "masks": ()}
+_HIDDEN = {"boxes": ("segmentation", "area"), "masks": ()}
 
 
 class Samples(Dataset[Batch]):
@@ -112,9 +112,8 @@ class Samples(Dataset[Batch]):
 
 def _record(index: Index, image: Record, supervision: str) -> Record:
     number = image["id"]
-    hidden = _HIDDEN[supervision]
     kept = [] if supervision == "tags" else index.annotations.get(number, [])
-    annotations = [{key: value for key, value in a.items() if key not in hidden} for a in kept]
+    annotations = [{key: value for key, value in a.items() if key not in _HIDDEN[supervision]} for a in kept]
     tags, stuff_tags = index.tags.get(number, []), index.stuff_tags.get(number)
     return {"image": image, "annotations": annotations, "tags": tags, "stuff_tags": stuff_tags}
 

@@ -13,7 +13,18 @@ from torchvision.transforms.v2 import functional
 from wsis.files import InputError
 from wsis.types import Proposals, Target, View
 
-__all__ = ["Augment", "Cut", "cut_image", "cut_maps", "cut_proposals", "cut_target", "draw_cut", "jitter_colours", "visible"]
+__all__ = [
+    "PHOTOGRAPHS",
+    "Augment",
+    "Cut",
+    "cut_image",
+    "cut_maps",
+    "cut_proposals",
+    "cut_target",
+    "draw_cut",
+    "jitter_colours",
+    "visible",
+]
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,10 @@ class Augment:
             raise InputError(f"{self}: sides must be at least 1, crop in (0, 1], flip in [0, 1], jitter at least 1")
         if self.scales and not (len(self.scales) == 2 and 0 < self.scales[0] <= self.scales[1]):
             raise InputError(f"{self}: scales must be two factors above 0, the least and the largest, such as 0.1 and 2")
+
+
+PHOTOGRAPHS = Augment(short_sides=tuple(range(480, 1217, 32)), max_side=2000, crop=0.9, jitter=1.5)
+"""How photographs are varied where nothing else is said."""
 
 
 class Cut(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Literal
 from wsis.data._coco_json import Index, Record, keep_images, read_coco, read_stuff
 from wsis.data._long_tail import draw_long_tail
 from wsis.data._module import Augment, DataModule, Loading
+from wsis.data._transforms import PHOTOGRAPHS
 from wsis.data.voc import VOC_CLASSES
 from wsis.files import InputError
 
@@ -33,7 +34,6 @@ _FILES = {
     "train": (("instances_train2017", "train2017"), ("instances_train2014", "train2014")),
     "val": (("instances_val2017", "val2017"), ("instances_minival2014", "val2014"), ("instances_val2014", "val2014")),
 }
-_AUGMENT = Augment(short_sides=tuple(range(480, 1217, 32)), max_side=2000, crop=0.9, jitter=1.5)
 _LOADING = Loading()
 
 
@@ -70,7 +70,7 @@ class COCO(DataModule):
         salient_limit: int = 0,
         proposals: str = "auto",
         max_proposals: int = 2000,
-        augment: Augment = _AUGMENT,
+        augment: Augment = PHOTOGRAPHS,
         loading: Loading = _LOADING,
     ) -> None:
         super().__init__("coco", Path(root), proposals, max_proposals, augment, loading, labels, salient, salient_limit)

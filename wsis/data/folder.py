@@ -10,11 +10,11 @@ from pathlib import Path
 from wsis.data._coco_json import Index, Record, read_coco
 from wsis.data._images import image_size
 from wsis.data._module import Augment, DataModule, Loading
+from wsis.data._transforms import PHOTOGRAPHS
 from wsis.files import InputError
 
 __all__ = ["Folder", "read_tags"]
 
-_AUGMENT = Augment(short_sides=tuple(range(480, 1217, 32)), max_side=2000, crop=0.9, jitter=1.5)
 _LOADING = Loading()
 _NAMES = {"train": ("labels.csv", "labels.json"), "val": ("val.csv", "val.json")}
 
@@ -48,7 +48,7 @@ class Folder(DataModule):
         salient_limit: int = 0,
         proposals: str = "auto",
         max_proposals: int = 2000,
-        augment: Augment = _AUGMENT,
+        augment: Augment = PHOTOGRAPHS,
         loading: Loading = _LOADING,
     ) -> None:
         super().__init__("folder", Path(root), proposals, max_proposals, augment, loading, "", salient, salient_limit)

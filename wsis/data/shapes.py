@@ -118,8 +118,9 @@ def _once(folder: Path, settings: Record, write: Callable[[Path, Record], None])
         os.rename(scratch, folder)
     except OSError as error:
         if not folder.is_dir():
-            reason = error.strerror or error
-            raise InputError(f"cannot write {folder}: {reason}; give a folder with room that can be written as root") from error
+            raise InputError(
+                f"cannot write {folder}: {error.strerror or error}; give another --data.root, with room"
+            ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -144,7 +145,7 @@ def _write_split(folder: Path, split: str, settings: Record) -> None:
         annotations += found
         panoptic.append(_write_panoptic(panoptic_folder / f"{stem}.png", scene, number))
         _write_jpeg(pictures / f"{stem}.jpg", scene.image)
-        os.link(pictures / f"{stem}.jpg", voc / "JPEGImages" / f"{stem}.jpg")
+        shutil.copyfile(pictures / f"{stem}.jpg", voc / "JPEGImages" / f"{stem}.jpg")
         _write_voc(voc, stem, scene, found)
     for name in ("Main", "Segmentation"):
         (voc / "ImageSets" / name).mkdir(parents=True, exist_ok=True)

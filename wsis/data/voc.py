@@ -23,6 +23,7 @@ from wsis.data._coco_json import Index, Record, drop_empty, keep_images, tags_of
 from wsis.data._images import image_size, read_labels
 from wsis.data._long_tail import draw_long_tail
 from wsis.data._module import Augment, DataModule, Loading
+from wsis.data._transforms import PHOTOGRAPHS
 from wsis.files import InputError, cache_folder, whole
 from wsis.nn.masks import run_lengths
 
@@ -43,7 +44,6 @@ _LISTS = {
 _STUFF: list[Record] = [{"id": 0, "name": "background"}]
 _HOST = "http://host.robots.ox.ac.uk/pascal/VOC/voc{year}/"
 _SBD_HOST = "http://home.bharathh.info/pubs/codes/SBD/download.html"
-_AUGMENT = Augment(short_sides=tuple(range(480, 1217, 32)), max_side=2000, crop=0.9, jitter=1.5)
 _LOADING = Loading()
 
 
@@ -83,7 +83,7 @@ class VOC(DataModule):
         salient_limit: int = 0,
         proposals: str = "auto",
         max_proposals: int = 2000,
-        augment: Augment = _AUGMENT,
+        augment: Augment = PHOTOGRAPHS,
         loading: Loading = _LOADING,
     ) -> None:
         super().__init__("voc", Path(root), proposals, max_proposals, augment, loading, labels, salient, salient_limit)
@@ -98,7 +98,7 @@ class VOC(DataModule):
 
     @property
     def stuff(self) -> list[Record]:
-        """The one stuff class, background, where there are masks."""
+        """The one stuff class, background; "detection" has none."""
         return list(_STUFF) if self.task == "segmentation" else []
 
     def read(self, split: str) -> Index:
@@ -110,6 +110,8 @@ class VOC(DataModule):
         sbd = next((path for name in _SBD_PLACES if (path := self.folder / name / "inst").is_dir()), None) if masks else None
         stems = _stems(self.folder, devkit, folder or usual, name, sbd)
         index = read_voc(devkit, stems, VOC_CLASSES, masks=masks, sbd=sbd)
+        if self.task == "segmentation":
+            index = _with_background(index)
         if self.long_tail and split == "train":
             index = keep_images(index, set(draw_long_tail(index.tags, len(VOC_CLASSES), maximum=800)))
         return index
@@ -148,8 +150,12 @@ def read_voc(devkit: Path, stems: Sequence[str], classes: Sequence[str], masks: 
     index = Index("voc", images_dir, images, drop_empty(found, images, devkit), categories, [], tags, {})
     if not masks:
         return index
-    panoptic = _PanopticMaps(devkit, sbd, len(classes))
-    return index._replace(stuff=list(_STUFF), stuff_tags={image["id"]: [0] for image in images}, panoptic=panoptic)
+    return _with_background(index._replace(panoptic=_PanopticMaps(devkit, sbd, len(classes))))
+
+
+def _with_background(index: Index) -> Index:
+    """Give every image the stuff class background: it is there, whether or not masks say where."""
+    return index._replace(stuff=list(_STUFF), stuff_tags={image["id"]: [0] for image in index.images})
 
 
 def _devkit(root: Path, year: str) -> Path:
