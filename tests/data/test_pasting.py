@@ -129,6 +129,28 @@ def test_crowds_are_not_annotated(data, pool, tmp_path):
         assert (~target["crowd"]).sum() == 1
 
 
+def test_boxes_of_unsure_masks_stay(data, pool, tmp_path):
+    """One object without a mask, one whose mask is elsewhere and not to be learnt; in written images, too."""
+    index = data.index("train")
+    content = json.loads((index.root.parent / "annotations/instances_train2017.json").read_text())
+    image = content["images"][0]
+    plainly = {"image_id": image["id"], "category_id": content["categories"][2]["id"], "iscrowd": 0}
+    bad = {"bbox": [9, 90, 70, 80], "segmentation": [[200, 200, 240, 200, 240, 240, 200, 240]], "ignore": 1}
+    content["annotations"] = [{**plainly, "id": 1, "bbox": [10, 20, 30, 40]}, {**plainly, **bad, "id": 2}]
+    (tmp_path / "unsure.json").write_text(json.dumps({**content, "images": [image]}))
+    unsure = data.variant(tmp_path / "unsure.json")
+    target = samples(unsure, plain(pool, own="annotate", objects=(1, 1))).sample(0, 1)["target"]
+    assert target["boxes"][:2].tolist() == [[10, 20, 40, 60], [9, 90, 79, 170]]
+    assert target["unsure"].tolist() == [True, True, False]
+    assert len(samples(unsure, plain(pool, objects=(1, 1))).sample(0, 1)["target"]["boxes"]) == 1
+
+    paster = Paster(plain(pool, own="annotate", objects=(1, 1)), data.class_names)
+    write_pasted(tmp_path / "out", unsure.samples("train", train=False, supervision="masks"), paster, 1, data.categories)
+    written = read_coco(tmp_path / "out/instances.json", tmp_path / "out/images").annotations[1]
+    assert [a["bbox"] for a in written[:2]] == [[10, 20, 30, 40], [9, 90, 70, 80]]
+    assert [a["ignore"] for a in written] == [1, 1, 0]
+
+
 def test_black_backgrounds_and_pictures_smaller_than_a_foreground(data, pool, tmp_path):
     black = samples(data, plain(pool, own="annotate", backgrounds="black", share=1, objects=(3, 3))).sample(1, 5)
     assert not black["image"][:, ~black["target"]["masks"].any(0)].any()

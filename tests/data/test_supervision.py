@@ -16,7 +16,6 @@ import torch
 from pycocotools import mask as rle
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
-from torch.utils.data import DistributedSampler
 
 from wsis.data._module import Augment, Loading
 from wsis.data._samples import Samples
@@ -253,10 +252,27 @@ def test_loading_leaves_the_random_state_of_training_alone(clean: Path) -> None:
     assert np.random.get_state()[1].tolist() == before[1]  # noqa: NPY002
 
 
-def test_lightning_leaves_our_samplers_in_place(clean: Path) -> None:
-    data = COCO(clean, proposals="none")
-    for loader in (data.train_dataloader(), data.predict_dataloader()):
-        assert isinstance(loader.sampler, DistributedSampler)
+class Witness(Toy):
+    """Writes down which sampler each rank has, and which images it gave."""
+
+    def predict_step(self, batch: Batch, _: int) -> None:
+        self.seen += [sample["path"].name for sample in batch]
+
+    def on_predict_end(self) -> None:
+        name = type(self.trainer.predict_dataloaders.sampler).__name__
+        Path(self.trainer.default_root_dir, f"rank{self.trainer.global_rank}").write_text(json.dumps([name, *self.seen]))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_leaves_our_samplers_in_place(clean: Path, tmp_path: Path) -> None:
+    """Its own would give an image twice, since there are three for two processes."""
+    data = COCO(clean, proposals="none", loading=Loading(1, 0))
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = pl.Trainer(default_root_dir=tmp_path, devices=2, strategy="ddp_fork", **quiet)
+    trainer.predict(Witness(), data, return_predictions=False)
+    (first, *some), (second, *others) = (json.loads((tmp_path / f"rank{rank}").read_text()) for rank in (0, 1))
+    assert first == second == "OrderSampler"
+    assert sorted(some + others) == [image["file_name"] for image in data.index("val").images]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -160,13 +160,14 @@ class Paster:
         return {**sample, "image": image, "path": path, "size": size, "view": view, "target": target}
 
     def _own(self, own: Target, covered: Tensor) -> tuple[Tensor, Target]:
-        """Which of the image's own annotations are kept, and what is left to see of them."""
+        """Which of the image's own annotations are kept, and what is left to see of them; the box of an unsure mask stays."""
         masks = own["masks"] & ~covered
-        kept = masks.flatten(1).any(1) & (self.settings.own != "nothing")
+        kept = (masks.flatten(1).any(1) | own["unsure"]) & (self.settings.own != "nothing")
         if self.settings.own == "annotate":
             kept &= ~own["crowd"]
         left = _target(masks[kept], own["labels"][kept])
         left["unsure"] = own["unsure"][kept]
+        left["boxes"] = torch.where(left["unsure"][:, None], own["boxes"][kept], left["boxes"])
         left["crowd"] |= self.settings.own == "ignore"
         return kept, left
 
@@ -196,12 +197,11 @@ def write_pasted(
             {"id": number, "file_name": file, "height": height, "width": width, "background": str(sample["path"].name)}
         )
         encoded = [run_lengths(mask) for mask in target["masks"]]
+        columns = [target["boxes"].tolist(), *(target[name].int().tolist() for name in ("labels", "crowd", "unsure"))]
         annotations[number] = [
-            {"bbox": rle.toBbox(mask).tolist(), "area": int(rle.area(mask)), "category_id": categories[label]["id"]}
-            | {"segmentation": mask, "iscrowd": int(crowd), "source": source}
-            for mask, label, crowd, source in zip(
-                encoded, target["labels"].tolist(), target["crowd"].tolist(), sources, strict=True
-            )
+            {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": int(rle.area(mask)), "category_id": categories[label]["id"]}
+            | {"segmentation": mask, "iscrowd": crowd, "ignore": unsure, "source": source}
+            for mask, (x1, y1, x2, y2), label, crowd, unsure, source in zip(encoded, *columns, sources, strict=True)
         ]
     index = Index("pasted", folder / "images", images, annotations, list(categories), [], {}, {})
     write_coco(folder / "instances.json", index)
