@@ -257,7 +257,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line(part, named, models, start, t
 def test_without_the_extra_a_line_names_it(part, package, models, start, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     line = refused(capsys, models, tmp_path / "out", *start[part])
-    assert line == f'error: wsis.generate needs {package}: pip install "wsis[generate]"'
+    assert line == f'error: wsis.generate needs {package}: pip install -e ".[generate]"'
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def need(package: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != package.partition(".")[0]:
             raise
-        raise InputError(f'wsis.generate needs {package}: pip install "wsis[generate]"') from error
+        raise InputError(f'wsis.generate needs {package}: pip install -e ".[generate]"') from error
 
 
 @contextmanager

@@ -26,6 +26,9 @@ Where we follow the released code instead of the text, and why:
     NMS         0.3; the text says 0.5
     test sides  eight; the text has five (480, 576, 688, 864, 1200), which the recipes take
 
+As in PDSL, at most `foreground` matched proposals, drawn at random, train masks and are seeds, and deltas, not boxes, are
+averaged over views.
+
 Where we follow the text instead of the code:
 
     eq. (5)     the maximum over a bin's own cells, 0 where it has none, half-open bins

@@ -33,7 +33,9 @@ most proposals are background and the scores of classes stay low in a short sche
 mean and its contrast to the ring around it, started from the classifier of `pretraining`.
 
 Where we differ from both: head 0 is class-agnostic as the text means it (the release sets a misspelt key); a mask target is
-cut at 0.5 on its own 28 x 28 grid, where the release pastes it into the image and cuts the same box out again.
+cut at 0.5 on its own 28 x 28 grid, where the release pastes it into the image and cuts the same box out again; masks, and
+the choice of seeds, know at most `foreground` matched proposals, drawn at random; deltas are averaged over views and decoded
+once, where the code averages boxes.
 """
 
 from __future__ import annotations
