@@ -227,7 +227,7 @@ def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(clean: Path, tmp
 @pytest.mark.parametrize("accumulate", [2, 3])
 @pytest.mark.filterwarnings("ignore")
 def test_passes_see_every_batch_whatever_is_accumulated(clean: Path, tmp_path: Path, accumulate: int) -> None:
-    """A pass has five batches, so its last step has fewer than the others; that step 3 is followed is what resuming asks."""
+    """A pass has five batches, and a step ends it with those that are left; step 3 is after batch 5 of sums of 2, 8 of 3."""
     plain, _ = fit(clean, steps=-1, epochs=2, checkpoints=tmp_path / "plain")
     assert len(set(plain.seen)) == 10
     summed, folder = fit(clean, steps=-1, epochs=2, checkpoints=tmp_path / "summed", accumulate=accumulate)
