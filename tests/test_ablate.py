@@ -284,7 +284,7 @@ MISTAKES = {
     "not a number": (["toy.yaml", "--seeds", "x"], "see python -m wsis.ablate --help"),
     "no seed": (["toy.yaml", "--seeds", "0"], "--seeds and --jobs are 1 at least"),
     "negative seed": (["toy.yaml", "--first_seed", "-1"], "--first_seed 0"),
-    "given twice": (["toy.yaml", "--run-dir", "x"], "--run-dir is what wsis.ablate sets for each run"),
+    "given twice": (["toy.yaml", "--run-dir", "x"], "--run_dir is what wsis.ablate sets for each run"),
     "unknown setting": (["toy.yaml", *TOY, "--model.widht", "3"], "row fast: unknown setting 'model.widht'"),
     "needs": (["toy.yaml", *TOY, "--rows", "file"], "row file needs --data.labels, which is for it alone"),
     "needed alone": (
@@ -360,6 +360,14 @@ def test_rows_that_need_a_file_are_left_out_and_run_alone(tmp_path, capsys):
     assert "left out: file, which needs --data.labels" in capsys.readouterr().out
     both = go(table, "--seeds", "1", "--rows", "file", "--data.labels", str(tmp_path / "labels.json"))
     assert [found.row.name for found in both] == ["fast", "file"]
+
+
+def test_words_are_told_apart():
+    own, theirs = ablate._divide(
+        ["toy.yaml", "--data.root", "./model", "--first-seed", "3", "--save-every=2", "--rows", "a", "b"]
+    )
+    assert own == ["toy.yaml", "--first_seed", "3", "--rows", "a", "b"]
+    assert theirs == ["--data.root", "./model", "--save_every=2"]
 
 
 def test_tables_and_rows_are_chosen_by_name(tmp_path):

@@ -31,6 +31,7 @@ import pytest
 from PIL import Image
 
 from wsis import fit, label, predict, propose
+from wsis import test as judging
 from wsis.data._proposals import ProposalFile
 
 QUICK = ["--trainer.accelerator", "cpu", "--trainer.max_steps", "2", "--trainer.log_every_n_steps", "1", "--save_every", "1"]
@@ -213,16 +214,19 @@ def test_damaged_checkpoint_is_not_used_and_mended(root, run, tmp_path, capfd):
         ("train/stage.json", '{"fini', "stage.json is damaged; delete"),
         ("config.yaml", "", "config.yaml does not name the model and data"),
         ("config.yaml", "model: [", "config.yaml is not YAML"),
+        ("config.yaml", "model: cam\ndata: [folder]", "`data` is a name, or {class_path: NAME, init_args: {SETTING: VALUE}}"),
+        ("config.yaml", "model: toy_proposer.Asking\ndata: {class_path: folder, init_args: {rot: x}}", "rot"),
     ],
 )
 def test_damaged_run_folder(name, text, told, root, run, tmp_path, capfd):
     (run / name).write_text(text)
     for verb, argv in (
-        (predict, [root / "a.jpg", "--out", tmp_path / "out"]),
-        (label, ["--out", tmp_path / "x"]),
+        (predict, [root / "a.jpg", "--out", tmp_path / "out", "--run"]),
+        (label, ["--out", tmp_path / "x", "--run"]),
+        (fit, ["--resume"]),
+        *([(judging, ["--run"])] if name == "config.yaml" else []),  # before the stage it looks for truth to judge by
     ):
-        assert told in refused(verb, [*argv, "--run", run], capfd)
-    refused(fit, ["--resume", run], capfd)
+        assert told in refused(verb, [*argv, run], capfd)
 
 
 def test_folder_that_cannot_be_written(root, run, tmp_path, capfd):

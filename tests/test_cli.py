@@ -126,6 +126,12 @@ def test_saved_settings_reproduce_the_run(tmp_path):
         (f"{TOY} --config nowhere.yaml", "cannot read settings file nowhere.yaml"),
         ("--resume nowhere", "nowhere is not the folder of a run"),
         ("--model", "--model needs a value"),
+        (f"{TOY} --save_every 0", "--save_every: 0 does not conform to restriction v>0"),
+        (f"{TOY} --seed_everything -1", "--seed_everything: -1 does not conform"),
+        (f"{TOY} --seed_everything 4294967296", "--seed_everything: 4294967296 does not conform"),
+        (f"{TOY} --trainer.accelerator gpuu", "the Trainer refuses its settings: "),
+        (f"{TOY} --trainer.strategy dpp", "the Trainer refuses its settings: "),
+        (f"{TOY} --trainer.devices x", "the Trainer refuses its settings: "),
     ],
 )
 def test_mistakes_are_one_line(words, says, capsys, tmp_path, monkeypatch):
@@ -133,7 +139,7 @@ def test_mistakes_are_one_line(words, says, capsys, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         go(words)
     err = capsys.readouterr().err
-    assert stop.value.code == 2
+    assert stop.value.code == 2, err
     assert says in err
     assert err.count("\n") == 1
     assert len(err) < 400
@@ -147,6 +153,11 @@ def test_mistakes_are_one_line(words, says, capsys, tmp_path, monkeypatch):
         ("modle: {width: 3}", "unknown setting 'modle' in {}; did you mean 'model"),
         ("a: [", "settings file {} is not YAML"),
         ("- 3", "settings file {} must hold"),
+        ("model: [pdsl]", "settings file {}: `model` is a name, or"),
+        ("data: 3", "settings file {}: `data` is a name, or"),
+        ("data: false", "settings file {}: `data` is a name, or"),
+        ("model: {init_args: [1]}", "settings file {}: `model` is a name, or"),
+        ("model: {class_path: 3}", "settings file {}: `model` is a name, or"),
     ],
 )
 def test_mistakes_in_files_are_one_line(text, says, capsys, tmp_path):

@@ -102,13 +102,15 @@ def test_runs_become_rows_csv_and_page(runs, tmp_path, capsys):
 @pytest.mark.filterwarnings("ignore")
 def test_wandb_has_the_table(runs, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    compare.main(words(runs[:2], tmp_path, "--images", 0, "--wandb.project", "trial", "--wandb.mode", "offline"))
+    compare.main(
+        words(runs[:2], tmp_path, "--images", 0, "--wandb.project", "trial", "--wandb.name", "mine", "--wandb.mode", "offline")
+    )
     (run,) = [read_wandb(path) for path in tmp_path.rglob("*.wandb")]
     (found,) = run.series("compare-shapes")
     table = json.loads((run.files / found["path"]).read_text())
     with (tmp_path / "shapes.csv").open() as file:
         (line,) = csv.DictReader(file)
-    assert (run.project, run.name) == ("trial", "compare-shapes")
+    assert (run.project, run.name) == ("trial", "mine")
     assert dict(zip(table["columns"], table["data"][0], strict=True))["AP50"] == float(line["AP50"])
 
 

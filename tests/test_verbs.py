@@ -20,7 +20,7 @@ from pycocotools.coco import COCO
 
 from wsis import fit, label, predict, report
 from wsis import test as judging
-from wsis.data._coco_json import read_coco
+from wsis.data._coco_json import Index, read_coco
 from wsis.data.shapes import Shapes
 from wsis.metrics import InstanceAP
 from wsis.pseudo_labels import tagged
@@ -226,7 +226,8 @@ def test_wrong_words_get_one_clear_line(run, data_words, tmp_path, capsys):
     assert "not the folder of a run" in refused(label, ["--run", tmp_path, "--out", tmp_path / "x.json"], capsys)
     assert "out" in refused(label, ["--run", run], capsys)
     assert "run" in refused(predict, ["a.jpg"], capsys)
-    assert "devices" in refused(predict, ["a.jpg", "--run", run, "--devices", "many"], capsys)
+    assert "--devices many: expected 'int'" in refused(predict, ["a.jpg", "--run", run, "--devices", "many"], capsys)
+    assert "the Trainer refuses" in refused(judging, ["--run", run, "--accelerator", "gpuu"], capsys)
 
 
 @pytest.mark.parametrize("verb", [judging, predict, label])
@@ -236,7 +237,13 @@ def test_help_is_short_and_says_something_of_each_setting(verb, capsys):
     assert end.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) < 80
+    assert not [line for line in lines if "type:" in line]
     assert any("--run" in line and "Folder of a finished run" in " ".join(lines[i : i + 2]) for i, line in enumerate(lines))
+
+
+def test_every_overlay_has_a_name_of_its_own():
+    images = [{"id": number, "file_name": name} for number, name in enumerate(("a.png", "b/a.png", "a-1.png", "c.png"), 1)]
+    assert predict._names(Index("", Path(), images, {}, [], [], {}, {})) == ["a-1", "a-2", "a-1-3", "c"]
 
 
 def test_tags_alone_cannot_be_judged_by(tmp_path, capsys):

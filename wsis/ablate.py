@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from jsonargparse import ArgumentParser
 
-from wsis.cli import CLI, Help
+from wsis.cli import CLI, Help, parse
 from wsis.comparison.ablation import (
     Ablation,
     Outcome,
@@ -33,9 +33,8 @@ from wsis.fit import options
 from wsis.jobs import Job, places_for, work
 from wsis.loggers import WandB
 from wsis.messages import plain_errors
-from wsis.predict import parse
 from wsis.run import stages
-from wsis.settings import Config
+from wsis.settings import Config, spelled
 from wsis.tables import print_table, write_csv
 
 __all__ = ["ablate", "main"]
@@ -57,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> list[Outcome]:
             formatter_class=Help,
         )
         parser.add_argument("tables", type=Path, help="File of tables, such as configs/ablation/pdsl.yaml.")
-        parser.add_argument("--rows", nargs="+", type=str, help="Rows, or tables; all if not given.")
+        parser.add_argument(
+            "--rows", nargs="+", type=str, help="Rows, or tables; all if not given, but those that need a file of their own."
+        )
         parser.add_function_arguments(ablate, skip={"tables", "rows", "settings"})
         return ablate(**parse(parser, own), settings=settings)
 
@@ -73,11 +74,11 @@ def _divide(words: list[str]) -> tuple[list[str], list[str]]:
     own: list[str] = []
     theirs: list[str] = []
     mine = True
-    for word in words:
+    for word in map(spelled, words):
         flag = word.partition("=")[0]
         if re.match("--?[a-z]", flag):
             mine = flag in OWN
-        if "--" + flag[2:].replace("-", "_") in SET_HERE:
+        if flag in SET_HERE:
             raise InputError(f"{flag} is what wsis.ablate sets for each run; leave it out")
         (own if mine else theirs).append(word)
     return own, theirs

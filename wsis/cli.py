@@ -19,7 +19,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import yaml
-from jsonargparse import ArgumentError, DefaultHelpFormatter
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
+from jsonargparse.typing import restricted_number_type
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger
@@ -28,23 +29,53 @@ from wsis import registry
 from wsis.files import InputError, whole
 from wsis.loggers import CSV, WandB
 from wsis.run import rank
-from wsis.settings import Config, arrange, as_words, check_known, flatten, layer, read_config, recipe
+from wsis.settings import Config, arrange, as_words, check_known, flatten, layer, read_config, recipe, spelled
 
-__all__ = ["CLI", "Help", "run_folder", "write_settings"]
+__all__ = ["CLI", "Help", "new_trainer", "parse", "run_folder", "write_settings"]
 
 TRAINER = MappingProxyType({"devices": "1", "log_every_n_steps": 10, "num_sanity_val_steps": 0, "enable_model_summary": False})
 """Where our Trainer departs from Lightning's."""
 STEPS = 1000
 """How long to train where neither a recipe nor the user says: minutes on a laptop."""
+SEED = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 LINKED = ("num_classes", "num_stuff")
 """Model arguments that are the data's to say."""
 
 
 class Help(DefaultHelpFormatter):
-    """So wide that a setting is one line."""
+    """A setting a line: `--name default  sentence`."""
 
     def __init__(self, prog: str, **_: Any) -> None:
         super().__init__(prog, max_help_position=100, width=2000)  # type: ignore[no-untyped-call]
+
+    def format_help(self) -> str:
+        """The short form."""
+        return _short(super().format_help()) + "\n"
+
+
+def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
+    """Parse the arguments of a verb that makes no model or data.
+
+    Raises:
+        InputError: an unknown, missing or ill-typed argument.
+    """
+    try:
+        parsed = parser.parse_args([spelled(word) for word in (sys.argv[1:] if argv is None else argv)])
+    except ArgumentError as error:
+        raise InputError(f"{_one_line(str(error))}; see {parser.prog} --help") from error
+    return {key: value for key, value in parsed.as_dict().items() if key != "config"}
+
+
+def new_trainer(**settings: Any) -> pl.Trainer:
+    """Make Lightning's Trainer.
+
+    Raises:
+        InputError: settings that it refuses, such as an accelerator that there is not.
+    """
+    try:
+        return pl.Trainer(**settings)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"the Trainer refuses its settings: {' '.join(str(error).split())}") from error
 
 
 class CLI(LightningCLI):
@@ -117,7 +148,7 @@ class CLI(LightningCLI):
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The seed, which LightningCLI looks for under this name."""
         parser.add_argument(
-            "--seed_everything", type=int, default=0, help="Seed of weights and of all that is random in training."
+            "--seed_everything", type=SEED, default=0, help="Seed of weights and of all that is random in training."
         )
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -211,7 +242,7 @@ class CLI(LightningCLI):
         mine = {**self.settings(), "trainer": self.settings()["trainer"] | trainer}
         given["callbacks"] = [*(given["callbacks"] or []), *callbacks, _Record(folder, mine)]
         given["logger"] = self.loggers(folder)
-        return pl.Trainer(**given)
+        return new_trainer(**given)
 
     def loggers(self, folder: Path) -> list[Logger]:
         """The CSV file, W&B if a project is named, and those of `--trainer.logger`, all in `folder`."""
@@ -241,7 +272,7 @@ class CLI(LightningCLI):
             for path in self.files:
                 values = {k: v for k, v in dict(flatten(read_config(path), known)).items() if k in known}
                 parser.set_defaults(values)
-            print(_short(parser.format_help()))
+            print(parser.format_help(), end="")
         raise SystemExit(0)
 
 
@@ -278,9 +309,10 @@ def _short(text: str) -> str:
     """Jsonargparse's help with one setting a line: `--name default  sentence`, and without how to print help."""
     lines = []
     for line in text.splitlines():
-        setting = re.match(r"  (?:-c CONFIG, )?(--\S+)(?: (\S+))? +(.*)", line)
+        setting = re.match(r"  (?:-c CONFIG, )?(--\S+)(?: (\S+)(?: \[\S+ \.\.\.\])?)? +(.*)", line)
         if setting is None or setting[1] == "--config":
-            lines += [line] if line.strip() and not re.match(r"options:|  -", line) else []
+            plain = re.sub(r" \((?:required, )?type: .*\)$", "", line)
+            lines += [plain] if line.strip() and not re.match(r"options:|  -", line) else []
         elif setting[2] != "CONFIG" and setting[1] != "--print_config":
             said = re.fullmatch(r"(.*?) ?\((?:required, )?(?:type: .*?)?(?:, )?(?:default: (.*))?\)", setting[3])
             sentence, default = (said[1], said[2] or "") if said else (setting[3], "")
@@ -310,6 +342,8 @@ def _one_line(message: str) -> str:
         return f"give --{key[1]}"
     if key and not union and (expected := re.search(r"Expected an? (.*?)\. Got value", message)) and value:
         return f"--{key[1]} {value[1]}: expected {expected[1]}".replace("<class ", "").replace(">", "").replace("typing.", "")
+    if key and (limit := re.search(r"Not of type \w+: (.*)", message)):
+        return f"--{key[1]}: {limit[1]}"
     if key and union and value:
         return f"--{key[1]} {value[1]}: expected one of {union[1][:200]}".replace("<class ", "").replace(">", "")
     return " ".join(message.split())[:300]

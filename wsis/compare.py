@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from wsis.cli import Help
+from wsis.cli import Help, parse
 from wsis.comparison.gallery import Source, make_gallery, objects_of_prediction, objects_of_proposals, objects_of_truth
 from wsis.comparison.page import write_page
 from wsis.comparison.picture import write_picture
@@ -30,7 +30,6 @@ from wsis.loggers import WandB
 from wsis.messages import plain_errors
 from wsis.metrics.errors import Breakdown, break_down
 from wsis.metrics.results import read_results
-from wsis.predict import parse
 from wsis.run import stages
 from wsis.tables import print_table, write_csv
 from wsis.test import evaluate, truths_of
@@ -137,7 +136,7 @@ def _look(rows: Sequence[Row], split: str, images: int, accelerator: str, out: P
         sources.append(_method(row, number, found, errors[-1]))
     gallery = make_gallery(index, sources, images)
     gallery["sources"] = [{"name": s.name, "role": s.role, "row": s.row} for s in sources]
-    write_page(out.with_name(f"{out.name}.html"), rows, split, errors, gallery, len(index.categories))
+    write_page(out.with_name(f"{out.name}.html"), rows, split, errors, gallery)
     write_picture(out.with_name(f"{out.name}.jpg"), index, sources)
 
 

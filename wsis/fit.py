@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch.distributed as dist
+from jsonargparse.typing import PositiveInt
 from pytorch_lightning.cli import LightningArgumentParser
 
 from wsis.cli import CLI, run_folder, write_settings
 from wsis.files import InputError, clear_scratch
+from wsis.inference import read_run
 from wsis.messages import plain_errors
 from wsis.run import OnlyStage, Run, rank, stages
 
@@ -61,7 +63,7 @@ def options(parser: LightningArgumentParser) -> None:
         "--run_dir", type=Path | None, default=None, help="Where this run writes; runs/MODEL/DATA/TIME if not given."
     )
     parser.add_argument("--resume", type=Path | None, default=None, help="Folder of a run to continue with its own settings.")
-    parser.add_argument("--save_every", type=int, default=500, help="Optimiser steps from one checkpoint to the next.")
+    parser.add_argument("--save_every", type=PositiveInt, default=500, help="Optimiser steps from one checkpoint to the next.")
     parser.add_argument(
         "--stage",
         type=str | None,
@@ -93,8 +95,7 @@ def _take(words: list[str], flag: str) -> str | None:
 def _saved(run: Path) -> Path:
     """The settings file of a run, given its folder or that of one of its stages."""
     run = run.parent if (run / "stage.json").is_file() else run
-    if not (run / "config.yaml").is_file():
-        raise InputError(f"{run} is not the folder of a run: it has no config.yaml")
+    read_run(run)
     return run / "config.yaml"
 
 

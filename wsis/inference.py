@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -100,10 +100,20 @@ def read_run(folder: Path) -> Config:
 
 
 def make_data(section: Config) -> pl.LightningDataModule:
-    """The data module that a run's `data` settings describe."""
+    """The data module that a run's `data` settings describe.
+
+    Raises:
+        InputError: settings that it does not have, or of the wrong type.
+    """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(registry.find("data", section["class_path"]), "data", fail_untyped=False, sub_configs=True)
-    return parser.instantiate_classes(parser.parse_object({"data": section["init_args"]})).data  # type: ignore[no-any-return]
+    try:
+        known = parser.parse_object({"data": section.get("init_args") or {}})
+    except ArgumentError as error:
+        raise InputError(
+            f"the run's settings are not those of {section['class_path']}: {' '.join(str(error).split())}"
+        ) from error
+    return parser.instantiate_classes(known).data  # type: ignore[no-any-return]
 
 
 @torch.no_grad()

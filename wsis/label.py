@@ -8,13 +8,13 @@ from tempfile import TemporaryDirectory
 
 from jsonargparse import ArgumentParser
 
-from wsis.cli import Help
+from wsis.cli import Help, parse
 from wsis.data._coco_json import Index
 from wsis.data._module import Loading
 from wsis.data.folder import Folder
 from wsis.inference import load, trained
 from wsis.messages import plain_errors
-from wsis.predict import classes_of, parse, store_predictions
+from wsis.predict import classes_of, store_predictions
 from wsis.pseudo_labels import Labeller, write_labels
 
 __all__ = ["label_images", "main"]

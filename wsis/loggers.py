@@ -55,7 +55,7 @@ class WandB:
 
         Args:
             folder: where W&B keeps its files.
-            name: of the run, the table and the artifact.
+            name: of the table and the artifact, and of the run unless it has its own.
             rows: with the same columns each; what reads as a number is one.
         """
         import wandb
@@ -65,7 +65,9 @@ class WandB:
         table = wandb.Table(columns=[*columns], data=[list(cells) for cells in zip(*columns.values(), strict=True)])
         artifact = wandb.Artifact(name, type="table")
         artifact.add(table, name)
-        with wandb.init(dir=folder, mode=self._mode, job_type="table", **self._identity(folder / name, name)) as run:
+        with wandb.init(
+            dir=folder, mode=self._mode, job_type="table", **self._identity(folder / name, self.name or name)
+        ) as run:
             run.log({name: table})
             run.log_artifact(artifact)
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, cast
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from wsis import viz
 from wsis.checkpoints import intact
-from wsis.cli import Help
+from wsis.cli import Help, new_trainer, parse
 from wsis.data._coco_json import Index, Record, read_coco
 from wsis.data._images import pictures, read_image
 from wsis.data._module import Augment, DataModule, Loading
@@ -102,7 +102,7 @@ def store_predictions(
     Returns:
         `folder`/predictions.json on rank zero; None on the others, whose work ends here.
     """
-    trainer = pl.Trainer(
+    trainer = new_trainer(
         default_root_dir=folder,
         accelerator=accelerator,
         devices=devices,
@@ -118,19 +118,6 @@ def store_predictions(
         if dist.is_initialized():  # Lightning leaves the group open, and gloo then aborts one exit in five
             dist.destroy_process_group()
     return folder / "predictions.json" if trainer.is_global_zero else None
-
-
-def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
-    """Parse a verb's own arguments.
-
-    Raises:
-        InputError: an unknown, missing or ill-typed argument.
-    """
-    try:
-        parsed = parser.parse_args(None if argv is None else list(argv))
-    except ArgumentError as error:
-        raise InputError(f"{' '.join(str(error).split())}; see {parser.prog} --help") from error
-    return {key: value for key, value in parsed.as_dict().items() if key != "config"}
 
 
 def classes_of(run: Path, data: Any) -> tuple[list[Record], list[Record]]:
@@ -257,10 +244,11 @@ def _draw_panoptic(results: Path, index: Index, folder: Path) -> None:
 
 
 def _names(index: Index) -> list[str]:
-    """A name for each image's overlay: its stem, with its id where several have that."""
+    """A name for each image's overlay: its stem, with its id where another could have that."""
     stems = [Path(image["file_name"]).stem for image in index.images]
-    count = Counter(stems)
-    return [s if count[s] == 1 else f"{s}-{image['id']}" for s, image in zip(stems, index.images, strict=True)]
+    numbered = [f"{stem}-{image['id']}" for stem, image in zip(stems, index.images, strict=True)]
+    taken = Counter([*stems, *numbered])
+    return [stem if taken[stem] == 1 else number for stem, number in zip(stems, numbered, strict=True)]
 
 
 def _long_side(image: Record) -> int:

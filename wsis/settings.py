@@ -17,7 +17,7 @@ from jsonargparse import get_loader
 from wsis import registry
 from wsis.files import InputError
 
-__all__ = ["Config", "arrange", "as_words", "check_known", "flatten", "layer", "read_config", "recipe"]
+__all__ = ["Config", "arrange", "as_words", "check_known", "flatten", "layer", "read_config", "recipe", "spelled"]
 
 Config = dict[str, Any]
 
@@ -28,9 +28,7 @@ def arrange(argv: Sequence[str]) -> tuple[dict[str, str], list[Path], list[str]]
     files: list[Path] = []
     rest, todo = [], list(argv)
     while todo:
-        flag, equals, value = todo.pop(0).partition("=")
-        if flag.startswith("--"):
-            flag = "--" + flag[2:].replace("-", "_")
+        flag, equals, value = spelled(todo.pop(0)).partition("=")
         if flag not in ("-c", "--config", "--model", "--data"):
             rest.append(flag + equals + value)
             continue
@@ -44,11 +42,17 @@ def arrange(argv: Sequence[str]) -> tuple[dict[str, str], list[Path], list[str]]
     return chosen, files, rest
 
 
+def spelled(word: str) -> str:
+    """A word of a command line, a flag with underscores as the settings have them."""
+    flag, equals, value = word.partition("=")
+    return f"--{flag[2:].replace('-', '_')}{equals}{value}" if flag.startswith("--") else word
+
+
 def read_config(path: Path) -> Config:
     """A settings file as nested dictionaries; `model: pdsl` is short for `model: {class_path: pdsl}`.
 
     Raises:
-        InputError: no such file, or not settings in YAML.
+        InputError: no such file, not YAML, or a section that is none.
     """
     try:
         config = get_loader("yaml")(path.read_text(encoding="utf-8")) or {}  # unlike PyYAML it reads 1e-4 as a number
@@ -61,7 +65,21 @@ def read_config(path: Path) -> Config:
     for kind in registry.KINDS:
         if isinstance(config.get(kind), str):
             config[kind] = {"class_path": config[kind]}
+        if not _is_section(config.get(kind)):
+            raise InputError(
+                f"settings file {path}: `{kind}` is a name, or {{class_path: NAME, init_args: {{SETTING: VALUE}}}}"
+            )
     return config
+
+
+def _is_section(section: Any) -> bool:
+    """Whether this can say of a class which it is, and its settings."""
+    section = {} if section is None else section
+    return (
+        isinstance(section, dict)
+        and isinstance(section.get("class_path", ""), str)
+        and isinstance(section.get("init_args") or {}, dict)
+    )
 
 
 def recipe(model: str, data: str) -> Path | None:

@@ -19,14 +19,14 @@ from wsis.data._images import read_image
 from wsis.data._panoptic import PanopticMaps
 from wsis.data._samples import truth_of
 from wsis.files import InputError, whole
-from wsis.inference import load
+from wsis.inference import load, read_run
 from wsis.messages import plain_errors
 from wsis.metrics import VOCAP, CorLoc, InstanceAP, MaskIoU, PanopticQuality
 from wsis.metrics.panoptic_results import PANOPTIC, read_panoptic
 from wsis.metrics.results import read_results
 from wsis.predict import store_predictions
 from wsis.report import Pair, read_curves, write_report
-from wsis.settings import as_words, read_config
+from wsis.settings import as_words
 from wsis.tables import print_table
 from wsis.types import Prediction, Truth
 
@@ -185,10 +185,7 @@ def _with_data_of_run(words: list[str]) -> list[str]:
     ]
     if not runs or "--help" in words or "-h" in words:
         return words
-    path = Path(runs[-1]) / "config.yaml"
-    if not path.is_file():
-        raise InputError(f"{runs[-1]} is not the folder of a run: it has no config.yaml")
-    section = read_config(path)["data"]
+    section = read_run(Path(runs[-1]))["data"]
     return ["--data", section["class_path"], *as_words(dict(_dotted(section.get("init_args") or {}, "data"))), *words]
 
 

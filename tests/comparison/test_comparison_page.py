@@ -248,6 +248,13 @@ def test_nothing_is_asked_for_and_nothing_goes_wrong(browser, place):
     assert any("Content Security Policy" in entry["message"] for entry in browser.get_log("browser"))
 
 
+def test_without_pictures_there_is_nothing_to_pick(place, browser, tmp_path):
+    compare.main([str(place / "cam"), "--out", str(tmp_path), "--images", "0"])
+    browser.get((tmp_path / "shapes.html").as_uri())
+    assert "No pictures were asked for." in one(browser, "#gallery").text
+    assert not [part for part in all_of(browser, "select, input, ul, kbd") if part.is_displayed() and part.id != "class-figure"]
+
+
 def test_names_cannot_become_code(place, browser, tmp_path):
     runs = [place / "cam", place / "pdsl"]
     rows = compare.main([*map(str, runs), "--out", str(tmp_path), "--images", "0"])
@@ -258,7 +265,7 @@ def test_names_cannot_become_code(place, browser, tmp_path):
     rows[0] = dataclasses.replace(rows[0], name=evil, entries=[first])
     errors = [Breakdown(0.5, dict.fromkeys(ERRORS, 0.1), dict.fromkeys(ERRORS, 1), 0.5, []), None]
     gallery = {"images": [], "points": "", "grid": 255, "sources": [{"name": evil, "role": "method", "row": 0}]}
-    write_page(tmp_path / "evil.html", rows, evil, errors, gallery, 8)
+    write_page(tmp_path / "evil.html", rows, evil, errors, gallery)
     browser.get((tmp_path / "evil.html").as_uri())
     assert evil in one(browser, "#figures tbody").text
     assert evil in one(browser, "#class-table").text

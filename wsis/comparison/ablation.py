@@ -14,7 +14,7 @@ from wsis.run import stages
 from wsis.settings import Config, as_words, read_config
 from wsis.tables import markdown_table, mean_and_range
 
-__all__ = ["Ablation", "Outcome", "Row", "Table", "cells_of", "lines_of", "markdown", "outcome", "read_ablation"]
+__all__ = ["Ablation", "Outcome", "Row", "Table", "cells_of", "heading", "lines_of", "markdown", "outcome", "read_ablation"]
 
 
 class Row(NamedTuple):

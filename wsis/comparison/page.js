@@ -349,6 +349,7 @@ for (const figure of Object.keys(data.per_class)) byId("class-figure").append(el
 byId("class-figure").addEventListener("change", showClasses);
 showClasses();
 showErrors();
+for (const part of document.querySelectorAll("#gallery > .controls, .viewer")) part.hidden = !data.images.length;
 if (data.images.length) {
   data.classes.slice(0, data.things).forEach((name, c) => byId("class-filter").append(element("option", { value: c }, name)));
   data.kinds.forEach((kind) => byId("legend").append(dot(KIND_COLOURS[kind]), `${kind} `));

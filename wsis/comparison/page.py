@@ -27,12 +27,12 @@ HELP = {
     "both": "of the wrong class, and with an IoU below 0.5",
     "duplicate": "a surer detection has its object",
     "background": "it overlaps nothing by 0.1 or more",
-    "missed": "an object that nothing is near",
+    "missed": "an object that no detection has, nor would have with its class or place mended",
 }
 
 
 def write_page(
-    path: Path, rows: Sequence[Row], split: str, errors: Sequence[Breakdown | None], gallery: Mapping[str, Any], colours: int
+    path: Path, rows: Sequence[Row], split: str, errors: Sequence[Breakdown | None], gallery: Mapping[str, Any]
 ) -> None:
     """Write the page, whole or not at all.
 
@@ -42,7 +42,6 @@ def write_page(
         split: that was judged.
         errors: of each row; None of one that does not detect.
         gallery: of `make_gallery`, with `sources`.
-        colours: number of thing classes, the first of all.
 
     Raises:
         InputError: the folder cannot be written.
@@ -61,7 +60,7 @@ def write_page(
         "gallery_note": _gallery_note(gallery, len(index.images)),
         "table": _table(rows),
         "style": _asset("page.css"),
-        "data": _json(_data(rows, errors, gallery, colours)),
+        "data": _json(_data(rows, errors, gallery, len(index.categories))),
         "script": _asset("page.js"),
     }
     page = re.sub(r"\{(\w+)\}", lambda found: parts[found[1]], _asset("page.html"))
