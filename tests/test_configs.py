@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import glob
+import re
+import shlex
 import tomllib
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 import yaml
 
 from wsis import registry
+from wsis.ablate import _divide
 from wsis.cli import CLI
 from wsis.comparison.ablation import read_ablation
 from wsis.fit import options
@@ -128,6 +132,25 @@ def test_recipe_for_few_images_is_short_and_says_nothing_of_a_machine(path):
     assert made["model"]["init_args"].items() >= model["init_args"].items()
     assert made["trainer"]["max_steps"] * made["trainer"]["accumulate_grad_batches"] <= 2500
     assert not {"root", "weights"} & {*model["init_args"], *data["init_args"]}
+
+
+@pytest.mark.parametrize("path", [*TABLES, *COMPARED], ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_commands_of_a_header(path, tmp_path, monkeypatch):
+    """The header's words are understood with a row of each method, and what is compared is the runs alone."""
+    train, *compare = re.findall(r"python -m (wsis\.[^&\n]*)", path.read_text().replace("\n#   ", " "))
+    _, table, *rest = shlex.split(train)
+    assert FOLDER.parent / table == path
+    own, settings = _divide([table, *rest])
+    ablation, named = read_ablation(path), own[own.index("--rows") + 1 :] if "--rows" in own else None
+    for row in {row.model: row for _, row in ablation.choose(named)}.values():
+        data = Parsed("fit", ["--model", row.model, *settings, *row.words], options=options).names["data"]
+    monkeypatch.chdir(tmp_path)
+    runs = Path("runs/ablate", ablation.name, data)
+    for place in ("cam/0", "cam/12", "wandb/offline-run-1"):
+        (runs / place).mkdir(parents=True)
+    (runs / "ablation.csv").touch()
+    for command in compare:
+        assert {*glob.glob(command.split()[1])} == {f"{runs}/cam/0", f"{runs}/cam/12"}
 
 
 def test_every_paper_has_its_tables_and_sweep():
