@@ -20,7 +20,8 @@ import toy_plugins
 
 from wsis import fit
 from wsis.checkpoints import newest
-from wsis.files import InputError
+from wsis.files import InputError, clear_scratch
+from wsis.files import whole as whole_file
 from wsis.fingerprint import fingerprint
 from wsis.inference import trained
 from wsis.run import adopt
@@ -270,6 +271,15 @@ def test_what_follows_an_unfinished_stage_is_of_other_settings(tmp_path, whole):
         trained(folder)
 
 
+def test_a_users_hidden_files_stay(tmp_path):
+    with whole_file(tmp_path / "deep/a.txt") as scratch:
+        torn = shutil.copy(scratch, tmp_path / scratch.name)
+    (tmp_path / ".env.template").touch()
+    clear_scratch(tmp_path)
+    assert not Path(torn).exists()
+    assert (tmp_path / ".env.template").exists()
+
+
 def test_what_is_taken_over_is_new_here(tmp_path, whole):
     """So that predictions made here before are older."""
     adopt(whole / "1-first", tmp_path / "run/1-first")
@@ -329,11 +339,15 @@ def test_two_processes(tmp_path):
     assert {result["category_id"] for result in results} == {7}
 
 
-def test_fingerprint_sees_contents_not_places(tmp_path):
+def test_fingerprint_sees_contents_not_places(tmp_path, monkeypatch):
     for name in ("a", "b", "c"):
         (tmp_path / name).write_text("same" if name != "c" else "other")
     of = {name: fingerprint({"labels": tmp_path / name}) for name in ("a", "b", "c")}
     assert of["a"] == of["b"] != of["c"]
     assert fingerprint({"root": tmp_path}) == fingerprint({"root": tmp_path / "missing"})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pt").write_text("same")
+    assert fingerprint({"labels": "w.pt"}) == of["a"] != fingerprint({"labels": "gone.pt"})
+    assert fingerprint({"labels": "a"}) != of["a"], "a name, though a file has it"
     assert fingerprint({"pool": "moi"}) != fingerprint({"pool": "roi"})
     assert fingerprint({"x": (1, 2)}) == fingerprint({"x": [1, 2]})

@@ -54,7 +54,7 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def clear_scratch(folder: Path) -> None:
     """Delete what `whole` was writing, anywhere in `folder`, when its process was killed."""
-    for torn in folder.rglob(".*.????????"):
+    for torn in folder.rglob(".*." + 8 * "[0-9a-f]"):
         torn.unlink(missing_ok=True)
 
 

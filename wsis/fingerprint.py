@@ -32,7 +32,8 @@ def plain(value: Any, inside: Path | None = None) -> Any:
         return [plain(item, inside) for item in value]
     if isinstance(value, (set, frozenset)):
         return sorted(str(item) for item in value)
-    if isinstance(value, Path) or (isinstance(value, str) and "/" in value and Path(value).exists()):
+    named = isinstance(value, str) and ("/" in value or Path(value).suffix) and Path(value).exists()
+    if isinstance(value, Path) or named:
         path = Path(value)
         own = inside is not None and path.resolve().is_relative_to(inside.resolve())
         return file_hash(path) if not own and path.is_file() else None
