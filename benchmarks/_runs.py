@@ -1,4 +1,4 @@
-"""What benchmarks of whole runs share: how they run a verb."""
+"""What benchmarks of whole runs share: how they run a verb, and a method on a small COCO folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def on_small_coco(model: str, data: Path, weights: Path) -> list[str]:
+    """Words of wsis.fit for a method on a small COCO folder."""
+    config = str(CONFIGS / "small" / f"{model}_coco.yaml")
+    return ["--model", model, "--data", "coco", "--config", config, "--data.root", str(data), "--model.weights", str(weights)]
 
 
 def call(verb: str, words: Sequence[str], threads: int | None = None) -> None:

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _runs import call
+from _runs import call, on_small_coco
 from numpy.typing import NDArray
 
 from wsis.inference import make_data, read_run
 from wsis.models._em_paste_foregrounds import Segments, choose
 from wsis.tables import mean_and_range, print_table
 
-CONFIG = Path(__file__).parents[1] / "configs" / "small" / "em_paste_coco.yaml"
 PROPOSALS = 300
 ROUNDS = 3
 WAYS: dict[str, dict[str, Any]] = {
@@ -54,8 +53,7 @@ def main() -> None:
 def describe(asked: argparse.Namespace, seed: int) -> Path:
     """Train the classifier and have it describe all segments; returns the run."""
     run = asked.out / f"seed-{seed}"
-    words = ["--model", "em_paste", "--data", "coco", "--config", str(CONFIG), "--data.root", str(asked.data)]
-    words += ["--data.classes", "voc", "--model.weights", str(asked.weights), "--run_dir", str(run)]
+    words = [*on_small_coco("em_paste", asked.data, asked.weights), "--data.classes", "voc", "--run_dir", str(run)]
     words += ["--seed_everything", str(seed), "--data.loading.seed", str(seed), "--data.max_proposals", str(PROPOSALS)]
     for stage in ("1-classifier", "2-segments"):
         call("fit", [*words, "--stage", stage])

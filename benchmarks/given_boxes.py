@@ -16,7 +16,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from _runs import call
+from _runs import CONFIGS, call, on_small_coco
 
 from wsis.data.coco import COCO
 from wsis.files import read_json
@@ -25,7 +25,6 @@ from wsis.nn.masks import run_lengths
 from wsis.tables import mean_and_range, print_table
 from wsis.types import Prediction
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 COLUMNS = ("mIoU", "IoU50", "IoU75")
 ROWS = {
     "weak": "heads_weak",
@@ -85,9 +84,8 @@ def figures(row: str, seed: int, asked: argparse.Namespace) -> list[float]:
     run = asked.out / f"{row.replace(' ', '-').replace(',', '')}-{seed}"
     if not (run / "minutes.json").is_file():
         start = time.perf_counter()
-        words = ["--model", "boxcaseg", "--data", "coco", "--config", str(CONFIGS / "small/boxcaseg_coco.yaml")]
+        words = [*on_small_coco("boxcaseg", asked.data, asked.weights), "--data.salient", str(asked.salient)]
         words += ["--config", str(CONFIGS / f"ablation/boxcaseg_{ROWS[row]}.yaml")] if ROWS[row] else []
-        words += ["--data.root", str(asked.data), "--data.salient", str(asked.salient), "--model.weights", str(asked.weights)]
         words += ["--run_dir", str(run), "--seed_everything", str(seed), "--data.loading.seed", str(seed), "--stage", "1-joint"]
         call("fit", words)
         run.joinpath("minutes.json").write_text(json.dumps((time.perf_counter() - start) / 60))

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from _runs import call
+from _runs import call, on_small_coco
 
 from wsis.data.coco import COCO
 from wsis.files import read_json
@@ -37,14 +37,15 @@ FIGURES = ("PQ", "PQ_things", "PQ_stuff", "SQ", "RQ", "AP50", "CorLoc")
 
 def fit(run: Path, words: list[str]) -> dict[str, float]:
     """Train one run, unless it is there, and give its figures in percent."""
-    call("fit", ["--model", "jtsm", *words, "--run_dir", str(run)])
+    call("fit", [*words, "--run_dir", str(run)])
     found = read_json(max(run.glob("*/stage.json")))["metrics"]
     return {figure: 100 * found[f"val/{figure}"] for figure in FIGURES}
 
 
 def row(folder: Path, name: str, draw: int) -> dict[str, float]:
     settings = ROWS[name]
-    words = [f"--model.{settings[i]}={settings[i + 1]}" for i in range(0, len(settings), 2)]
+    words = ["--model", "jtsm"]
+    words += [f"--model.{settings[i]}={settings[i + 1]}" for i in range(0, len(settings), 2)]
     words += ["--data.seed", str(draw), "--data.root", str(folder / "data"), "--trainer.accelerator", "cpu"]
     return fit(folder / name / str(draw), [*words, "--reuse", str(folder)])
 
@@ -59,9 +60,7 @@ def tables(folder: Path, draws: list[int], jobs: int) -> None:
 
 
 def real(folder: Path, data: Path, weights: Path) -> None:
-    config = Path(__file__).parents[1] / "configs" / "small" / "jtsm_coco.yaml"
-    words = ["--data", "coco", "--config", str(config), "--data.root", str(data), "--data.classes", "voc"]
-    found = fit(folder / "coco", [*words, "--model.weights", str(weights)])
+    found = fit(folder / "coco", [*on_small_coco("jtsm", data, weights), "--data.classes", "voc"])
     coco = COCO(data, classes="voc", panoptic=True, proposals="none")
     index = coco.index("val")
     tags = [tag for found in coco.index("train").stuff_tags.values() for tag in found]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from _runs import call
+from _runs import call, on_small_coco
 from torchvision.ops import box_iou
 
 from wsis.data.coco import COCO
@@ -23,7 +23,6 @@ from wsis.metrics import CorLoc
 from wsis.tables import mean_and_range, print_table
 from wsis.types import Prediction, Proposals, Truth
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "small"
 COLUMNS = (("train", "CorLoc"), ("train", "CorLoc_images"), ("val", "AP25"), ("val", "AP50"))
 PROPOSALS = 300
 Score = Callable[[Proposals, Truth], torch.Tensor]
@@ -73,8 +72,7 @@ def figures(model: str, seed: int, asked: argparse.Namespace) -> list[float]:
     run = asked.out / f"{model}-{seed}"
     if not (run / "minutes.json").is_file():
         start = time.perf_counter()
-        words = ["--model", model, "--data", "coco", "--config", str(CONFIGS / f"{model}_coco.yaml"), "--run_dir", str(run)]
-        words += ["--data.root", str(asked.data), "--data.classes", "voc", "--model.weights", str(asked.weights)]
+        words = [*on_small_coco(model, asked.data, asked.weights), "--data.classes", "voc", "--run_dir", str(run)]
         call("fit", [*words, "--seed_everything", str(seed), "--data.loading.seed", str(seed)])
         run.joinpath("minutes.json").write_text(json.dumps((time.perf_counter() - start) / 60))
     if not (run / "test-train" / "metrics.json").is_file():

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from _runs import call
+from _runs import CONFIGS, call, on_small_coco
 from pycocotools import mask as rle
 from torchvision.ops import box_iou
 
@@ -30,7 +30,6 @@ from wsis.files import read_json
 from wsis.tables import mean_and_range, print_table
 from wsis.test import truths_of
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 OVERLAYS = CONFIGS / "ablation"
 
 
@@ -83,22 +82,20 @@ def main() -> None:
 def given(asked: argparse.Namespace, draw: int) -> list[str]:
     """The data, and what is trained on it by."""
     if asked.coco:
-        words = ["--data", "coco", "--config", str(CONFIGS / "small" / "ccgr_coco.yaml"), "--data.classes", "voc"]
-        words += ["--data.root", str(asked.coco), "--model.weights", str(asked.weights), "--seed_everything", str(draw)]
-        return words
-    return ["--data.root", str(asked.folder / "data"), "--data.seed", str(draw)]
+        return [*on_small_coco("ccgr", asked.coco, asked.weights), "--data.classes", "voc", "--seed_everything", str(draw)]
+    return ["--model", "ccgr", "--data.root", str(asked.folder / "data"), "--data.seed", str(draw)]
 
 
 def fit_all(asked: argparse.Namespace, draw: int, threads: int) -> None:
     for row in (ROWS[name] for name in asked.rows if ROWS[name].words):
         run, extra = asked.folder / f"{row.run}-{draw}", ["--model.rounds", "1"] if asked.coco else []
         if row.run == "external":
-            extra = ["--data.proposals", str(external(asked.folder, draw, given(asked, draw), threads))]
+            extra = ["--data.proposals", str(external(asked.folder, draw, threads))]
         place = ["--run_dir", str(run), "--reuse", str(asked.folder)]
-        call("fit", ["--model", "ccgr", *given(asked, draw), *row.words, *extra, *place, *WORKERS], threads)
+        call("fit", [*given(asked, draw), *row.words, *extra, *place, *WORKERS], threads)
 
 
-def external(folder: Path, draw: int, data: Sequence[str], threads: int) -> Path:
+def external(folder: Path, draw: int, threads: int) -> Path:
     """Boxes of a Mask R-CNN trained on the true masks of other images, those of draw 9, as proposals."""
     teacher, found = folder / "teacher", folder / f"external-{draw}.json"
     if not found.exists():
@@ -108,7 +105,8 @@ def external(folder: Path, draw: int, data: Sequence[str], threads: int) -> Path
         results = []
         for split in ("train", "val"):
             out = folder / f"external-{draw}-{split}"
-            call("test", ["--run", str(teacher), *data, "--split", split, "--out", str(out), *WORKERS], threads)
+            words = ["--run", str(teacher), "--data.root", str(folder / "data"), "--data.seed", str(draw), "--split", split]
+            call("test", [*words, "--out", str(out), *WORKERS], threads)
             results += read_json(out / "predictions.json")
         found.write_text(json.dumps(results))
     return found

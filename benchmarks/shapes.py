@@ -12,7 +12,6 @@ import argparse
 import os
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,10 +31,7 @@ FIGURES = ("AP25", "AP50", "AP75", "CorLoc")
 def fit(folder: Path, name: str, draw: int, seed: int, threads: int) -> None:
     run = folder / name.replace(", ", "-").replace(" ", "-") / f"{draw}-{seed}"
     words = [*METHODS[name], "--data.seed", str(draw), "--data.root", str(folder / "data"), "--seed_everything", str(seed)]
-    begin = time.time()
     call("fit", [*words, "--run_dir", str(run), "--reuse", str(folder), "--trainer.accelerator", "cpu"], threads)
-    if not (run / "seconds").exists():
-        (run / "seconds").write_text(str(round(time.time() - begin)))
 
 
 def figures(folder: Path, name: str, draws: list[int], seeds: list[int]) -> list[dict[str, float]]:
