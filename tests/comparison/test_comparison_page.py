@@ -252,7 +252,9 @@ def test_without_pictures_there_is_nothing_to_pick(place, browser, tmp_path):
     compare.main([str(place / "cam"), "--out", str(tmp_path), "--images", "0"])
     browser.get((tmp_path / "shapes.html").as_uri())
     assert "No pictures were asked for." in one(browser, "#gallery").text
-    assert not [part for part in all_of(browser, "select, input, ul, kbd") if part.is_displayed() and part.id != "class-figure"]
+    parts = [*all_of(browser, "#gallery .controls"), *all_of(browser, "#gallery .viewer")]
+    assert len(parts) == 3
+    assert not any(part.is_displayed() for part in parts)
 
 
 def test_names_cannot_become_code(place, browser, tmp_path):
