@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -48,6 +49,13 @@ def test_the_example_is_trained_judged_and_compared(installed, tmp_path):
     run("test", ["--run", str(tmp_path / "runs/a"), "--split", "train"], installed, tmp_path)
     printed = run("compare", [str(tmp_path / "runs/a"), "--out", str(tmp_path / "results")], installed, tmp_path)
     assert "wsddn" in printed.lower()
+
+
+def test_the_example_does_what_every_method_must(installed):
+    words = [str(EXAMPLE.parents[1] / "tests/models/test_all.py"), "-k", "wsddn", "-n", "0", "-p", "no:cacheprovider"]
+    done = subprocess.run([sys.executable, "-m", "pytest", *words], env=installed, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 3
 
 
 def test_the_example_is_as_short_as_it_says():
