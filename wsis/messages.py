@@ -66,6 +66,7 @@ def quiet() -> None:
     """Leave out Lightning's tips and what our runs see to by themselves."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    logging.getLogger("timm.models._builder").setLevel(logging.ERROR)  # features have no use for a classifier's weights
     warnings.formatwarning = _warning
     for message in (
         ".*does not have many workers",
