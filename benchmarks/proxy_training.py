@@ -9,13 +9,13 @@ where it was stopped. All figures are in percent, of the validation images; a ma
 from __future__ import annotations
 
 import argparse
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from _runs import call
 
 from wsis.files import read_json
+from wsis.machine import cores
 from wsis.tables import mean_and_range, print_table
 
 OVERLAYS = Path(__file__).parents[1] / "configs" / "ablation"
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=[*ROWS], choices=[*ROWS])
     parser.add_argument("--jobs", type=int, default=2)
     asked = parser.parse_args()
-    threads = max(1, (os.cpu_count() or 1) // asked.jobs)
+    threads = max(1, cores() // asked.jobs)
     with ThreadPoolExecutor(asked.jobs) as pool:
         list(
             pool.map(lambda job: fit(asked.folder, *job, threads), [(row, draw) for draw in asked.draws for row in asked.rows])

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +26,7 @@ from torchvision.ops import box_iou
 from wsis.data.coco import COCO
 from wsis.data.shapes import Shapes
 from wsis.files import read_json
+from wsis.machine import cores
 from wsis.tables import mean_and_range, print_table
 from wsis.test import truths_of
 
@@ -69,7 +69,7 @@ def main() -> None:
     asked.rows = asked.rows or [
         name for name in ROWS if not asked.coco or (ROWS[name].round == 1 and name != "external proposals")
     ]
-    threads = max(1, (os.cpu_count() or 1) // asked.jobs)
+    threads = max(1, cores() // asked.jobs)
     with ThreadPoolExecutor(asked.jobs) as pool:
         list(pool.map(lambda draw: fit_all(asked, draw, threads), asked.draws))
     lines = [["", *FIGURES, *LEARNT]]

@@ -9,7 +9,6 @@ where it was stopped. PDSL without correlation shares the classifier of the run 
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from pathlib import Path
 from _runs import call
 
 from wsis.files import read_json
+from wsis.machine import cores
 from wsis.tables import mean_and_range, print_table
 
 METHODS = {
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     given = parser.parse_args()
     pairs = [(draw, seed) for draw in given.draws for seed in given.seeds]
-    threads = max((os.cpu_count() or 1) // given.jobs, 1)
+    threads = max(1, cores() // given.jobs)
     propose = [sys.executable, "-m", "wsis.propose", "--data", "shapes", "--data.root", str(given.folder / "data")]
     for draw in given.draws:
         subprocess.run([*propose, "--data.seed", str(draw)], check=True)

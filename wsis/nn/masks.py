@@ -107,8 +107,9 @@ def segments_of(proposals: Proposals) -> tuple[Tensor, Tensor]:
 
 def segment_masks(proposals: Proposals, which: Tensor) -> list[RLE]:
     """Segments (N,) of an image's proposals as run-length masks, one at a time."""
-    labels, members = (part.cpu().numpy() for part in segments_of(proposals))
-    return [run_lengths(row[labels] & (labels >= 0)) for row in members[which.cpu().numpy()]]
+    every, members = segments_of(proposals)
+    labels, chosen = every.cpu().numpy(), members[which].cpu().numpy()
+    return [run_lengths(row[labels] & (labels >= 0)) for row in chosen]
 
 
 def run_lengths(mask: Tensor | NDArray[np.bool_]) -> RLE:
