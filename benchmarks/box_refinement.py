@@ -25,7 +25,9 @@ SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of x and y in [-1, 
     "ellipse": lambda x, y: (x**2 + y**2 < 1).float(),
     "1 - r^4": lambda x, y: (1 - (x**2 + y**2) ** 2).clamp(min=0),
     "1 - r^2": lambda x, y: (1 - x**2 - y**2).clamp(min=0),
-    "cross": lambda x, y: ((torch.maximum(x.abs(), y.abs()) < 1) & (torch.minimum(x.abs(), y.abs()) < 0.3)).float(),
+    "cross": lambda x, y: (
+        (torch.maximum(x.abs(), y.abs()) < 1) & (torch.minimum(x.abs(), y.abs()) < 0.3)
+    ).float(),
 }
 MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "as it is": lambda s: s,
@@ -42,15 +44,23 @@ def objects(count: int, shape: str, noise: float, size: int = 256) -> tuple[Tens
     low = torch.rand(count, 2, generator=draw) * (size - sides)
     tight = torch.cat([low, low + sides], 1).round()
     pixels = torch.arange(size) + 0.5
-    x, y = ((2 * pixels - tight[:, i, None] - tight[:, i + 2, None]) / (tight[:, i + 2] - tight[:, i])[:, None] for i in (0, 1))
+    x, y = (
+        (2 * pixels - tight[:, i, None] - tight[:, i + 2, None])
+        / (tight[:, i + 2] - tight[:, i])[:, None]
+        for i in (0, 1)
+    )
     maps = SHAPES[shape](x[:, None, :], y[:, :, None])
-    change = F.interpolate(torch.randn(count, 1, 16, 16, generator=draw), size=size, mode="bilinear")[:, 0]
+    change = F.interpolate(
+        torch.randn(count, 1, 16, 16, generator=draw), size=size, mode="bilinear"
+    )[:, 0]
     return tight, (noise + (1 - noise) * maps + noise * change).clamp(0, 1)
 
 
 def jittered(tight: Tensor, size: int = 256) -> Tensor:
     sides = (tight[:, 2:] - tight[:, :2]).repeat(1, 2)
-    boxes = (tight + 0.15 * sides * torch.randn(tight.shape, generator=torch.Generator().manual_seed(1))).clamp(0, size)
+    boxes = (
+        tight + 0.15 * sides * torch.randn(tight.shape, generator=torch.Generator().manual_seed(1))
+    ).clamp(0, size)
     return torch.cat([boxes[:, :2], torch.maximum(boxes[:, 2:], boxes[:, :2] + 8)], 1)
 
 
@@ -65,13 +75,19 @@ def plain(box: Tensor, scores: Tensor, steps: int) -> Tensor:
     adam = torch.optim.Adam([edges], lr=0.02)
 
     def total_and_area(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        across, down = ((torch.minimum(high[i], p + 1) - torch.maximum(low[i], p)).clamp(min=0) for i, p in ((0, x), (1, y)))
+        across, down = (
+            (torch.minimum(high[i], p + 1) - torch.maximum(low[i], p)).clamp(min=0)
+            for i, p in ((0, x), (1, y))
+        )
         return down @ crop @ across, down.sum() * across.sum()
 
     for _ in range(steps):
         low, high = edges[:2] * sides, edges[2:] * sides
         grow = (high - low) / 4
-        (inside, area), (whole, wide) = total_and_area(low, high), total_and_area(low - grow, high + grow)
+        (inside, area), (whole, wide) = (
+            total_and_area(low, high),
+            total_and_area(low - grow, high + grow),
+        )
         loss = (whole - inside) / (wide - area).clamp(min=1e-2) - inside / area.clamp(min=1e-2)
         adam.zero_grad()
         loss.backward()
@@ -105,7 +121,9 @@ def speed(count: int, timed: int, steps: int = 200, size: int = 512) -> None:
     print(f"{count} boxes, {steps} steps, {size} x {size} maps, processor seconds on one core")
     print(f"  one box at a time    {loop:8.1f} s ({timed} boxes timed)")
     print(f"  refine_boxes, {shared:4d} maps {ours:7.2f} s, {loop / ours:6.0f} times as fast")
-    print(f"  refine_boxes, {count:4d} maps {separate:7.2f} s, {loop / separate:6.0f} times as fast")
+    print(
+        f"  refine_boxes, {count:4d} maps {separate:7.2f} s, {loop / separate:6.0f} times as fast"
+    )
 
 
 def quality(count: int, every: int = 40, steps: int = 200) -> None:
@@ -115,14 +133,21 @@ def quality(count: int, every: int = 40, steps: int = 200) -> None:
         print(f"{'shape':10s} {'form':8s} {'map':9s}" + "".join(f"{m:7d}" for m in marks))
         for shape in SHAPES:
             tight, maps = objects(count, shape, noise)
-            for form, (name, sharpen) in [(f, m) for f in ("ring", "printed") for m in MAPS.items()]:
+            for form, (name, sharpen) in [
+                (f, m) for f in ("ring", "printed") for m in MAPS.items()
+            ]:
                 passed = list(refinement(jittered(tight), sharpen(maps), steps, form=form))
                 ious = [box_iou(passed[m], tight).diag().mean().item() for m in marks]
-                print(f"{shape:10s} {form:8s} {name:9s}" + "".join(f"{iou:7.3f}" for iou in ious), flush=True)
+                print(
+                    f"{shape:10s} {form:8s} {name:9s}" + "".join(f"{iou:7.3f}" for iou in ious),
+                    flush=True,
+                )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--boxes", type=int, default=1000)
     parser.add_argument("--plain", type=int, default=6, help="boxes that the plain way is timed on")
     parser.add_argument("--objects", type=int, default=100)

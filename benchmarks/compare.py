@@ -20,12 +20,19 @@ import yaml
 from pycocotools import mask as rle_masks
 
 from wsis import compare
-from wsis.data._shapes_scene import THINGS, SceneSettings, paint_scene
-from wsis.data.coco import COCO
+from wsis.datasets._scene import THINGS, SceneSettings, paint_scene
+from wsis.datasets.coco import COCO
 from wsis.nn.masks import run_lengths
 from wsis.test import evaluate
 
-METHODS = {"boxcaseg": "BoxCaseg", "cam": "CAM", "ccgr": "CCGR", "jtsm": "JTSM", "mask_rcnn": "MaskRCNN", "pdsl": "PDSL"}
+METHODS = {
+    "boxcaseg": "BoxCaseg",
+    "cam": "CAM",
+    "ccgr": "CCGR",
+    "jtsm": "JTSM",
+    "mask_rcnn": "MaskRCNN",
+    "pdsl": "PDSL",
+}
 SCALE = 2.5
 
 
@@ -34,13 +41,17 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--detections", type=int, default=20, help="of a run on an image, on average")
+    parser.add_argument(
+        "--detections", type=int, default=20, help="of a run on an image, on average"
+    )
     parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
     data = given.folder / "data"
     if not data.exists():
         write_data(data, given.images)
-    runs = [write_run(given.folder / f"run-{k}", data, k, given.detections) for k in range(given.runs)]
+    runs = [
+        write_run(given.folder / f"run-{k}", data, k, given.detections) for k in range(given.runs)
+    ]
     profile = cProfile.Profile()
     begun, busy = time.perf_counter(), time.process_time()
     if given.profile:
@@ -67,19 +78,50 @@ def write_data(folder: Path, count: int) -> None:
         scene = paint_scene(rng, settings, number % len(THINGS), shares)
         picture = cv2.resize(scene.image, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
         grained = (picture + rng.normal(0, 6, picture.shape)).clip(0, 255).astype(np.uint8)
-        cv2.imwrite(str(folder / f"val2017/{number:012d}.jpg"), grained[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
-        owner = cv2.resize(scene.owner.astype(np.uint8), picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-        images.append({"id": number, "file_name": f"{number:012d}.jpg", "height": owner.shape[0], "width": owner.shape[1]})
+        cv2.imwrite(
+            str(folder / f"val2017/{number:012d}.jpg"),
+            grained[..., ::-1],
+            [cv2.IMWRITE_JPEG_QUALITY, 92],
+        )
+        owner = cv2.resize(
+            scene.owner.astype(np.uint8), picture.shape[1::-1], interpolation=cv2.INTER_NEAREST
+        )
+        images.append(
+            {
+                "id": number,
+                "file_name": f"{number:012d}.jpg",
+                "height": owner.shape[0],
+                "width": owner.shape[1],
+            }
+        )
         for k, label in enumerate(scene.labels):
             mask = as_rle(owner == k + 1)
-            own = {"bbox": rle_masks.toBbox(mask).tolist(), "area": int(rle_masks.area(mask)), "segmentation": mask}
-            annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": label + 1, "iscrowd": 0, **own})
+            own = {
+                "bbox": rle_masks.toBbox(mask).tolist(),
+                "area": int(rle_masks.area(mask)),
+                "segmentation": mask,
+            }
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": label + 1,
+                    "iscrowd": 0,
+                    **own,
+                }
+            )
     categories = [{"id": k + 1, "name": kind.name} for k, kind in enumerate(THINGS)]
     val = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "annotations/instances_val2017.json").write_text(json.dumps(val))
-    one = {**val, "images": images[:1], "annotations": [a for a in annotations if a["image_id"] == 1]}
+    one = {
+        **val,
+        "images": images[:1],
+        "annotations": [a for a in annotations if a["image_id"] == 1],
+    }
     (folder / "annotations/instances_train2017.json").write_text(json.dumps(one))
-    (folder / "train2017" / images[0]["file_name"]).write_bytes((folder / "val2017" / images[0]["file_name"]).read_bytes())
+    (folder / "train2017" / images[0]["file_name"]).write_bytes(
+        (folder / "val2017" / images[0]["file_name"]).read_bytes()
+    )
 
 
 def write_run(folder: Path, data: Path, seed: int, detections: int) -> Path:
@@ -89,12 +131,27 @@ def write_run(folder: Path, data: Path, seed: int, detections: int) -> Path:
     method = sorted(METHODS)[seed % len(METHODS)]
     path = f"wsis.models.{method}.{METHODS[method]}"
     (folder / "train/checkpoints").mkdir(parents=True)
-    arguments = {"class_path": "wsis.data.coco.COCO", "init_args": {"root": str(data), "proposals": "none"}}
+    arguments = {
+        "class_path": "wsis.datasets.coco.COCO",
+        "init_args": {"root": str(data), "proposals": "none"},
+    }
     settings = {"backbone": "resnet50"} if seed < len(METHODS) else {"backbone": "resnet18"}
-    config = {"seed_everything": 0, "model": {"class_path": path, "init_args": settings}, "data": arguments}
+    config = {
+        "seed_everything": 0,
+        "model": {"class_path": path, "init_args": settings},
+        "data": arguments,
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    stage = {"stage": 1, "fingerprint": "0", "finished": True, "steps": 1, "settings": {"model": path}}
-    (folder / "train/stage.json").write_text(json.dumps(stage | {"minutes": 1.0, "memory": 2**30, "commit": "0"}))
+    stage = {
+        "stage": 1,
+        "fingerprint": "0",
+        "finished": True,
+        "steps": 1,
+        "settings": {"model": path},
+    }
+    (folder / "train/stage.json").write_text(
+        json.dumps(stage | {"minutes": 1.0, "memory": 2**30, "commit": "0"})
+    )
     index = COCO(data, proposals="none").index("val")
     rng, results = np.random.default_rng(seed), []
     for image in index.images:
@@ -103,14 +160,20 @@ def write_run(folder: Path, data: Path, seed: int, detections: int) -> Path:
         for n in range(rng.poisson(detections)):
             k = int(rng.integers(len(there))) if n >= len(there) else n
             shift = rng.integers(-12, 13, 2) if n < len(there) else rng.integers(-150, 151, 2)
-            label = there[k]["category_id"] if rng.random() < 0.8 else int(rng.integers(1, len(THINGS) + 1))
+            label = (
+                there[k]["category_id"]
+                if rng.random() < 0.8
+                else int(rng.integers(1, len(THINGS) + 1))
+            )
             mask = as_rle(np.roll(masks[k], shift, (0, 1)))
             result = {
                 "image_id": image["id"],
                 "category_id": label,
                 "score": float(rng.random() ** (1 + (n >= len(there)) * 3)),
             }
-            results.append({**result, "bbox": rle_masks.toBbox(mask).tolist(), "segmentation": mask})
+            results.append(
+                {**result, "bbox": rle_masks.toBbox(mask).tolist(), "segmentation": mask}
+            )
     (folder / "test-val").mkdir()
     (folder / "test-val/predictions.json").write_text(json.dumps(results))
     evaluate(COCO(data, proposals="none"), predictions=folder / "test-val/predictions.json")

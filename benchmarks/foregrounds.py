@@ -20,8 +20,8 @@ from _runs import call, on_small_coco
 from numpy.typing import NDArray
 
 from wsis.inference import make_data, read_run
-from wsis.models._em_paste_foregrounds import Segments, choose
-from wsis.tables import mean_and_range, print_table
+from wsis.models.em_paste.foregrounds import Segments, choose
+from wsis.reports.tables import mean_and_range, print_table
 
 PROPOSALS = 300
 ROUNDS = 3
@@ -35,7 +35,9 @@ Choice = NDArray[np.int64]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("weights", type=Path, nargs="?")
     parser.add_argument("--runs", type=Path, nargs="+", help="Runs to judge, in place of COCO.")
@@ -45,16 +47,35 @@ def main() -> None:
     if not (asked.runs or asked.weights):
         parser.error("give COCO_DIR and WEIGHTS, or --runs")
     folders = asked.runs or [describe(asked, seed) for seed in range(asked.seeds)]
-    runs = [judged(Segments.read(run / "2-segments"), make_data(read_run(run)["data"])) for run in folders]
-    rows = [[row, *map(mean_and_range, zip(*(run[row] for run in runs), strict=True))] for row in runs[0]]
+    runs = [
+        judged(Segments.read(run / "2-segments"), make_data(read_run(run)["data"]))
+        for run in folders
+    ]
+    rows = [
+        [row, *map(mean_and_range, zip(*(run[row] for run in runs), strict=True))]
+        for row in runs[0]
+    ]
     print_table([["", "mean IoU", "share above 0.5", "choices"], *rows])
 
 
 def describe(asked: argparse.Namespace, seed: int) -> Path:
     """Train the classifier and have it describe all segments; returns the run."""
     run = asked.out / f"seed-{seed}"
-    words = [*on_small_coco("em_paste", asked.data, asked.weights), "--data.classes", "voc", "--run_dir", str(run)]
-    words += ["--seed_everything", str(seed), "--data.loading.seed", str(seed), "--data.max_proposals", str(PROPOSALS)]
+    words = [
+        *on_small_coco("em_paste", asked.data, asked.weights),
+        "--data.classes",
+        "voc",
+        "--run_dir",
+        str(run),
+    ]
+    words += [
+        "--seed_everything",
+        str(seed),
+        "--data.loading.seed",
+        str(seed),
+        "--data.max_proposals",
+        str(PROPOSALS),
+    ]
     for stage in ("1-classifier", "2-segments"):
         call("fit", [*words, "--stage", stage])
     return run
@@ -74,9 +95,13 @@ def judged(segments: Segments, data: Any) -> dict[str, tuple[float, float, float
     }
     for name, how in WAYS.items():
         for rounds in range(1, ROUNDS + 1):
-            table[f"{name}, round {rounds}"] = of_choice(choose(segments, rounds, 0.5, **how), overlaps, known)
+            table[f"{name}, round {rounds}"] = of_choice(
+                choose(segments, rounds, 0.5, **how), overlaps, known
+            )
     chosen = choose(segments, 2, 0.5, "cosine")
-    sure = np.array([c >= 0 and p[c] >= 0.1 for c, p in zip(chosen, segments.probabilities, strict=True)])
+    sure = np.array(
+        [c >= 0 and p[c] >= 0.1 for c, p in zip(chosen, segments.probabilities, strict=True)]
+    )
     table["round 2, surer than 0.1"] = of_choice(chosen, overlaps, known & sure)
     best = [o.max(initial=0) for o, _ in usable(overlaps, eligible)]
     table["best segment there is"] = figures(best, [b > 0.5 for b in best])
@@ -94,9 +119,14 @@ def fit_of_segments(segments: Segments, data: Any) -> list[NDArray[np.float64] |
         labels, members = proposals.labels.numpy().ravel(), proposals.members.float().numpy()
         area = members @ np.bincount(labels, minlength=members.shape[1])
         for label in segments.label[segments.image == i]:
-            own = [m.numpy().ravel() for m in target["masks"][(target["labels"] == label) & ~target["crowd"]]]
+            own = [
+                m.numpy().ravel()
+                for m in target["masks"][(target["labels"] == label) & ~target["crowd"]]
+            ]
             shared = [members @ np.bincount(labels[m], minlength=members.shape[1]) for m in own]
-            fits = [inside / (area + m.sum() - inside) for inside, m in zip(shared, own, strict=True)]
+            fits = [
+                inside / (area + m.sum() - inside) for inside, m in zip(shared, own, strict=True)
+            ]
             overlaps.append(np.max(fits, 0) if fits else None)
     return overlaps
 
@@ -110,7 +140,11 @@ def usable(
 def of_choice(
     chosen: Choice, overlaps: list[NDArray[np.float64] | None], which: NDArray[np.bool_]
 ) -> tuple[float, float, float]:
-    found = [float(o[c]) if c >= 0 else 0.0 for c, o, w in zip(chosen, overlaps, which, strict=True) if w and o is not None]
+    found = [
+        float(o[c]) if c >= 0 else 0.0
+        for c, o, w in zip(chosen, overlaps, which, strict=True)
+        if w and o is not None
+    ]
     return figures(found, [value > 0.5 for value in found])
 
 

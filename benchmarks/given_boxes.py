@@ -18,11 +18,11 @@ import cv2
 import numpy as np
 from _runs import CONFIGS, call, on_small_coco
 
-from wsis.data.coco import COCO
+from wsis.datasets.coco import COCO
 from wsis.files import read_json
 from wsis.metrics import MaskIoU
 from wsis.nn.masks import run_lengths
-from wsis.tables import mean_and_range, print_table
+from wsis.reports.tables import mean_and_range, print_table
 from wsis.types import Prediction
 
 COLUMNS = ("mIoU", "IoU50", "IoU75")
@@ -38,23 +38,32 @@ Pixels = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("data", type=Path)
     arguments.add_argument("salient", type=Path)
     arguments.add_argument("weights", type=Path)
     arguments.add_argument("--seeds", type=int, default=3)
-    arguments.add_argument("--rows", nargs="*", default=["baselines", *ROWS], choices=["baselines", *ROWS])
+    arguments.add_argument(
+        "--rows", nargs="*", default=["baselines", *ROWS], choices=["baselines", *ROWS]
+    )
     arguments.add_argument("--out", type=Path, default=Path("runs/given-boxes"))
     asked = arguments.parse_args()
     lines = [["", *COLUMNS, "minutes"]]
     for row in asked.rows:
         if row == "baselines":
-            lines += [[name, *(mean_and_range([value]) for value in values)] for name, values in baselines(asked.data).items()]
+            lines += [
+                [name, *(mean_and_range([value]) for value in values)]
+                for name, values in baselines(asked.data).items()
+            ]
             continue
         runs = [figures(row, seed, asked) for seed in range(asked.seeds)]
         lines.append([f"{row}, mean (range)", *map(mean_and_range, zip(*runs, strict=True))])
     print_table(lines)
-    print(f"most memory of a run: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20:.1f} GiB")
+    print(
+        f"most memory of a run: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20:.1f} GiB"
+    )
 
 
 def baselines(folder: Path) -> dict[str, list[float]]:
@@ -68,15 +77,28 @@ def baselines(folder: Path) -> dict[str, list[float]]:
     metrics, seconds = {name: MaskIoU(80) for name in makers}, dict.fromkeys(makers, 0.0)
     for i in range(len(samples)):
         sample = samples.sample(i)
-        truth, image = sample["truth"], np.ascontiguousarray(sample["image"].permute(1, 2, 0).numpy()[..., ::-1])
+        truth, image = (
+            sample["truth"],
+            np.ascontiguousarray(sample["image"].permute(1, 2, 0).numpy()[..., ::-1]),
+        )
         for name, make in makers.items():
             start = time.perf_counter()
             masks = [run_lengths(make(image, box)) for box in truth.boxes.numpy()]
             seconds[name] += time.perf_counter() - start
-            found = Prediction(sample["image_id"], sample["size"], truth.boxes, truth.labels.float(), truth.labels, masks)
+            found = Prediction(
+                sample["image_id"],
+                sample["size"],
+                truth.boxes,
+                truth.labels.float(),
+                truth.labels,
+                masks,
+            )
             metrics[name].update([found], [truth])
     judged = {name: metric.compute() for name, metric in metrics.items()}
-    return {name: [*(100 * float(found[c]) for c in COLUMNS), seconds[name] / 60] for name, found in judged.items()}
+    return {
+        name: [*(100 * float(found[c]) for c in COLUMNS), seconds[name] / 60]
+        for name, found in judged.items()
+    }
 
 
 def figures(row: str, seed: int, asked: argparse.Namespace) -> list[float]:
@@ -84,9 +106,24 @@ def figures(row: str, seed: int, asked: argparse.Namespace) -> list[float]:
     run = asked.out / f"{row.replace(' ', '-').replace(',', '')}-{seed}"
     if not (run / "minutes.json").is_file():
         start = time.perf_counter()
-        words = [*on_small_coco("boxcaseg", asked.data, asked.weights), "--data.salient", str(asked.salient)]
-        words += ["--config", str(CONFIGS / f"ablation/boxcaseg_{ROWS[row]}.yaml")] if ROWS[row] else []
-        words += ["--run_dir", str(run), "--seed_everything", str(seed), "--data.loading.seed", str(seed), "--stage", "1-joint"]
+        words = [
+            *on_small_coco("boxcaseg", asked.data, asked.weights),
+            "--data.salient",
+            str(asked.salient),
+        ]
+        words += (
+            ["--config", str(CONFIGS / f"ablation/boxcaseg_{ROWS[row]}.yaml")] if ROWS[row] else []
+        )
+        words += [
+            "--run_dir",
+            str(run),
+            "--seed_everything",
+            str(seed),
+            "--data.loading.seed",
+            str(seed),
+            "--stage",
+            "1-joint",
+        ]
         call("fit", words)
         run.joinpath("minutes.json").write_text(json.dumps((time.perf_counter() - start) / 60))
     judged = read_json(run / "1-joint/metrics.json")
@@ -115,7 +152,15 @@ def _grabcut(image: Pixels, box: np.ndarray) -> Pixels:
         return whole
     cv2.setRNGSeed(0)
     try:
-        cv2.grabCut(image, mask, (x1, y1, x2 - x1, y2 - y1), np.zeros((1, 65)), np.zeros((1, 65)), 5, cv2.GC_INIT_WITH_RECT)
+        cv2.grabCut(
+            image,
+            mask,
+            (x1, y1, x2 - x1, y2 - y1),
+            np.zeros((1, 65)),
+            np.zeros((1, 65)),
+            5,
+            cv2.GC_INIT_WITH_RECT,
+        )
     except cv2.error:  # fewer pixels than its colour models have parts
         return whole
     found = ((mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD)).astype(np.uint8)

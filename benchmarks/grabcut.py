@@ -22,7 +22,9 @@ from pycocotools import mask as rle
 from wsis.evidence.grabcut import crops, foreground, resample
 
 
-def instances(root: Path, split: str, count: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def instances(
+    root: Path, split: str, count: int
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(image, box, true mask), drawn with seed 0."""
     data = json.loads((root / f"annotations/instances_{split}.json").read_text())
     images = {image["id"]: image for image in data["images"]}
@@ -32,10 +34,16 @@ def instances(root: Path, split: str, count: int) -> list[tuple[np.ndarray, np.n
     result = []
     for annotation in chosen[:count]:
         record, shape = images[annotation["image_id"]], annotation["segmentation"]
-        coded = shape if isinstance(shape, dict) else rle.merge(rle.frPyObjects(shape, record["height"], record["width"]))
+        coded = (
+            shape
+            if isinstance(shape, dict)
+            else rle.merge(rle.frPyObjects(shape, record["height"], record["width"]))
+        )
         x, y, w, h = annotation["bbox"]
         image = cv2.imread(str(root / split / record["file_name"]))[..., ::-1].copy()
-        result.append((image, np.array([x, y, x + w, y + h]), np.asarray(rle.decode(coded)).astype(bool)))
+        result.append(
+            (image, np.array([x, y, x + w, y + h]), np.asarray(rle.decode(coded)).astype(bool))
+        )
     return result
 
 
@@ -52,13 +60,19 @@ def plain(side: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     def cut(image: np.ndarray, box: np.ndarray) -> np.ndarray:
         height, width = image.shape[:2]
         scale = min(side / max(height, width), 1)
-        small = cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
-        x1, y1, x2, y2 = np.concatenate([np.floor(box[:2] * scale), np.ceil(box[2:] * scale)]).astype(int)
+        small = cv2.resize(
+            image, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA
+        )
+        x1, y1, x2, y2 = np.concatenate(
+            [np.floor(box[:2] * scale), np.ceil(box[2:] * scale)]
+        ).astype(int)
         x1, y1 = max(x1, 1), max(y1, 1)  # it fails when the rectangle leaves no background
         rectangle = (int(x1), int(y1), int(x2 - x1), int(y2 - y1))
         state = np.zeros(small.shape[:2], np.uint8)
         cv2.setRNGSeed(0)
-        cv2.grabCut(small, state, rectangle, np.zeros((1, 65)), np.zeros((1, 65)), 5, cv2.GC_INIT_WITH_RECT)
+        cv2.grabCut(
+            small, state, rectangle, np.zeros((1, 65)), np.zeros((1, 65)), 5, cv2.GC_INIT_WITH_RECT
+        )
         mask = np.isin(state, [cv2.GC_FGD, cv2.GC_PR_FGD]).astype(np.float32)
         return cv2.resize(mask, (width, height)) >= 0.5 if mask.sum() >= 9 else filled(image, box)
 
@@ -73,7 +87,9 @@ def ours(image: np.ndarray, box: np.ndarray) -> np.ndarray:
     return foreground(image, box[None])[0]
 
 
-def milliseconds_per_crop(data: list[tuple[np.ndarray, np.ndarray, np.ndarray]], boxes_per_image: int = 15) -> float:
+def milliseconds_per_crop(
+    data: list[tuple[np.ndarray, np.ndarray, np.ndarray]], boxes_per_image: int = 15
+) -> float:
     """The form used in training: small masks of 15 jittered boxes, resampled at 100 others; nothing of the image's size."""
     rng, spent = np.random.default_rng(0), 0.0
     for image, box, _ in data:
@@ -81,13 +97,20 @@ def milliseconds_per_crop(data: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
         start = time.process_time()
         windows, masks = crops(image, box + jitter)
         which = torch.arange(100) % boxes_per_image
-        resample(torch.from_numpy(windows), torch.from_numpy(masks), which, torch.from_numpy(windows)[which])
+        resample(
+            torch.from_numpy(windows),
+            torch.from_numpy(masks),
+            which,
+            torch.from_numpy(windows)[which],
+        )
         spent += time.process_time() - start
     return 1000 * spent / len(data) / boxes_per_image
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("root", type=Path)
     parser.add_argument("--instances", type=int, default=300)
     parser.add_argument("--split", default="val2017")
@@ -108,8 +131,16 @@ def main() -> None:
         start = time.process_time()
         masks = [cut(image, box) for image, box, _ in data]
         spent = 1000 * (time.process_time() - start) / len(data)
-        ious = np.array([(m & t).sum() / max((m | t).sum(), 1) for m, (_, _, t) in zip(masks, data, strict=True)])
-        print(f"{name:28s}{spent:8.1f}{ious.mean():10.3f}{(ious > 0.5).mean():9.3f}{(ious > 0.75).mean():10.3f}", flush=True)
+        ious = np.array(
+            [
+                (m & t).sum() / max((m | t).sum(), 1)
+                for m, (_, _, t) in zip(masks, data, strict=True)
+            ]
+        )
+        print(
+            f"{name:28s}{spent:8.1f}{ious.mean():10.3f}{(ious > 0.5).mean():9.3f}{(ious > 0.75).mean():10.3f}",
+            flush=True,
+        )
     print(f"{'ours (crops, in training)':28s}{milliseconds_per_crop(data[:100]):8.1f}")
 
 

@@ -18,12 +18,14 @@ from torch import Tensor
 from torchvision.ops import roi_align, roi_pool
 
 from wsis.ops import backend, moi_pool, segment_cells
-from wsis.ops.pooling import moi_pool_reference, windows_of
+from wsis.ops.moi_pool import moi_pool_reference, windows_of
 
 STRIDE = 8
 
 
-def regions(count: int, height: int, width: int, device: str, seed: int = 0) -> tuple[Tensor, Tensor]:
+def regions(
+    count: int, height: int, width: int, device: str, seed: int = 0
+) -> tuple[Tensor, Tensor]:
     """Boxes (K,5) of a tenth to all of the map's sides, in pixels, and their ellipses as cells (K,H,W)."""
     generator = torch.Generator().manual_seed(seed)
     limit = torch.tensor([width, height]) * STRIDE
@@ -50,7 +52,14 @@ def compare(calls: dict[str, Callable[[], object]], rounds: int, device: str) ->
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def pooling(device: str, rounds: int, dtype: torch.dtype, count: int = 1000, channels: int = 512, side: int = 40) -> None:
+def pooling(
+    device: str,
+    rounds: int,
+    dtype: torch.dtype,
+    count: int = 1000,
+    channels: int = 512,
+    side: int = 40,
+) -> None:
     """Print seconds and ratios of the forward pass alone and with the backward pass."""
     features = torch.randn(1, channels, side, side, device=device, dtype=dtype)
     boxes, cells = regions(count, side, side, device)
@@ -67,34 +76,63 @@ def pooling(device: str, rounds: int, dtype: torch.dtype, count: int = 1000, cha
     def both(form: Callable[[Tensor], Tensor]) -> object:
         return torch.autograd.grad(form(learning), learning, grad)
 
-    print(f"\n{count} regions, {channels} channels, {side} x {side} map, {dtype}, backend {backend()}")
+    print(
+        f"\n{count} regions, {channels} channels, {side} x {side} map, {dtype}, backend {backend()}"
+    )
     print(f"{'':<20}{'forward':>12}{'ratio':>8}{'+ backward':>14}{'ratio':>8}")
-    forward = compare({name: lambda form=form: form(features) for name, form in forms.items()}, rounds, device)
-    with_backward = {name: lambda form=form: both(form) for name, form in forms.items() if name != "reference"}
+    forward = compare(
+        {name: lambda form=form: form(features) for name, form in forms.items()}, rounds, device
+    )
+    with_backward = {
+        name: lambda form=form: both(form) for name, form in forms.items() if name != "reference"
+    }
     backward = compare(with_backward, rounds, device)
     for name in forms:
-        line = f"{name:<20}{1e3 * forward[name]:>9.2f} ms{forward[name] / forward['moi_pool']:>8.2f}"
+        line = (
+            f"{name:<20}{1e3 * forward[name]:>9.2f} ms{forward[name] / forward['moi_pool']:>8.2f}"
+        )
         print(
             line
-            + (f"{1e3 * backward[name]:>11.2f} ms{backward[name] / backward['moi_pool']:>8.2f}" if name in backward else "")
+            + (
+                f"{1e3 * backward[name]:>11.2f} ms{backward[name] / backward['moi_pool']:>8.2f}"
+                if name in backward
+                else ""
+            )
         )
     moved = features.element_size() * count * channels * 49 + cells.numel()
-    print(f"bytes that must move in the forward pass: {moved / 1e6:.0f} MB, {moved / forward['moi_pool'] / 1e9:.1f} GB/s")
+    print(
+        f"bytes that must move in the forward pass: {moved / 1e6:.0f} MB, {moved / forward['moi_pool'] / 1e9:.1f} GB/s"
+    )
 
 
-def masks(device: str, rounds: int, count: int = 4000, height: int = 152, width: int = 203, superpixels: int = 600) -> None:
+def masks(
+    device: str,
+    rounds: int,
+    count: int = 4000,
+    height: int = 152,
+    width: int = 203,
+    superpixels: int = 600,
+) -> None:
     """Print time and memory of making the cells of many regions of a large image."""
     generator = torch.Generator().manual_seed(0)
-    points = torch.rand(superpixels, 2, generator=generator) * torch.tensor([height * STRIDE, width * STRIDE])
+    points = torch.rand(superpixels, 2, generator=generator) * torch.tensor(
+        [height * STRIDE, width * STRIDE]
+    )
     y, x = (torch.arange(n * STRIDE).float() for n in (height, width))
     labels = torch.empty(height * STRIDE, width * STRIDE, dtype=torch.int32)
     for row in range(len(y)):  # Voronoi cells
-        labels[row] = ((points[:, 0] - y[row]).square()[:, None] + (points[:, 1:] - x).square()).argmin(0)
-    centres = torch.rand(count, 2, generator=generator) * torch.tensor([height * STRIDE, width * STRIDE])
+        labels[row] = (
+            (points[:, 0] - y[row]).square()[:, None] + (points[:, 1:] - x).square()
+        ).argmin(0)
+    centres = torch.rand(count, 2, generator=generator) * torch.tensor(
+        [height * STRIDE, width * STRIDE]
+    )
     radius = torch.rand(count, 1, generator=generator).square() * 600
     members = ((points - centres[:, None]).square().sum(2).sqrt() <= radius).to(device)
     labels = labels.to(device)
-    seconds = compare({"cells": lambda: segment_cells(labels, members, (height, width))}, rounds, device)["cells"]
+    seconds = compare(
+        {"cells": lambda: segment_cells(labels, members, (height, width))}, rounds, device
+    )["cells"]
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -103,7 +141,9 @@ def masks(device: str, rounds: int, count: int = 4000, height: int = 152, width:
     else:
         peak = _peak(lambda: segment_cells(labels, members, (height, width)))
     covered = segment_cells(labels, members, (height, width)).float().mean()
-    print(f"\n{count} regions on {height} x {width} cells, {superpixels} superpixels, {100 * covered:.0f} % of cells covered:")
+    print(
+        f"\n{count} regions on {height} x {width} cells, {superpixels} superpixels, {100 * covered:.0f} % of cells covered:"
+    )
     print(
         f"segment_cells {seconds:.2f} s, peak {peak / 1e6:.0f} MB of which the result is {count * height * width / 1e6:.0f} MB"
     )
@@ -111,10 +151,14 @@ def masks(device: str, rounds: int, count: int = 4000, height: int = 152, width:
 
 def _peak(call: Callable[[], object]) -> int:
     """Bytes that `call` adds to what torch holds at once, by its own allocator's records."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         call()
     held = highest = 0
-    for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+    for event in sorted(
+        profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()
+    ):
         if event.name() == "[memory]":
             held += event.nbytes()
             highest = max(highest, held)
@@ -127,14 +171,22 @@ def _wait(device: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
-    for dtype in (torch.float32, torch.float16, torch.bfloat16) if asked.device == "cuda" else (torch.float32,):
+    for dtype in (
+        (torch.float32, torch.float16, torch.bfloat16)
+        if asked.device == "cuda"
+        else (torch.float32,)
+    ):
         pooling(asked.device, asked.rounds, dtype)
     masks(asked.device, asked.rounds)
-    print(f"\npeak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB")
+    print(
+        f"\npeak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB"
+    )
 
 
 if __name__ == "__main__":

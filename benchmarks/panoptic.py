@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from _runs import call, on_small_coco
 
-from wsis.data.coco import COCO
+from wsis.datasets.coco import COCO
 from wsis.files import read_json
 from wsis.metrics import PanopticQuality
-from wsis.tables import mean_and_range, print_table
+from wsis.reports.tables import mean_and_range, print_table
 from wsis.types import Prediction, Truth
 
 ROWS = {
@@ -46,7 +46,14 @@ def row(folder: Path, name: str, draw: int) -> dict[str, float]:
     settings = ROWS[name]
     words = ["--model", "jtsm"]
     words += [f"--model.{settings[i]}={settings[i + 1]}" for i in range(0, len(settings), 2)]
-    words += ["--data.seed", str(draw), "--data.root", str(folder / "data"), "--trainer.accelerator", "cpu"]
+    words += [
+        "--data.seed",
+        str(draw),
+        "--data.root",
+        str(folder / "data"),
+        "--trainer.accelerator",
+        "cpu",
+    ]
     return fit(folder / name / str(draw), [*words, "--reuse", str(folder)])
 
 
@@ -55,7 +62,9 @@ def tables(folder: Path, draws: list[int], jobs: int) -> None:
     for name in ROWS:
         with ThreadPoolExecutor(jobs) as pool:
             found = list(pool.map(lambda draw, name=name: row(folder, name, draw), draws))
-        lines.append([name, *(mean_and_range([one[figure] for one in found]) for figure in FIGURES)])
+        lines.append(
+            [name, *(mean_and_range([one[figure] for one in found]) for figure in FIGURES)]
+        )
     print_table(lines)
 
 
@@ -65,20 +74,36 @@ def real(folder: Path, data: Path, weights: Path) -> None:
     index = coco.index("val")
     tags = [tag for found in coco.index("train").stuff_tags.values() for tag in found]
     most, floor = max(set(tags), key=tags.count), PanopticQuality(20, len(index.stuff))
-    nothing = Truth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), [], torch.zeros(0, dtype=torch.bool))
+    nothing = Truth(
+        torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), [], torch.zeros(0, dtype=torch.bool)
+    )
     for image in index.images:
         truth = index.panoptic(image) if index.panoptic else None
         if truth is not None:
-            filled = torch.tensor([20 + most, 0], dtype=torch.int32).expand(image["height"], image["width"], 2)
-            guess = Prediction(image["id"], filled.shape[:2], *(torch.zeros(0) for _ in range(3)), [], filled)
+            filled = torch.tensor([20 + most, 0], dtype=torch.int32).expand(
+                image["height"], image["width"], 2
+            )
+            guess = Prediction(
+                image["id"], filled.shape[:2], *(torch.zeros(0) for _ in range(3)), [], filled
+            )
             floor.update([guess], [nothing._replace(panoptic=truth)])
     lowest = floor.compute()
     lines = [["", *FIGURES], ["jtsm", *(f"{found[figure]:.1f}" for figure in FIGURES)]]
-    print_table([*lines, ["floor", *(f"{100 * lowest[figure]:.1f}" if figure in lowest else "" for figure in FIGURES)]])
+    print_table(
+        [
+            *lines,
+            [
+                "floor",
+                *(f"{100 * lowest[figure]:.1f}" if figure in lowest else "" for figure in FIGURES),
+            ],
+        ]
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--jobs", type=int, default=2)

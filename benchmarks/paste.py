@@ -20,19 +20,25 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from wsis.data._coco_json import read_coco
-from wsis.data._foregrounds import Foreground, ForegroundPool, draw_foregrounds, write_pool
-from wsis.data._paste import compose
-from wsis.data._samples import Samples
+from wsis.data.index import read_coco
+from wsis.data.samples import Samples
 from wsis.nn.masks import tight_boxes
+from wsis.pasting.compose import compose
+from wsis.pasting.pool import Foreground, ForegroundPool, draw_foregrounds, write_pool
 
 Pair = tuple[Tensor, Tensor]
 
 
-def from_coco(root: Path, split: str, size: int, count: int) -> tuple[list[Tensor], list[Foreground]]:
+def from_coco(
+    root: Path, split: str, size: int, count: int
+) -> tuple[list[Tensor], list[Foreground]]:
     """Backgrounds, and instances whose boxes measure at least 700 square pixels."""
-    index = read_coco(root / f"annotations/instances_{split}.json", root / split, check_images=False)
-    index = index._replace(images=[i for i in index.images if (root / split / i["file_name"]).is_file()][:count])
+    index = read_coco(
+        root / f"annotations/instances_{split}.json", root / split, check_images=False
+    )
+    index = index._replace(
+        images=[i for i in index.images if (root / split / i["file_name"]).is_file()][:count]
+    )
     samples = Samples(index, "masks", None)
     backgrounds, foregrounds = [], []
     for position in range(len(samples)):
@@ -41,13 +47,17 @@ def from_coco(root: Path, split: str, size: int, count: int) -> tuple[list[Tenso
         for label, mask in zip(sample["target"]["labels"], sample["target"]["masks"], strict=True):
             x1, y1, x2, y2 = tight_boxes(mask[None])[0].tolist()
             if (x2 - x1) * (y2 - y1) >= 700:
-                foregrounds.append(Foreground(sample["image"], mask, int(label), sample["path"].name))
+                foregrounds.append(
+                    Foreground(sample["image"], mask, int(label), sample["path"].name)
+                )
     return backgrounds, foregrounds
 
 
 def generated(size: int, count: int) -> tuple[list[Tensor], list[Foreground]]:
     rng = np.random.default_rng(0)
-    backgrounds = [torch.from_numpy(rng.integers(0, 256, (3, size, size), np.uint8)) for _ in range(count)]
+    backgrounds = [
+        torch.from_numpy(rng.integers(0, 256, (3, size, size), np.uint8)) for _ in range(count)
+    ]
     foregrounds = []
     for number in range(count):
         side = int(rng.integers(100, 301))
@@ -66,22 +76,34 @@ def whole_canvas(
     height, width = canvas.shape[:2]
     found: list[np.ndarray] = []
     for image, mask in zip(images, masks, strict=True):
-        centre, radius = cv2.minEnclosingCircle(np.argwhere(mask.numpy())[:, ::-1].astype(np.float32))
+        centre, radius = cv2.minEnclosingCircle(
+            np.argwhere(mask.numpy())[:, ::-1].astype(np.float32)
+        )
         angle, scale = rng.uniform(-30, 30), rng.uniform(0.3, 1.0)
         place = rng.uniform(0, (width, height))
         if where == "space":
-            free = np.pad(~np.any([*found, np.zeros((height, width), bool)], 0)[1:-1, 1:-1], 1).astype(np.uint8)
-            _, room, _, place = cv2.minMaxLoc(cv2.distanceTransform(free, cv2.DIST_L2, cv2.DIST_MASK_PRECISE))
+            free = np.pad(
+                ~np.any([*found, np.zeros((height, width), bool)], 0)[1:-1, 1:-1], 1
+            ).astype(np.uint8)
+            _, room, _, place = cv2.minMaxLoc(
+                cv2.distanceTransform(free, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+            )
             scale = room / radius
         matrix = cv2.getRotationMatrix2D(centre, angle, scale)
         matrix[:, 2] += np.subtract(place, centre)
-        warped = cv2.warpAffine(image.permute(1, 2, 0).numpy().astype(np.float32), matrix, (width, height))
+        warped = cv2.warpAffine(
+            image.permute(1, 2, 0).numpy().astype(np.float32), matrix, (width, height)
+        )
         covered = cv2.warpAffine(mask.numpy().astype(np.float32), matrix, (width, height)) > 0.5
         weight = cv2.GaussianBlur(covered.astype(np.float32), (5, 5), 2)[..., None]
         canvas = weight * warped + (1 - weight) * canvas
         found = [*(other & ~covered for other in found), covered]
     visible = torch.from_numpy(np.stack(found))
-    return torch.from_numpy(canvas.round().astype(np.uint8)).permute(2, 0, 1).contiguous(), visible, tight_boxes(visible)
+    return (
+        torch.from_numpy(canvas.round().astype(np.uint8)).permute(2, 0, 1).contiguous(),
+        visible,
+        tight_boxes(visible),
+    )
 
 
 def rate(paste: Callable[[int], object], count: int) -> float:
@@ -97,7 +119,9 @@ def rate(paste: Callable[[int], object], count: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("root", type=Path, nargs="?")
     parser.add_argument("--split", default="val2017")
     parser.add_argument("--size", type=int, default=512)
@@ -112,11 +136,24 @@ def main() -> None:
     else:
         backgrounds, foregrounds = generated(arguments.size, count)
     with tempfile.TemporaryDirectory() as folder:
-        write_pool(Path(folder), [str(k) for k in range(1 + max(f.label for f in foregrounds))], foregrounds, {})
-        pool, uncached = ForegroundPool(folder, cached=len(foregrounds)), ForegroundPool(folder, cached=0)
+        write_pool(
+            Path(folder),
+            [str(k) for k in range(1 + max(f.label for f in foregrounds))],
+            foregrounds,
+            {},
+        )
+        pool, uncached = (
+            ForegroundPool(folder, cached=len(foregrounds)),
+            ForegroundPool(folder, cached=0),
+        )
         area = np.mean([pool.draw(k)[1].numel() for k in range(len(pool))])
-        print(f"{len(foregrounds)} objects, boxes of {area**0.5:.0f}^2 pixels, on {arguments.size}^2; OpenCV {cv2.__version__}")
-        draws = [draw_foregrounds(pool.labels, arguments.objects, np.random.default_rng(k)) for k in range(count)]
+        print(
+            f"{len(foregrounds)} objects, boxes of {area**0.5:.0f}^2 pixels, on {arguments.size}^2; OpenCV {cv2.__version__}"
+        )
+        draws = [
+            draw_foregrounds(pool.labels, arguments.objects, np.random.default_rng(k))
+            for k in range(count)
+        ]
 
         def drawn(number: int, source: ForegroundPool) -> tuple[list[Tensor], list[Tensor]]:
             images, masks = zip(*(source.draw(k) for k in draws[number]), strict=True)
@@ -124,11 +161,20 @@ def main() -> None:
 
         print(f"{'images per second':28s}{'random':>10s}{'space':>10s}")
         for name, paste in {
-            "compose, objects in memory": lambda k, where: compose(backgrounds[k], *drawn(k, pool), where, seed=k),
-            "compose, pngs read": lambda k, where: compose(backgrounds[k], *drawn(k, uncached), where, seed=k),
-            "whole canvases, in memory": lambda k, where: whole_canvas(backgrounds[k], *drawn(k, pool), where, k),
+            "compose, objects in memory": lambda k, where: compose(
+                backgrounds[k], *drawn(k, pool), where, seed=k
+            ),
+            "compose, pngs read": lambda k, where: compose(
+                backgrounds[k], *drawn(k, uncached), where, seed=k
+            ),
+            "whole canvases, in memory": lambda k, where: whole_canvas(
+                backgrounds[k], *drawn(k, pool), where, k
+            ),
         }.items():
-            rates = [rate(lambda k, paste=paste, where=where: paste(k, where), count) for where in ("random", "space")]
+            rates = [
+                rate(lambda k, paste=paste, where=where: paste(k, where), count)
+                for where in ("random", "space")
+            ]
             print(f"{name:28s}{rates[0]:10.1f}{rates[1]:10.1f}", flush=True)
 
 

@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from wsis import ablate, test
-from wsis.data.shapes import Shapes
+from wsis.datasets.shapes import Shapes
 from wsis.files import read_json
 
 TABLES = Path(__file__).parents[1] / "configs" / "ablation" / "em_paste.yaml"
@@ -23,20 +23,45 @@ TAIL = ["long_tail", "long_tail_balanced"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/pasting"))
     parser.add_argument("--rows", nargs="+", default=ROWS)
     parser.add_argument("--jobs", type=int, default=2)
     asked = parser.parse_args()
-    words = ["--data", "shapes", "--data.root", str(asked.out / "data"), "--data.seed", "{seed}", "--data.loading.workers", "0"]
+    words = [
+        "--data",
+        "shapes",
+        "--data.root",
+        str(asked.out / "data"),
+        "--data.seed",
+        "{seed}",
+        "--data.loading.workers",
+        "0",
+    ]
     words += ["--model.segmentor.steps", "300"]
     others = Shapes(asked.out / "data", seed=1).read_salient().root
     for rows, more in ((asked.rows, []), (["random"], ["--model.backgrounds", str(others)])):
-        ablate.ablate(TABLES, asked.seeds, rows, asked.jobs, asked.out / "runs", first_seed=1, settings=[*words, *more])
+        ablate.ablate(
+            TABLES,
+            asked.seeds,
+            rows,
+            asked.jobs,
+            asked.out / "runs",
+            first_seed=1,
+            settings=[*words, *more],
+        )
     for row in TAIL:
         found = [per_class(run) for run in sorted((asked.out / "runs" / row).glob("*"))]
-        print(row.ljust(20), *(f"{name} {100 * sum(run[name] for run in found) / len(found):.1f}" for name in found[0]))
+        print(
+            row.ljust(20),
+            *(
+                f"{name} {100 * sum(run[name] for run in found) / len(found):.1f}"
+                for name in found[0]
+            ),
+        )
 
 
 def per_class(run: Path) -> dict[str, float]:

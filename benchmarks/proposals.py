@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 import torch
 
-from wsis.data._proposals import _pack
-from wsis.data.coco import COCO
-from wsis.evidence.segments import propose
+from wsis.datasets.coco import COCO
 from wsis.metrics.proposals import ProposalRecall
+from wsis.proposals.file import _pack
+from wsis.proposals.segments import propose
 from wsis.types import Proposals
 
 COUNTS = (500, 1000, 2000)
@@ -46,7 +46,9 @@ def main() -> None:
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     samples = COCO(root=asked.coco, proposals="none").samples("val", train=False)
-    chosen = [s for s in (samples.sample(i) for i in range(len(samples))) if len(s["truth"].boxes)][: asked.images]
+    chosen = [s for s in (samples.sample(i) for i in range(len(samples))) if len(s["truth"].boxes)][
+        : asked.images
+    ]
     pixels = [np.ascontiguousarray(s["image"].permute(1, 2, 0).numpy()) for s in chosen]
     truths = [s["truth"] for s in chosen]
 
@@ -57,7 +59,9 @@ def main() -> None:
         seconds.append(time.process_time() - start)
     size = np.mean([len(_pack(p)) for p in found])
     _report("wsis", seconds, found, truths)
-    print(f"{size / 1000:.1f} kB an image; {np.mean([p.members.shape[1] for p in found]):.0f} superpixels")
+    print(
+        f"{size / 1000:.1f} kB an image; {np.mean([p.members.shape[1] for p in found]):.0f} superpixels"
+    )
     if asked.peer_python:
         _report("selective search, fast", *_peer(asked.peer_python, pixels), truths)
 
@@ -81,12 +85,21 @@ def _report(name: str, seconds: list[float], found: list[Proposals], truths: lis
     figures = {key: value.item() for key, value in recall.compute().items() if value >= 0}
     large = ProposalRecall(COUNTS, (0.5,))
     large.update(found, [_large(truth) for truth in truths])
-    print(f"{name}: {np.mean(seconds):.2f} s an image, {np.mean([len(p.boxes) for p in found]):.0f} proposals")
+    print(
+        f"{name}: {np.mean(seconds):.2f} s an image, {np.mean([len(p.boxes) for p in found]):.0f} proposals"
+    )
     for kind in ("box", "mask"):
         for count in COUNTS if f"{kind}_abo/{COUNTS[0]}" in figures else ():
-            found_part, overlap = figures[f"{kind}_recall@0.5/{count}"], figures[f"{kind}_abo/{count}"]
-            print(f"  {kind:<4} at {count:>4}: recall .5 {found_part:.3f}  average best overlap {overlap:.3f}")
-    print(f"  box at 2000, objects above 96 px: recall .5 {large.compute()['box_recall@0.5/2000']:.3f}")
+            found_part, overlap = (
+                figures[f"{kind}_recall@0.5/{count}"],
+                figures[f"{kind}_abo/{count}"],
+            )
+            print(
+                f"  {kind:<4} at {count:>4}: recall .5 {found_part:.3f}  average best overlap {overlap:.3f}"
+            )
+    print(
+        f"  box at 2000, objects above 96 px: recall .5 {large.compute()['box_recall@0.5/2000']:.3f}"
+    )
 
 
 def _large(truth):

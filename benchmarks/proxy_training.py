@@ -16,21 +16,33 @@ from _runs import call
 
 from wsis.files import read_json
 from wsis.machine import cores
-from wsis.tables import mean_and_range, print_table
+from wsis.reports.tables import mean_and_range, print_table
 
 OVERLAYS = Path(__file__).parents[1] / "configs" / "ablation"
 ROWS = {
     "true masks": ["--model", "mask_rcnn"],
     "raw": ["--model", "boxcaseg", "--config", str(OVERLAYS / "boxcaseg_raw.yaml")],
     "merge": ["--model", "boxcaseg"],
-    "merge + drop 0.75": ["--model", "boxcaseg", "--config", str(OVERLAYS / "boxcaseg_drop_075.yaml")],
-    "merge + drop 0.9": ["--model", "boxcaseg", "--config", str(OVERLAYS / "boxcaseg_drop_09.yaml")],
+    "merge + drop 0.75": [
+        "--model",
+        "boxcaseg",
+        "--config",
+        str(OVERLAYS / "boxcaseg_drop_075.yaml"),
+    ],
+    "merge + drop 0.9": [
+        "--model",
+        "boxcaseg",
+        "--config",
+        str(OVERLAYS / "boxcaseg_drop_09.yaml"),
+    ],
 }
 FIGURES = ("AP", "AP25", "AP50", "AP70", "AP75")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rows", nargs="+", default=[*ROWS], choices=[*ROWS])
@@ -39,7 +51,10 @@ def main() -> None:
     threads = max(1, cores() // asked.jobs)
     with ThreadPoolExecutor(asked.jobs) as pool:
         list(
-            pool.map(lambda job: fit(asked.folder, *job, threads), [(row, draw) for draw in asked.draws for row in asked.rows])
+            pool.map(
+                lambda job: fit(asked.folder, *job, threads),
+                [(row, draw) for draw in asked.draws for row in asked.rows],
+            )
         )
     lines = [["", *FIGURES, "mIoU given boxes", "dropped"]]
     for row in asked.rows:
@@ -64,12 +79,18 @@ def fit(folder: Path, row: str, draw: int, threads: int) -> None:
 def figures(folder: Path, row: str, draw: int) -> list[float | None]:
     """FIGURES of the last stage, the mask IoU of the joint one, and the share of masks that are not learnt from."""
     run = place(folder, row, draw)
-    final = read_json(next(iter([*run.glob("3-mask-rcnn/metrics.json"), *run.glob("train/metrics.json")])))
+    final = read_json(
+        next(iter([*run.glob("3-mask-rcnn/metrics.json"), *run.glob("train/metrics.json")]))
+    )
     known: list[float | None] = [100 * final[f"val/{name}"] for name in FIGURES]
     if not (run / "1-joint").is_dir():
         return [*known, None, None]
     ignored = [a["ignore"] for a in read_json(run / "2-proxy-masks/labels.json")["annotations"]]
-    return [*known, 100 * read_json(run / "1-joint/metrics.json")["val/mIoU"], 100 * sum(ignored) / len(ignored)]
+    return [
+        *known,
+        100 * read_json(run / "1-joint/metrics.json")["val/mIoU"],
+        100 * sum(ignored) / len(ignored),
+    ]
 
 
 def place(folder: Path, row: str, draw: int) -> Path:

@@ -17,10 +17,10 @@ import torch
 from _runs import call, on_small_coco
 from torchvision.ops import box_iou
 
-from wsis.data.coco import COCO
+from wsis.datasets.coco import COCO
 from wsis.files import read_json
 from wsis.metrics import CorLoc
-from wsis.tables import mean_and_range, print_table
+from wsis.reports.tables import mean_and_range, print_table
 from wsis.types import Prediction, Proposals, Truth
 
 COLUMNS = (("train", "CorLoc"), ("train", "CorLoc_images"), ("val", "AP25"), ("val", "AP50"))
@@ -29,7 +29,9 @@ Score = Callable[[Proposals, Truth], torch.Tensor]
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("data", type=Path)
     arguments.add_argument("weights", type=Path)
     arguments.add_argument("--seeds", type=int, default=3)
@@ -37,10 +39,21 @@ def main() -> None:
     asked = arguments.parse_args()
     lines = [["", *map(" ".join, COLUMNS), "minutes"]]
     for name, value in baselines(asked.data).items():
-        lines.append([name, *(mean_and_range([100 * value[figure]]) for figure in ("CorLoc", "CorLoc_images")), "", "", ""])
+        lines.append(
+            [
+                name,
+                *(mean_and_range([100 * value[figure]]) for figure in ("CorLoc", "CorLoc_images")),
+                "",
+                "",
+                "",
+            ]
+        )
     for model in ("cam", "pdsl"):
         runs = [figures(model, seed, asked) for seed in range(asked.seeds)]
-        lines += [[f"{model}, seed {seed}", *(mean_and_range([value]) for value in run)] for seed, run in enumerate(runs)]
+        lines += [
+            [f"{model}, seed {seed}", *(mean_and_range([value]) for value in run)]
+            for seed, run in enumerate(runs)
+        ]
         lines.append([f"{model}, mean (range)", *map(mean_and_range, zip(*runs, strict=True))])
     print_table(lines)
 
@@ -57,14 +70,26 @@ def baselines(folder: Path) -> dict[str, dict[str, float]]:
     found = {name: CorLoc(20) for name in (*choices, "whole image")}
     for i in range(len(samples)):
         sample = samples.sample(i)
-        image, size, truth, proposals = sample["image_id"], sample["size"], sample["truth"], sample["proposals"]
+        image, size, truth, proposals = (
+            sample["image_id"],
+            sample["size"],
+            sample["truth"],
+            sample["proposals"],
+        )
         labels = torch.arange(20)
         for name, score in choices.items():
             best, index = score(proposals, truth).max(0)
-            found[name].update([Prediction(image, size, proposals.boxes[index], best, labels, [])], [truth])
+            found[name].update(
+                [Prediction(image, size, proposals.boxes[index], best, labels, [])], [truth]
+            )
         whole = torch.tensor([0.0, 0.0, size[1], size[0]]).expand(20, 4)
-        found["whole image"].update([Prediction(image, size, whole, torch.ones(20), labels, [])], [truth])
-    return {name: {key: float(v) for key, v in metric.compute().items() if v.ndim == 0} for name, metric in found.items()}
+        found["whole image"].update(
+            [Prediction(image, size, whole, torch.ones(20), labels, [])], [truth]
+        )
+    return {
+        name: {key: float(v) for key, v in metric.compute().items() if v.ndim == 0}
+        for name, metric in found.items()
+    }
 
 
 def figures(model: str, seed: int, asked: argparse.Namespace) -> list[float]:
@@ -72,15 +97,27 @@ def figures(model: str, seed: int, asked: argparse.Namespace) -> list[float]:
     run = asked.out / f"{model}-{seed}"
     if not (run / "minutes.json").is_file():
         start = time.perf_counter()
-        words = [*on_small_coco(model, asked.data, asked.weights), "--data.classes", "voc", "--run_dir", str(run)]
+        words = [
+            *on_small_coco(model, asked.data, asked.weights),
+            "--data.classes",
+            "voc",
+            "--run_dir",
+            str(run),
+        ]
         call("fit", [*words, "--seed_everything", str(seed), "--data.loading.seed", str(seed)])
         run.joinpath("minutes.json").write_text(json.dumps((time.perf_counter() - start) / 60))
     if not (run / "test-train" / "metrics.json").is_file():
         call("test", ["--run", str(run), "--split", "train"])
-    judged = {f"train/{key}": value for key, value in read_json(run / "test-train" / "metrics.json")["metrics"].items()}
+    judged = {
+        f"train/{key}": value
+        for key, value in read_json(run / "test-train" / "metrics.json")["metrics"].items()
+    }
     for stage in sorted(run.glob("*/stage.json")):
         judged |= read_json(stage)["metrics"]  # a fit ends with the validation images
-    return [*(100 * judged[f"{split}/{figure}"] for split, figure in COLUMNS), read_json(run / "minutes.json")]
+    return [
+        *(100 * judged[f"{split}/{figure}"] for split, figure in COLUMNS),
+        read_json(run / "minutes.json"),
+    ]
 
 
 def _overlap(boxes: torch.Tensor, truth: Truth) -> torch.Tensor:
@@ -88,7 +125,9 @@ def _overlap(boxes: torch.Tensor, truth: Truth) -> torch.Tensor:
     overlap = box_iou(boxes, truth.boxes)
     return torch.stack(
         [
-            overlap[:, truth.labels == c].max(1).values if (truth.labels == c).any() else overlap.new_zeros(len(boxes))
+            overlap[:, truth.labels == c].max(1).values
+            if (truth.labels == c).any()
+            else overlap.new_zeros(len(boxes))
             for c in range(20)
         ],
         1,

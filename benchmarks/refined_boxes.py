@@ -23,11 +23,11 @@ from _runs import CONFIGS, call, on_small_coco
 from pycocotools import mask as rle
 from torchvision.ops import box_iou
 
-from wsis.data.coco import COCO
-from wsis.data.shapes import Shapes
+from wsis.datasets.coco import COCO
+from wsis.datasets.shapes import Shapes
 from wsis.files import read_json
 from wsis.machine import cores
-from wsis.tables import mean_and_range, print_table
+from wsis.reports.tables import mean_and_range, print_table
 from wsis.test import truths_of
 
 OVERLAYS = CONFIGS / "ablation"
@@ -48,17 +48,23 @@ ROWS = {
     "all three, round 3": Row(round=3),
     "segmentation": Row(["--config", str(OVERLAYS / "ccgr_segmentation.yaml")], run="segmentation"),
     "and detector": Row(["--config", str(OVERLAYS / "ccgr_detector.yaml")], run="detector"),
-    "external proposals": Row(["--config", str(OVERLAYS / "ccgr_external_proposals.yaml")], run="external"),
+    "external proposals": Row(
+        ["--config", str(OVERLAYS / "ccgr_external_proposals.yaml")], run="external"
+    ),
     "labels: whole parts alone": Row(["--model.refinement", "0", *LABELS], run="whole"),
     "labels: refinement alone": Row(["--model.whole", "false", *LABELS], run="refined"),
-    "labels: printed form": Row(["--config", str(OVERLAYS / "ccgr_printed.yaml"), *LABELS], run="printed"),
+    "labels: printed form": Row(
+        ["--config", str(OVERLAYS / "ccgr_printed.yaml"), *LABELS], run="printed"
+    ),
 }
 FIGURES = ("AP25", "AP50", "AP75")
 LEARNT = ("box IoU", "boxes", "masks")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--coco", type=Path)
     parser.add_argument("--weights", type=Path)
@@ -67,7 +73,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     asked = parser.parse_args()
     asked.rows = asked.rows or [
-        name for name in ROWS if not asked.coco or (ROWS[name].round == 1 and name != "external proposals")
+        name
+        for name in ROWS
+        if not asked.coco or (ROWS[name].round == 1 and name != "external proposals")
     ]
     threads = max(1, cores() // asked.jobs)
     with ThreadPoolExecutor(asked.jobs) as pool:
@@ -82,13 +90,22 @@ def main() -> None:
 def given(asked: argparse.Namespace, draw: int) -> list[str]:
     """The data, and what is trained on it by."""
     if asked.coco:
-        return [*on_small_coco("ccgr", asked.coco, asked.weights), "--data.classes", "voc", "--seed_everything", str(draw)]
+        return [
+            *on_small_coco("ccgr", asked.coco, asked.weights),
+            "--data.classes",
+            "voc",
+            "--seed_everything",
+            str(draw),
+        ]
     return ["--model", "ccgr", "--data.root", str(asked.folder / "data"), "--data.seed", str(draw)]
 
 
 def fit_all(asked: argparse.Namespace, draw: int, threads: int) -> None:
     for row in (ROWS[name] for name in asked.rows if ROWS[name].words):
-        run, extra = asked.folder / f"{row.run}-{draw}", ["--model.rounds", "1"] if asked.coco else []
+        run, extra = (
+            asked.folder / f"{row.run}-{draw}",
+            ["--model.rounds", "1"] if asked.coco else [],
+        )
         if row.run == "external":
             extra = ["--data.proposals", str(external(asked.folder, draw, threads))]
         place = ["--run_dir", str(run), "--reuse", str(asked.folder)]
@@ -100,12 +117,26 @@ def external(folder: Path, draw: int, threads: int) -> Path:
     teacher, found = folder / "teacher", folder / f"external-{draw}.json"
     if not found.exists():
         others = ["--data.root", str(folder / "data"), "--data.seed", "9"]
-        others += ["--data.augment.short_sides", "[160]", "--model.test_side", "160"]  # as CCGR's own
+        others += [
+            "--data.augment.short_sides",
+            "[160]",
+            "--model.test_side",
+            "160",
+        ]  # as CCGR's own
         call("fit", ["--model", "mask_rcnn", *others, "--run_dir", str(teacher), *WORKERS], threads)
         results = []
         for split in ("train", "val"):
             out = folder / f"external-{draw}-{split}"
-            words = ["--run", str(teacher), "--data.root", str(folder / "data"), "--data.seed", str(draw), "--split", split]
+            words = [
+                "--run",
+                str(teacher),
+                "--data.root",
+                str(folder / "data"),
+                "--data.seed",
+                str(draw),
+                "--split",
+                split,
+            ]
             call("test", [*words, "--out", str(out), *WORKERS], threads)
             results += read_json(out / "predictions.json")
         found.write_text(json.dumps(results))
@@ -118,7 +149,11 @@ def figures(asked: argparse.Namespace, row: Row, draw: int) -> list[float | None
     metrics = run / f"round-{row.round}-mask-rcnn/metrics.json"
     final = read_json(metrics) if metrics.exists() else {}
     labels = read_json(run / f"round-{row.round}-labels/labels.json")["annotations"]
-    data = COCO(asked.coco, classes="voc") if asked.coco else Shapes(root=asked.folder / "data", seed=draw)
+    data = (
+        COCO(asked.coco, classes="voc")
+        if asked.coco
+        else Shapes(root=asked.folder / "data", seed=draw)
+    )
     overlaps = torch.tensor(best_overlaps(labels, data.index("train")))
     learnt = [overlaps[:, 0].mean(), *(overlaps > 0.5).float().mean(0)]
     known = [final.get(f"val/{name}") for name in FIGURES]
@@ -134,7 +169,11 @@ def best_overlaps(labels: Sequence[Any], index: Any) -> list[tuple[float, float]
         truth, (x, y, width, height) = truths[label["image_id"]], label["bbox"]
         own = (truth.labels == classes[label["category_id"]]).nonzero().flatten()
         boxes = box_iou(torch.tensor([[x, y, x + width, y + height]]), truth.boxes[own])
-        masks = rle.iou([label["segmentation"]], [truth.masks[k] for k in own.tolist()], [0] * len(own)) if len(own) else None
+        masks = (
+            rle.iou([label["segmentation"]], [truth.masks[k] for k in own.tolist()], [0] * len(own))
+            if len(own)
+            else None
+        )
         found.append((float(boxes.max()), float(masks.max())) if masks is not None else (0.0, 0.0))
     return found
 

@@ -29,7 +29,9 @@ from wsis.types import Proposals, View
 def sample(proposals: int, side: int, folder: Path) -> dict:
     rng = np.random.default_rng(0)
     width = side * 4 // 3
-    pixels = np.kron(rng.integers(0, 255, (side // 40, width // 40, 3)), np.ones((40, 40, 1))).astype(np.uint8)
+    pixels = np.kron(
+        rng.integers(0, 255, (side // 40, width // 40, 3)), np.ones((40, 40, 1))
+    ).astype(np.uint8)
     pixels = pixels + rng.integers(0, 12, pixels.shape).astype(np.uint8)
     path = folder / "image.png"
     Image.fromarray(pixels).save(path)
@@ -41,7 +43,9 @@ def sample(proposals: int, side: int, folder: Path) -> dict:
     labels = (rows[:, None] * (size[1] // 20) + columns).int()
     y, x = (20 * torch.arange(n // 20) + 10 for n in size)
     centres = torch.stack([x.repeat(len(y)), y.repeat_interleave(len(x))], 1)
-    offset = (2 * centres - (boxes[:, None, :2] + boxes[:, None, 2:])) / (boxes[:, None, 2:] - boxes[:, None, :2]).clamp(min=1)
+    offset = (2 * centres - (boxes[:, None, :2] + boxes[:, None, 2:])) / (
+        boxes[:, None, 2:] - boxes[:, None, :2]
+    ).clamp(min=1)
     members = offset.square().sum(2) <= 1  # those within an ellipse
     return {
         "image": torch.from_numpy(pixels).permute(2, 0, 1),
@@ -56,7 +60,9 @@ def sample(proposals: int, side: int, folder: Path) -> dict:
 
 def calibrate(model: pl.LightningModule, image: torch.Tensor) -> None:
     """Give BatchNorm the statistics of an image, because random weights with none make features of any size."""
-    norms = [module for module in model.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    norms = [
+        module for module in model.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)
+    ]
     for norm in norms:
         norm.train().momentum = None
     with torch.no_grad():
@@ -94,7 +100,9 @@ def timed(model: pl.LightningModule, seconds: dict[str, float]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="pdsl", choices=("pdsl", "jtsm"))
     parser.add_argument("--proposals", type=int, default=2000)
     parser.add_argument("--side", type=int, default=480)
@@ -103,7 +111,9 @@ def main() -> None:
     torch.manual_seed(0)
     model = registry.find("model", given.model)(weights="none").train()
     model.log = model.log_dict = lambda *_, **__: None
-    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4, momentum=0.9)
+    optimiser = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-4, momentum=0.9
+    )
     seconds: dict[str, float] = defaultdict(float)
     with tempfile.TemporaryDirectory() as folder:
         one = sample(given.proposals, given.side, Path(folder))

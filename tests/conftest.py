@@ -5,12 +5,20 @@ Never by the clock, because machines are busy; in CI with the same examples ever
 
 import os
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported, and for the processes that tests start
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))))
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # before torch is imported, and for the processes that tests start
+    os.environ.setdefault(
+        "OMP_NUM_THREADS",
+        str(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))),
+    )
 
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
-    "wsis", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=bool(os.environ.get("CI"))
+    "wsis",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=bool(os.environ.get("CI")),
 )
 settings.load_profile("wsis")

@@ -15,14 +15,22 @@ import torch
 import yaml
 from test_run import FORK, weights
 
-from wsis import ablate, fit, jobs
-from wsis.comparison.ablation import read_ablation
-from wsis.files import InputError
+from wsis import ablate, fit
+from wsis.errors import InputError
+from wsis.reports.ablation import read_ablation
+from wsis.runs import jobs
 
 TOY = [
     "--data",
     "toy_plugins.Data",
-    *["--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1", "--trainer.max_steps", "6"],
+    *[
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.log_every_n_steps",
+        "1",
+        "--trainer.max_steps",
+        "6",
+    ],
 ]
 ROWS = {
     "fast": {"set": {"model.rate": 0.3}, "paper": [50.0]},
@@ -75,7 +83,9 @@ def forked(monkeypatch):
 def write(folder: Path, rows=ROWS, model="toy_plugins.Staged", **table) -> Path:
     (folder / "overlay.yaml").write_text("model:\n  init_args:\n    pool: roi\n")
     tables = {"widths": {"title": "Table 1", "figures": ["loss"], "rows": rows} | table}
-    (folder / "toy.yaml").write_text(yaml.safe_dump({"model": model, "paper": "A paper", "tables": tables}, sort_keys=False))
+    (folder / "toy.yaml").write_text(
+        yaml.safe_dump({"model": model, "paper": "A paper", "tables": tables}, sort_keys=False)
+    )
     return folder / "toy.yaml"
 
 
@@ -103,7 +113,18 @@ def test_rows_are_what_they_would_be_alone(done, tmp_path):
     for row, own in (("fast", ["--model.rate", "0.3"]), ("roi", ["--model.pool", "roi"])):
         for seed in ("0", "1"):
             alone = tmp_path / row / seed
-            fit.main(["--model", "toy_plugins.Staged", *TOY, *own, "--seed_everything", seed, "--run_dir", str(alone)])
+            fit.main(
+                [
+                    "--model",
+                    "toy_plugins.Staged",
+                    *TOY,
+                    *own,
+                    "--seed_everything",
+                    seed,
+                    "--run_dir",
+                    str(alone),
+                ]
+            )
             for stage in ("1-first", "3-net"):
                 ours, theirs = weights(out / row / seed / stage), weights(alone / stage)
                 assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -141,7 +162,10 @@ def test_prolonging_a_run_leaves_those_it_took_stages_from(done, tmp_path):
     checkpoint = "3-net/checkpoints/last.ckpt"
     assert (tmp_path / "run" / checkpoint).read_bytes() == (lender / checkpoint).read_bytes()
     fit.main([*words, "--trainer.max_steps", "9"])
-    assert torch.load(tmp_path / "run/3-net/checkpoints/last.ckpt", weights_only=True)["global_step"] == 9
+    assert (
+        torch.load(tmp_path / "run/3-net/checkpoints/last.ckpt", weights_only=True)["global_step"]
+        == 9
+    )
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -153,7 +177,11 @@ def test_table_has_the_papers_figures_beside_ours(done):
         [sum(ours) / 2, min(ours), max(ours)], abs=0.006
     )
     assert (fast["loss_paper"], roi["loss_paper"], again["loss_paper"]) == ("50.00", "", "")
-    assert (fast["seeds"], fast["source"], roi["settings"]) == ("2", "A paper, Table 1", "--model.pool=roi")
+    assert (fast["seeds"], fast["source"], roi["settings"]) == (
+        "2",
+        "A paper, Table 1",
+        "--model.pool=roi",
+    )
     cells = f"| fast | {sum(ours) / 2:.1f} ({min(ours):.1f}-{max(ours):.1f}) | 50.0 | 2 |"
     assert cells in (out / "ablation.md").read_text()
     assert [found.row.name for found in outcomes] == ["fast", "roi", "again"]
@@ -175,7 +203,10 @@ def test_a_row_that_fails_stops_no_other_and_is_continued(tmp_path, monkeypatch,
     shown = capsys.readouterr()
     assert stop.value.code == 1
     log = tmp_path / "out/{}/0/log.txt"
-    assert shown.err == f"failed: fast/0 ({str(log).format('fast')}), narrow/0 ({str(log).format('narrow')})\n"
+    assert (
+        shown.err
+        == f"failed: fast/0 ({str(log).format('fast')}), narrow/0 ({str(log).format('narrow')})\n"
+    )
     assert "FAILED" in shown.out
     monkeypatch.delenv("TOY_KILL_MAKE")
     (out,) = go(table, "--seeds", "1", "--rows", "narrow")
@@ -196,7 +227,12 @@ def test_a_row_that_fails_with_other_settings_shows_no_old_figures(tmp_path, mon
 
 def test_other_settings_do_it_again(tmp_path, forked):
     table = write(tmp_path, {"fast": ROWS["fast"]})
-    for words in ([], ["--model.width", "2"], ["--model.width", "2"], ["--model.width", "2", "--model.rate", "0.5"]):
+    for words in (
+        [],
+        ["--model.width", "2"],
+        ["--model.width", "2"],
+        ["--model.width", "2", "--model.rate", "0.5"],
+    ):
         go(table, "--seeds", "1", *words)
     assert len(forked.children) == 2  # the row's own rate comes after the one given for all
 
@@ -214,7 +250,10 @@ def test_a_row_waits_for_those_it_takes_over_from(monkeypatch, tmp_path):
 
 def test_ended_jobs_make_room_in_order():
     log, begun, most = Path("/dev/null"), [], []
-    todo = [jobs.Job(name, (name,), log, frozenset(after)) for name, after in (("a", ""), ("b", "a"), ("c", ""), ("d", "z"))]
+    todo = [
+        jobs.Job(name, (name,), log, frozenset(after))
+        for name, after in (("a", ""), ("b", "a"), ("c", ""), ("d", "z"))
+    ]
 
     class Instant:
         open = 0
@@ -237,7 +276,12 @@ def test_ended_jobs_make_room_in_order():
     ended = []
     patch = pytest.MonkeyPatch()
     patch.setattr(jobs, "_start", Instant)
-    jobs.work(todo, lambda: [{}, {}], lambda job: begun.append(job.name), lambda job, well: ended.append((job.name, well)))
+    jobs.work(
+        todo,
+        lambda: [{}, {}],
+        lambda job: begun.append(job.name),
+        lambda job, well: ended.append((job.name, well)),
+    )
     patch.undo()
     assert begun[:2] == ["a", "c"]
     assert sorted(begun) == ["a", "b", "c", "d"]
@@ -247,7 +291,13 @@ def test_ended_jobs_make_room_in_order():
 
 @pytest.mark.parametrize(
     ("asked", "peak", "cores", "free", "count"),
-    [("auto", 0, 8, 100, 1), ("auto", 10, 8, 100, 8), ("auto", 10, 16, 61, 5), ("auto", 10, 8, 5, 1), (3, 0, 8, 5, 3)],
+    [
+        ("auto", 0, 8, 100, 1),
+        ("auto", 10, 8, 100, 8),
+        ("auto", 10, 16, 61, 5),
+        ("auto", 10, 8, 5, 1),
+        (3, 0, 8, 5, 3),
+    ],
 )
 def test_how_many_fit(asked, peak, cores, free, count, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -264,10 +314,16 @@ def test_each_gpu_has_its_share(monkeypatch):
     monkeypatch.setattr(jobs, "cores", lambda: 16)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda i: ((40 * gib, 15 * gib)[i], 80 * gib))
-    shares = [place["CUDA_VISIBLE_DEVICES"] for place in jobs.places_for("auto", 10 * gib, gpu=True)]
+    shares = [
+        place["CUDA_VISIBLE_DEVICES"] for place in jobs.places_for("auto", 10 * gib, gpu=True)
+    ]
     assert sorted(shares) == ["0", "0", "0", "1"]  # 13 GiB each
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in jobs.places_for(3, gpu=True)] == ["4", "7", "4"]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in jobs.places_for(3, gpu=True)] == [
+        "4",
+        "7",
+        "4",
+    ]
     assert jobs.places_for("auto", 10 * gib, gpu=True, devices="2")[0].keys() == {"OMP_NUM_THREADS"}
 
 
@@ -280,13 +336,25 @@ MISTAKES = {
     "setting first": (["--seeds", "3"], "name a file of tables first"),
     "no such file": (["gone.yaml"], "cannot read settings file gone.yaml"),
     "an overlay": (["overlay.yaml"], "overlay.yaml is no file of ablation tables"),
-    "no such row": (["toy.yaml", "--rows", "fas"], "no row of toy is called 'fas'; did you mean 'fast'?"),
+    "no such row": (
+        ["toy.yaml", "--rows", "fas"],
+        "no row of toy is called 'fas'; did you mean 'fast'?",
+    ),
     "not a number": (["toy.yaml", "--seeds", "x"], "see python -m wsis.ablate --help"),
     "no seed": (["toy.yaml", "--seeds", "0"], "--seeds and --jobs are 1 at least"),
     "negative seed": (["toy.yaml", "--first_seed", "-1"], "--first_seed 0"),
-    "given twice": (["toy.yaml", "--run-dir", "x"], "--run_dir is what wsis.ablate sets for each run"),
-    "unknown setting": (["toy.yaml", *TOY, "--model.widht", "3"], "row fast: unknown setting 'model.widht'"),
-    "needs": (["toy.yaml", *TOY, "--rows", "file"], "row file needs --data.labels, which is for it alone"),
+    "given twice": (
+        ["toy.yaml", "--run-dir", "x"],
+        "--run_dir is what wsis.ablate sets for each run",
+    ),
+    "unknown setting": (
+        ["toy.yaml", *TOY, "--model.widht", "3"],
+        "row fast: unknown setting 'model.widht'",
+    ),
+    "needs": (
+        ["toy.yaml", *TOY, "--rows", "file"],
+        "row file needs --data.labels, which is for it alone",
+    ),
     "needed alone": (
         ["toy.yaml", *TOY, "--rows", "file", "fast", "--data.labels", "x"],
         "row file has --data.labels for itself",
@@ -295,7 +363,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_one_line_before_anything_is_trained(mistake, tmp_path, monkeypatch, capsys, forked):
+def test_mistakes_are_one_line_before_anything_is_trained(
+    mistake, tmp_path, monkeypatch, capsys, forked
+):
     words, says = MISTAKES[mistake]
     write(tmp_path, ROWS | {"file": {"needs": "data.labels"}})
     monkeypatch.chdir(tmp_path)
@@ -312,7 +382,10 @@ def test_mistakes_are_one_line_before_anything_is_trained(mistake, tmp_path, mon
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ({"good": ROWS["fast"], "bad": {"set": {"model.width": "three"}}}, "row bad: --model.width three: expected"),
+        (
+            {"good": ROWS["fast"], "bad": {"set": {"model.width": "three"}}},
+            "row bad: --model.width three: expected",
+        ),
         ({"bad": {"set": {"model.fast": 3}}}, "row bad: unknown setting 'model.fast'"),
         ({"bad": {"config": "gone.yaml"}}, "gone.yaml"),
         ({"bad": {"paper": [1.0, 2.0]}}, "row 'bad' in {}: give 1 figures of the paper (loss)"),
@@ -335,7 +408,9 @@ def test_bad_tables_are_one_line(rows, says, tmp_path, capsys, forked):
 def test_a_folder_of_other_tables_is_refused(tmp_path, capsys, forked):
     table = write(tmp_path, {"fast": ROWS["fast"]})
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/ablation.json").write_text('{"model": "pdsl", "tables": "pdsl", "data": "voc"}')
+    (tmp_path / "out/ablation.json").write_text(
+        '{"model": "pdsl", "tables": "pdsl", "data": "voc"}'
+    )
     with pytest.raises(SystemExit):
         go(table)
     assert "holds rows of pdsl on voc; give another --out" in capsys.readouterr().err
@@ -358,13 +433,25 @@ def test_rows_that_need_a_file_are_left_out_and_run_alone(tmp_path, capsys):
     (tmp_path / "labels.json").write_text("{}")
     go(table, "--seeds", "1")
     assert "left out: file, which needs --data.labels" in capsys.readouterr().out
-    both = go(table, "--seeds", "1", "--rows", "file", "--data.labels", str(tmp_path / "labels.json"))
+    both = go(
+        table, "--seeds", "1", "--rows", "file", "--data.labels", str(tmp_path / "labels.json")
+    )
     assert [found.row.name for found in both] == ["fast", "file"]
 
 
 def test_words_are_told_apart():
     own, theirs = ablate._divide(
-        ["toy.yaml", "--data.root", "./model", "--first-seed", "3", "--save-every=2", "--rows", "a", "b"]
+        [
+            "toy.yaml",
+            "--data.root",
+            "./model",
+            "--first-seed",
+            "3",
+            "--save-every=2",
+            "--rows",
+            "a",
+            "b",
+        ]
     )
     assert own == ["toy.yaml", "--first_seed", "3", "--rows", "a", "b"]
     assert theirs == ["--data.root", "./model", "--save_every=2"]
@@ -373,7 +460,9 @@ def test_words_are_told_apart():
 def test_tables_and_rows_are_chosen_by_name(tmp_path):
     first = {"figures": ["loss"], "rows": {"a": {}, "b": {}}}
     (tmp_path / "toy.yaml").write_text(
-        yaml.safe_dump({"model": "m", "tables": {"one": first, "two": {"figures": [], "rows": {"c": {}}}}})
+        yaml.safe_dump(
+            {"model": "m", "tables": {"one": first, "two": {"figures": [], "rows": {"c": {}}}}}
+        )
     )
     ablation = read_ablation(tmp_path / "toy.yaml")
     assert [row.name for _, row in ablation.choose(["one", "c"])] == ["a", "b", "c"]
@@ -388,7 +477,9 @@ def test_settings_may_have_the_seed(tmp_path):
     assert [run.name for run in found.runs] == ["3", "4"]
     for run in found.runs:
         settings = yaml.safe_load((run / "config.yaml").read_text())
-        assert settings["seed_everything"] == settings["model"]["init_args"]["width"] == int(run.name)
+        assert (
+            settings["seed_everything"] == settings["model"]["init_args"]["width"] == int(run.name)
+        )
 
 
 def test_a_stage_alone(tmp_path):
@@ -418,9 +509,15 @@ def test_wandb_has_a_group_of_rows_and_the_table(tmp_path, monkeypatch):
 def test_a_real_process_trains_and_ends_with_its_batch(tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{Path(__file__).parents[1]}")
-    job = jobs.Job("real", ("--model", "toy_plugins.Staged", *TOY, "--run_dir", str(tmp_path / "run")), tmp_path / "log.txt")
+    job = jobs.Job(
+        "real",
+        ("--model", "toy_plugins.Staged", *TOY, "--run_dir", str(tmp_path / "run")),
+        tmp_path / "log.txt",
+    )
     ended = []
-    jobs.work([job], lambda: [{"TOY_SLOW": "0"}], lambda _: None, lambda job, well: ended.append(well))
+    jobs.work(
+        [job], lambda: [{"TOY_SLOW": "0"}], lambda _: None, lambda job, well: ended.append(well)
+    )
     assert ended == [True], job.log.read_text()
     assert loss(tmp_path / "run") > 0
 
@@ -444,6 +541,9 @@ def test_a_killed_batch_leaves_no_process(tmp_path):
     child = int(log.read_text())
     os.kill(batch.pid, signal.SIGKILL)
     until = time.monotonic() + 20
-    while Path(f"/proc/{child}/stat").exists() and Path(f"/proc/{child}/stat").read_text().split()[2] != "Z":
+    while (
+        Path(f"/proc/{child}/stat").exists()
+        and Path(f"/proc/{child}/stat").read_text().split()[2] != "Z"
+    ):
         assert time.monotonic() < until
         time.sleep(0.02)

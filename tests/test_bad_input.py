@@ -32,9 +32,18 @@ from PIL import Image
 
 from wsis import fit, label, predict, propose
 from wsis import test as judging
-from wsis.data._proposals import ProposalFile
+from wsis.proposals.file import ProposalFile
 
-QUICK = ["--trainer.accelerator", "cpu", "--trainer.max_steps", "2", "--trainer.log_every_n_steps", "1", "--save_every", "1"]
+QUICK = [
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.max_steps",
+    "2",
+    "--trainer.log_every_n_steps",
+    "1",
+    "--save_every",
+    "1",
+]
 NAMES = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
 
 
@@ -68,7 +77,17 @@ def run(made: Path, tmp_path: Path) -> Path:
 
 
 def words(root: Path, model: str = "toy_proposer.Asking") -> list[str]:
-    return ["--model", model, *QUICK, "--data", "folder", "--data.root", str(root), "--data.loading.workers", "0"]
+    return [
+        "--model",
+        model,
+        *QUICK,
+        "--data",
+        "folder",
+        "--data.root",
+        str(root),
+        "--data.loading.workers",
+        "0",
+    ]
 
 
 def refused(verb, argv, capfd) -> str:
@@ -101,15 +120,51 @@ def resize(root: Path) -> None:
 
 
 WRONG: dict[str, tuple[Callable[[Path], object], str, list[str]]] = {
-    "unknown tag": (lambda root: None, "--data.classes [cat,cow]", ['labels.csv:2: unknown tag "dog"', "cat, cow"]),
-    "unknown validation tag": (lambda root: (root / "val.csv").write_text("a.jpg,dgo\n"), "", ['did you mean "dog"?']),
-    "missing image": (lambda root: (root / "c.jpg").unlink(), "", ["labels.csv:3: no image", "c.jpg", "remove the line"]),
-    "empty image": (lambda root: (root / "c.jpg").write_bytes(b""), "", ["c.jpg is empty (0 bytes)"]),
-    "truncated image": (lambda root: cut(root / "c.jpg"), "", ["cannot read image", "c.jpg", "truncated"]),
-    "no proposals for an image": (rename, "--data.proposals {}/own.sqlite", ["no proposals for z.jpg", "wsis.propose"]),
-    "proposals of other images": (resize, "--data.proposals {}/own.sqlite", ["b.jpg was 64 x 48", "for other images"]),
-    "truncated proposals": (lambda root: cut(root / "proposals.sqlite"), "", ["damaged", "wsis.propose"]),
-    "no such proposals": (lambda root: None, "--data.proposals nowhere.pkl", ["no proposals nowhere.pkl"]),
+    "unknown tag": (
+        lambda root: None,
+        "--data.classes [cat,cow]",
+        ['labels.csv:2: unknown tag "dog"', "cat, cow"],
+    ),
+    "unknown validation tag": (
+        lambda root: (root / "val.csv").write_text("a.jpg,dgo\n"),
+        "",
+        ['did you mean "dog"?'],
+    ),
+    "missing image": (
+        lambda root: (root / "c.jpg").unlink(),
+        "",
+        ["labels.csv:3: no image", "c.jpg", "remove the line"],
+    ),
+    "empty image": (
+        lambda root: (root / "c.jpg").write_bytes(b""),
+        "",
+        ["c.jpg is empty (0 bytes)"],
+    ),
+    "truncated image": (
+        lambda root: cut(root / "c.jpg"),
+        "",
+        ["cannot read image", "c.jpg", "truncated"],
+    ),
+    "no proposals for an image": (
+        rename,
+        "--data.proposals {}/own.sqlite",
+        ["no proposals for z.jpg", "wsis.propose"],
+    ),
+    "proposals of other images": (
+        resize,
+        "--data.proposals {}/own.sqlite",
+        ["b.jpg was 64 x 48", "for other images"],
+    ),
+    "truncated proposals": (
+        lambda root: cut(root / "proposals.sqlite"),
+        "",
+        ["damaged", "wsis.propose"],
+    ),
+    "no such proposals": (
+        lambda root: None,
+        "--data.proposals nowhere.pkl",
+        ["no proposals nowhere.pkl"],
+    ),
 }
 
 
@@ -117,13 +172,21 @@ WRONG: dict[str, tuple[Callable[[Path], object], str, list[str]]] = {
 def test_fit_says_what_is_wrong(case, root, tmp_path, capfd):
     spoil, more, told = WRONG[case]
     spoil(root)
-    line = refused(fit, [*words(root), "--run_dir", tmp_path / "run", *more.format(root).split()], capfd)
+    line = refused(
+        fit, [*words(root), "--run_dir", tmp_path / "run", *more.format(root).split()], capfd
+    )
     assert all(part in line for part in told), line
 
 
 def test_broken_image_is_named_by_a_loader_process(root, tmp_path, capfd):
     cut(root / "c.jpg")
-    argv = [*words(root, "toy_detector.Peeper"), "--data.loading.workers", "1", "--run_dir", tmp_path / "run"]
+    argv = [
+        *words(root, "toy_detector.Peeper"),
+        "--data.loading.workers",
+        "1",
+        "--run_dir",
+        tmp_path / "run",
+    ]
     assert "c.jpg" in refused(fit, argv, capfd)
 
 
@@ -163,7 +226,19 @@ def test_what_is_odd_but_right_is_trained_on_and_predicted(root, tmp_path, run, 
     (root / "labels.csv").write_text("a.jpg,cat;dog\n" + "".join(f"{name},\n" for name in odd))
     fit.main([*words(root), "--run_dir", str(tmp_path / "new"), "--trainer.max_steps", "4"])
     assert set(odd) < set(ProposalFile(root / "proposals.sqlite").files())
-    predict.main([str(root), "--run", str(run), "--out", str(tmp_path / "out"), "--accelerator", "cpu", "--workers", "0"])
+    predict.main(
+        [
+            str(root),
+            "--run",
+            str(run),
+            "--out",
+            str(tmp_path / "out"),
+            "--accelerator",
+            "cpu",
+            "--workers",
+            "0",
+        ]
+    )
     assert "left out" not in capfd.readouterr().err
     sizes = {
         Path(i["file_name"]).name: (i["height"], i["width"])
@@ -177,12 +252,19 @@ def test_boxes_of_no_area_are_left_out_and_counted(root, tmp_path, capfd):
     (root / "labels.csv").unlink()
     boxes = [[1, 2, 30, 20], [1, 2, 0, 20], [1, 2, 30, 20], [5, 5, 9, 0]]
     content = {
-        "images": [{"id": i, "file_name": name, "height": 48, "width": 64} for i, name in enumerate(NAMES)],
-        "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": box} for i, box in enumerate(boxes)],
+        "images": [
+            {"id": i, "file_name": name, "height": 48, "width": 64} for i, name in enumerate(NAMES)
+        ],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 1, "bbox": box} for i, box in enumerate(boxes)
+        ],
         "categories": [{"id": 1, "name": "cat"}],
     }
     (root / "labels.json").write_text(json.dumps(content))
-    with pytest.warns(UserWarning, match=r"labels\.json: 2 annotations with a box of no area in the image are left out"):
+    with pytest.warns(
+        UserWarning,
+        match=r"labels\.json: 2 annotations with a box of no area in the image are left out",
+    ):
         fit.main([*words(root), "--run_dir", str(tmp_path / "run")])
     assert json.loads((tmp_path / "run/train/stage.json").read_text())["finished"]
 
@@ -201,7 +283,17 @@ def test_damaged_checkpoint_is_not_used_and_mended(root, run, tmp_path, capfd):
     fit.main(["--resume", str(run), "--data.root", str(root)])
     assert "going back to the checkpoint before it" in capfd.readouterr().out
     predict.main(
-        [str(root / "a.jpg"), "--out", str(tmp_path / "out"), "--run", str(run), "--accelerator", "cpu", "--workers", "0"]
+        [
+            str(root / "a.jpg"),
+            "--out",
+            str(tmp_path / "out"),
+            "--run",
+            str(run),
+            "--accelerator",
+            "cpu",
+            "--workers",
+            "0",
+        ]
     )
     checkpoint.unlink()
     (checkpoint.parent / "previous.ckpt").write_bytes(b"")
@@ -214,8 +306,16 @@ def test_damaged_checkpoint_is_not_used_and_mended(root, run, tmp_path, capfd):
         ("train/stage.json", '{"fini', "stage.json is damaged; delete"),
         ("config.yaml", "", "config.yaml does not name the model and data"),
         ("config.yaml", "model: [", "config.yaml is not YAML"),
-        ("config.yaml", "model: cam\ndata: [folder]", "`data` is a name, or {class_path: NAME, init_args: {SETTING: VALUE}}"),
-        ("config.yaml", "model: toy_proposer.Asking\ndata: {class_path: folder, init_args: {rot: x}}", "rot"),
+        (
+            "config.yaml",
+            "model: cam\ndata: [folder]",
+            "`data` is a name, or {class_path: NAME, init_args: {SETTING: VALUE}}",
+        ),
+        (
+            "config.yaml",
+            "model: toy_proposer.Asking\ndata: {class_path: folder, init_args: {rot: x}}",
+            "rot",
+        ),
     ],
 )
 def test_damaged_run_folder(name, text, told, root, run, tmp_path, capfd):
@@ -224,7 +324,9 @@ def test_damaged_run_folder(name, text, told, root, run, tmp_path, capfd):
         (predict, [root / "a.jpg", "--out", tmp_path / "out", "--run"]),
         (label, ["--out", tmp_path / "x", "--run"]),
         (fit, ["--resume"]),
-        *([(judging, ["--run"])] if name == "config.yaml" else []),  # before the stage it looks for truth to judge by
+        *(
+            [(judging, ["--run"])] if name == "config.yaml" else []
+        ),  # before the stage it looks for truth to judge by
     ):
         assert told in refused(verb, [*argv, run], capfd)
 
@@ -235,7 +337,9 @@ def test_folder_that_cannot_be_written(root, run, tmp_path, capfd):
     there = ["--run", run, "--accelerator", "cpu"]
     assert "cannot write" in refused(predict, [root, "--out", no, "--workers", "0", *there], capfd)
     assert "cannot write" in refused(label, ["--out", no / "l.json", *there], capfd)
-    assert "cannot write" in refused(propose, ["--data", "folder", "--data.root", root, "--out", no / "p.sqlite"], capfd)
+    assert "cannot write" in refused(
+        propose, ["--data", "folder", "--data.root", root, "--out", no / "p.sqlite"], capfd
+    )
 
 
 @contextmanager
@@ -252,7 +356,9 @@ def room(size: int) -> Iterator[None]:
 def test_full_disk(root, run, tmp_path, capsys):
     there = ["--run", run, "--accelerator", "cpu"]
     with room(100):
-        predicted = refused(predict, [root, "--out", tmp_path / "out", "--workers", "0", *there], capsys)
+        predicted = refused(
+            predict, [root, "--out", tmp_path / "out", "--workers", "0", *there], capsys
+        )
         labelled = refused(label, ["--out", tmp_path / "l.json", *there], capsys)
     for line in (predicted, labelled):
         assert "cannot write" in line

@@ -17,8 +17,8 @@ from toy_runs import make_run, write_stage
 from wandb_files import read_wandb
 
 from wsis import compare, fit
-from wsis.comparison.runs import read_judged
-from wsis.comparison.table import BEGIN, END
+from wsis.reports.runs import read_judged
+from wsis.reports.table import BEGIN, END
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,11 @@ def test_runs_become_rows_csv_and_page(runs, tmp_path, capsys):
     assert lines["cam"]["seeds"] == "2"
     assert lines["cam"]["PQ"] == lines["cam"]["AP50_paper"] == ""
     assert (lines["pdsl"]["supervision"], lines["mask_rcnn"]["supervision"]) == ("tags", "masks")
-    assert (lines["pdsl"]["minutes"], lines["pdsl"]["memory_gib"], lines["pdsl"]["commit"]) == ("2.50", "1.00", "abc1234567")
+    assert (lines["pdsl"]["minutes"], lines["pdsl"]["memory_gib"], lines["pdsl"]["commit"]) == (
+        "2.50",
+        "1.00",
+        "abc1234567",
+    )
     assert "data.train=4" in lines["cam"]["config"]
     for row in rows:
         assert f"{100 * row.figures['AP50'].mean:.1f}" in printed
@@ -96,14 +100,29 @@ def test_runs_become_rows_csv_and_page(runs, tmp_path, capsys):
     page.feed((tmp_path / "shapes.html").read_text())
     assert page.seen.count("script") == 2
     assert page.seen.count("table") == 1
-    assert not [path for path in tmp_path.iterdir() if path.name not in ("shapes.csv", "shapes.html", "shapes.jpg")]
+    assert not [
+        path
+        for path in tmp_path.iterdir()
+        if path.name not in ("shapes.csv", "shapes.html", "shapes.jpg")
+    ]
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_wandb_has_the_table(runs, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     compare.main(
-        words(runs[:2], tmp_path, "--images", 0, "--wandb.project", "trial", "--wandb.name", "mine", "--wandb.mode", "offline")
+        words(
+            runs[:2],
+            tmp_path,
+            "--images",
+            0,
+            "--wandb.project",
+            "trial",
+            "--wandb.name",
+            "mine",
+            "--wandb.mode",
+            "offline",
+        )
     )
     (run,) = [read_wandb(path) for path in tmp_path.rglob("*.wandb")]
     (found,) = run.series("compare-shapes")
@@ -122,7 +141,11 @@ def test_settings_tell_rows_of_a_method_apart(runs, place, tmp_path):
 
 def test_labels_from_elsewhere_are_not_called_masks(runs, place, tmp_path):
     pseudo = place / "pseudo.json"
-    content = json.loads((toy_runs.shapes(place / "shapes").folder / "annotations/instances_train2017.json").read_text())
+    content = json.loads(
+        (
+            toy_runs.shapes(place / "shapes").folder / "annotations/instances_train2017.json"
+        ).read_text()
+    )
     for annotation in content["annotations"]:
         annotation["source"] = "PDSL trained from tags, runs/pdsl/0"
     pseudo.write_text(json.dumps(content))
@@ -141,7 +164,9 @@ def test_a_users_own_label_file_is_no_pseudo_labels(tmp_path):
     content = {"images": [image], "annotations": [thing], "categories": [{"id": 1, "name": "cat"}]}
     (tmp_path / "own.json").write_text(json.dumps(content))
     named = {"root": str(tmp_path), "labels": "own.json", "val_labels": "own.json"}
-    judged = read_judged({"data": {"class_path": "wsis.data.folder.Folder", "init_args": named}}, "val", {})
+    judged = read_judged(
+        {"data": {"class_path": "wsis.datasets.folder.Folder", "init_args": named}}, "val", {}
+    )
     assert judged.labels is None
     assert judged.index.annotations[1][0]["bbox"] == [1, 1, 5, 5]
 
@@ -152,7 +177,9 @@ def test_the_table_goes_between_its_lines(runs, tmp_path):
     for _ in range(2):  # the second time into what the first has written
         compare.main(words(runs, tmp_path, "--write", readme, "--images", 0))
         text = readme.read_text()
-        assert text.startswith(f"between `{BEGIN}` and `{END}`\n{BEGIN}\nshapes, val: 8 images, 8 classes.")
+        assert text.startswith(
+            f"between `{BEGIN}` and `{END}`\n{BEGIN}\nshapes, val: 8 images, 8 classes."
+        )
         assert text.endswith(f"|\n{END}\nafter\n")
         assert "old" not in text
         table = [line.split("|") for line in text.splitlines() if line.startswith("|")]
@@ -173,15 +200,35 @@ NO_PLACE = [
 @pytest.mark.parametrize("text", NO_PLACE)
 def test_a_file_without_a_place_for_the_table_is_left_alone(text, runs, tmp_path, capsys):
     (tmp_path / "README.md").write_text(text)
-    line = refused(words(runs[:1], tmp_path, "--write", tmp_path / "README.md", "--images", 0), capsys)
+    line = refused(
+        words(runs[:1], tmp_path, "--write", tmp_path / "README.md", "--images", 0), capsys
+    )
     assert "needs the lines" in line
     assert (tmp_path / "README.md").read_text() == text
 
 
 def test_a_run_without_predictions_is_judged_once(place, tmp_path, capsys):
     run = place / "fresh"
-    data = ["--data", "shapes", "--data.root", place / "shapes", "--data.train", toy_runs.TRAIN, "--data.val", toy_runs.VAL]
-    data += ["--data.proposals", "none", "--trainer.max_steps", 2, "--trainer.accelerator", "cpu", "--run_dir", run]
+    data = [
+        "--data",
+        "shapes",
+        "--data.root",
+        place / "shapes",
+        "--data.train",
+        toy_runs.TRAIN,
+        "--data.val",
+        toy_runs.VAL,
+    ]
+    data += [
+        "--data.proposals",
+        "none",
+        "--trainer.max_steps",
+        2,
+        "--trainer.accelerator",
+        "cpu",
+        "--run_dir",
+        run,
+    ]
     fit.main(["--model", "toy_detector.Peeper", *map(str, data)])
     capsys.readouterr()
     rows = compare.main(words([run], tmp_path))
@@ -217,11 +264,19 @@ def test_pseudo_labels_of_other_images_are_made_once(place, tmp_path, capsys):
 
 def test_training_images_show_what_was_learnt_from(place, tmp_path):
     taught = make_run(place / "train-cam", place / "shapes", split="train")
-    shutil.copy(toy_runs.shapes(place / "shapes").folder / "annotations/instances_train2017.json", taught / "train/labels.json")
+    shutil.copy(
+        toy_runs.shapes(place / "shapes").folder / "annotations/instances_train2017.json",
+        taught / "train/labels.json",
+    )
     (row,) = compare.main(words([taught], tmp_path, "--split", "train"))
     assert row.figures["AP50"].mean > 0
-    assert {path.name for path in tmp_path.iterdir()} == {f"shapes-train.{kind}" for kind in ("csv", "html", "jpg")}
-    assert '{"name":"pseudo-labels of cam","role":"labels","row":0}' in (tmp_path / "shapes-train.html").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"shapes-train.{kind}" for kind in ("csv", "html", "jpg")
+    }
+    assert (
+        '{"name":"pseudo-labels of cam","role":"labels","row":0}'
+        in (tmp_path / "shapes-train.html").read_text()
+    )
 
 
 def test_what_is_no_finished_run_gets_one_clear_line(runs, copied, tmp_path, capsys):
@@ -270,12 +325,21 @@ def test_runs_on_other_data_or_classes_are_refused(runs, tmp_path, capsys):
             path.write_text(json.dumps(content))
         shutil.copytree(runs[0], folder / "run")
         config = yaml.safe_load((folder / "run/config.yaml").read_text())
-        config["data"] = {"class_path": "wsis.data.coco.COCO", "init_args": {"root": str(folder / "data"), "proposals": "none"}}
+        config["data"] = {
+            "class_path": "wsis.datasets.coco.COCO",
+            "init_args": {"root": str(folder / "data"), "proposals": "none"},
+        }
         (folder / "run/config.yaml").write_text(yaml.safe_dump(config))
-    assert "one is on coco, the other on shapes" in refused([runs[0], tmp_path / "coco/run"], capsys)
-    assert "3 classes of coco, the other 8" in refused([tmp_path / "coco/run", tmp_path / "fewer/run"], capsys)
+    assert "one is on coco, the other on shapes" in refused(
+        [runs[0], tmp_path / "coco/run"], capsys
+    )
+    assert "3 classes of coco, the other 8" in refused(
+        [tmp_path / "coco/run", tmp_path / "fewer/run"], capsys
+    )
     path = tmp_path / "coco/data/annotations/instances_val2017.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "categories": [], "annotations": []}))
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "categories": [], "annotations": []})
+    )
     assert "has no classes" in refused([tmp_path / "coco/run"], capsys)
 
 
@@ -305,7 +369,11 @@ def test_spoilt_predictions_and_figures_get_one_clear_line(runs, copied, capsys)
 def test_runs_without_recorded_costs_show_none(copied, tmp_path):
     path = copied / "train/stage.json"
     stage = json.loads(path.read_text())
-    path.write_text(json.dumps({k: v for k, v in stage.items() if k not in ("minutes", "memory", "commit", "device")}))
+    path.write_text(
+        json.dumps(
+            {k: v for k, v in stage.items() if k not in ("minutes", "memory", "commit", "device")}
+        )
+    )
     (row,) = compare.main(words([copied], tmp_path, "--images", 0))
     with (tmp_path / "shapes.csv").open() as file:
         (line,) = csv.DictReader(file)

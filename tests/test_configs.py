@@ -13,10 +13,10 @@ import yaml
 
 from wsis import registry
 from wsis.ablate import _divide
-from wsis.cli import CLI
-from wsis.comparison.ablation import read_ablation
+from wsis.command_line.parser import CLI
+from wsis.command_line.settings import read_config, recipe
 from wsis.fit import options
-from wsis.settings import read_config, recipe
+from wsis.reports.ablation import read_ablation
 
 FOLDER = Path(__file__).parents[1] / "configs"
 RECIPES = sorted([*FOLDER.glob("*.yaml"), *FOLDER.glob("shapes/*.yaml")])
@@ -45,7 +45,9 @@ def test_recipe(path):
     data = (config.get("data") or {}).get("class_path", "shapes")
     made = parse("--config", str(path))
     assert made["trainer"]["max_steps"] > 0
-    assert recipe(registry.short_name("model", registry.class_path("model", name)), data) == path, "found by its name"
+    assert recipe(registry.short_name("model", registry.class_path("model", name)), data) == path, (
+        "found by its name"
+    )
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
@@ -73,9 +75,19 @@ def test_table(path):
     ablation, model = read_ablation(path), path.stem
     plain = parse("--model", model, *PAPER)
     assert {row.model for row in ablation.rows.values()} == {model}
-    used = {row.get("config") for table in read_config(path)["tables"].values() for row in table["rows"].values()}
-    assert used - {None} == {overlay.name for overlay in OVERLAYS if overlay.stem.startswith(f"{path.stem}_")}
-    same = [row for row in ablation.rows.values() if parse("--model", model, *PAPER, *row.words) == plain]
+    used = {
+        row.get("config")
+        for table in read_config(path)["tables"].values()
+        for row in table["rows"].values()
+    }
+    assert used - {None} == {
+        overlay.name for overlay in OVERLAYS if overlay.stem.startswith(f"{path.stem}_")
+    }
+    same = [
+        row
+        for row in ablation.rows.values()
+        if parse("--model", model, *PAPER, *row.words) == plain
+    ]
     figure, value = BEST[path.stem]
     assert value in [row.paper.get(figure) for row in same]
     assert all(0 < value < 100 for row in ablation.rows.values() for value in row.paper.values())
@@ -109,14 +121,17 @@ def test_sweep(path, monkeypatch):
     assert {Path(file).stem for file in files if "/ablation/" in file} >= {
         overlay.stem
         for overlay in OVERLAYS
-        if overlay.stem.startswith(f"{path.stem}_") and overlay.stem not in ("ccgr_external_proposals", "em_paste_random")
+        if overlay.stem.startswith(f"{path.stem}_")
+        and overlay.stem not in ("ccgr_external_proposals", "em_paste_random")
     }
     monkeypatch.setenv("VOC", "/voc")
     monkeypatch.setenv("SALIENT", "/salient")
     monkeypatch.chdir(FOLDER.parent)
     for file in files:
         words = utils.create_sweep_command(list(sweep["command"]))
-        made = utils.create_sweep_command_args({"args": {"config": {"value": file}, "seed_everything": {"value": 2}}})
+        made = utils.create_sweep_command_args(
+            {"args": {"config": {"value": file}, "seed_everything": {"value": 2}}}
+        )
         assert words[:4] == ["${env}", "${interpreter}", "-m", "${program}"]
         assert sweep["program"] == "wsis.fit"
         assert words[-1] == "${args}"
@@ -128,22 +143,33 @@ def test_sweep(path, monkeypatch):
 def test_recipe_for_few_images_is_short_and_says_nothing_of_a_machine(path):
     model, data = (read_config(path)[kind] for kind in ("model", "data"))
     assert path.stem == f"{model['class_path']}_{data['class_path']}"
-    made = parse("--model", model["class_path"], "--data", data["class_path"], "--config", str(path))
+    made = parse(
+        "--model", model["class_path"], "--data", data["class_path"], "--config", str(path)
+    )
     assert made["model"]["init_args"].items() >= model["init_args"].items()
     assert made["trainer"]["max_steps"] * made["trainer"]["accumulate_grad_batches"] <= 2500
     assert not {"root", "weights"} & {*model["init_args"], *data["init_args"]}
 
 
-@pytest.mark.parametrize("path", [*TABLES, *COMPARED], ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize(
+    "path", [*TABLES, *COMPARED], ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
 def test_commands_of_a_header(path, tmp_path, monkeypatch):
     """The header's words are understood with a row of each method, and what is compared is the runs alone."""
-    train, *compare = re.findall(r"python -m (wsis\.[^&\n]*)", path.read_text().replace("\n#   ", " "))
+    train, *compare = re.findall(
+        r"python -m (wsis\.[^&\n]*)", path.read_text().replace("\n#   ", " ")
+    )
     _, table, *rest = shlex.split(train)
     assert FOLDER.parent / table == path
     own, settings = _divide([table, *rest])
-    ablation, named = read_ablation(path), own[own.index("--rows") + 1 :] if "--rows" in own else None
+    ablation, named = (
+        read_ablation(path),
+        own[own.index("--rows") + 1 :] if "--rows" in own else None,
+    )
     for row in {row.model: row for _, row in ablation.choose(named)}.values():
-        data = Parsed("fit", ["--model", row.model, *settings, *row.words], options=options).names["data"]
+        data = Parsed("fit", ["--model", row.model, *settings, *row.words], options=options).names[
+            "data"
+        ]
     monkeypatch.chdir(tmp_path)
     runs = Path("runs/ablate", ablation.name, data)
     for place in ("cam/0", "cam/12", "wandb/offline-run-1"):
@@ -162,5 +188,7 @@ def test_wheel_has_every_package():
     root = FOLDER.parent
     setup = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {path.parent.relative_to(root) for path in root.glob("wsis/**/*.py")}
-    assert set(setup["packages"]) == {".".join(folder.parts) for folder in folders} | {"wsis.configs"}
+    assert set(setup["packages"]) == {".".join(folder.parts) for folder in folders} | {
+        "wsis.configs"
+    }
     assert setup["package-dir"] == {"wsis.configs": "configs"}

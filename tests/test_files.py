@@ -6,7 +6,8 @@ import errno
 
 import pytest
 
-from wsis.files import InputError, whole
+from wsis.errors import InputError
+from wsis.files import whole
 
 
 def write(path, text, error):
@@ -16,7 +17,9 @@ def write(path, text, error):
 
 
 @pytest.mark.parametrize(
-    "error", [KeyboardInterrupt(), ValueError("of the writer"), OSError(errno.EIO, "broken disk")], ids=repr
+    "error",
+    [KeyboardInterrupt(), ValueError("of the writer"), OSError(errno.EIO, "broken disk")],
+    ids=repr,
 )
 def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path, error):
     (tmp_path / "a.txt").write_text("old")
@@ -30,7 +33,9 @@ def test_what_ends_well_takes_its_place(tmp_path):
     for text in ("first", "second"):
         with whole(tmp_path / "new/folder/a.txt") as scratch:
             scratch.write_text(text)
-            assert scratch.parent == tmp_path / "new/folder", "on one file system, so that the step is one"
+            assert scratch.parent == tmp_path / "new/folder", (
+                "on one file system, so that the step is one"
+            )
             assert text == "first" or (tmp_path / "new/folder/a.txt").read_text() == "first"
         assert (tmp_path / "new/folder/a.txt").read_text() == text
     assert len(list((tmp_path / "new/folder").iterdir())) == 1

@@ -14,14 +14,16 @@ from PIL import Image
 
 import wsis
 from wsis import fit, registry
-from wsis.files import InputError
+from wsis.errors import InputError
 from wsis.inference import predict
 from wsis.types import Prediction
 
 
 def python(code: str) -> str:
     here = Path(__file__).parents[1]
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=here, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=here, check=False
+    )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
@@ -34,7 +36,12 @@ def test_import_is_quick_and_light():
 
 
 def test_listing_imports_no_method():
-    assert python("import wsis, sys; assert 'PDSL' in dir(wsis); print('torch' in sys.modules)").strip() == "False"
+    assert (
+        python(
+            "import wsis, sys; assert 'PDSL' in dir(wsis); print('torch' in sys.modules)"
+        ).strip()
+        == "False"
+    )
 
 
 @pytest.mark.parametrize(("name", "kind"), registry.exports().items())
@@ -83,7 +90,13 @@ def test_predict_takes_any_image(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
     model = Echo(3).train()
-    for image in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pixels), pixels, tensor):
+    for image in (
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        Image.fromarray(pixels),
+        pixels,
+        tensor,
+    ):
         prediction = wsis.predict(model, image)
         assert prediction.size == (20, 30)
         assert torch.equal(model.shown["image"], tensor)
@@ -101,4 +114,6 @@ def test_predict_makes_proposals_where_needed():
     wsis.predict(model, pixels)
     proposals = model.shown["proposals"]
     assert len(proposals.boxes) > 0
-    assert any(torch.equal(box, torch.tensor([20.0, 10, 50, 30])) for box in proposals.boxes), "the rectangle is among them"
+    assert any(torch.equal(box, torch.tensor([20.0, 10, 50, 30])) for box in proposals.boxes), (
+        "the rectangle is among them"
+    )

@@ -14,7 +14,7 @@ import torch
 from pycocotools import mask as rle
 
 from wsis import fit
-from wsis.data.shapes import Shapes
+from wsis.datasets.shapes import Shapes
 from wsis.metrics import MaskIoU
 from wsis.types import Prediction
 
@@ -24,10 +24,14 @@ FLOOR = 0.17
 
 
 def test_first_command_of_the_readme(tmp_path):
-    first = re.search(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    first = re.search(
+        r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )[1]
     command = first.partition("&&")[2].strip().replace("python", sys.executable, 1)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert not done.returncode, done.stderr[-3000:]
     metrics = json.loads(next(tmp_path.glob("runs/pdsl/shapes/*/2-pdsl/metrics.json")).read_text())
     assert metrics["val/AP50"] > FLOOR + 0.08
@@ -35,10 +39,29 @@ def test_first_command_of_the_readme(tmp_path):
 
 
 def test_boxcaseg_knows_more_of_a_mask_than_its_box_does(tmp_path):
-    words = ["--model", "boxcaseg", "--model.segmentor", "null", "--data.root", str(tmp_path / "data")]
-    fit.main([*words, "--run_dir", str(tmp_path / "run"), "--data.loading.workers", "0", "--trainer.accelerator", "cpu"])
+    words = [
+        "--model",
+        "boxcaseg",
+        "--model.segmentor",
+        "null",
+        "--data.root",
+        str(tmp_path / "data"),
+    ]
+    fit.main(
+        [
+            *words,
+            "--run_dir",
+            str(tmp_path / "run"),
+            "--data.loading.workers",
+            "0",
+            "--trainer.accelerator",
+            "cpu",
+        ]
+    )
     learnt = json.loads((tmp_path / "run/1-joint/metrics.json").read_text())
-    samples = Shapes(root=tmp_path / "data", proposals="none").samples("val", train=False, supervision="boxes")
+    samples = Shapes(root=tmp_path / "data", proposals="none").samples(
+        "val", train=False, supervision="boxes"
+    )
     filled = MaskIoU(8)
     for i in range(len(samples)):
         sample = samples.sample(i)
@@ -47,6 +70,13 @@ def test_boxcaseg_knows_more_of_a_mask_than_its_box_does(tmp_path):
             mask = np.zeros(sample["size"], np.uint8, order="F")
             mask[y1:y2, x1:x2] = 1
             masks.append(rle.encode(mask))
-        found = Prediction(sample["image_id"], sample["size"], truth.boxes, torch.ones(len(masks)), truth.labels, masks)
+        found = Prediction(
+            sample["image_id"],
+            sample["size"],
+            truth.boxes,
+            torch.ones(len(masks)),
+            truth.labels,
+            masks,
+        )
         filled.update([found], [truth])
     assert learnt["val/mIoU"] > filled.compute()["mIoU"]

@@ -37,8 +37,12 @@ def test_image_loss_by_hand():
 
 
 def test_image_loss_is_finite_at_the_ends_and_without_proposals():
-    assert image_loss(torch.tensor([[1.0, 0.0]]), torch.tensor([0.0, 1.0])).item() == pytest.approx(-math.log(1e-6), rel=1e-2)
-    assert image_loss(torch.zeros(0, 2), torch.tensor([0.0, 0.0])).item() == pytest.approx(1e-6, rel=0.2)
+    assert image_loss(torch.tensor([[1.0, 0.0]]), torch.tensor([0.0, 1.0])).item() == pytest.approx(
+        -math.log(1e-6), rel=1e-2
+    )
+    assert image_loss(torch.zeros(0, 2), torch.tensor([0.0, 0.0])).item() == pytest.approx(
+        1e-6, rel=0.2
+    )
 
 
 def test_refinement_loss_by_hand():
@@ -53,7 +57,9 @@ def test_refinement_loss_by_hand():
 
 def test_box_loss_by_hand():
     deltas, targets = torch.tensor([[1.0, 0, 0, 2], [0, 0, 0, 1]]), torch.zeros(2, 4)
-    assert box_loss(deltas, targets, torch.tensor([0.5, 1.0]), 10).item() == pytest.approx((0.5 * 3 + 1) / 10)
+    assert box_loss(deltas, targets, torch.tensor([0.5, 1.0]), 10).item() == pytest.approx(
+        (0.5 * 3 + 1) / 10
+    )
     assert box_loss(deltas[:0], targets[:0], torch.zeros(0), 0).item() == 0
 
 
@@ -110,7 +116,16 @@ def test_smoothness_against_loops():
     for n in range(2):
         for y in range(4):
             for x in range(5):
-                for dy, dx in ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)):
+                for dy, dx in (
+                    (-1, -1),
+                    (-1, 0),
+                    (-1, 1),
+                    (0, -1),
+                    (0, 1),
+                    (1, -1),
+                    (1, 0),
+                    (1, 1),
+                ):
                     if 0 <= y + dy < 4 and 0 <= x + dx < 5:
                         squares.append(float(p[n, y, x] - p[n, y + dy, x + dx]) ** 2)
     assert float(neighbour_smoothness(p)) == pytest.approx(sum(squares) / len(squares))
@@ -130,10 +145,15 @@ def test_image_loss_is_binary_cross_entropy_and_passes_autocast_on_cuda():
     scores, tags = torch.rand(6, 4, requires_grad=True), torch.tensor([1.0, 0, 0, 1])
     expected = torch.nn.functional.binary_cross_entropy(scores.sum(0).clamp(1e-6, 1 - 1e-6), tags)
     torch.testing.assert_close(image_loss(scores, tags), expected)
-    torch.set_autocast_enabled("cuda", True)  # refuses F.binary_cross_entropy; torch.autocast does nothing without a GPU
+    torch.set_autocast_enabled(
+        "cuda", True
+    )  # refuses F.binary_cross_entropy; torch.autocast does nothing without a GPU
     try:
         with FakeTensorMode():
-            assert image_loss(torch.rand(6, 4, device="cuda"), torch.rand(4, device="cuda")).shape == ()
+            assert (
+                image_loss(torch.rand(6, 4, device="cuda"), torch.rand(4, device="cuda")).shape
+                == ()
+            )
     finally:
         torch.set_autocast_enabled("cuda", False)
 

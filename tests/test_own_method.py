@@ -22,11 +22,19 @@ def installed(tmp_path_factory) -> dict[str, str]:
     site = tmp_path_factory.mktemp("site")
     info = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
     info.mkdir()
-    info.joinpath("METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    info.joinpath("METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
     groups = project["entry-points"].items()
-    lines = [f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in own.items()) for group, own in groups]
+    lines = [
+        f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in own.items())
+        for group, own in groups
+    ]
     info.joinpath("entry_points.txt").write_text("".join(lines))
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(EXAMPLE), str(EXAMPLE.parents[1])])}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(site), str(EXAMPLE), str(EXAMPLE.parents[1])]),
+    }
 
 
 def run(verb: str, words: list[str], environment: dict[str, str], folder: Path) -> str:
@@ -42,18 +50,49 @@ def test_help_finds_the_example(installed, tmp_path):
 
 
 def test_the_example_is_trained_judged_and_compared(installed, tmp_path):
-    words = ["--model", "wsddn", "--config", str(EXAMPLE / "shapes.yaml"), "--data.train", "4", "--data.val", "2"]
-    words += ["--data.root", str(tmp_path / "data"), "--trainer.max_steps", "2", "--trainer.accelerator", "cpu"]
+    words = [
+        "--model",
+        "wsddn",
+        "--config",
+        str(EXAMPLE / "shapes.yaml"),
+        "--data.train",
+        "4",
+        "--data.val",
+        "2",
+    ]
+    words += [
+        "--data.root",
+        str(tmp_path / "data"),
+        "--trainer.max_steps",
+        "2",
+        "--trainer.accelerator",
+        "cpu",
+    ]
     run("fit", [*words, "--run_dir", str(tmp_path / "runs/a")], installed, tmp_path)
     assert "val/AP50" in json.loads((tmp_path / "runs/a/train/metrics.json").read_text())
     run("test", ["--run", str(tmp_path / "runs/a"), "--split", "train"], installed, tmp_path)
-    printed = run("compare", [str(tmp_path / "runs/a"), "--out", str(tmp_path / "results")], installed, tmp_path)
+    printed = run(
+        "compare",
+        [str(tmp_path / "runs/a"), "--out", str(tmp_path / "results")],
+        installed,
+        tmp_path,
+    )
     assert "wsddn" in printed.lower()
 
 
 def test_the_example_does_what_every_method_must(installed):
-    words = [str(EXAMPLE.parents[1] / "tests/models/test_all.py"), "-k", "wsddn", "-n", "0", "-p", "no:cacheprovider"]
-    done = subprocess.run([sys.executable, "-m", "pytest", *words], env=installed, capture_output=True, text=True)
+    words = [
+        str(EXAMPLE.parents[1] / "tests/models/test_all.py"),
+        "-k",
+        "wsddn",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words], env=installed, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 3
 

@@ -12,7 +12,7 @@ import pytest
 
 from wsis import fit, predict
 from wsis import test as judging
-from wsis.data.shapes import Shapes
+from wsis.datasets.shapes import Shapes
 from wsis.metrics import PanopticQuality
 from wsis.metrics.panoptic_results import read_panoptic
 
@@ -26,13 +26,29 @@ def place(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def data_words(place) -> list[str]:
-    words = ["--data", "shapes", "--data.root", str(place / "shapes"), "--data.train", "4", "--data.val", "5"]
+    words = [
+        "--data",
+        "shapes",
+        "--data.root",
+        str(place / "shapes"),
+        "--data.train",
+        "4",
+        "--data.val",
+        "5",
+    ]
     return [*words, "--data.proposals", "none", "--data.loading.workers", "0"]
 
 
 @pytest.fixture(scope="module")
 def run(place, data_words) -> Path:
-    settings = ["--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--run_dir", str(place / "run")]
+    settings = [
+        "--trainer.max_steps",
+        "2",
+        "--trainer.accelerator",
+        "cpu",
+        "--run_dir",
+        str(place / "run"),
+    ]
     fit.main(["--model", "toy_panoptic.Painter", *data_words, *settings])
     return place / "run"
 
@@ -50,7 +66,9 @@ def by_hand(place, folder: Path) -> dict[str, float]:
     samples = data.samples("val", train=False)
     for k, image in enumerate(index.images):
         truth = samples.sample(k)["truth"]._replace(panoptic=index.panoptic(image))
-        prediction = judging.read_results(folder / "predictions.json", index.images, index.categories)[k]
+        prediction = judging.read_results(
+            folder / "predictions.json", index.images, index.categories
+        )[k]
         metric.update([prediction._replace(panoptic=maps(image))], [truth])
     return {name: float(value) for name, value in metric.compute().items() if value.ndim == 0}
 
@@ -78,7 +96,10 @@ def test_the_files_are_judged_as_the_run_was(run, judged, data_words, tmp_path, 
     again = judging.main(words)
     assert again.figures == pytest.approx(judged.figures, nan_ok=True)
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["stuff", *(f"{100 * judged.figures[f'{name}_stuff']:.1f}" for name in ("PQ", "SQ", "RQ"))] in printed
+    assert [
+        "stuff",
+        *(f"{100 * judged.figures[f'{name}_stuff']:.1f}" for name in ("PQ", "SQ", "RQ")),
+    ] in printed
     assert any(line[:1] == ["water"] for line in printed)
     elsewhere = tmp_path / "else"
     elsewhere.mkdir()
@@ -90,7 +111,9 @@ def test_the_files_are_judged_as_the_run_was(run, judged, data_words, tmp_path, 
 
 
 @pytest.mark.parametrize("fault", ["png", "annotation", "data"])
-def test_files_that_lack_something_get_one_clear_line(run, judged, data_words, tmp_path, capsys, place, fault):
+def test_files_that_lack_something_get_one_clear_line(
+    run, judged, data_words, tmp_path, capsys, place, fault
+):
     shutil.copytree(run / "test-val", tmp_path / "in")
     path = tmp_path / "in/panoptic.json"
     content = json.loads(path.read_text())
@@ -106,26 +129,50 @@ def test_files_that_lack_something_get_one_clear_line(run, judged, data_words, t
         judging.main(["--predictions", str(tmp_path / "in/predictions.json"), *words])
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    expected = {"png": "no panoptic map", "annotation": "has no map of image", "data": "--data.panoptic true"}
+    expected = {
+        "png": "no panoptic map",
+        "annotation": "has no map of image",
+        "data": "--data.panoptic true",
+    }
     assert expected[fault] in line
 
 
 def test_maps_that_the_data_cannot_judge_are_told(run, judged, place, capsys):
     root = Shapes(place / "shapes", train=4, val=5).folder
     words = ["--data", "coco", "--data.root", str(root), "--out", str(place / "coco")]
-    assert "PQ" not in judging.main(["--predictions", str(run / "test-val/predictions.json"), *words]).figures
+    assert (
+        "PQ"
+        not in judging.main(
+            ["--predictions", str(run / "test-val/predictions.json"), *words]
+        ).figures
+    )
     assert "panoptic.json is not judged" in capsys.readouterr().out
-    with_stuff = judging.main(["--predictions", str(run / "test-val/predictions.json"), *words, "--data.panoptic", "true"])
+    with_stuff = judging.main(
+        ["--predictions", str(run / "test-val/predictions.json"), *words, "--data.panoptic", "true"]
+    )
     assert with_stuff.figures == pytest.approx(judged.figures, nan_ok=True)
 
 
 def test_predict_writes_and_draws_maps(run, tmp_path):
     for k, size in enumerate(((60, 90), (200, 120))):
         cv2.imwrite(str(tmp_path / f"{k}.png"), np.full((*size, 3), 90, np.uint8))
-    words = ["--run", str(run), "--out", str(tmp_path / "out"), "--accelerator", "cpu", "--workers", "0"]
+    words = [
+        "--run",
+        str(run),
+        "--out",
+        str(tmp_path / "out"),
+        "--accelerator",
+        "cpu",
+        "--workers",
+        "0",
+    ]
     predict.main([str(tmp_path / "0.png"), str(tmp_path / "1.png"), *words])
     content = json.loads((tmp_path / "out/panoptic.json").read_text())
-    assert [c["name"] for c in content["categories"] if not c["isthing"]] == ["grass", "water", "sand"]
+    assert [c["name"] for c in content["categories"] if not c["isthing"]] == [
+        "grass",
+        "water",
+        "sand",
+    ]
     assert len(content["annotations"]) == 2
     drawn = sorted((tmp_path / "out/overlays/panoptic").iterdir())
     assert [path.name for path in drawn] == ["0.jpg", "1.jpg"]

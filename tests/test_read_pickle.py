@@ -7,10 +7,14 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from wsis.files import InputError, read_pickle
+from wsis.errors import InputError
+from wsis.files import read_pickle
 
 DATA = {
-    "boxes": [np.arange(8, dtype=np.int16).reshape(2, 4), np.asfortranarray(np.random.default_rng(0).random((3, 4)))],
+    "boxes": [
+        np.arange(8, dtype=np.int16).reshape(2, 4),
+        np.asfortranarray(np.random.default_rng(0).random((3, 4))),
+    ],
     "names": ("ä", b"\x00\xff"),
     "score": np.float32(0.5),
     "objects": np.array([np.ones(2), None], dtype=object),

@@ -13,21 +13,27 @@ import torch
 from jsonargparse import ArgumentParser
 
 from wsis import fit
-from wsis.cli import CLI
+from wsis.command_line.parser import CLI
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 LINES = [
-    line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL) for line in re.sub(r"\\\n\s*", " ", block).splitlines()
+    line
+    for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
+    for line in re.sub(r"\\\n\s*", " ", block).splitlines()
 ]
-COMMANDS = [found[0].strip() for line in LINES if (found := re.search(r"python -m wsis\.[^#|;&]*", line))]
+COMMANDS = [
+    found[0].strip() for line in LINES if (found := re.search(r"python -m wsis\.[^#|;&]*", line))
+]
 
 
 def test_the_first_two_blocks_are_what_a_newcomer_needs():
     assert "pip install" in LINES[0]
     assert "python -m wsis.fit" in LINES[0]
-    assert re.search(r'<!-- test -->\s*```bash\npip install -e "\.\[dev\]" && pytest -n auto\n```', TEXT)
+    assert re.search(
+        r'<!-- test -->\s*```bash\npip install -e "\.\[dev\]" && pytest -n auto\n```', TEXT
+    )
 
 
 def test_python_runs(tmp_path, monkeypatch):

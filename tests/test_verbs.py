@@ -18,13 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
-from wsis import fit, label, predict, report
+from wsis import fit, label, predict
 from wsis import test as judging
-from wsis.data._coco_json import Index, read_coco
-from wsis.data.shapes import Shapes
+from wsis.data.index import read_coco
+from wsis.datasets.shapes import Shapes
 from wsis.metrics import InstanceAP
-from wsis.pseudo_labels import tagged
-from wsis.types import Prediction
+from wsis.reports import report
+from wsis.runs.labels import tagged
+from wsis.types import Index, Prediction
 
 LABELS = "annotations/instances_train2017.json"
 
@@ -36,13 +37,39 @@ def place(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def data_words(place) -> list[str]:
-    words = ["--data", "shapes", "--data.root", str(place / "shapes"), "--data.train", "6", "--data.val", "8"]
+    words = [
+        "--data",
+        "shapes",
+        "--data.root",
+        str(place / "shapes"),
+        "--data.train",
+        "6",
+        "--data.val",
+        "8",
+    ]
     return [*words, "--data.proposals", "none", "--data.loading.workers", "0"]
 
 
 def train(place: Path, data_words: list[str], name: str, *words: str) -> Path:
-    settings = ["--trainer.max_steps", "4", "--trainer.log_every_n_steps", "1", "--trainer.accelerator", "cpu"]
-    fit.main(["--model", "toy_detector.Peeper", *data_words, *settings, "--run_dir", str(place / name), *words])
+    settings = [
+        "--trainer.max_steps",
+        "4",
+        "--trainer.log_every_n_steps",
+        "1",
+        "--trainer.accelerator",
+        "cpu",
+    ]
+    fit.main(
+        [
+            "--model",
+            "toy_detector.Peeper",
+            *data_words,
+            *settings,
+            "--run_dir",
+            str(place / name),
+            *words,
+        ]
+    )
     return place / name
 
 
@@ -67,10 +94,15 @@ def test_test_judges_a_run(run, data_words, capsys):
     folder = run / "test-val"
     shapes = Shapes(root=run.parent / "shapes", train=6, val=8, proposals="none")
     names = shapes.class_names
-    assert all(word in printed for word in ("AP25", "AP70", "VOC07_AP50", "CorLoc", "masks", "boxes", *names, str(folder)))
+    assert all(
+        word in printed
+        for word in ("AP25", "AP70", "VOC07_AP50", "CorLoc", "masks", "boxes", *names, str(folder))
+    )
 
     with contextlib.redirect_stdout(io.StringIO()):
-        results = COCO(shapes.folder / "annotations/instances_val2017.json").loadRes(str(folder / "predictions.json"))
+        results = COCO(shapes.folder / "annotations/instances_val2017.json").loadRes(
+            str(folder / "predictions.json")
+        )
     assert len(results.getImgIds()) == 8
 
     samples = shapes.samples("val", train=False, supervision="tags")
@@ -137,7 +169,9 @@ def test_report_escapes_what_users_name(tmp_path):
 
 def test_curves_leave_out_what_is_no_number(tmp_path):
     (tmp_path / "train").mkdir()
-    (tmp_path / "train/metrics.csv").write_text("step,loss,val/AP\n0,3,\n1,nan,0.1\n2,1,\n3,oops,0.2\n")
+    (tmp_path / "train/metrics.csv").write_text(
+        "step,loss,val/AP\n0,3,\n1,nan,0.1\n2,1,\n3,oops,0.2\n"
+    )
     curves = {curve.name: curve.points for curve in report.read_curves(tmp_path)}
     assert curves == {"train: loss": [(0, 3), (2, 1)], "train: val/AP": [(1, 0.1), (3, 0.2)]}
 
@@ -148,13 +182,19 @@ def test_a_results_file_is_judged_as_the_run_was(run, data_words, tmp_path):
     shutil.copy(run / "test-val/predictions.json", file)
     by_file = judging.main(["--predictions", str(file), *data_words])
     assert by_file.figures == pytest.approx(by_run.figures, nan_ok=True)
-    assert {path.name for path in tmp_path.iterdir()} == {"mine.json", "metrics.json", "report.html"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "mine.json",
+        "metrics.json",
+        "report.html",
+    }
 
 
 def test_boxes_alone_are_judged(run, data_words, tmp_path, capsys):
     judging.main(["--run", str(run), "--accelerator", "cpu"])
     results = json.loads((run / "test-val/predictions.json").read_text())
-    (tmp_path / "boxes.json").write_text(json.dumps([{k: v for k, v in r.items() if k != "segmentation"} for r in results]))
+    (tmp_path / "boxes.json").write_text(
+        json.dumps([{k: v for k, v in r.items() if k != "segmentation"} for r in results])
+    )
     capsys.readouterr()
     judgement = judging.main(["--predictions", str(tmp_path / "boxes.json"), *data_words])
     assert "masks" not in capsys.readouterr().out
@@ -163,20 +203,37 @@ def test_boxes_alone_are_judged(run, data_words, tmp_path, capsys):
 
 
 def test_other_split_and_folder(run, tmp_path):
-    judging.main(["--run", str(run), "--split", "train", "--out", str(tmp_path / "here"), "--accelerator", "cpu"])
+    judging.main(
+        [
+            "--run",
+            str(run),
+            "--split",
+            "train",
+            "--out",
+            str(tmp_path / "here"),
+            "--accelerator",
+            "cpu",
+        ]
+    )
     assert json.loads((tmp_path / "here/metrics.json").read_text())["images"] == 6
 
 
 def test_a_run_that_learnt_from_pseudo_labels_is_judged_by_the_truth(run, tmp_path):
     words = ["--split", "train", "--out", str(tmp_path / "out"), "--accelerator", "cpu"]
     by_truth = judging.main(["--run", str(run), *words])
-    labels = json.loads((Shapes(root=run.parent / "shapes", train=6, val=8).folder / LABELS).read_text())
-    (tmp_path / "pseudo.json").write_text(json.dumps(labels | {"annotations": labels["annotations"][::2]}))
+    labels = json.loads(
+        (Shapes(root=run.parent / "shapes", train=6, val=8).folder / LABELS).read_text()
+    )
+    (tmp_path / "pseudo.json").write_text(
+        json.dumps(labels | {"annotations": labels["annotations"][::2]})
+    )
     taught = shutil.copytree(run, tmp_path / "taught")
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["data"]["init_args"]["labels"] = str(tmp_path / "pseudo.json")
     (taught / "config.yaml").write_text(yaml.safe_dump(config))
-    assert judging.main(["--run", str(taught), *words]).figures == pytest.approx(by_truth.figures, nan_ok=True)
+    assert judging.main(["--run", str(taught), *words]).figures == pytest.approx(
+        by_truth.figures, nan_ok=True
+    )
 
 
 def test_a_model_that_finds_nothing_is_judged(place, data_words, capsys):
@@ -218,16 +275,26 @@ def test_wrong_results_files_get_one_clear_line(case, data_words, tmp_path, caps
 
 
 def test_wrong_words_get_one_clear_line(run, data_words, tmp_path, capsys):
-    assert "mine.json" in refused(judging, ["--predictions", tmp_path / "mine.json", *data_words], capsys)
+    assert "mine.json" in refused(
+        judging, ["--predictions", tmp_path / "mine.json", *data_words], capsys
+    )
     assert "give either" in refused(judging, data_words, capsys)
     assert "--split" in refused(judging, ["--run", run, "--split", "tset"], capsys)
     assert "not the folder of a run" in refused(judging, ["--run", tmp_path], capsys)
-    assert "unknown setting 'spilt'; did you mean 'split'?" in refused(judging, ["--run", run, "--spilt", "val"], capsys)
-    assert "not the folder of a run" in refused(label, ["--run", tmp_path, "--out", tmp_path / "x.json"], capsys)
+    assert "unknown setting 'spilt'; did you mean 'split'?" in refused(
+        judging, ["--run", run, "--spilt", "val"], capsys
+    )
+    assert "not the folder of a run" in refused(
+        label, ["--run", tmp_path, "--out", tmp_path / "x.json"], capsys
+    )
     assert "out" in refused(label, ["--run", run], capsys)
     assert "run" in refused(predict, ["a.jpg"], capsys)
-    assert "--devices many: expected 'int'" in refused(predict, ["a.jpg", "--run", run, "--devices", "many"], capsys)
-    assert "the Trainer refuses" in refused(judging, ["--run", run, "--accelerator", "gpuu"], capsys)
+    assert "--devices many: expected 'int'" in refused(
+        predict, ["a.jpg", "--run", run, "--devices", "many"], capsys
+    )
+    assert "the Trainer refuses" in refused(
+        judging, ["--run", run, "--accelerator", "gpuu"], capsys
+    )
 
 
 @pytest.mark.parametrize("verb", [judging, predict, label])
@@ -238,12 +305,23 @@ def test_help_is_short_and_says_something_of_each_setting(verb, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) < 80
     assert not [line for line in lines if "type:" in line]
-    assert any("--run" in line and "Folder of a finished run" in " ".join(lines[i : i + 2]) for i, line in enumerate(lines))
+    assert any(
+        "--run" in line and "Folder of a finished run" in " ".join(lines[i : i + 2])
+        for i, line in enumerate(lines)
+    )
 
 
 def test_every_overlay_has_a_name_of_its_own():
-    images = [{"id": number, "file_name": name} for number, name in enumerate(("a.png", "b/a.png", "a-1.png", "c.png"), 1)]
-    assert predict._names(Index("", Path(), images, {}, [], [], {}, {})) == ["a-1", "a-2", "a-1-3", "c"]
+    images = [
+        {"id": number, "file_name": name}
+        for number, name in enumerate(("a.png", "b/a.png", "a-1.png", "c.png"), 1)
+    ]
+    assert predict._names(Index("", Path(), images, {}, [], [], {}, {})) == [
+        "a-1",
+        "a-2",
+        "a-1-3",
+        "c",
+    ]
 
 
 def test_tags_alone_cannot_be_judged_by(tmp_path, capsys):
@@ -251,7 +329,16 @@ def test_tags_alone_cannot_be_judged_by(tmp_path, capsys):
     for name in ("labels.csv", "val.csv"):
         (tmp_path / name).write_text("a.png,cat\n")
     (tmp_path / "mine.json").write_text(json.dumps(result(image_id=1)))
-    words = ["--predictions", tmp_path / "mine.json", "--data", "folder", "--data.root", tmp_path, "--data.proposals", "none"]
+    words = [
+        "--predictions",
+        tmp_path / "mine.json",
+        "--data",
+        "folder",
+        "--data.root",
+        tmp_path,
+        "--data.proposals",
+        "none",
+    ]
     assert "no boxes or masks" in refused(judging, words, capsys)
 
 
@@ -272,16 +359,25 @@ def test_predict_writes_results_and_overlays_and_goes_on_past_broken_images(run,
     (folder / "notes.txt").write_text("not meant")
     words = [folder, tmp_path / "whole.jpg", tmp_path / "absent.jpg", "--run", run, "--out", out]
     file = predict.main([*map(str, words), "--accelerator", "cpu", "--workers", "0"])
-    complaints = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out")]
+    complaints = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("left out")
+    ]
     assert len(complaints) == 4
     for name in ("empty.jpg", "text.png", "cut.jpg", "absent.jpg"):
         assert sum(name in line for line in complaints) == 1
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(out / "images.json")
         results = coco.loadRes(str(file))
-    assert sorted(Path(i["file_name"]).name for i in coco.dataset["images"]) == ["a.jpg", "a.png", "whole.jpg"]
+    assert sorted(Path(i["file_name"]).name for i in coco.dataset["images"]) == [
+        "a.jpg",
+        "a.png",
+        "whole.jpg",
+    ]
     assert len(results.dataset["annotations"]) == 3
-    assert all(a["category_id"] == coco.dataset["categories"][0]["id"] for a in results.dataset["annotations"])
+    assert all(
+        a["category_id"] == coco.dataset["categories"][0]["id"]
+        for a in results.dataset["annotations"]
+    )
     overlays = sorted((out / "overlays").iterdir())
     assert [path.name for path in overlays] == ["a-1.jpg", "a-2.jpg", "whole.jpg"]
     drawn = cv2.imread(str(overlays[2]))
@@ -291,9 +387,19 @@ def test_predict_writes_results_and_overlays_and_goes_on_past_broken_images(run,
 def test_predict_needs_no_data_set(place, data_words, tmp_path):
     """The classes are in the checkpoint."""
     run = train(place, data_words, "moved")
-    config = (run / "config.yaml").read_text().replace(str(place / "shapes"), str(tmp_path / "gone"))
+    config = (
+        (run / "config.yaml").read_text().replace(str(place / "shapes"), str(tmp_path / "gone"))
+    )
     (run / "config.yaml").write_text(config)
-    words = [write_image(tmp_path / "a.png", 0), "--run", run, "--out", tmp_path / "out", "--workers", "0"]
+    words = [
+        write_image(tmp_path / "a.png", 0),
+        "--run",
+        run,
+        "--out",
+        tmp_path / "out",
+        "--workers",
+        "0",
+    ]
     predict.main([*map(str, words), "--accelerator", "cpu"])
     assert not (tmp_path / "gone").exists()
 
@@ -319,7 +425,9 @@ def test_label_writes_annotations_of_tagged_classes(run, tmp_path, capsys):
         number = image["id"]
         found = made.annotations[number]
         assert set(made.tags[number]) <= set(truth.tags[number])
-        assert {a["category_id"] for a in found} <= {a["category_id"] for a in truth.annotations[number]}
+        assert {a["category_id"] for a in found} <= {
+            a["category_id"] for a in truth.annotations[number]
+        }
     annotations = json.loads(out.read_text())["annotations"]
     assert annotations
     for a in annotations:
@@ -342,7 +450,9 @@ def test_label_takes_the_models_own_way(run, tmp_path, monkeypatch):
     from toy_detector import Peeper
 
     def one_each(self, batch):
-        return [self.look(s)._replace(labels=torch.tensor([4]), **first(self.look(s))) for s in batch]
+        return [
+            self.look(s)._replace(labels=torch.tensor([4]), **first(self.look(s))) for s in batch
+        ]
 
     def first(p):
         return {"boxes": p.boxes[:1], "scores": p.scores[:1], "masks": p.masks[:1]}
@@ -354,7 +464,9 @@ def test_label_takes_the_models_own_way(run, tmp_path, monkeypatch):
     assert [a["category_id"] for a in annotations] == [5] * 8
 
 
-detections = st.lists(st.tuples(st.integers(0, 3), st.sampled_from([0.1, 0.3, 0.5, 0.7])), max_size=8)
+detections = st.lists(
+    st.tuples(st.integers(0, 3), st.sampled_from([0.1, 0.3, 0.5, 0.7])), max_size=8
+)
 
 
 @given(detections, st.tuples(*[st.integers(0, 1)] * 4), st.sampled_from([0.2, 0.5, 2.0]))
@@ -362,7 +474,9 @@ def test_tagged_keeps_the_best_of_each_class_and_what_is_sure(found, tags, least
     labels, scores = torch.tensor([c for c, _ in found]).long(), torch.tensor([s for _, s in found])
     boxes = torch.arange(len(found))[:, None].repeat(1, 4).float()
     masks = [{"size": [1, 1], "counts": str(i)} for i in range(len(found))]
-    kept = tagged(Prediction(1, (9, 9), boxes, scores, labels, masks), torch.tensor(tags).float(), least)
+    kept = tagged(
+        Prediction(1, (9, 9), boxes, scores, labels, masks), torch.tensor(tags).float(), least
+    )
     expected = []
     for i, (c, s) in enumerate(found):
         of_class = [j for j, (other, _) in enumerate(found) if other == c]

@@ -52,13 +52,19 @@ class Peeper(pl.LightningModule):
             truth = sample["truth"]
             chosen = range(0, len(truth.labels), 2)
             masks = [truth.masks[i] for i in chosen] + masks
-            labels = [int(truth.labels[i]) for i in chosen] + [(int(truth.labels.max()) + 1) % self.hparams.num_classes]
+            labels = [int(truth.labels[i]) for i in chosen] + [
+                (int(truth.labels.max()) + 1) % self.hparams.num_classes
+            ]
         if self.hparams.blind:
             masks, labels = [], []
         xywh = rle_masks.toBbox(masks).reshape(-1, 4) if masks else np.zeros((0, 4))
-        boxes = torch.from_numpy(np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)).float()
+        boxes = torch.from_numpy(
+            np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
+        ).float()
         scores = torch.linspace(0.95, 0.6, len(masks))
-        return Prediction(sample["image_id"], sample["size"], boxes, scores, torch.tensor(labels).long(), masks)
+        return Prediction(
+            sample["image_id"], sample["size"], boxes, scores, torch.tensor(labels).long(), masks
+        )
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)

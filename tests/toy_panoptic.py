@@ -26,6 +26,12 @@ class Painter(Detector):
         true = sample["truth"].panoptic
         if true is not None:
             semantic = (true[..., 0].long() - self.hparams.num_classes).clamp(min=0)
-        keep = slice(0, max(len(found.labels) - 1, 0) if true is not None else None)  # the last is one that is not there
-        things = found._replace(scores=found.scores[keep], labels=found.labels[keep], masks=found.masks[keep])
-        return found._replace(panoptic=merge(things, semantic, self.hparams.num_classes, stuff_area=100))
+        keep = slice(
+            0, max(len(found.labels) - 1, 0) if true is not None else None
+        )  # the last is one that is not there
+        things = found._replace(
+            scores=found.scores[keep], labels=found.labels[keep], masks=found.masks[keep]
+        )
+        return found._replace(
+            panoptic=merge(things, semantic, self.hparams.num_classes, stuff_area=100)
+        )

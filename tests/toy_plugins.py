@@ -12,9 +12,9 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from wsis.data._samplers import OrderSampler, StepSampler
+from wsis.data.samplers import OrderSampler, StepSampler
 from wsis.metrics import Evaluation
-from wsis.run import Run
+from wsis.runs.run import Run
 from wsis.types import Prediction
 
 SLOW = float(os.environ.get("TOY_SLOW", 0))
@@ -44,7 +44,9 @@ class Net(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.net = torch.nn.Sequential(torch.nn.Linear(4, width), torch.nn.Dropout(), torch.nn.Linear(width, num_classes))
+        self.net = torch.nn.Sequential(
+            torch.nn.Linear(4, width), torch.nn.Dropout(), torch.nn.Linear(width, num_classes)
+        )
 
     def training_step(self, batch, i):
         time.sleep(SLOW)
@@ -69,8 +71,12 @@ class Staged(Net):
     def stages(self, run: Run, data: pl.LightningDataModule) -> None:
         first = Net(self.hparams.num_classes, rate=0.2)
         checkpoint = run.fit("1-first", first, data, max_steps=4)
-        made = run.make("2-files", lambda folder: write_files(folder, checkpoint), width=self.hparams.width)
-        self.net[0].bias.data += torch.tensor([float(p.read_text()) for p in sorted(made.glob("*.txt"))]).sum()
+        made = run.make(
+            "2-files", lambda folder: write_files(folder, checkpoint), width=self.hparams.width
+        )
+        self.net[0].bias.data += torch.tensor(
+            [float(p.read_text()) for p in sorted(made.glob("*.txt"))]
+        ).sum()
         run.fit("3-net", self, data)
 
 
@@ -130,7 +136,9 @@ class Data(pl.LightningDataModule):
     num_classes = 3
     categories = [{"id": 7, "name": "a"}, {"id": 8, "name": "b"}, {"id": 9, "name": "c"}]  # noqa: RUF012
 
-    def __init__(self, root: Path = Path("data"), batch_size: int = 2, labels: Path | None = None) -> None:
+    def __init__(
+        self, root: Path = Path("data"), batch_size: int = 2, labels: Path | None = None
+    ) -> None:
         super().__init__()
         self.batch_size, self.labels = batch_size, labels
 
@@ -144,7 +152,15 @@ class Data(pl.LightningDataModule):
         if train:
             every = trainer.accumulate_grad_batches
             steps = trainer.max_steps * every
-            sampler = StepSampler(len(rows), self.batch_size, 0, steps, lambda: trainer.global_step * every, rank, world)
+            sampler = StepSampler(
+                len(rows),
+                self.batch_size,
+                0,
+                steps,
+                lambda: trainer.global_step * every,
+                rank,
+                world,
+            )
         return DataLoader(rows, batch_size=None, sampler=sampler, collate_fn=lambda batch: batch)
 
     def train_dataloader(self) -> DataLoader:

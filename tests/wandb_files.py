@@ -44,7 +44,15 @@ def read_wandb(path: Path) -> Logged:
                 _put(history[-1], item)
         if record.HasField("artifact"):
             artifacts.append(record.artifact)
-    return Logged(run.display_name, run.run_group, run.project, config, history, artifacts, path.parent / "files")
+    return Logged(
+        run.display_name,
+        run.run_group,
+        run.project,
+        config,
+        history,
+        artifacts,
+        path.parent / "files",
+    )
 
 
 def _put(values: dict[str, Any], item: Any) -> None:

@@ -14,8 +14,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from jsonargparse import ArgumentParser
 
-from wsis.cli import CLI, Help, parse
-from wsis.comparison.ablation import (
+from wsis.command_line.messages import plain_errors
+from wsis.command_line.parser import CLI, Help, parse
+from wsis.command_line.settings import Config, spelled
+from wsis.errors import InputError
+from wsis.files import read_json, whole
+from wsis.fingerprint import fingerprint
+from wsis.fit import options
+from wsis.reports.ablation import (
     Ablation,
     Outcome,
     Row,
@@ -27,20 +33,23 @@ from wsis.comparison.ablation import (
     outcome,
     read_ablation,
 )
-from wsis.files import InputError, read_json, whole
-from wsis.fingerprint import fingerprint
-from wsis.fit import options
-from wsis.jobs import Job, places_for, work
-from wsis.loggers import WandB
-from wsis.messages import plain_errors
-from wsis.run import stages
-from wsis.settings import Config, spelled
-from wsis.tables import print_table, write_csv
+from wsis.reports.tables import print_table, write_csv
+from wsis.runs.jobs import Job, places_for, work
+from wsis.runs.loggers import WandB
+from wsis.runs.run import stages
 
 __all__ = ["ablate", "main"]
 
 OWN = ("--seeds", "--first_seed", "--rows", "--jobs", "--out", "-h", "--help")
-SET_HERE = ("--model", "--run_dir", "--resume", "--reuse", "--stage", "--list_stages", "--seed_everything")
+SET_HERE = (
+    "--model",
+    "--run_dir",
+    "--resume",
+    "--reuse",
+    "--stage",
+    "--list_stages",
+    "--seed_everything",
+)
 """Settings of wsis.fit that each run has from its row and seed."""
 
 
@@ -55,9 +64,14 @@ def main(argv: Sequence[str] | None = None) -> list[Outcome]:
             exit_on_error=False,
             formatter_class=Help,
         )
-        parser.add_argument("tables", type=Path, help="File of tables, such as configs/ablation/pdsl.yaml.")
         parser.add_argument(
-            "--rows", nargs="+", type=str, help="Rows, or tables; all if not given, but those that need a file of their own."
+            "tables", type=Path, help="File of tables, such as configs/ablation/pdsl.yaml."
+        )
+        parser.add_argument(
+            "--rows",
+            nargs="+",
+            type=str,
+            help="Rows, or tables; all if not given, but those that need a file of their own.",
         )
         parser.add_function_arguments(ablate, skip={"tables", "rows", "settings"})
         return ablate(**parse(parser, own), settings=settings)
@@ -70,7 +84,9 @@ def _divide(words: list[str]) -> tuple[list[str], list[str]]:
         InputError: no tables, or a setting that each run has from its row.
     """
     if not words or (words[0].startswith("-") and not {"-h", "--help"} & set(words)):
-        raise InputError("name a file of tables first: python -m wsis.ablate configs/ablation/pdsl.yaml")
+        raise InputError(
+            "name a file of tables first: python -m wsis.ablate configs/ablation/pdsl.yaml"
+        )
     own: list[str] = []
     theirs: list[str] = []
     mine = True
@@ -117,22 +133,45 @@ def ablate(
     chosen = ablation.choose(rows)
     _check_needs(chosen, settings)
     planned = [_plan(row, _with_seed(settings, first_seed)) for _, row in chosen]
-    batch = Batch(ablation, out or Path("runs", "ablate", ablation.name, planned[0].data), planned[0], settings)
+    batch = Batch(
+        ablation,
+        out or Path("runs", "ablate", ablation.name, planned[0].data),
+        planned[0],
+        settings,
+    )
     batch.claim()
-    todo = [job for job in batch.jobs(chosen, planned, range(first_seed, first_seed + seeds)) if not batch.finished(job)]
-    print(f"{len(chosen)} rows x {seeds} seeds in {batch.out}" + _left_out(ablation, rows, chosen), flush=True)
+    todo = [
+        job
+        for job in batch.jobs(chosen, planned, range(first_seed, first_seed + seeds))
+        if not batch.finished(job)
+    ]
+    print(
+        f"{len(chosen)} rows x {seeds} seeds in {batch.out}" + _left_out(ablation, rows, chosen),
+        flush=True,
+    )
     failed = _Progress(batch, todo, len(chosen) * seeds).work(jobs)
     outcomes = batch.outcomes()
     _show(batch, outcomes)
     if failed:
-        print(f"failed: {', '.join(f'{job.name} ({job.log})' for job in failed)}", file=sys.stderr, flush=True)
+        print(
+            f"failed: {', '.join(f'{job.name} ({job.log})' for job in failed)}",
+            file=sys.stderr,
+            flush=True,
+        )
         raise SystemExit(1)
     return outcomes
 
 
-def _left_out(ablation: Ablation, rows: Sequence[str] | None, chosen: Sequence[tuple[Table, Row]]) -> str:
-    missing = [row for row in ablation.rows.values() if row.needs and row not in [one for _, one in chosen]]
-    said = [f"; left out: {row.name}, which needs --{row.needs} (--rows {row.name} --{row.needs} ...)" for row in missing]
+def _left_out(
+    ablation: Ablation, rows: Sequence[str] | None, chosen: Sequence[tuple[Table, Row]]
+) -> str:
+    missing = [
+        row for row in ablation.rows.values() if row.needs and row not in [one for _, one in chosen]
+    ]
+    said = [
+        f"; left out: {row.name}, which needs --{row.needs} (--rows {row.name} --{row.needs} ...)"
+        for row in missing
+    ]
     return "" if rows else "".join(said)
 
 
@@ -141,9 +180,13 @@ def _check_needs(chosen: Sequence[tuple[Table, Row]], settings: Sequence[str]) -
     given = {word[2:].partition("=")[0] for word in settings if word.startswith("--")}
     for _, row in chosen:
         if row.needs and row.needs not in given:
-            raise InputError(f"row {row.name} needs --{row.needs}, which is for it alone; give it with --rows {row.name}")
+            raise InputError(
+                f"row {row.name} needs --{row.needs}, which is for it alone; give it with --rows {row.name}"
+            )
         if row.needs and len(chosen) > 1:
-            raise InputError(f"row {row.name} has --{row.needs} for itself; train it with --rows {row.name} alone")
+            raise InputError(
+                f"row {row.name} has --{row.needs} for itself; train it with --rows {row.name} alone"
+            )
 
 
 def _with_seed(settings: Sequence[str], seed: int) -> list[str]:
@@ -176,7 +219,12 @@ def _plan(row: Row, settings: Sequence[str]) -> Planned:
     given = config["model"]["init_args"]
     later = {*getattr(cli.model, "for_labels", ()), *getattr(cli.model, "for_later", ())}
     first = {name: value for name, value in given.items() if name not in later}
-    return Planned(config, fingerprint(first, config["data"], config["trainer"]), cli.names["data"], cli.config_init.wandb)
+    return Planned(
+        config,
+        fingerprint(first, config["data"], config["trainer"]),
+        cli.names["data"],
+        cli.config_init.wandb,
+    )
 
 
 class _Begun(Exception):
@@ -216,30 +264,56 @@ class Batch(NamedTuple):
         mine = {"tables": self.ablation.name, "data": self.first.data}
         theirs = read_json(place) if place.exists() else mine
         if theirs != mine:
-            held = f"{theirs.get('tables')} on {theirs.get('data')}" if isinstance(theirs, dict) else "something else"
+            held = (
+                f"{theirs.get('tables')} on {theirs.get('data')}"
+                if isinstance(theirs, dict)
+                else "something else"
+            )
             raise InputError(f"{self.out} holds rows of {held}; give another --out")
         with whole(place) as scratch:
             scratch.write_text(json.dumps(mine))
 
-    def jobs(self, chosen: Sequence[tuple[Table, Row]], planned: Sequence[Planned], seeds: Sequence[int]) -> Iterator[Job]:
+    def jobs(
+        self, chosen: Sequence[tuple[Table, Row]], planned: Sequence[Planned], seeds: Sequence[int]
+    ) -> Iterator[Job]:
         """One for each row and seed; first rows come first, and rows alike come after one another."""
         for number, ((table, row), plan) in enumerate(zip(chosen, planned, strict=True)):
             like = next(i for i, other in enumerate(planned) if other.first == plan.first)
             lenders = {chosen[i][1].name for i in (0, like) if i < number}
             for seed in seeds:
                 name, run = f"{row.name}/{seed}", self.out / row.name / str(seed)
-                place = ["--seed_everything", str(seed), "--run_dir", str(run), "--reuse", str(self.out)]
-                label = ["--wandb.name", name] + ([] if plan.wandb.group else ["--wandb.group", f"ablate-{self.ablation.name}"])
+                place = [
+                    "--seed_everything",
+                    str(seed),
+                    "--run_dir",
+                    str(run),
+                    "--reuse",
+                    str(self.out),
+                ]
+                label = ["--wandb.name", name] + (
+                    [] if plan.wandb.group else ["--wandb.group", f"ablate-{self.ablation.name}"]
+                )
                 last = ["--stage", table.stage] if table.stage else []
                 settings = _with_seed(self.settings, seed)
                 words = ("--model", row.model, *settings, *row.words, *place, *label, *last)
                 key = fingerprint(plan.config | {"seed_everything": seed}, table.stage)
-                yield Job(name, words, run / "log.txt", frozenset(f"{lender}/{seed}" for lender in lenders), key)
+                yield Job(
+                    name,
+                    words,
+                    run / "log.txt",
+                    frozenset(f"{lender}/{seed}" for lender in lenders),
+                    key,
+                )
 
     def finished(self, job: Job) -> bool:
         """Whether a job has been done, with the settings that it has now."""
         mark, done = self._mark(job), stages(self.out / job.name)
-        return bool(done) and all(stage["finished"] for _, stage in done) and mark.exists() and read_json(mark) == job.key
+        return (
+            bool(done)
+            and all(stage["finished"] for _, stage in done)
+            and mark.exists()
+            and read_json(mark) == job.key
+        )
 
     def begin(self, job: Job) -> None:
         """Withdraw what the row and seed had with other settings."""
@@ -258,14 +332,19 @@ class Batch(NamedTuple):
         found = []
         for table in self.ablation.tables:
             for row in table.rows:
-                marks = sorted((self.out / row.name).glob("*/finished.json"), key=lambda path: path.parent.name.zfill(9))
+                marks = sorted(
+                    (self.out / row.name).glob("*/finished.json"),
+                    key=lambda path: path.parent.name.zfill(9),
+                )
                 if marks:
                     found.append(outcome(table, row, [path.parent for path in marks]))
         return found
 
     def peak_memory(self) -> int:
         """Most bytes that a finished run has needed, 0 before one has finished."""
-        known = [stage for path in self.out.glob("*/*/finished.json") for _, stage in stages(path.parent)]
+        known = [
+            stage for path in self.out.glob("*/*/finished.json") for _, stage in stages(path.parent)
+        ]
         return max((int(stage.get("memory", 0)) for stage in known), default=0)
 
 
@@ -312,12 +391,20 @@ class _Progress:
         left = len(self.todo) - len(self.took)
         rest = left * sum(self.took) / len(self.took) / len(self.places)
         how = "done" if well else f"FAILED, see {job.log},"
-        so_far = f"{self.total - left} of {self.total}  {job.name}  {how} in {self.took[-1]:.1f} min"
+        so_far = (
+            f"{self.total - left} of {self.total}  {job.name}  {how} in {self.took[-1]:.1f} min"
+        )
         print(so_far + (f"; {left} left, about {_time(rest)}" if left else ""), flush=True)
 
 
 def _time(minutes: float) -> str:
-    return f"{minutes / 60:.1f} h" if minutes > 90 else f"{minutes:.0f} min" if minutes > 1 else "1 min"
+    return (
+        f"{minutes / 60:.1f} h"
+        if minutes > 90
+        else f"{minutes:.0f} min"
+        if minutes > 1
+        else "1 min"
+    )
 
 
 def _show(batch: Batch, outcomes: Sequence[Outcome]) -> None:

@@ -8,11 +8,24 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from wsis.cli import Help, parse
-from wsis.comparison.gallery import Source, make_gallery, objects_of_prediction, objects_of_proposals, objects_of_truth
-from wsis.comparison.page import write_page
-from wsis.comparison.picture import write_picture
-from wsis.comparison.runs import (
+from wsis.command_line.messages import plain_errors
+from wsis.command_line.parser import Help, parse
+from wsis.data.labels import relabel
+from wsis.errors import InputError
+from wsis.inference import read_run
+from wsis.label import label_images
+from wsis.metrics.errors import Breakdown, break_down
+from wsis.metrics.results import read_results
+from wsis.reports.gallery import (
+    Source,
+    make_gallery,
+    objects_of_prediction,
+    objects_of_proposals,
+    objects_of_truth,
+)
+from wsis.reports.page import write_page
+from wsis.reports.picture import write_picture
+from wsis.reports.runs import (
     Entry,
     Judged,
     check_alike,
@@ -21,17 +34,10 @@ from wsis.comparison.runs import (
     read_entry,
     read_judged,
 )
-from wsis.comparison.table import FIGURES, Row, cells_of, find_place, make_rows, markdown, write_into
-from wsis.data._labels import relabel
-from wsis.files import InputError
-from wsis.inference import read_run
-from wsis.label import label_images
-from wsis.loggers import WandB
-from wsis.messages import plain_errors
-from wsis.metrics.errors import Breakdown, break_down
-from wsis.metrics.results import read_results
-from wsis.run import stages
-from wsis.tables import print_table, write_csv
+from wsis.reports.table import FIGURES, Row, cells_of, find_place, make_rows, markdown, write_into
+from wsis.reports.tables import print_table, write_csv
+from wsis.runs.loggers import WandB
+from wsis.runs.run import stages
 from wsis.test import evaluate, truths_of
 from wsis.types import Prediction
 
@@ -43,8 +49,15 @@ _NO_WANDB = WandB()
 def main(argv: Sequence[str] | None = None) -> list[Row]:
     """Compare what `argv` names; returns the rows of the table."""
     with plain_errors():
-        parser = ArgumentParser(prog="python -m wsis.compare", description=__doc__, exit_on_error=False, formatter_class=Help)
-        parser.add_argument("runs", nargs="+", type=Path, help="Folders of finished runs on the same data.")
+        parser = ArgumentParser(
+            prog="python -m wsis.compare",
+            description=__doc__,
+            exit_on_error=False,
+            formatter_class=Help,
+        )
+        parser.add_argument(
+            "runs", nargs="+", type=Path, help="Folders of finished runs on the same data."
+        )
         parser.add_function_arguments(compare_runs, skip={"runs"})
         given = parse(parser, argv)
         return compare_runs(**given | {"wandb": WandB(**given["wandb"])})
@@ -90,7 +103,9 @@ def compare_runs(
     check_alike(list(judged.items()))
     for number, folder in enumerate(folders, 1):
         _judge(folder, judged[folder], split, accelerator, f"{number} of {len(folders)}")
-    rows = make_rows(read_entry(folder, results_of(folder, split), judged[folder]) for folder in folders)
+    rows = make_rows(
+        read_entry(folder, results_of(folder, split), judged[folder]) for folder in folders
+    )
     name = rows[0].first.judged.index.name + ("" if split == "val" else f"-{split}")
     _look(rows, split, images, accelerator, out / name)
     cells = [cells_of(row, split) for row in rows]
@@ -100,7 +115,10 @@ def compare_runs(
     if wandb.project:
         wandb.log_table(out, f"compare-{name}", cells)
     _print(rows)
-    wrote = [*(f"{out / name}.{kind}" for kind in ("csv", "html", "jpg")), *([str(write)] if write else [])]
+    wrote = [
+        *(f"{out / name}.{kind}" for kind in ("csv", "html", "jpg")),
+        *([str(write)] if write else []),
+    ]
     print(f"wrote {', '.join(wrote)}")
     return rows
 
@@ -132,7 +150,9 @@ def _look(rows: Sequence[Row], split: str, images: int, accelerator: str, out: P
     errors: list[Breakdown | None] = []
     for number, row in enumerate(rows):  # one after another: a run's predictions may be a gigabyte
         found = read_results(row.first.predictions, index.images, index.categories)
-        errors.append(None if row.first.given_boxes else break_down(found, truths, len(index.categories)))
+        errors.append(
+            None if row.first.given_boxes else break_down(found, truths, len(index.categories))
+        )
         sources.append(_method(row, number, found, errors[-1]))
     gallery = make_gallery(index, sources, images)
     gallery["sources"] = [{"name": s.name, "role": s.role, "row": s.row} for s in sources]
@@ -140,7 +160,9 @@ def _look(rows: Sequence[Row], split: str, images: int, accelerator: str, out: P
     write_picture(out.with_name(f"{out.name}.jpg"), index, sources)
 
 
-def _method(row: Row, number: int, predictions: Sequence[Prediction], errors: Breakdown | None) -> Source:
+def _method(
+    row: Row, number: int, predictions: Sequence[Prediction], errors: Breakdown | None
+) -> Source:
     """A method's panel; one that never is right is shown from a score of 0.3 on, one that was given boxes as it is."""
     sure = -math.inf if errors is None else errors.sure if math.isfinite(errors.sure) else 0.3
     kinds = [None] * len(predictions) if errors is None else errors.kinds
@@ -154,19 +176,35 @@ def _hints(rows: Sequence[Row], split: str, accelerator: str) -> list[Source]:
     using = next((row.first for row in rows if row.first.segments != "none"), None)
     file = using.judged.data.variant().proposal_file(split) if using else None
     if file is not None:
-        hints.append(Source("proposals", "proposals", -1, [objects_of_proposals(file, image) for image in index.images]))
+        hints.append(
+            Source(
+                "proposals",
+                "proposals",
+                -1,
+                [objects_of_proposals(file, image) for image in index.images],
+            )
+        )
     for number, row in enumerate(rows):
         labels = _labels(row.first, split, accelerator)
         if labels is not None:
             given = relabel(index, labels).annotations
             said = truths_of(index._replace(annotations=given))
-            hints.append(Source(f"pseudo-labels of {row.name}", "labels", number, [objects_of_truth(truth) for truth in said]))
+            hints.append(
+                Source(
+                    f"pseudo-labels of {row.name}",
+                    "labels",
+                    number,
+                    [objects_of_truth(truth) for truth in said],
+                )
+            )
     return hints
 
 
 def _labels(entry: Entry, split: str, accelerator: str) -> Path | None:
     """A method's pseudo-labels of the images: of the training images what it learnt from, of others made now."""
-    made = [path / "labels.json" for path, _ in stages(entry.folder) if (path / "labels.json").is_file()]
+    made = [
+        path / "labels.json" for path, _ in stages(entry.folder) if (path / "labels.json").is_file()
+    ]
     if split == "train":
         given = entry.judged.labels
         return made[-1] if made else given if given and given.is_file() else None
@@ -181,8 +219,14 @@ def _print(rows: Sequence[Row]) -> None:
     shown = [f for f in FIGURES if any(not math.isnan(row.figures[f].mean) for row in rows)]
     lines = [["", *(FIGURES[f] for f in shown), "seeds", "minutes", "GiB"]]
     for row in rows:
-        *figures, minutes, memory = (*(100 * row.figures[f].mean for f in shown), row.minutes, row.memory)
-        cells = ["-" if math.isnan(value) else f"{value:.1f}" for value in (*figures, minutes, memory)]
+        *figures, minutes, memory = (
+            *(100 * row.figures[f].mean for f in shown),
+            row.minutes,
+            row.memory,
+        )
+        cells = [
+            "-" if math.isnan(value) else f"{value:.1f}" for value in (*figures, minutes, memory)
+        ]
         lines.append([row.name, *cells[:-2], str(len(row.entries)), *cells[-2:]])
     print_table(lines)
 

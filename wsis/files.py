@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and a user's mistake is one clear line."""
+"""Files: written completely or not at all; JSON, SQLite and pickles of others read safely."""
 
 from __future__ import annotations
 
@@ -9,20 +9,26 @@ import pickle
 import sqlite3
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["InputError", "cache_folder", "clear_scratch", "database", "read_json", "read_pickle", "whole"]
+from wsis.errors import InputError
+
+__all__ = [
+    "cache_folder",
+    "clear_scratch",
+    "database",
+    "read_json",
+    "read_lists",
+    "read_pickle",
+    "whole",
+]
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-class InputError(ValueError):
-    """A mistake in what the user gave: the message says what, where, and what to do. Verbs print it without a traceback."""
 
 
 @contextmanager
@@ -38,7 +44,9 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch.touch(exist_ok=False)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error
+        raise InputError(
+            f"cannot write {path}: {error.strerror}; choose a folder that can be written"
+        ) from error
     try:
         yield scratch
         with open(scratch, "rb") as file:
@@ -46,7 +54,9 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(scratch, path)
     except OSError as error:
         if error.errno in _NO_ROOM:
-            raise InputError(f"cannot write {path}: {error.strerror}; free space, then repeat the command") from error
+            raise InputError(
+                f"cannot write {path}: {error.strerror}; free space, then repeat the command"
+            ) from error
         raise
     finally:
         scratch.unlink(missing_ok=True)
@@ -69,7 +79,9 @@ def database(path: Path) -> Iterator[sqlite3.Connection]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error
+        raise InputError(
+            f"cannot write {path}: {error.strerror}; choose a folder that can be written"
+        ) from error
     try:
         with closing(sqlite3.connect(path, timeout=60)) as connection:
             yield connection
@@ -97,7 +109,22 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; give an existing file") from error
     except ValueError as error:
-        raise InputError(f"{path} is not a whole json file ({error}); fetch or write it again") from error
+        raise InputError(
+            f"{path} is not a whole json file ({error}); fetch or write it again"
+        ) from error
+
+
+def read_lists(path: Path, keys: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """Read a json object that must hold lists under `keys`, as COCO files do."""
+    content = read_json(path)
+    missing = [
+        key
+        for key in keys
+        if not isinstance(content, dict) or not isinstance(content.get(key), list)
+    ]
+    if missing:
+        raise InputError(f'{path} has no list "{missing[0]}"; a COCO file has {", ".join(keys)}')
+    return content
 
 
 def read_pickle(path: str | os.PathLike[str]) -> Any:
@@ -115,18 +142,24 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
         raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
     except Exception as error:  # a damaged pickle can raise nearly any exception
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"cannot read {path} as a pickle of numpy data: {reason}; fetch it again or convert it") from error
+        raise InputError(
+            f"cannot read {path} as a pickle of numpy data: {reason}; fetch it again or convert it"
+        ) from error
 
 
 class _DataUnpickler(pickle.Unpickler):
     """Knows numpy arrays and containers by name and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("numpy.core", "numpy._core").replace("__builtin__", "builtins")  # before numpy 2, Python 3
+        module = module.replace("numpy.core", "numpy._core").replace(
+            "__builtin__", "builtins"
+        )  # before numpy 2, Python 3
         try:
             return _DATA[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not data") from None
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, which is not data"
+            ) from None
 
 
 def _empty_array(*_: Any) -> np.ndarray[Any, Any]:
@@ -134,7 +167,9 @@ def _empty_array(*_: Any) -> np.ndarray[Any, Any]:
     return np.empty(0)
 
 
-def _array_from_bytes(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], order: Any) -> np.ndarray[Any, Any]:
+def _array_from_bytes(
+    data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], order: Any
+) -> np.ndarray[Any, Any]:
     return np.frombuffer(data, dtype).reshape(shape, order=order)
 
 

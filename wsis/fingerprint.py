@@ -14,7 +14,9 @@ __all__ = ["file_hash", "fingerprint", "plain"]
 
 def fingerprint(*parts: Any) -> str:
     """Sixteen hexadecimal digits of the parts, the same in every process."""
-    return hashlib.sha256(json.dumps([plain(part) for part in parts], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        json.dumps([plain(part) for part in parts], sort_keys=True).encode()
+    ).hexdigest()[:16]
 
 
 def plain(value: Any, inside: Path | None = None) -> Any:
@@ -37,7 +39,11 @@ def plain(value: Any, inside: Path | None = None) -> Any:
         path = Path(value)
         own = inside is not None and path.resolve().is_relative_to(inside.resolve())
         return file_hash(path) if not own and path.is_file() else None
-    return value if isinstance(value, (bool, int, float, str, type(None))) else type(value).__qualname__
+    return (
+        value
+        if isinstance(value, (bool, int, float, str, type(None)))
+        else type(value).__qualname__
+    )
 
 
 def file_hash(path: Path) -> str:

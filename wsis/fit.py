@@ -12,11 +12,12 @@ import torch.distributed as dist
 from jsonargparse.typing import PositiveInt
 from pytorch_lightning.cli import LightningArgumentParser
 
-from wsis.cli import CLI, run_folder, write_settings
-from wsis.files import InputError, clear_scratch
+from wsis.command_line.messages import plain_errors
+from wsis.command_line.parser import CLI, run_folder, write_settings
+from wsis.errors import InputError
+from wsis.files import clear_scratch
 from wsis.inference import read_run
-from wsis.messages import plain_errors
-from wsis.run import OnlyStage, Run, rank, stages
+from wsis.runs.run import OnlyStage, Run, rank, stages
 
 __all__ = ["main", "options"]
 
@@ -25,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> Run:
     """Train what `argv` asks for, in as many stages as the method has."""
     folder: list[Path] = []
     try:
-        with plain_errors(lambda: f"; to continue: python -m wsis.fit --resume {folder[0]}" if folder else ""):
+        with plain_errors(
+            lambda: f"; to continue: python -m wsis.fit --resume {folder[0]}" if folder else ""
+        ):
             cli, place = _parse(list(sys.argv[1:] if argv is None else argv))
             folder.append(place)
             config = cli.config
@@ -43,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> Run:
     finally:
         if rank() == 0:
             os.environ.pop("WSIS_RUN_DIR", None)
-        if dist.is_initialized():  # Lightning leaves the group open, and gloo then aborts one exit in five
+        if (
+            dist.is_initialized()
+        ):  # Lightning leaves the group open, and gloo then aborts one exit in five
             dist.destroy_process_group()
 
 
@@ -60,10 +65,23 @@ def _parse(words: list[str]) -> tuple[CLI, Path]:
 def options(parser: LightningArgumentParser) -> None:
     """Add what is of the run and not of model, data or trainer."""
     parser.add_argument(
-        "--run_dir", type=Path | None, default=None, help="Where this run writes; runs/MODEL/DATA/TIME if not given."
+        "--run_dir",
+        type=Path | None,
+        default=None,
+        help="Where this run writes; runs/MODEL/DATA/TIME if not given.",
     )
-    parser.add_argument("--resume", type=Path | None, default=None, help="Folder of a run to continue with its own settings.")
-    parser.add_argument("--save_every", type=PositiveInt, default=500, help="Optimiser steps from one checkpoint to the next.")
+    parser.add_argument(
+        "--resume",
+        type=Path | None,
+        default=None,
+        help="Folder of a run to continue with its own settings.",
+    )
+    parser.add_argument(
+        "--save_every",
+        type=PositiveInt,
+        default=500,
+        help="Optimiser steps from one checkpoint to the next.",
+    )
     parser.add_argument(
         "--stage",
         type=str | None,
@@ -76,7 +94,11 @@ def options(parser: LightningArgumentParser) -> None:
         default=None,
         help="Folder of runs; stages that one of them has done just so are taken over.",
     )
-    parser.add_argument("--list_stages", action="store_true", help="Show the stages of the run and how far they are.")
+    parser.add_argument(
+        "--list_stages",
+        action="store_true",
+        help="Show the stages of the run and how far they are.",
+    )
 
 
 def _take(words: list[str], flag: str) -> str | None:
@@ -101,7 +123,9 @@ def _saved(run: Path) -> Path:
 
 def _open(cli: CLI, folder: Path) -> None:
     """Say where settings come from, and save them."""
-    os.environ["WSIS_RUN_DIR"] = str(folder)  # for the processes that Lightning starts for other ranks
+    os.environ["WSIS_RUN_DIR"] = str(
+        folder
+    )  # for the processes that Lightning starts for other ranks
     for path in cli.files:
         _say(f"settings from {path}")
     _say(f"run in {folder}")
@@ -112,7 +136,9 @@ def _open(cli: CLI, folder: Path) -> None:
 
 def _work(run: Run, model: pl.LightningModule, data: pl.LightningDataModule) -> None:
     try:
-        staged: Callable[[Run, pl.LightningDataModule], None] | None = getattr(model, "stages", None)
+        staged: Callable[[Run, pl.LightningDataModule], None] | None = getattr(
+            model, "stages", None
+        )
         if staged is not None:
             staged(run, data)
         else:
@@ -136,7 +162,9 @@ def _list(folder: Path) -> None:
 def _report(folder: Path) -> None:
     """Where things are, and the main metrics."""
     for path, stage in stages(folder):
-        metrics = {name: value for name, value in (stage.get("metrics") or {}).items() if "/" in name}
+        metrics = {
+            name: value for name, value in (stage.get("metrics") or {}).items() if "/" in name
+        }
         shown = "  ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:8])
         _say(f"{path}  {shown}".rstrip())
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsis import registry
-from wsis.checkpoints import intact
-from wsis.data._images import read_image
-from wsis.files import InputError
-from wsis.run import stages
-from wsis.settings import Config, read_config
+from wsis.command_line.settings import Config, read_config
+from wsis.errors import InputError
+from wsis.images.read import read_image
+from wsis.runs.checkpoints import intact
+from wsis.runs.run import stages
 from wsis.types import Prediction, Proposals, Sample, View
 
 if TYPE_CHECKING:
@@ -58,13 +58,25 @@ def load(run: str | os.PathLike[str], stage: str | None = None) -> Loaded:
     name = stage or list(known)[-1]
     checkpoint = folder / name / "checkpoints/last.ckpt"
     if not intact(checkpoint):
-        raise InputError(f"{checkpoint} is damaged or missing; mend it with `python -m wsis.fit --resume {folder}`")
+        raise InputError(
+            f"{checkpoint} is damaged or missing; mend it with `python -m wsis.fit --resume {folder}`"
+        )
     given = config["model"].get("init_args") or {}
-    later = {setting: given[setting] for setting in getattr(known[name], "for_labels", ()) if setting in given}
+    later = {
+        setting: given[setting]
+        for setting in getattr(known[name], "for_labels", ())
+        if setting in given
+    }
     try:
-        model = known[name].load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True, **later).eval()
+        model = (
+            known[name]
+            .load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True, **later)
+            .eval()
+        )
     except RuntimeError as error:  # weights with other names or shapes
-        raise InputError(f"{checkpoint} was written by another version of {known[name].__name__}; train it again") from error
+        raise InputError(
+            f"{checkpoint} was written by another version of {known[name].__name__}; train it again"
+        ) from error
     return Loaded(model, make_data(config["data"]), config)
 
 
@@ -75,13 +87,23 @@ def trained(run: Path) -> dict[str, type[pl.LightningModule]]:
         InputError: not the folder of a run, or the method is not trained yet.
     """
     cls = registry.find("model", read_run(run)["model"]["class_path"])
-    method, *_ = wanted = [f"{c.__module__}.{c.__qualname__}" for c in (cls, getattr(cls, "predictor", cls))]
-    finished = takewhile(lambda entry: entry[1]["finished"], stages(run))  # what follows is of other settings
-    done = [(place, stage["settings"].get("model")) for place, stage in finished if (place / "checkpoints").is_dir()]
+    method, *_ = wanted = [
+        f"{c.__module__}.{c.__qualname__}" for c in (cls, getattr(cls, "predictor", cls))
+    ]
+    finished = takewhile(
+        lambda entry: entry[1]["finished"], stages(run)
+    )  # what follows is of other settings
+    done = [
+        (place, stage["settings"].get("model"))
+        for place, stage in finished
+        if (place / "checkpoints").is_dir()
+    ]
     while done and done[0][1] not in wanted:  # what was trained to begin with, such as a classifier
         done.pop(0)
     if not done:
-        raise InputError(f"{run} has no finished stage that trains {method}; continue it: `python -m wsis.fit --resume {run}`")
+        raise InputError(
+            f"{run} has no finished stage that trains {method}; continue it: `python -m wsis.fit --resume {run}`"
+        )
     return {place.name: registry.find("model", model) for place, model in done}
 
 
@@ -95,7 +117,9 @@ def read_run(folder: Path) -> Config:
         raise InputError(f"{folder} is not the folder of a run: it has no config.yaml")
     config = read_config(folder / "config.yaml")
     if not all((config.get(kind) or {}).get("class_path") for kind in registry.KINDS):
-        raise InputError(f"{folder / 'config.yaml'} does not name the model and data of a run; give the folder of another run")
+        raise InputError(
+            f"{folder / 'config.yaml'} does not name the model and data of a run; give the folder of another run"
+        )
     return config
 
 
@@ -106,14 +130,16 @@ def make_data(section: Config) -> pl.LightningDataModule:
         InputError: settings that it does not have, or of the wrong type.
     """
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(registry.find("data", section["class_path"]), "data", fail_untyped=False, sub_configs=True)
+    parser.add_class_arguments(
+        registry.find("data", section["class_path"]), "data", fail_untyped=False, sub_configs=True
+    )
     try:
         known = parser.parse_object({"data": section.get("init_args") or {}})
     except ArgumentError as error:
         raise InputError(
             f"the run's settings are not those of {section['class_path']}: {' '.join(str(error).split())}"
         ) from error
-    return parser.instantiate_classes(known).data  # type: ignore[no-any-return]
+    return parser.instantiate_classes(known).data
 
 
 @torch.no_grad()
@@ -144,14 +170,18 @@ def predict(
     }
     if boxes is not None:
         none = torch.zeros(len(boxes), dtype=torch.int64, device=model.device)
-        sample["target"] = {"boxes": boxes.to(model.device, torch.float32), "labels": none, "crowd": none.bool()}
+        sample["target"] = {
+            "boxes": boxes.to(model.device, torch.float32),
+            "labels": none,
+            "crowd": none.bool(),
+        }
     if getattr(model, "needs_proposals", True):
-        from wsis.evidence.segments import propose
+        from wsis.proposals.segments import propose
 
         sample["proposals"] = _to(propose(pixels), model.device)
     was_training = model.training
     try:
-        return model.eval().predict_step([sample], 0)[0]  # type: ignore[no-any-return]
+        return model.eval().predict_step([sample], 0)[0]
     finally:
         model.train(was_training)
 
@@ -169,5 +199,7 @@ def _pixels(image: Any) -> NDArray[np.uint8]:
     elif not isinstance(image, np.ndarray):
         image = np.asarray(image.convert("RGB"))
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise InputError(f"an image is (H,W,3) uint8 RGB, or (3,H,W) as a tensor, not {image.shape} {image.dtype}")
+        raise InputError(
+            f"an image is (H,W,3) uint8 RGB, or (3,H,W) as a tensor, not {image.shape} {image.dtype}"
+        )
     return np.ascontiguousarray(image)

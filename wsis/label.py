@@ -8,14 +8,14 @@ from tempfile import TemporaryDirectory
 
 from jsonargparse import ArgumentParser
 
-from wsis.cli import Help, parse
-from wsis.data._coco_json import Index
-from wsis.data._module import Loading
-from wsis.data.folder import Folder
+from wsis.command_line.messages import plain_errors
+from wsis.command_line.parser import Help, parse
+from wsis.data.module import Loading
+from wsis.datasets.folder import Folder
 from wsis.inference import load, trained
-from wsis.messages import plain_errors
 from wsis.predict import classes_of, store_predictions
-from wsis.pseudo_labels import Labeller, write_labels
+from wsis.runs.labels import Labeller, write_labels
+from wsis.types import Index
 
 __all__ = ["label_images", "main"]
 
@@ -23,7 +23,12 @@ __all__ = ["label_images", "main"]
 def main(argv: Sequence[str] | None = None) -> Path:
     """Label what `argv` names; returns the file."""
     with plain_errors():
-        parser = ArgumentParser(prog="python -m wsis.label", description=__doc__, exit_on_error=False, formatter_class=Help)
+        parser = ArgumentParser(
+            prog="python -m wsis.label",
+            description=__doc__,
+            exit_on_error=False,
+            formatter_class=Help,
+        )
         parser.add_function_arguments(label_images)
         return label_images(**parse(parser, argv))
 
@@ -63,11 +68,14 @@ def label_images(
     model, data, _ = load(run, stage or next(reversed(own_way), None))
     if images is not None:
         names = [category["name"] for category in classes_of(run, data)[0]]
-        data = _folder(images, labels, () if getattr(model, "needs_boxes", False) else names, data.loading)  # type: ignore[attr-defined]
+        wanted = () if getattr(model, "needs_boxes", False) else names
+        data = _folder(images, labels, wanted, data.loading)  # type: ignore[attr-defined]
         split = "train"
     index: Index = data.index(split)  # type: ignore[attr-defined]
     with TemporaryDirectory() as folder:
-        results = store_predictions(Labeller(model, score), data, split, Path(folder), accelerator, devices)
+        results = store_predictions(
+            Labeller(model, score), data, split, Path(folder), accelerator, devices
+        )
         if results is not None:
             count = write_labels(out, results, index, model, str(run))
             print(f"{count} labels on {len(index.images)} images: {out}")
@@ -77,7 +85,12 @@ def label_images(
 def _folder(images: Path, labels: str, classes: Sequence[str], loading: Loading) -> Folder:
     """A user's images; without `classes` those of its labels."""
     elsewhere = labels and not (images / labels).is_file()
-    return Folder(images, str(Path(labels).resolve()) if elsewhere else labels, classes=tuple(classes), loading=loading)
+    return Folder(
+        images,
+        str(Path(labels).resolve()) if elsewhere else labels,
+        classes=tuple(classes),
+        loading=loading,
+    )
 
 
 if __name__ == "__main__":

@@ -54,7 +54,9 @@ def image_loss(scores: Tensor, tags: Tensor) -> Tensor:
         tags: (C,) 0 or 1.
     """
     score = scores.sum(0).clamp(1e-6, 1 - 1e-6)
-    return -(tags * score.log() + (1 - tags) * (-score).log1p()).mean()  # F.binary_cross_entropy is refused by CUDA's autocast
+    return -(
+        tags * score.log() + (1 - tags) * (-score).log1p()
+    ).mean()  # F.binary_cross_entropy is refused by CUDA's autocast
 
 
 def refinement_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -88,7 +90,9 @@ def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
         logits: (K,h,w).
         targets: (K,h,w) in [0, 1].
     """
-    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / max(logits.numel(), 1)
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / max(
+        logits.numel(), 1
+    )
 
 
 def instance_activation(probabilities: Tensor, tau: float = 5.0) -> Tensor:
@@ -143,7 +147,9 @@ def tightness_loss(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """
     lines = torch.cat([logits.amax(2), logits.amax(1)], 1)
     crossed = torch.cat([rows, columns], 1).to(logits.dtype)
-    return F.binary_cross_entropy_with_logits(lines, crossed, reduction="sum") / max(lines.numel(), 1)
+    return F.binary_cross_entropy_with_logits(lines, crossed, reduction="sum") / max(
+        lines.numel(), 1
+    )
 
 
 def neighbour_smoothness(probabilities: Tensor) -> Tensor:

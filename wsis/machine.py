@@ -19,9 +19,18 @@ def free_memory() -> int:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         known += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
-        limit, used, detail = (Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current", "stat"))
+        limit, used, detail = (
+            Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current", "stat")
+        )
         if limit.strip() != "max":
-            cache = next((int(line.split()[1]) for line in detail.splitlines() if line.startswith("inactive_file")), 0)
+            cache = next(
+                (
+                    int(line.split()[1])
+                    for line in detail.splitlines()
+                    if line.startswith("inactive_file")
+                ),
+                0,
+            )
             known.append(int(limit) - int(used) + cache)
     except OSError:  # not Linux, or no control groups
         pass

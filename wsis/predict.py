@@ -15,23 +15,24 @@ import torch.distributed as dist
 from jsonargparse import ArgumentParser
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from wsis import viz
-from wsis.checkpoints import intact
-from wsis.cli import Help, new_trainer, parse
-from wsis.data._coco_json import Index, Record, read_coco
-from wsis.data._images import pictures, read_image
-from wsis.data._module import Augment, DataModule, Loading
-from wsis.files import InputError, whole
+from wsis.command_line.messages import plain_errors
+from wsis.command_line.parser import Help, new_trainer, parse
+from wsis.data.index import read_coco
+from wsis.data.module import Augment, DataModule, Loading
+from wsis.errors import InputError
+from wsis.files import whole
+from wsis.images import draw
+from wsis.images.read import pictures, read_image
 from wsis.inference import load, trained
-from wsis.messages import plain_errors
 from wsis.metrics.evaluation import Evaluation
 from wsis.metrics.panoptic_results import PANOPTIC, read_panoptic
 from wsis.metrics.results import read_results
-from wsis.run import Split, stages
-from wsis.types import Proposals
+from wsis.runs.checkpoints import intact
+from wsis.runs.run import Split, stages
+from wsis.types import Index, Proposals, Record
 
 if TYPE_CHECKING:
-    from wsis.data._proposals import ProposalFile
+    from wsis.proposals.file import ProposalFile
 
 __all__ = ["main", "predict_images", "store_predictions"]
 
@@ -39,7 +40,12 @@ __all__ = ["main", "predict_images", "store_predictions"]
 def main(argv: Sequence[str] | None = None) -> Path:
     """Predict what `argv` names; returns the results file."""
     with plain_errors():
-        parser = ArgumentParser(prog="python -m wsis.predict", description=__doc__, exit_on_error=False, formatter_class=Help)
+        parser = ArgumentParser(
+            prog="python -m wsis.predict",
+            description=__doc__,
+            exit_on_error=False,
+            formatter_class=Help,
+        )
         parser.add_argument("images", nargs="+", type=Path, help="Images, and folders of images.")
         parser.add_function_arguments(predict_images, skip={"images"})
         return predict_images(**parse(parser, argv))
@@ -86,7 +92,9 @@ def predict_images(
     if results is not None:
         index = given.index("train")
         with whole(out / "images.json") as scratch:
-            scratch.write_text(json.dumps({"images": index.images, "categories": index.categories}, indent=1))
+            scratch.write_text(
+                json.dumps({"images": index.images, "categories": index.categories}, indent=1)
+            )
         _draw(results, index, score, out / "overlays")
         if (out / PANOPTIC).is_file():
             _draw_panoptic(out / PANOPTIC, index, out / "overlays" / "panoptic")
@@ -95,7 +103,12 @@ def predict_images(
 
 
 def store_predictions(
-    model: pl.LightningModule, data: Any, split: str, folder: Path, accelerator: str = "auto", devices: int = 1
+    model: pl.LightningModule,
+    data: Any,
+    split: str,
+    folder: Path,
+    accelerator: str = "auto",
+    devices: int = 1,
 ) -> Path | None:
     """Let `model` see every image of a split once, all devices sharing the work.
 
@@ -115,7 +128,9 @@ def store_predictions(
     try:
         trainer.predict(model, datamodule=Split(data, split), return_predictions=False)
     finally:
-        if dist.is_initialized():  # Lightning leaves the group open, and gloo then aborts one exit in five
+        if (
+            dist.is_initialized()
+        ):  # Lightning leaves the group open, and gloo then aborts one exit in five
             dist.destroy_process_group()
     return folder / "predictions.json" if trainer.is_global_zero else None
 
@@ -136,7 +151,9 @@ class _Pictures(DataModule):
     """Images without annotations, or with boxes alone; proposals are made by the loader's processes as images are read."""
 
     def __init__(self, index: Index, workers: int) -> None:
-        super().__init__("pictures", Path(), "auto", 2000, Augment(), Loading(batch_size=1, workers=workers))
+        super().__init__(
+            "pictures", Path(), "auto", 2000, Augment(), Loading(batch_size=1, workers=workers)
+        )
         self._index = index
 
     @property
@@ -155,9 +172,11 @@ class _FreshProposals:
     """Reads like a file of proposals, but makes them."""
 
     def read(self, file_name: str, size: tuple[int, int], segments: bool, limit: int) -> Proposals:
-        from wsis.evidence.segments import propose
+        from wsis.proposals.segments import propose
 
-        boxes, scores, labels, members = propose(read_image(Path(file_name), size).permute(1, 2, 0).numpy())
+        boxes, scores, labels, members = propose(
+            read_image(Path(file_name), size).permute(1, 2, 0).numpy()
+        )
         if not segments or members is None:
             return Proposals(boxes[:limit], scores[:limit])
         return Proposals(boxes[:limit], scores[:limit], labels, members[:limit])
@@ -167,7 +186,9 @@ def _stage_for_boxes(run: Path) -> str:
     """The last trained stage whose model segments given boxes."""
     able = [name for name, model in trained(run).items() if getattr(model, "needs_boxes", False)]
     if not able:
-        raise InputError(f"{run} has no trained stage that segments given boxes; leave out --boxes, or train boxcaseg")
+        raise InputError(
+            f"{run} has no trained stage that segments given boxes; leave out --boxes, or train boxcaseg"
+        )
     return able[-1]
 
 
@@ -178,7 +199,9 @@ def _with_boxes(index: Index, path: Path) -> Index:
     images, boxes = [], {}
     for image in index.images:
         parts = Path(image["file_name"]).parts
-        ends = ("/".join(parts[i:]) for i in range(len(parts)))  # the longest first: names may be equal in two folders
+        ends = (
+            "/".join(parts[i:]) for i in range(len(parts))
+        )  # the longest first: names may be equal in two folders
         mine = next((named[end] for end in ends if end in named), None)
         if mine is None:
             _warn(f"left out: {path} has no boxes for {image['file_name']}")
@@ -191,7 +214,9 @@ def _with_boxes(index: Index, path: Path) -> Index:
         images.append(image)
         boxes[image["id"]] = [a for a in given.annotations[mine["id"]] if not a.get("iscrowd")]
     if not images:
-        raise InputError(f"{path} has boxes for none of the images; its file_name must be the end of their paths")
+        raise InputError(
+            f"{path} has boxes for none of the images; its file_name must be the end of their paths"
+        )
     return index._replace(images=images, annotations=boxes, categories=given.categories)
 
 
@@ -204,7 +229,14 @@ def _readable(given: Iterable[Path]) -> list[Record]:
         except InputError as error:
             _warn(f"left out: {error}")
             continue
-        records.append({"id": len(records) + 1, "file_name": str(path), "height": int(height), "width": int(width)})
+        records.append(
+            {
+                "id": len(records) + 1,
+                "file_name": str(path),
+                "height": int(height),
+                "width": int(width),
+            }
+        )
     if not records:
         raise InputError("none of the images can be read; give images or folders of images")
     return records
@@ -226,21 +258,27 @@ def _draw(results: Path, index: Index, score: float, folder: Path) -> None:
     names = [category["name"] for category in index.categories]
     predictions = read_results(results, index.images, index.categories)
     for image, name, prediction in zip(index.images, _names(index), predictions, strict=True):
-        drawn = viz.overlay(read_image(Path(image["file_name"])), prediction, names, score, _long_side(image))
+        drawn = draw.overlay(
+            read_image(Path(image["file_name"])), prediction, names, score, _long_side(image)
+        )
         with whole(folder / f"{name}.jpg") as scratch:
-            scratch.write_bytes(viz.jpeg(drawn))
+            scratch.write_bytes(draw.jpeg(drawn))
 
 
 def _draw_panoptic(results: Path, index: Index, folder: Path) -> None:
     """Write one overlay per image that has a panoptic map."""
-    names, stuff = ([category["name"] for category in part] for part in (index.categories, index.stuff))
+    names, stuff = (
+        [category["name"] for category in part] for part in (index.categories, index.stuff)
+    )
     maps = read_panoptic(results, index.images, index.categories, index.stuff)
     for image, name in zip(index.images, _names(index), strict=True):
         panoptic = maps(image)
         if panoptic is not None:
-            drawn = viz.overlay_panoptic(read_image(Path(image["file_name"])), panoptic, names, stuff, _long_side(image))
+            drawn = draw.overlay_panoptic(
+                read_image(Path(image["file_name"])), panoptic, names, stuff, _long_side(image)
+            )
             with whole(folder / f"{name}.jpg") as scratch:
-                scratch.write_bytes(viz.jpeg(drawn))
+                scratch.write_bytes(draw.jpeg(drawn))
 
 
 def _names(index: Index) -> list[str]:
@@ -248,7 +286,9 @@ def _names(index: Index) -> list[str]:
     stems = [Path(image["file_name"]).stem for image in index.images]
     numbered = [f"{stem}-{image['id']}" for stem, image in zip(stems, index.images, strict=True)]
     taken = Counter([*stems, *numbered])
-    return [stem if taken[stem] == 1 else number for stem, number in zip(stems, numbered, strict=True)]
+    return [
+        stem if taken[stem] == 1 else number for stem, number in zip(stems, numbered, strict=True)
+    ]
 
 
 def _long_side(image: Record) -> int:

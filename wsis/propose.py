@@ -7,46 +7,78 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wsis.data._coco_json import Index, Record
-from wsis.data._images import SUFFIXES, image_size, pictures
-from wsis.data._proposal_formats import convert
-from wsis.data._proposals import ProposalFile, make
-from wsis.files import InputError
+from wsis.errors import InputError
+from wsis.images.read import SUFFIXES, image_size, pictures
+from wsis.proposals.convert import convert
+from wsis.proposals.file import ProposalFile, make
+from wsis.types import Index, Record
 
 __all__ = ["index_of_folder", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> list[Path]:
     """Write the proposal files that `argv` asks for and say where they are; started again, it goes on where it was stopped."""
-    from wsis.cli import CLI
-    from wsis.messages import plain_errors
+    from wsis.command_line.messages import plain_errors
+    from wsis.command_line.parser import CLI
 
     with plain_errors(lambda: "; the same command continues"):
-        cli = CLI("propose", list(sys.argv[1:] if argv is None else argv), kinds=("data",), options=_options)
+        cli = CLI(
+            "propose",
+            list(sys.argv[1:] if argv is None else argv),
+            kinds=("data",),
+            options=_options,
+        )
         config, data = cli.config, cli.datamodule
         if config.images is None and config.out is None:  # where the data set itself looks
             data.proposals = "auto" if config["from"] is None else str(config["from"])
-            files = [data.proposal_file(split, config.workers) for split in _splits(data, config.split)]
+            files = [
+                data.proposal_file(split, config.workers) for split in _splits(data, config.split)
+            ]
         else:
             indices = _indices(data, config.split, config.images)
             out = _places(list(indices), config.out, config.images)
-            files = [_write(index, out[name], config["from"], config.workers) for name, index in indices.items()]
+            files = [
+                _write(index, out[name], config["from"], config.workers)
+                for name, index in indices.items()
+            ]
         for file in files:
             print(f"proposals of {len(file)} images in {file.path}", flush=True)
         return [file.path for file in files]
 
 
 def _write(index: Index, out: Path, source: Path | None, workers: int | None) -> ProposalFile:
-    return ProposalFile(make(index, out, workers) if source is None else convert(source, index, out))
+    return ProposalFile(
+        make(index, out, workers) if source is None else convert(source, index, out)
+    )
 
 
 def _options(parser: Any) -> None:
-    parser.add_argument("--out", type=Path | None, default=None, help="The file to write; beside the data if not given.")
-    parser.add_argument("--split", type=str, default="all", help="Which images of the data set: train, val or all.")
-    parser.add_argument("--from", type=Path | None, default=None, help="A file or folder in a foreign format to convert.")
-    parser.add_argument("--images", type=Path | None, default=None, help="A folder of images to use in place of a data set.")
     parser.add_argument(
-        "--workers", type=int | None, default=None, help="Processes; one per core if not given, none beside this if 0."
+        "--out",
+        type=Path | None,
+        default=None,
+        help="The file to write; beside the data if not given.",
+    )
+    parser.add_argument(
+        "--split", type=str, default="all", help="Which images of the data set: train, val or all."
+    )
+    parser.add_argument(
+        "--from",
+        type=Path | None,
+        default=None,
+        help="A file or folder in a foreign format to convert.",
+    )
+    parser.add_argument(
+        "--images",
+        type=Path | None,
+        default=None,
+        help="A folder of images to use in place of a data set.",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int | None,
+        default=None,
+        help="Processes; one per core if not given, none beside this if 0.",
     )
 
 
@@ -66,7 +98,10 @@ def _splits(data: Any, split: str) -> list[str]:
 def _places(names: list[str], out: Path | None, folder: Path) -> dict[str, Path]:
     """One file per split; beside the images where no file is named."""
     out = out or folder / "proposals.sqlite"
-    return {name: out if len(names) == 1 else out.with_name(f"{out.stem}-{name}{out.suffix}") for name in names}
+    return {
+        name: out if len(names) == 1 else out.with_name(f"{out.stem}-{name}{out.suffix}")
+        for name in names
+    }
 
 
 def index_of_folder(folder: Path) -> Index:
@@ -77,10 +112,14 @@ def index_of_folder(folder: Path) -> Index:
     """
     files = pictures(folder)
     if not files:
-        raise InputError(f"no images in {folder}; give a folder with {', '.join(sorted(SUFFIXES))} files")
+        raise InputError(
+            f"no images in {folder}; give a folder with {', '.join(sorted(SUFFIXES))} files"
+        )
     images: list[Record] = [
         {"id": number, "file_name": str(path.relative_to(folder)), "height": height, "width": width}
-        for number, (path, (height, width)) in enumerate(zip(files, map(image_size, files), strict=True), 1)
+        for number, (path, (height, width)) in enumerate(
+            zip(files, map(image_size, files), strict=True), 1
+        )
     ]
     return Index("folder", folder, images, {image["id"]: [] for image in images}, [], [], {}, {})
 

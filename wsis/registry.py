@@ -1,7 +1,8 @@
 """Short names: `pdsl` is the class that `wsis/models/pdsl.py` lists first in its `__all__`.
 
-The file name is the registration. Files are read, not imported, until a class is asked for, so a method with heavy
-dependencies costs the others nothing. Other packages add theirs by entry points of the groups `wsis.models` and `wsis.data`.
+The name of the file (or of a folder with an `__init__.py`) is the registration. Files are read, not imported, until a class
+is asked for, so a method with heavy dependencies costs the others nothing. Other packages add theirs by entry points of the
+groups `wsis.models` and `wsis.data`.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from wsis.files import InputError
+from wsis.errors import InputError
 
 __all__ = ["KINDS", "class_path", "exports", "find", "names", "short_name", "suggest", "summary"]
 
 KINDS = {"model": "wsis.models", "data": "wsis.data"}
+"""What can be chosen by name, with the group of entry points that adds to it."""
+_PACKAGES = {"model": ("models", "parts"), "data": ("datasets",)}
 
 
 def names(kind: str) -> list[str]:
@@ -38,10 +41,13 @@ def class_path(kind: str, name: str) -> str:
         return name.replace(":", ".")
     known = {_plain(n): n for n in names(kind)}
     if _plain(name) not in known:
-        raise InputError(f"no {kind} is called '{name}'{suggest(name, known.values())} (have: {', '.join(known.values())})")
+        raise InputError(
+            f"no {kind} is called '{name}'{suggest(name, known.values())} (have: {', '.join(known.values())})"
+        )
     name = known[_plain(name)]
     if name in _files(kind):
-        return f"{KINDS[kind]}.{name}.{_first_export(_files(kind)[name])}"
+        path = _files(kind)[name]
+        return f"wsis.{_package(path)}.{name}.{_first_export(path)}"
     return _plugins(kind)[name]
 
 
@@ -54,18 +60,21 @@ def find(kind: str, name: str) -> type[Any]:
     path = class_path(kind, name)
     module, _, cls = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), cls)  # type: ignore[no-any-return]
+        return getattr(importlib.import_module(module), cls)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("wsis."):
             raise
-        raise InputError(f"--{kind} {name}: no module '{error.name}'; install it or correct the name") from error
+        raise InputError(
+            f"--{kind} {name}: no module '{error.name}'; install it or correct the name"
+        ) from error
     except AttributeError as error:
         raise InputError(f"--{kind} {name}: module '{module}' has no class '{cls}'") from error
 
 
 def short_name(kind: str, path: str) -> str:
     """`wsis.models.pdsl.PDSL` -> `pdsl`, for run folders and tables."""
-    return path.rsplit(".", 2)[-2] if path.startswith(f"{KINDS[kind]}.") else path.rsplit(".", 1)[-1].lower()
+    built_in = any(path.startswith(f"wsis.{package}.") for package in _PACKAGES[kind])
+    return path.split(".")[2] if built_in else path.rsplit(".", 1)[-1].lower()
 
 
 def summary(kind: str, name: str) -> str:
@@ -93,13 +102,24 @@ def _plain(name: str) -> str:
 
 @cache
 def _files(kind: str) -> dict[str, Path]:
-    folder = Path(__file__).parent / KINDS[kind].rpartition(".")[2]
-    return {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
+    found: dict[str, Path] = {}
+    for package in _PACKAGES[kind]:
+        folder = Path(__file__).parent / package
+        found |= {path.stem: path for path in folder.glob("[!_]*.py")}
+        found |= {path.parent.name: path for path in folder.glob("[!_]*/__init__.py")}
+    return dict(sorted(found.items()))
+
+
+def _package(path: Path) -> str:
+    """`.../wsis/models/ccgr/__init__.py` -> `models`."""
+    return path.relative_to(Path(__file__).parent).parts[0]
 
 
 @cache
 def _plugins(kind: str) -> dict[str, str]:
-    return {plugin.name: plugin.value.replace(":", ".") for plugin in entry_points(group=KINDS[kind])}
+    return {
+        plugin.name: plugin.value.replace(":", ".") for plugin in entry_points(group=KINDS[kind])
+    }
 
 
 def _source(path: str) -> Path | None:

@@ -7,28 +7,28 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pytorch_lightning.cli import LightningArgumentParser
 from torchmetrics import Metric
 
-from wsis import viz
-from wsis.cli import CLI
-from wsis.data._coco_json import Index, class_of
-from wsis.data._images import read_image
-from wsis.data._panoptic import PanopticMaps
-from wsis.data._samples import truth_of
-from wsis.files import InputError, whole
+from wsis.command_line.messages import plain_errors
+from wsis.command_line.parser import CLI
+from wsis.command_line.settings import as_words
+from wsis.data.samples import truth_of
+from wsis.errors import InputError
+from wsis.files import whole
+from wsis.images import draw
+from wsis.images.panoptic import PanopticMaps
+from wsis.images.read import read_image
 from wsis.inference import load, read_run
-from wsis.messages import plain_errors
 from wsis.metrics import VOCAP, CorLoc, InstanceAP, MaskIoU, PanopticQuality
 from wsis.metrics.panoptic_results import PANOPTIC, read_panoptic
 from wsis.metrics.results import read_results
 from wsis.predict import store_predictions
-from wsis.report import Pair, read_curves, write_report
-from wsis.settings import as_words
-from wsis.tables import print_table
-from wsis.types import Prediction, Truth
+from wsis.reports.report import Pair, read_curves, write_report
+from wsis.reports.tables import print_table
+from wsis.types import Index, Prediction, Truth, class_of
 
 __all__ = ["Judgement", "evaluate", "judge", "main", "truths_of"]
 
@@ -92,8 +92,14 @@ def evaluate(
     data = data.as_annotated()
     index = data.index(split)
     if not any(index.annotations.values()):
-        raise InputError(f"{data.name} has no boxes or masks in its {split} split to judge by; annotate some images")
-    folder = out or (run / "-".join(filter(None, ("test", split, stage))) if run else Path(str(predictions)).parent)
+        raise InputError(
+            f"{data.name} has no boxes or masks in its {split} split to judge by; annotate some images"
+        )
+    folder = out or (
+        run / "-".join(filter(None, ("test", split, stage)))
+        if run
+        else Path(str(predictions)).parent
+    )
     model = load(run, stage).model if run else None
     file = predictions or store_predictions(model, data, split, folder, accelerator, devices)  # type: ignore[arg-type]
     if file is None:
@@ -104,20 +110,32 @@ def evaluate(
             raise InputError(f"{file} holds no predictions; write it again, or name another file")
         print("this model finds nothing in these images")
     names = [category["name"] for category in index.categories]
-    judgement = judge(found, truths_of(index), names, given_boxes=getattr(model, "needs_boxes", False))
+    judgement = judge(
+        found, truths_of(index), names, given_boxes=getattr(model, "needs_boxes", False)
+    )
     maps = _maps(panoptic, Path(file).with_name(PANOPTIC), index)
     if maps:
         judgement = _with_panoptic(judgement, maps, index, found)
     _print(judgement, per_class)
     title = str(run or predictions)
-    _write(folder, judgement, index, {"predictions": title, "data": data.name, "split": split, "images": len(found)})
+    _write(
+        folder,
+        judgement,
+        index,
+        {"predictions": title, "data": data.name, "split": split, "images": len(found)},
+    )
     _report(folder / "report.html", title, judgement, index, found, maps, run, split)
-    print(f"wrote {folder / 'metrics.json'}, {folder / 'report.html'}" + (f", {file}" if run else ""))
+    print(
+        f"wrote {folder / 'metrics.json'}, {folder / 'report.html'}" + (f", {file}" if run else "")
+    )
     return judgement
 
 
 def judge(
-    predictions: Sequence[Prediction], truths: Sequence[Truth], names: Sequence[str], given_boxes: bool = False
+    predictions: Sequence[Prediction],
+    truths: Sequence[Truth],
+    names: Sequence[str],
+    given_boxes: bool = False,
 ) -> Judgement:
     """Give all figures of predictions, one per truth; of boxes alone where predictions have no masks.
 
@@ -127,17 +145,31 @@ def judge(
         names: class names.
         given_boxes: whether the boxes were given, so that only the masks in them can be judged.
     """
+    kinds: tuple[Literal["mask", "box"], ...]
     kinds = ("mask", "box") if all(len(p.masks) == len(p.labels) for p in predictions) else ("box",)
-    metrics: list[Metric] = [MaskIoU(len(names))] if given_boxes else [InstanceAP(len(names)), CorLoc(len(names))]
+    metrics: list[Metric] = (
+        [MaskIoU(len(names))] if given_boxes else [InstanceAP(len(names)), CorLoc(len(names))]
+    )
     if not given_boxes:
-        metrics += [VOCAP(0.5, points, kind, len(names)) for kind in kinds for points in ("all", "11")]  # type: ignore[arg-type]
+        metrics += [
+            VOCAP(0.5, points, kind, len(names))
+            for kind in kinds
+            for points in ("all", "11")
+        ]
     values: dict[str, Any] = {}
     for metric in metrics:
         metric.update(list(predictions), list(truths))
         values |= metric.compute()
     figures = {name: float(value) for name, value in values.items() if value.ndim == 0}
-    columns = {name.removeprefix("per_class/"): value.tolist() for name, value in values.items() if value.ndim}
-    return Judgement(figures, {name: {key: column[c] for key, column in columns.items()} for c, name in enumerate(names)})
+    columns = {
+        name.removeprefix("per_class/"): value.tolist()
+        for name, value in values.items()
+        if value.ndim
+    }
+    return Judgement(
+        figures,
+        {name: {key: column[c] for key, column in columns.items()} for c, name in enumerate(names)},
+    )
 
 
 def _maps(given: Path | None, beside: Path, index: Index) -> PanopticMaps | None:
@@ -153,14 +185,18 @@ def _maps(given: Path | None, beside: Path, index: Index) -> PanopticMaps | None
     return None
 
 
-def _with_panoptic(judgement: Judgement, maps: PanopticMaps, index: Index, found: Sequence[Prediction]) -> Judgement:
+def _with_panoptic(
+    judgement: Judgement, maps: PanopticMaps, index: Index, found: Sequence[Prediction]
+) -> Judgement:
     """Add panoptic quality, image by image: the maps of a data set would not fit in memory."""
     metric = PanopticQuality(len(index.categories), len(index.stuff))
     for image, prediction, truth in zip(index.images, found, truths_of(index), strict=True):
         true = index.panoptic(image) if index.panoptic else None
         predicted = None if true is None else maps(image)
         if true is not None and predicted is None:
-            raise InputError(f"{maps.folder}.json has no map of image {image['id']}; predict all images of the split")
+            raise InputError(
+                f"{maps.folder}.json has no map of image {image['id']}; predict all images of the split"
+            )
         metric.update([prediction._replace(panoptic=predicted)], [truth._replace(panoptic=true)])
     values = metric.compute()
     figures = {name: float(value) for name, value in values.items() if value.ndim == 0}
@@ -180,13 +216,20 @@ def _with_data_of_run(words: list[str]) -> list[str]:
     """Put the data settings of the `--run` in front of the words."""
     runs = [
         value or after
-        for (flag, _, value), after in zip((w.partition("=") for w in words), [*words[1:], ""], strict=True)
+        for (flag, _, value), after in zip(
+            (w.partition("=") for w in words), [*words[1:], ""], strict=True
+        )
         if flag == "--run"
     ]
     if not runs or "--help" in words or "-h" in words:
         return words
     section = read_run(Path(runs[-1]))["data"]
-    return ["--data", section["class_path"], *as_words(dict(_dotted(section.get("init_args") or {}, "data"))), *words]
+    return [
+        "--data",
+        section["class_path"],
+        *as_words(dict(_dotted(section.get("init_args") or {}, "data"))),
+        *words,
+    ]
 
 
 def _dotted(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -200,14 +243,20 @@ def _dotted(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any
 def truths_of(index: Index) -> list[Truth]:
     """What each image of an index holds, for metrics."""
     classes = class_of(index.categories)
-    return [truth_of(index.annotations.get(i["id"], []), classes, (i["height"], i["width"])) for i in index.images]
+    return [
+        truth_of(index.annotations.get(i["id"], []), classes, (i["height"], i["width"]))
+        for i in index.images
+    ]
 
 
 def _rows(figures: Mapping[str, float]) -> list[list[str]]:
     """The table of figures in percent: masks, boxes, and CorLoc."""
     shown = [name for name in HEADINGS if name in figures or f"box_{name}" in figures]
     if "mIoU" in figures:
-        return [["", *GIVEN_BOXES], ["masks in given boxes", *(_percent(figures[name]) for name in GIVEN_BOXES)]]
+        return [
+            ["", *GIVEN_BOXES],
+            ["masks in given boxes", *(_percent(figures[name]) for name in GIVEN_BOXES)],
+        ]
     rows = [["", *shown]]
     for kind, prefix in (("masks", ""), ("boxes", "box_")):
         values = [figures.get(prefix + name, math.nan) for name in shown]
@@ -231,7 +280,10 @@ def _class_columns(judgement: Judgement) -> dict[str, dict[str, float]]:
     """What is shown of each class; stuff has panoptic quality alone."""
     columns = list(("mIoU",) if "mIoU" in judgement.figures else PER_CLASS)
     columns += PANOPTIC_HEADINGS if "PQ" in judgement.figures else ()
-    return {name: {c: known.get(c, math.nan) for c in columns} for name, known in judgement.per_class.items()}
+    return {
+        name: {c: known.get(c, math.nan) for c in columns}
+        for name, known in judgement.per_class.items()
+    }
 
 
 def _percent(share: float) -> str:
@@ -254,16 +306,27 @@ def _print(judgement: Judgement, per_class: bool) -> None:
     if per_class:
         print()
         known = _class_columns(judgement)
-        print_table([["", *next(iter(known.values()))], *([n, *map(_percent, v.values())] for n, v in known.items())])
+        print_table(
+            [
+                ["", *next(iter(known.values()))],
+                *([n, *map(_percent, v.values())] for n, v in known.items()),
+            ]
+        )
 
 
 def _write(folder: Path, judgement: Judgement, index: Index, facts: Mapping[str, Any]) -> None:
     def plain(figures: Mapping[str, float]) -> dict[str, float | None]:
-        return {name: None if math.isnan(value) else value for name, value in figures.items()}  # json knows no nan
+        return {
+            name: None if math.isnan(value) else value for name, value in figures.items()
+        }  # json knows no nan
 
     classes = {name: plain(figures) for name, figures in judgement.per_class.items()}
     with whole(folder / "metrics.json") as scratch:
-        scratch.write_text(json.dumps({**facts, "metrics": plain(judgement.figures), "per_class": classes}, indent=1))
+        scratch.write_text(
+            json.dumps(
+                {**facts, "metrics": plain(judgement.figures), "per_class": classes}, indent=1
+            )
+        )
 
 
 def _report(
@@ -276,25 +339,43 @@ def _report(
     run: Path | None,
     split: str,
 ) -> None:
-    facts = {"Data": f"{index.name}, {split}, {len(found)} images", "CorLoc": _corloc(judgement.figures)}
-    tables = [table for table in (_rows(judgement.figures), _panoptic_rows(judgement.figures)) if table]
+    facts = {
+        "Data": f"{index.name}, {split}, {len(found)} images",
+        "CorLoc": _corloc(judgement.figures),
+    }
+    tables = [
+        table for table in (_rows(judgement.figures), _panoptic_rows(judgement.figures)) if table
+    ]
     curves = read_curves(run) if run else []
-    write_report(path, title, facts, tables, _class_columns(judgement), curves, _gallery(index, found, maps))
+    write_report(
+        path, title, facts, tables, _class_columns(judgement), curves, _gallery(index, found, maps)
+    )
 
 
 def _gallery(index: Index, found: Sequence[Prediction], maps: PanopticMaps | None) -> list[Pair]:
     """Draw some images, each with its panoptic map where that is judged."""
-    names, stuff = ([category["name"] for category in part] for part in (index.categories, index.stuff))
+    names, stuff = (
+        [category["name"] for category in part] for part in (index.categories, index.stuff)
+    )
     truths = truths_of(index)
     gallery = []
     for i in range(0, len(found), max(1, len(found) // GALLERY))[:GALLERY]:
         image = index.images[i]
         pixels = read_image(index.root / image["file_name"], (image["height"], image["width"]))
-        sides = viz.overlay(pixels, found[i], names, 0.3, 640), viz.overlay(pixels, truths[i], names, 0, 640)
+        sides = (
+            draw.overlay(pixels, found[i], names, 0.3, 640),
+            draw.overlay(pixels, truths[i], names, 0, 640),
+        )
         gallery.append(Pair(image["file_name"], *sides))
-        pair = [panoptic for reader in (maps, index.panoptic) if reader and (panoptic := reader(image)) is not None]
+        pair = [
+            panoptic
+            for reader in (maps, index.panoptic)
+            if reader and (panoptic := reader(image)) is not None
+        ]
         if len(pair) == 2:
-            predicted, true = (viz.overlay_panoptic(pixels, panoptic, names, stuff, 640) for panoptic in pair)
+            predicted, true = (
+                draw.overlay_panoptic(pixels, panoptic, names, stuff, 640) for panoptic in pair
+            )
             gallery.append(Pair(f"{image['file_name']}, panoptic", predicted, true))
     return gallery
 

@@ -5,13 +5,26 @@ Boxes are xyxy float32 in pixels, x2/y2 exclusive. P proposals, C classes, M ins
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
-__all__ = ["RLE", "Batch", "Prediction", "Proposals", "Sample", "Target", "Truth", "View"]
+__all__ = [
+    "RLE",
+    "Batch",
+    "Index",
+    "Prediction",
+    "Proposals",
+    "Record",
+    "Sample",
+    "Target",
+    "Truth",
+    "View",
+    "class_of",
+]
 
 RLE = dict[str, Any]
 """A COCO run-length mask: {"size": [H, W], "counts": bytes or str}."""
@@ -133,3 +146,33 @@ class Prediction(NamedTuple):
     """N run-length masks at `size`, empty where an object has none; a list, because (N,H,W) would not fit at full size."""
     panoptic: Tensor | None = None
     """(H,W,2) int32, as in `Truth`; None from a method that gives instances alone."""
+
+
+Record = dict[str, Any]
+
+
+class Index(NamedTuple):
+    """A data set's images and annotations in memory. Classes are positions in `categories`."""
+
+    name: str
+    root: Path
+    """Folder of the images."""
+    images: list[Record]
+    """id (int), file_name (relative to `root`), height, width."""
+    annotations: dict[int, list[Record]]
+    """Image id -> COCO annotations: bbox xywh, category_id, iscrowd, segmentation (polygons or RLE) or none."""
+    categories: list[Record]
+    """id, name."""
+    stuff: list[Record]
+    """id, name of stuff classes; empty where the data set knows none."""
+    tags: dict[int, list[int]]
+    """Image id -> classes in the image, ascending."""
+    stuff_tags: dict[int, list[int]]
+    """Image id -> positions in `stuff`, ascending."""
+    panoptic: Callable[[Record], Tensor | None] | None = None
+    """Reads the panoptic map (H,W,2) of an image record, None of an image that has none; None where no image has."""
+
+
+def class_of(categories: Iterable[Record]) -> dict[int, int]:
+    """Give the class (0-based position) of each category id."""
+    return {category["id"]: position for position, category in enumerate(categories)}

@@ -32,7 +32,12 @@ class WSDDN(pl.LightningModule):
     needs_segments = True  # proposals come with their pixels
 
     def __init__(
-        self, num_classes: int = 20, backbone: str = "resnet18", weights: str = "imagenet", stage: int = 2, lr: float = 1e-3
+        self,
+        num_classes: int = 20,
+        backbone: str = "resnet18",
+        weights: str = "imagenet",
+        stage: int = 2,
+        lr: float = 1e-3,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -40,12 +45,18 @@ class WSDDN(pl.LightningModule):
         self.head = MILHead(self.backbone.channels * 3 * 3, num_classes)
 
     def forward(self, batch: Batch) -> list[Tensor]:
-        maps, boxes = self.backbone([s["image"] for s in batch]), [s["proposals"].boxes for s in batch]
+        maps, boxes = (
+            self.backbone([s["image"] for s in batch]),
+            [s["proposals"].boxes for s in batch],
+        )
         pooled = pool(maps, boxes, self.backbone.stride, size=3, how="roi_align")
         return self.head(pooled.flatten(1), [len(own) for own in boxes])
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        losses = [image_loss(scores, s["target"]["tags"]) for scores, s in zip(self(batch), batch, strict=True)]
+        losses = [
+            image_loss(scores, s["target"]["tags"])
+            for scores, s in zip(self(batch), batch, strict=True)
+        ]
         loss = torch.stack(losses).mean()
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
@@ -57,11 +68,15 @@ class WSDDN(pl.LightningModule):
         return [Evaluation()]  # mask AP and CorLoc of whatever is predicted
 
     def predict_step(self, batch: Batch, _: int) -> list[Prediction]:
-        return [self.predict(sample, scores) for sample, scores in zip(batch, self(batch), strict=True)]
+        return [
+            self.predict(sample, scores) for sample, scores in zip(batch, self(batch), strict=True)
+        ]
 
     validation_step = test_step = predict_step
 
     def predict(self, sample: Sample, scores: Tensor) -> Prediction:
         proposals = sample["proposals"]
         boxes, best, labels, which = detect(scores, proposals.boxes)
-        return Prediction(sample["image_id"], sample["size"], boxes, best, labels, segment_masks(proposals, which))
+        return Prediction(
+            sample["image_id"], sample["size"], boxes, best, labels, segment_masks(proposals, which)
+        )

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from wsis import fit
-from wsis.data._coco_json import write_coco
-from wsis.data.coco import COCO
-from wsis.data.shapes import Shapes
-from wsis.data.voc import VOC
-from wsis.files import InputError
+from wsis.data.index import write_coco
+from wsis.datasets.coco import COCO
+from wsis.datasets.shapes import Shapes
+from wsis.datasets.voc import VOC
+from wsis.errors import InputError
 
 Content = dict[str, list[dict[str, Any]]]
 
@@ -52,14 +52,29 @@ def test_own_annotations_as_labels_change_nothing(root: Path, tmp_path: Path) ->
     path = labels(root, tmp_path / "same.json")
     for data in (COCO(root, proposals="none"), COCO(root, labels=str(path), proposals="none")):
         assert len(targets(data)) == 4
-    assert all(map(equal, targets(COCO(root, proposals="none")), targets(COCO(root, labels=str(path), proposals="none"))))
+    assert all(
+        map(
+            equal,
+            targets(COCO(root, proposals="none")),
+            targets(COCO(root, labels=str(path), proposals="none")),
+        )
+    )
 
 
 def test_labels_may_be_of_some_images_of_no_object_and_unsure(root: Path, tmp_path: Path) -> None:
     images, found = own(root, "images")[:2], own(root, "annotations")
     first = [a for a in found if a["image_id"] == images[0]["id"]]
-    kept = [{**first[0], "ignore": 1, "score": 0.3}, {**first[0], "iscrowd": 1}, {**first[0], "segmentation": None}]
-    data = COCO(root, labels=str(labels(root, tmp_path / "few.json", images=images, annotations=[first[0], *kept])))
+    kept = [
+        {**first[0], "ignore": 1, "score": 0.3},
+        {**first[0], "iscrowd": 1},
+        {**first[0], "segmentation": None},
+    ]
+    data = COCO(
+        root,
+        labels=str(
+            labels(root, tmp_path / "few.json", images=images, annotations=[first[0], *kept])
+        ),
+    )
     some, none = targets(data)
     assert some["unsure"].tolist() == [False, True, False, True]
     assert some["crowd"].tolist() == [False, False, True, False]
@@ -68,17 +83,29 @@ def test_labels_may_be_of_some_images_of_no_object_and_unsure(root: Path, tmp_pa
     assert none["masks"].shape[0] == none["unsure"].shape[0] == 0
     assert none["tags"].sum() > 0, "tags stay those of the data set"
     assert data.fingerprint() != COCO(root).fingerprint()
-    assert [i["id"] for i in data.index("val").images] == [i["id"] for i in COCO(root).index("val").images]
+    assert [i["id"] for i in data.index("val").images] == [
+        i["id"] for i in COCO(root).index("val").images
+    ]
 
 
 def test_boxes_outside_the_image_are_clipped_or_left_out(root: Path, tmp_path: Path) -> None:
     image, annotation = own(root, "images")[0], own(root, "annotations")[0]
-    boxes = [[-20, -10, 50, 50], [200, 200, 500, 500], [300, 10, 20, 20], [-50, 5, 20, 20], [20, 20, 0, 9]]
+    boxes = [
+        [-20, -10, 50, 50],
+        [200, 200, 500, 500],
+        [300, 10, 20, 20],
+        [-50, 5, 20, 20],
+        [20, 20, 0, 9],
+    ]
     full = {"size": [256, 256], "counts": [0, 256 * 256]}
-    given = [{**annotation, "image_id": image["id"], "bbox": box, "segmentation": full} for box in boxes]
+    given = [
+        {**annotation, "image_id": image["id"], "bbox": box, "segmentation": full} for box in boxes
+    ]
     path = labels(root, tmp_path / "outside.json", images=[image], annotations=given)
     with pytest.warns(UserWarning, match="3 annotations with a box of no area in the image"):
-        (target,) = targets(COCO(root, labels=str(path), augment=COCO(root).augment.__class__(flip=0)))
+        (target,) = targets(
+            COCO(root, labels=str(path), augment=COCO(root).augment.__class__(flip=0))
+        )
     assert target["boxes"].tolist() == [[0, 0, 30, 40], [200, 200, 256, 256]]
     assert len(target["masks"]) == len(target["unsure"]) == 2
 
@@ -95,28 +122,45 @@ def test_every_data_set_takes_labels(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"images": lambda i: [{**i[0], "file_name": "other.jpg"}]}, r"wrong\.json labels other\.jpg, not a training image of"),
+        (
+            {"images": lambda i: [{**i[0], "file_name": "other.jpg"}]},
+            r"wrong\.json labels other\.jpg, not a training image of",
+        ),
         ({"images": lambda i: [{**i[0], "id": 77}]}, r"not a training image of coco"),
-        ({"images": lambda i: [{**i[0], "width": 128}]}, r"at 128 x 256 pixels, but it has 256 x 256"),
-        ({"categories": lambda c: [{**x, "name": x["name"] + "s"} for x in c]}, r"wrong\.json has no category"),
+        (
+            {"images": lambda i: [{**i[0], "width": 128}]},
+            r"at 128 x 256 pixels, but it has 256 x 256",
+        ),
+        (
+            {"categories": lambda c: [{**x, "name": x["name"] + "s"} for x in c]},
+            r"wrong\.json has no category",
+        ),
         (
             {"annotations": lambda a: [{**a[0], "segmentation": {"size": [9, 9], "counts": [81]}}]},
             r"the mask of annotation 1 is \[9, 9\], but its image is \[256, 256\]",
         ),
         (
-            {"annotations": lambda a: [{k: v for k, v in x.items() if k != "segmentation"} for x in a]},
+            {
+                "annotations": lambda a: [
+                    {k: v for k, v in x.items() if k != "segmentation"} for x in a
+                ]
+            },
             r"coco has no masks to train with in .*wrong\.json",
         ),
     ],
     ids=["image", "number", "size", "classes", "mask", "boxes"],
 )
-def test_labels_of_something_else(root: Path, tmp_path: Path, change: dict[str, Any], says: str) -> None:
+def test_labels_of_something_else(
+    root: Path, tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
     parts = {part: edit(own(root, part)) for part, edit in change.items()}
     if "images" in parts:
         parts["annotations"] = []
     path = labels(root, tmp_path / "wrong.json", **parts)
     with pytest.raises(InputError, match=says) as error:
-        COCO(root, labels=str(path), proposals="none").samples("train", train=True, supervision="masks")
+        COCO(root, labels=str(path), proposals="none").samples(
+            "train", train=True, supervision="masks"
+        )
     assert "\n" not in str(error.value)
 
 
@@ -130,7 +174,12 @@ def test_wrong_labels_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFix
     data = Shapes(tmp_path, train=2, val=2)
     data.index("train")
     root = data.folder
-    path = labels(root, tmp_path / "wrong.json", images=[{**own(root, "images")[0], "file_name": "other.jpg"}], annotations=[])
+    path = labels(
+        root,
+        tmp_path / "wrong.json",
+        images=[{**own(root, "images")[0], "file_name": "other.jpg"}],
+        annotations=[],
+    )
     words = f"--model mask_rcnn --data coco --data.root {root} --data.labels {path} --run_dir {tmp_path / 'run'}"
     with pytest.raises(SystemExit):
         fit.main([*words.split(), "--trainer.max_steps=1", "--model.weights=none"])

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from wsis.data._coco_json import write_coco
-from wsis.data._module import Augment, Loading
-from wsis.data._proposals import ProposalFile, write
-from wsis.data.folder import Folder
-from wsis.files import InputError
+from wsis.data.index import write_coco
+from wsis.data.module import Augment, Loading
+from wsis.datasets.folder import Folder
+from wsis.errors import InputError
+from wsis.proposals.file import ProposalFile, write
 from wsis.types import Proposals
 
 SERIAL = Loading(batch_size=2, workers=0)
@@ -53,12 +53,14 @@ def made(folder: Path) -> list[Path]:
     return sorted(folder.rglob("proposals*.sqlite"))
 
 
-def test_auto_makes_proposals_once_beside_the_data(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_makes_proposals_once_beside_the_data(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sample = Folder(root, loading=SERIAL).samples("train", train=False).sample(0)
     assert len(made(root)) == 1
     boxes = sample["proposals"].boxes
     assert (boxes == torch.tensor([20.0, 10, 50, 30])).all(1).any()  # the one object there is
-    monkeypatch.setattr("wsis.data._proposals.make", None)
+    monkeypatch.setattr("wsis.proposals.file.make", None)
     again = Folder(root, loading=SERIAL).samples("train", train=False).sample(0)
     assert torch.equal(again["proposals"].boxes, boxes)
 
@@ -75,11 +77,16 @@ def test_proposals_begun_and_stopped_are_finished(root: Path) -> None:
     assert len(file) == 3
 
 
-def test_subsets_share_the_proposals_of_a_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_subsets_share_the_proposals_of_a_folder(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Folder(root, loading=SERIAL).proposal_file("train")
-    monkeypatch.setattr("wsis.data._proposals.make", None)
+    monkeypatch.setattr("wsis.proposals.file.make", None)
     (root / "labels.csv").write_text("b.png,dog\n")
-    assert len(Folder(root, loading=SERIAL).samples("train", train=False).sample(0)["proposals"].boxes) > 0
+    assert (
+        len(Folder(root, loading=SERIAL).samples("train", train=False).sample(0)["proposals"].boxes)
+        > 0
+    )
     assert [path.name for path in made(root)] == ["proposals.sqlite"]
 
 
@@ -87,7 +94,7 @@ def test_where_the_data_cannot_be_written_the_cache_holds_them(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WSIS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("wsis.data._module.os.access", lambda *_: False)
+    monkeypatch.setattr("wsis.data.module.os.access", lambda *_: False)
     Folder(root, loading=SERIAL).proposal_file("train")
     assert made(root) == []
     assert len(made(tmp_path / "cache")) == 1
@@ -98,7 +105,7 @@ def test_proposals_beside_data_that_cannot_be_written_are_used(
 ) -> None:
     monkeypatch.setenv("WSIS_CACHE", str(tmp_path / "cache"))
     Folder(root, loading=SERIAL).proposal_file("train")
-    monkeypatch.setattr("wsis.data._module.os.access", lambda *_: False)
+    monkeypatch.setattr("wsis.data.module.os.access", lambda *_: False)
     file = Folder(root, loading=SERIAL).proposal_file("train")
     assert file is not None
     assert file.path == root / "proposals.sqlite"
@@ -112,18 +119,26 @@ def test_proposals_beside_data_that_cannot_be_written_are_used(
 def test_segments_only_for_models_that_need_them(root: Path) -> None:
     bare = attach(Folder(root, loading=SERIAL)).samples("train", train=False).sample(0)["proposals"]
     assert (bare.labels, bare.members) == (None, None)
-    full = attach(Folder(root, loading=SERIAL), needs_segments=True).samples("train", train=False).sample(0)["proposals"]
+    full = (
+        attach(Folder(root, loading=SERIAL), needs_segments=True)
+        .samples("train", train=False)
+        .sample(0)["proposals"]
+    )
     assert full.labels is not None
     assert full.members is not None
     assert torch.equal(full.boxes, bare.boxes)
     for box, members in zip(full.boxes.tolist(), full.members, strict=True):
-        ys, xs = torch.nonzero(members[full.labels.clamp(min=0)] & (full.labels >= 0), as_tuple=True)
+        ys, xs = torch.nonzero(
+            members[full.labels.clamp(min=0)] & (full.labels >= 0), as_tuple=True
+        )
         assert [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1] == box
 
 
 def test_crop_scale_and_flip_keep_proposals_on_their_segments(root: Path) -> None:
     augment = Augment(short_sides=(96,), crop=0.8)
-    samples = attach(Folder(root, augment=augment, loading=SERIAL), needs_segments=True).samples("train", train=True)
+    samples = attach(Folder(root, augment=augment, loading=SERIAL), needs_segments=True).samples(
+        "train", train=True
+    )
     for draw in range(10):
         sample = samples.sample(0, draw)
         image, proposals = sample["image"].float(), sample["proposals"]
@@ -137,11 +152,15 @@ def test_crop_scale_and_flip_keep_proposals_on_their_segments(root: Path) -> Non
         assert overlap[best] > 0.9
         ys, xs = torch.nonzero(segments[best], as_tuple=True)
         extent = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
-        assert np.abs(proposals.boxes[best].numpy() - extent).max() <= 0.5  # a pixel belongs to what covers its centre
+        assert (
+            np.abs(proposals.boxes[best].numpy() - extent).max() <= 0.5
+        )  # a pixel belongs to what covers its centre
 
 
 def test_no_proposals_where_none_are_wanted(root: Path) -> None:
-    assert "proposals" not in Folder(root, proposals="none", loading=SERIAL).samples("train", train=True).sample(0)
+    assert "proposals" not in Folder(root, proposals="none", loading=SERIAL).samples(
+        "train", train=True
+    ).sample(0)
     data = attach(Folder(root, loading=SERIAL), needs_proposals=False)
     data.prepare_data()
     assert "proposals" not in data.samples("train", train=True).sample(0)
@@ -166,7 +185,15 @@ def test_proposals_of_other_images_are_refused(root: Path, tmp_path: Path) -> No
 def test_proposals_in_another_format_are_converted_once(root: Path, tmp_path: Path) -> None:
     boxes = [np.array([[1, 2, 30, 40], [5, 6, 20, 20]], np.float32) for _ in "abc"]
     path = tmp_path / "proposals.pkl"
-    path.write_bytes(pickle.dumps({"ids": ["a", "b", "c"], "boxes": boxes, "objectness_logits": [np.array([0.2, 0.9])] * 3}))
+    path.write_bytes(
+        pickle.dumps(
+            {
+                "ids": ["a", "b", "c"],
+                "boxes": boxes,
+                "objectness_logits": [np.array([0.2, 0.9])] * 3,
+            }
+        )
+    )
     data = Folder(root, proposals=str(path), loading=SERIAL, max_proposals=1)
     sample = data.samples("train", train=False).sample(1)
     assert sample["proposals"].boxes.tolist() == [[5, 6, 20, 20]]  # the best one
@@ -185,20 +212,30 @@ def test_pseudo_labels_take_the_place_of_annotations(root: Path, tmp_path: Path)
         "ignore": 1,
         "segmentation": [[20, 10, 50, 10, 50, 30, 20, 30]],
     }
-    write_coco(tmp_path / "pseudo.json", own._replace(images=own.images[:2], annotations={2: [box]}))
+    write_coco(
+        tmp_path / "pseudo.json", own._replace(images=own.images[:2], annotations={2: [box]})
+    )
     labelled = data.variant(tmp_path / "pseudo.json")
     assert [i["file_name"] for i in labelled.index("train").images] == ["a.png", "b.png"]
     target = labelled.samples("train", train=False, supervision="masks").sample(1)["target"]
     assert target["boxes"].tolist() == [[20, 10, 50, 30]]
-    assert (target["labels"].tolist(), target["crowd"].tolist(), target["unsure"].tolist()) == ([1], [False], [True])
+    assert (target["labels"].tolist(), target["crowd"].tolist(), target["unsure"].tolist()) == (
+        [1],
+        [False],
+        [True],
+    )
     assert int(target["masks"].sum()) == 600
     truth = labelled.samples("train", train=False).sample(1)["truth"]
     assert truth.crowd.tolist() == [True], "in evaluation what is to be ignored counts as crowd"
     assert target["tags"].tolist() == [0, 1]
     assert labelled.fingerprint() != data.fingerprint()
     assert data.index("train") is own
-    write_coco(tmp_path / "other.json", own._replace(images=[{**own.images[0], "file_name": "z.png"}]))
-    with pytest.raises(InputError, match=r"other\.json labels z\.png, not a training image of folder"):
+    write_coco(
+        tmp_path / "other.json", own._replace(images=[{**own.images[0], "file_name": "z.png"}])
+    )
+    with pytest.raises(
+        InputError, match=r"other\.json labels z\.png, not a training image of folder"
+    ):
         data.variant(tmp_path / "other.json")
 
 
@@ -212,7 +249,10 @@ def test_fingerprint_knows_what_shapes_the_weights(root: Path) -> None:
         Folder(root, proposals="auto"),
     ]
     assert len({data.fingerprint() for data in variants}) == len(variants)
-    assert Folder(root, proposals="none", loading=Loading(workers=0)).fingerprint() == variants[0].fingerprint()
+    assert (
+        Folder(root, proposals="none", loading=Loading(workers=0)).fingerprint()
+        == variants[0].fingerprint()
+    )
 
 
 def test_fingerprint_knows_the_given_proposals_themselves(root: Path, tmp_path: Path) -> None:
@@ -229,8 +269,14 @@ def test_fingerprint_knows_the_given_proposals_themselves(root: Path, tmp_path: 
 
 def test_workers_make_the_same_batches(root: Path) -> None:
     def batches(workers: int) -> list[tuple[int, int]]:
-        data = Folder(root, proposals="none", augment=Augment(jitter=1.5), loading=Loading(2, workers))
-        return [(s["image_id"], int(s["image"].sum())) for batch in data.train_dataloader() for s in batch]
+        data = Folder(
+            root, proposals="none", augment=Augment(jitter=1.5), loading=Loading(2, workers)
+        )
+        return [
+            (s["image_id"], int(s["image"].sum()))
+            for batch in data.train_dataloader()
+            for s in batch
+        ]
 
     assert batches(0) == batches(2)
 

@@ -17,20 +17,29 @@ from pycocotools import mask as rle
 from scipy import ndimage
 
 from wsis import fit
-from wsis.data._coco_json import read_coco, write_coco
-from wsis.data._salient import read_salient
-from wsis.data.coco import COCO
-from wsis.data.shapes import Shapes
-from wsis.files import InputError
+from wsis.data.index import read_coco, write_coco
+from wsis.data.salient import read_salient
+from wsis.datasets.coco import COCO
+from wsis.datasets.shapes import Shapes
+from wsis.errors import InputError
 
-SHARED = Path(os.environ.get("WSIS_SHARED", Path(__file__).parents[2].parent / "shared")) / "data" / "ecssd"
+SHARED = (
+    Path(os.environ.get("WSIS_SHARED", Path(__file__).parents[2].parent / "shared"))
+    / "data"
+    / "ecssd"
+)
 ONE = np.zeros((20, 30), np.uint8)
 ONE[4:12, 5:17] = 255
 TWO = ONE.copy()
 TWO[14:19, 20:28] = 255
 
 
-def add(folder: Path, stem: str, mask: NDArray[np.uint8] | Image.Image, places: tuple[str, str] = ("images", "masks")) -> None:
+def add(
+    folder: Path,
+    stem: str,
+    mask: NDArray[np.uint8] | Image.Image,
+    places: tuple[str, str] = ("images", "masks"),
+) -> None:
     for place in places:
         (folder / place).mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (30, 20)).save(folder / places[0] / f"{stem}.jpg")
@@ -40,7 +49,10 @@ def add(folder: Path, stem: str, mask: NDArray[np.uint8] | Image.Image, places: 
 
 def pixels(folder: Path, **options: int) -> dict[str, NDArray[np.uint8]]:
     index = read_salient(folder, **options)
-    return {i["file_name"]: rle.decode(index.annotations[i["id"]][0]["segmentation"]) for i in index.images}
+    return {
+        i["file_name"]: rle.decode(index.annotations[i["id"]][0]["segmentation"])
+        for i in index.images
+    }
 
 
 def test_masks_become_objects_of_one_class(tmp_path: Path) -> None:
@@ -55,7 +67,12 @@ def test_masks_become_objects_of_one_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "places", [("images", "ground_truth_mask"), ("DUTS-TR-Image", "DUTS-TR-Mask"), ("MINE-Image", "MINE-Mask")]
+    "places",
+    [
+        ("images", "ground_truth_mask"),
+        ("DUTS-TR-Image", "DUTS-TR-Mask"),
+        ("MINE-Image", "MINE-Mask"),
+    ],
 )
 def test_sets_are_read_as_they_are_downloaded(tmp_path: Path, places: tuple[str, str]) -> None:
     add(tmp_path, "a", ONE, places)
@@ -68,7 +85,10 @@ def test_sets_are_read_as_they_are_downloaded(tmp_path: Path, places: tuple[str,
 
 def test_it_must_be_clear_which_set_is_meant(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(InputError, match=r"no salient sets in .*images/ and ground_truth_mask/, \*-Image/ and \*-Mask/"):
+        with pytest.raises(
+            InputError,
+            match=r"no salient sets in .*images/ and ground_truth_mask/, \*-Image/ and \*-Mask/",
+        ):
             read_salient(folder)
     for part in ("TR", "TE"):
         add(tmp_path, "a", ONE, (f"DUTS-{part}-Image", f"DUTS-{part}-Mask"))
@@ -100,9 +120,20 @@ def soft() -> NDArray[np.uint8]:
         (Image.fromarray(ONE.astype(np.uint16) * 257), slice(4, 12)),
         (palette((255, 255, 255)), slice(4, 12)),
     ],
-    ids=["black and white", "0 and 1", "soft edges", "bits", "colour file", "transparent", "16 bits", "palette"],
+    ids=[
+        "black and white",
+        "0 and 1",
+        "soft edges",
+        "bits",
+        "colour file",
+        "transparent",
+        "16 bits",
+        "palette",
+    ],
 )
-def test_masks_in_all_the_ways_they_are_stored(tmp_path: Path, mask: NDArray[np.uint8] | Image.Image, rows: slice) -> None:
+def test_masks_in_all_the_ways_they_are_stored(
+    tmp_path: Path, mask: NDArray[np.uint8] | Image.Image, rows: slice
+) -> None:
     add(tmp_path, "a", mask)
     expected = np.zeros_like(ONE)
     expected[rows, 5:17] = 1
@@ -140,7 +171,13 @@ def test_images_of_one_object_are_kept(tmp_path: Path) -> None:
     speck, touching = ONE.copy(), ONE.copy()
     speck[18:20, 28:30] = 255  # 4 pixels beside 96
     touching[12, 17] = 255  # at a corner
-    for stem, mask in (("none", ONE * 0), ("one", ONE), ("speck", speck), ("touching", touching), ("two", TWO)):
+    for stem, mask in (
+        ("none", ONE * 0),
+        ("one", ONE),
+        ("speck", speck),
+        ("touching", touching),
+        ("two", TWO),
+    ):
         add(tmp_path, stem, mask)
     with pytest.warns(UserWarning, match="2 of 5 images are left out"):
         found = pixels(tmp_path)
@@ -155,14 +192,19 @@ def test_smaller_sets_are_parts_of_larger_ones(tmp_path: Path) -> None:
     for k in range(12):
         add(tmp_path, f"{k:02d}", ONE)
     everything = read_salient(tmp_path)
-    parts = [[(i["id"], i["file_name"]) for i in read_salient(tmp_path, limit).images] for limit in (3, 5, 8, 12, 0)]
+    parts = [
+        [(i["id"], i["file_name"]) for i in read_salient(tmp_path, limit).images]
+        for limit in (3, 5, 8, 12, 0)
+    ]
     assert [len(part) for part in parts] == [3, 5, 8, 12, 12]
     assert all(set(less) <= set(more) and less == sorted(less) for less, more in pairwise(parts))
     assert parts[-1] == [(i["id"], i["file_name"]) for i in everything.images]
     assert parts[1] != parts[-1][:5], "drawn, not the first"
     with pytest.raises(InputError, match="salient_limit -1 is negative"):
         read_salient(tmp_path, -1)
-    assert [len(COCO(salient=str(tmp_path), salient_limit=k).index("salient").images) for k in (5, 0)] == [5, 12]
+    assert [
+        len(COCO(salient=str(tmp_path), salient_limit=k).index("salient").images) for k in (5, 0)
+    ] == [5, 12]
 
 
 class Learner:
@@ -184,7 +226,12 @@ def test_fingerprint_knows_the_salient_images_where_they_are_learned_from(tmp_pa
     for stem in "abc":
         add(tmp_path, stem, ONE)
     model, other = Learner(0.4), Learner(0.0)
-    seen = {shapes(2).fingerprint(model), shapes(3).fingerprint(model), coco().fingerprint(model), coco(2).fingerprint(model)}
+    seen = {
+        shapes(2).fingerprint(model),
+        shapes(3).fingerprint(model),
+        coco().fingerprint(model),
+        coco(2).fingerprint(model),
+    }
     assert len(seen) == 4
     assert shapes(2).fingerprint(model) in seen
     assert len({data.fingerprint(other) for data in (shapes(2), shapes(3))}) == 1
@@ -195,9 +242,24 @@ def test_fingerprint_knows_the_salient_images_where_they_are_learned_from(tmp_pa
 
 def test_a_run_begins_again_with_other_salient_images(tmp_path: Path) -> None:
     def run(count: int) -> str:
-        small = ["--model.backbone=test_byobnet", "--model.weights=none", "--model.crop=32", "--data.loading.batch_size=4"]
-        size = [f"--data.root={tmp_path}/shapes", "--data.train=2", "--data.val=1", f"--data.salient={count}"]
-        most = ["--model.segmentor=null", "--trainer.max_steps=1", "--trainer.accelerator=cpu", "--trainer.limit_val_batches=0"]
+        small = [
+            "--model.backbone=test_byobnet",
+            "--model.weights=none",
+            "--model.crop=32",
+            "--data.loading.batch_size=4",
+        ]
+        size = [
+            f"--data.root={tmp_path}/shapes",
+            "--data.train=2",
+            "--data.val=1",
+            f"--data.salient={count}",
+        ]
+        most = [
+            "--model.segmentor=null",
+            "--trainer.max_steps=1",
+            "--trainer.accelerator=cpu",
+            "--trainer.limit_val_batches=0",
+        ]
         fit.main(["--model=boxcaseg", *small, *size, *most, f"--run_dir={tmp_path}/run"])
         return json.loads(next(tmp_path.glob("run/*/stage.json")).read_text())["fingerprint"]
 
@@ -207,7 +269,9 @@ def test_a_run_begins_again_with_other_salient_images(tmp_path: Path) -> None:
 
 
 def test_salient_images_are_needed_to_learn_but_not_to_be_judged(tmp_path: Path) -> None:
-    data = COCO(Shapes(tmp_path, train=1, val=1).index("train").root.parent, salient=str(tmp_path / "gone"))
+    data = COCO(
+        Shapes(tmp_path, train=1, val=1).index("train").root.parent, salient=str(tmp_path / "gone")
+    )
     data.trainer = SimpleNamespace(state=SimpleNamespace(fn="test"), lightning_module=Learner(0.4))
     data.prepare_data()
     data.trainer.state.fn = "fit"

@@ -6,13 +6,15 @@ from itertools import chain
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsis.data._samplers import OrderSampler, StepSampler
+from wsis.data.samplers import OrderSampler, StepSampler
 
 NUMBERS = st.tuples(st.integers(1, 40), st.integers(1, 7), st.integers(0, 5), st.integers(1, 4))
 
 
 @given(NUMBERS, st.integers(0, 30))
-def test_resumed_order_is_the_tail_of_the_undisturbed_one(numbers: tuple[int, int, int, int], done: int) -> None:
+def test_resumed_order_is_the_tail_of_the_undisturbed_one(
+    numbers: tuple[int, int, int, int], done: int
+) -> None:
     images, batch, seed, _ = numbers
     whole = list(StepSampler(images, batch, seed, steps=31))
     assert len(whole) == 31
@@ -56,7 +58,9 @@ def test_counted_in_passes_the_next_epoch_goes_on() -> None:
 
 
 @given(NUMBERS)
-def test_evaluation_sees_every_image_once_over_all_ranks(numbers: tuple[int, int, int, int]) -> None:
+def test_evaluation_sees_every_image_once_over_all_ranks(
+    numbers: tuple[int, int, int, int],
+) -> None:
     images, batch, _, world = numbers
     seen = []
     for rank in range(world):

@@ -17,11 +17,11 @@ from pycocotools import mask as rle
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from wsis.data._module import Augment, Loading
-from wsis.data._samples import Samples
-from wsis.data.coco import COCO
-from wsis.data.shapes import Shapes
-from wsis.files import InputError
+from wsis.data.module import Augment, Loading
+from wsis.data.samples import Samples
+from wsis.datasets.coco import COCO
+from wsis.datasets.shapes import Shapes
+from wsis.errors import InputError
 from wsis.types import Batch, Sample
 
 AUGMENT = Augment(short_sides=(48, 64), crop=0.9, jitter=1.5)
@@ -43,10 +43,17 @@ class Toy(pl.LightningModule):
     def training_step(self, batch: Batch, _: int) -> Tensor:
         self.seen.append(digest(batch))
         pooled = torch.stack([s["image"].float().mean((1, 2)) / 255 for s in batch])
-        loss = (self.layer(pooled) - torch.stack([s["target"]["tags"] for s in batch])).square().mean()
+        loss = (
+            (self.layer(pooled) - torch.stack([s["target"]["tags"] for s in batch])).square().mean()
+        )
         if any("proposals" in s for s in batch):
             loss = loss * (1 + sum(s["proposals"].boxes.sum() for s in batch) / 1e6)
-        given = [v.float().mean() for s in batch for k, v in s["target"].items() if k != "tags" and v.numel()]
+        given = [
+            v.float().mean()
+            for s in batch
+            for k, v in s["target"].items()
+            if k != "tags" and v.numel()
+        ]
         noise = 0.01 * torch.rand(())
         return loss * (1 + noise + (sum(given) / 100 if given else 0))
 
@@ -57,7 +64,11 @@ class Toy(pl.LightningModule):
 def leaves(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return [leaf for key in sorted(value) for leaf in [key, *leaves(value[key])]]
-    return [leaf for item in value for leaf in leaves(item)] if isinstance(value, (list, tuple)) else [value]
+    return (
+        [leaf for item in value for leaf in leaves(item)]
+        if isinstance(value, (list, tuple))
+        else [value]
+    )
 
 
 def digest(batch: list[Sample]) -> str:
@@ -65,7 +76,11 @@ def digest(batch: list[Sample]) -> str:
     parts = [{**s, "path": s["path"].name} for s in batch]
     hashed = hashlib.sha256()
     for leaf in leaves(parts):
-        hashed.update(leaf.numpy().tobytes() + str(leaf.shape).encode() if isinstance(leaf, Tensor) else repr(leaf).encode())
+        hashed.update(
+            leaf.numpy().tobytes() + str(leaf.shape).encode()
+            if isinstance(leaf, Tensor)
+            else repr(leaf).encode()
+        )
     return hashed.hexdigest()
 
 
@@ -92,21 +107,44 @@ def poisoned(clean: Path, tmp_path: Path) -> Path:
     path.write_text(json.dumps(content))
     path = folder / "annotations/panoptic_train2017.json"
     content = json.loads(path.read_text())
-    for annotation in content["annotations"]:  # which stuff an image has may be known, where it is may not
+    for annotation in content[
+        "annotations"
+    ]:  # which stuff an image has may be known, where it is may not
         pixels = rng.integers(0, 20, (256, 256, 3)).astype(np.uint8)
-        assert cv2.imwrite(str(folder / "annotations/panoptic_train2017" / annotation["file_name"]), pixels)
+        assert cv2.imwrite(
+            str(folder / "annotations/panoptic_train2017" / annotation["file_name"]), pixels
+        )
         for k, segment in enumerate(annotation["segments_info"]):
-            segment |= {"id": k + 3, "bbox": rng.integers(0, 100, 4).tolist(), "area": int(rng.integers(1, 1000))}
+            segment |= {
+                "id": k + 3,
+                "bbox": rng.integers(0, 100, 4).tolist(),
+                "area": int(rng.integers(1, 1000)),
+            }
     path.write_text(json.dumps(content))
     return folder
 
 
-def fit(folder: Path, supervision: str = "tags", steps: int = 6, **options: Any) -> tuple[Toy, Path]:
+def fit(
+    folder: Path, supervision: str = "tags", steps: int = 6, **options: Any
+) -> tuple[Toy, Path]:
     pl.seed_everything(3, verbose=False)
     model = Toy(supervision)
-    data = COCO(folder, panoptic=True, proposals="none", augment=AUGMENT, loading=Loading(2, options.pop("workers", 0)))
-    checkpoints = ModelCheckpoint(options.pop("checkpoints", None), "{step}", save_top_k=-1, every_n_train_steps=1)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    data = COCO(
+        folder,
+        panoptic=True,
+        proposals="none",
+        augment=AUGMENT,
+        loading=Loading(2, options.pop("workers", 0)),
+    )
+    checkpoints = ModelCheckpoint(
+        options.pop("checkpoints", None), "{step}", save_top_k=-1, every_n_train_steps=1
+    )
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+    }
     accumulate = options.pop("accumulate", 1)
     trainer = pl.Trainer(
         max_steps=steps,
@@ -125,7 +163,9 @@ def weights(model: Toy) -> list[list[float]]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_poison_does_not_reach_a_method_for_tags(clean: Path, poisoned: Path, tmp_path: Path) -> None:
+def test_poison_does_not_reach_a_method_for_tags(
+    clean: Path, poisoned: Path, tmp_path: Path
+) -> None:
     honest, _ = fit(clean, checkpoints=tmp_path / "a")
     misled, _ = fit(poisoned, checkpoints=tmp_path / "b")
     assert misled.seen == honest.seen
@@ -154,14 +194,20 @@ def test_random_masks_do_not_reach_a_method_for_boxes(clean: Path, poisoned: Pat
     path.write_text(json.dumps(content))
     batches = []
     for folder in (clean, poisoned):
-        samples = COCO(folder, proposals="none", augment=AUGMENT).samples("train", train=True, supervision="boxes")
+        samples = COCO(folder, proposals="none", augment=AUGMENT).samples(
+            "train", train=True, supervision="boxes"
+        )
         batches.append([digest([samples.sample(k, 7 + k)]) for k in range(len(samples))])
     assert batches[0] == batches[1]
 
 
 @pytest.mark.parametrize("supervision", ["tags", "boxes", "masks"])
-def test_a_training_sample_holds_what_is_allowed_and_no_truth(clean: Path, supervision: Any) -> None:
-    samples = COCO(clean, proposals="none", augment=AUGMENT).samples("train", train=True, supervision=supervision)
+def test_a_training_sample_holds_what_is_allowed_and_no_truth(
+    clean: Path, supervision: Any
+) -> None:
+    samples = COCO(clean, proposals="none", augment=AUGMENT).samples(
+        "train", train=True, supervision=supervision
+    )
     sample = samples.sample(2, 11)
     assert set(sample["target"]) == KEYS[supervision]
     assert "truth" not in sample
@@ -180,7 +226,9 @@ def test_a_training_sample_holds_what_is_allowed_and_no_truth(clean: Path, super
 
 def test_panoptic_maps_are_for_evaluation_alone(clean: Path, poisoned: Path) -> None:
     """The poison is there, and training does not even need the files."""
-    indices = [COCO(folder, panoptic=True, proposals="none").index("train") for folder in (clean, poisoned)]
+    indices = [
+        COCO(folder, panoptic=True, proposals="none").index("train") for folder in (clean, poisoned)
+    ]
     honest, misled = ([index.panoptic(image) for image in index.images] for index in indices)
     assert not any(torch.equal(a, b) for a, b in zip(honest, misled, strict=True))
     assert indices[0].stuff_tags == indices[1].stuff_tags
@@ -210,30 +258,42 @@ def test_evaluation_gives_the_original_image_and_the_truth(clean: Path) -> None:
         assert torch.equal(sample["view"].to_original(sample["truth"].boxes), sample["truth"].boxes)
         assert set(sample["target"]) == {"tags"}
         found = data.index("val").annotations[sample["image_id"]]
-        assert [m["counts"] for m in sample["truth"].masks] == [a["segmentation"]["counts"] for a in found]
+        assert [m["counts"] for m in sample["truth"].masks] == [
+            a["segmentation"]["counts"] for a in found
+        ]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.filterwarnings("ignore")
-def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(clean: Path, tmp_path: Path, accumulate: int) -> None:
+def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(
+    clean: Path, tmp_path: Path, accumulate: int
+) -> None:
     """Step 3 of 6 lies inside a pass over the 10 images, two a batch; two loader processes change nothing."""
     whole, folder = fit(clean, checkpoints=tmp_path / "whole", accumulate=accumulate)
     again = {"ckpt_path": folder / "step=3.ckpt", "weights_only": False}
-    resumed, _ = fit(clean, checkpoints=tmp_path / "resumed", workers=2, accumulate=accumulate, **again)
+    resumed, _ = fit(
+        clean, checkpoints=tmp_path / "resumed", workers=2, accumulate=accumulate, **again
+    )
     assert resumed.seen == whole.seen[3 * accumulate :]
     assert len(set(whole.seen)) == 6 * accumulate
 
 
 @pytest.mark.parametrize("accumulate", [2, 3])
 @pytest.mark.filterwarnings("ignore")
-def test_passes_see_every_batch_whatever_is_accumulated(clean: Path, tmp_path: Path, accumulate: int) -> None:
+def test_passes_see_every_batch_whatever_is_accumulated(
+    clean: Path, tmp_path: Path, accumulate: int
+) -> None:
     """A pass has five batches, and a step ends it with those that are left; step 3 is after batch 5 of sums of 2, 8 of 3."""
     plain, _ = fit(clean, steps=-1, epochs=2, checkpoints=tmp_path / "plain")
     assert len(set(plain.seen)) == 10
-    summed, folder = fit(clean, steps=-1, epochs=2, checkpoints=tmp_path / "summed", accumulate=accumulate)
+    summed, folder = fit(
+        clean, steps=-1, epochs=2, checkpoints=tmp_path / "summed", accumulate=accumulate
+    )
     assert summed.seen == plain.seen
     again = {"ckpt_path": folder / "step=3.ckpt", "weights_only": False}
-    resumed, _ = fit(clean, steps=-1, epochs=2, checkpoints=tmp_path / "resumed", accumulate=accumulate, **again)
+    resumed, _ = fit(
+        clean, steps=-1, epochs=2, checkpoints=tmp_path / "resumed", accumulate=accumulate, **again
+    )
     assert resumed.seen == plain.seen[{2: 5, 3: 8}[accumulate] :]
 
 
@@ -260,17 +320,26 @@ class Witness(Toy):
 
     def on_predict_end(self) -> None:
         name = type(self.trainer.predict_dataloaders.sampler).__name__
-        Path(self.trainer.default_root_dir, f"rank{self.trainer.global_rank}").write_text(json.dumps([name, *self.seen]))
+        Path(self.trainer.default_root_dir, f"rank{self.trainer.global_rank}").write_text(
+            json.dumps([name, *self.seen])
+        )
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_lightning_leaves_our_samplers_in_place(clean: Path, tmp_path: Path) -> None:
     """Its own would give an image twice, since there are three for two processes."""
     data = COCO(clean, proposals="none", loading=Loading(1, 0))
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+    }
     trainer = pl.Trainer(default_root_dir=tmp_path, devices=2, strategy="ddp_fork", **quiet)
     trainer.predict(Witness(), data, return_predictions=False)
-    (first, *some), (second, *others) = (json.loads((tmp_path / f"rank{rank}").read_text()) for rank in (0, 1))
+    (first, *some), (second, *others) = (
+        json.loads((tmp_path / f"rank{rank}").read_text()) for rank in (0, 1)
+    )
     assert first == second == "OrderSampler"
     assert sorted(some + others) == [image["file_name"] for image in data.index("val").images]
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import ScaleJitter
 
-from wsis.data._transforms import (
+from wsis.data.transforms import (
     Augment,
     Cut,
     cut_image,
@@ -21,7 +21,7 @@ from wsis.data._transforms import (
     draw_factor,
     jitter_colours,
 )
-from wsis.files import InputError
+from wsis.errors import InputError
 from wsis.types import Proposals, Target
 
 CUTS = st.builds(
@@ -45,7 +45,10 @@ def test_boxes_masks_and_labels_stay_in_step(cut: Cut, seed: int) -> None:
     exact = ((ys >= b) & (ys < d))[:, None] & ((xs >= a) & (xs < c))
     # centres that fall on an edge to rounding may go either way
     near = (
-        ((ys - b).abs() < 1e-3)[:, None] | ((ys - d).abs() < 1e-3)[:, None] | ((xs - a).abs() < 1e-3) | ((xs - c).abs() < 1e-3)
+        ((ys - b).abs() < 1e-3)[:, None]
+        | ((ys - d).abs() < 1e-3)[:, None]
+        | ((xs - a).abs() < 1e-3)
+        | ((xs - c).abs() < 1e-3)
     )
     assert ((cut_maps(mask, cut)[0] == exact) | near).all()
 
@@ -54,7 +57,9 @@ def test_boxes_masks_and_labels_stay_in_step(cut: Cut, seed: int) -> None:
 @settings(max_examples=30, deadline=None)
 def test_boxes_come_back(cut: Cut) -> None:
     boxes = torch.rand(5, 4) * 40
-    torch.testing.assert_close(cut.view.to_original(cut.view.to_input(boxes)), boxes, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(
+        cut.view.to_original(cut.view.to_input(boxes)), boxes, atol=1e-3, rtol=1e-4
+    )
 
 
 def test_image_is_cut_like_its_maps() -> None:
@@ -97,8 +102,12 @@ def test_large_scale_jitter_is_torchvisions(seed: int, height: int, width: int) 
     scaler = ScaleJitter((64, 64), (factor, factor + 1e-9))
     whole = scaler(torch.zeros(3, height, width, dtype=torch.uint8)).shape[-2:]
     assert max(cut.size) <= 64
-    for now, full, taken, side in zip(cut.size, whole, (cut.height, cut.width), (height, width), strict=True):
-        pixel = factor * 64 / max(height, width)  # of the original, in the result: cuts end on the original's pixels
+    for now, full, taken, side in zip(
+        cut.size, whole, (cut.height, cut.width), (height, width), strict=True
+    ):
+        pixel = (
+            factor * 64 / max(height, width)
+        )  # of the original, in the result: cuts end on the original's pixels
         assert abs(now - min(full, 64)) <= max(1, pixel)
         assert taken == side if full < 64 else taken <= side
     assert 0 <= cut.top <= height - cut.height
@@ -124,7 +133,11 @@ def test_unsure_masks_need_not_be_seen() -> None:
     box = torch.tensor([[0.0, 0.0, 10.0, 10.0]]).repeat(2, 1)
     target: Target = {
         **{"tags": torch.ones(1), "boxes": box, "labels": torch.zeros(2, dtype=torch.int64)},
-        **{"crowd": torch.zeros(2).bool(), "masks": torch.zeros(2, 20, 20).bool(), "unsure": torch.tensor([True, False])},
+        **{
+            "crowd": torch.zeros(2).bool(),
+            "masks": torch.zeros(2, 20, 20).bool(),
+            "unsure": torch.tensor([True, False]),
+        },
     }
     result = cut_target(target, Cut(0, 0, 20, 20, (20, 20), False))
     assert len(result["boxes"]) == len(result["masks"]) == 1
@@ -132,7 +145,15 @@ def test_unsure_masks_need_not_be_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"crop": 0.0}, {"crop": 1.1}, {"flip": -0.1}, {"jitter": 0.5}, {"short_sides": (0,)}, {"max_side": 0}]
+    "wrong",
+    [
+        {"crop": 0.0},
+        {"crop": 1.1},
+        {"flip": -0.1},
+        {"jitter": 0.5},
+        {"short_sides": (0,)},
+        {"max_side": 0},
+    ],
 )
 def test_impossible_settings(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
@@ -147,7 +168,9 @@ def test_one_pixel_image() -> None:
 def proposals() -> Proposals:
     labels = torch.full((20, 20), -1, dtype=torch.int32)
     labels[:10, :10], labels[:10, 10:], labels[10:, :10] = 0, 1, 2
-    boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 20, 10], [0, 10, 10, 20], [10, 10, 20, 20]], dtype=torch.float32)
+    boxes = torch.tensor(
+        [[0, 0, 10, 10], [0, 0, 20, 10], [0, 10, 10, 20], [10, 10, 20, 20]], dtype=torch.float32
+    )
     members = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 1, 0]], dtype=torch.bool)
     return Proposals(boxes, torch.tensor([0.9, 0.8, 0.7, 0.6]), labels, members)
 
@@ -175,7 +198,9 @@ def test_small_proposals_are_left_out() -> None:
     assert len(result.boxes) == 0
     assert result.members is not None
     assert result.members.shape == (0, 3)
-    assert cut_proposals(proposals(), Cut(0, 0, 20, 20, (40, 40), False), min_side=20).boxes.shape == (4, 4)
+    assert cut_proposals(
+        proposals(), Cut(0, 0, 20, 20, (40, 40), False), min_side=20
+    ).boxes.shape == (4, 4)
 
 
 def test_no_proposals_are_legal() -> None:
@@ -209,7 +234,9 @@ def test_colours_agree_with_hsv() -> None:
         for y, x in np.ndindex(8, 8):
             h, s, v = colorsys.rgb_to_hsv(*(image[:, y, x].double() / 255).tolist())
             expected[:, y, x] = colorsys.hsv_to_rgb(h, min(1, s * saturation), min(1, v * exposure))
-        np.testing.assert_allclose(jitter_colours(image, exposure, saturation).numpy(), expected * 255, atol=0.51)
+        np.testing.assert_allclose(
+            jitter_colours(image, exposure, saturation).numpy(), expected * 255, atol=0.51
+        )
 
 
 def test_factors_lie_in_range_on_both_sides() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from wsis.errors import InputError
 from wsis.evidence.affinity import (
     AffinityNet,
     Embedding,
@@ -19,8 +20,7 @@ from wsis.evidence.affinity import (
     random_walk,
     sure_labels,
 )
-from wsis.files import InputError
-from wsis.models.classifier import Classifier
+from wsis.parts.classifier import Classifier
 
 SMALL = {"num_classes": 2, "backbone": "test_byobnet", "output_stride": 32, "stage": 2}
 
@@ -38,7 +38,12 @@ def pairs(height: int, width: int, radius: int) -> list[tuple[tuple[int, int], t
 def dense(found: torch.Tensor, radius: int) -> np.ndarray:
     """(h w, h w) symmetric, from affinities (K,h,w) in the order of rows, then columns, of the neighbour."""
     _, height, width = found.shape
-    near = [(y, x) for y in range(radius) for x in range(1 - radius, radius) if (y, x) > (0, 0) and math.hypot(y, x) < radius]
+    near = [
+        (y, x)
+        for y in range(radius)
+        for x in range(1 - radius, radius)
+        if (y, x) > (0, 0) and math.hypot(y, x) < radius
+    ]
     matrix = np.eye(height * width)
     for k, (dy, dx) in enumerate(near):
         for y in range(height):
@@ -49,7 +54,9 @@ def dense(found: torch.Tensor, radius: int) -> np.ndarray:
     return matrix
 
 
-@pytest.mark.parametrize(("height", "width", "radius"), [(6, 7, 5), (5, 9, 3), (1, 1, 5), (2, 3, 5), (1, 8, 2)])
+@pytest.mark.parametrize(
+    ("height", "width", "radius"), [(6, 7, 5), (5, 9, 3), (1, 1, 5), (2, 3, 5), (1, 8, 2)]
+)
 def test_affinities_against_every_pair(height, width, radius):
     features = torch.randn(2, 3, height, width, generator=generator(0))
     found = affinities(features, radius)
@@ -58,7 +65,9 @@ def test_affinities_against_every_pair(height, width, radius):
         matrix = dense(found[n], radius)
         expected = np.eye(height * width)
         for a, b in pairs(height, width, radius):
-            value = math.exp(-sum(abs(float(features[n, d][a] - features[n, d][b])) for d in range(3)) / 3)
+            value = math.exp(
+                -sum(abs(float(features[n, d][a] - features[n, d][b])) for d in range(3)) / 3
+            )
             i, j = a[0] * width + a[1], b[0] * width + b[1]
             expected[i, j] = expected[j, i] = value
         np.testing.assert_allclose(matrix, expected, rtol=1e-5)
@@ -66,7 +75,9 @@ def test_affinities_against_every_pair(height, width, radius):
 
 
 def test_beyond_the_map_has_no_gradient():
-    features = torch.randn(1, 3, 4, 4, generator=generator(0), dtype=torch.double, requires_grad=True)
+    features = torch.randn(
+        1, 3, 4, 4, generator=generator(0), dtype=torch.double, requires_grad=True
+    )
     assert torch.autograd.gradcheck(lambda f: affinities(f, 3).clamp(max=0.99), features)
 
 
@@ -79,7 +90,9 @@ def test_loss_against_every_pair(seed):
     for n in range(2):
         for a, b in pairs(5, 6, radius):
             first, second = int(labels[n][a]), int(labels[n][b])
-            value = math.exp(-float((features[n, :, a[0], a[1]] - features[n, :, b[0], b[1]]).abs().mean()))
+            value = math.exp(
+                -float((features[n, :, a[0], a[1]] - features[n, :, b[0], b[1]]).abs().mean())
+            )
             if -1 in (first, second):
                 continue
             if first != second:
@@ -111,7 +124,9 @@ def test_sure_labels_by_hand():
         assert m > (1 - m) ** power
 
 
-@pytest.mark.parametrize(("height", "width", "radius", "steps"), [(5, 6, 5, 256), (4, 7, 3, 16), (1, 1, 5, 8)])
+@pytest.mark.parametrize(
+    ("height", "width", "radius", "steps"), [(5, 6, 5, 256), (4, 7, 3, 16), (1, 1, 5, 8)]
+)
 def test_walk_against_a_matrix_power(height, width, radius, steps):
     maps = torch.rand(2, 3, height, width, generator=generator(0))
     found = affinities(torch.randn(2, 4, height, width, generator=generator(1)), radius)
@@ -158,7 +173,10 @@ def test_diverged_values_are_one_line(which):
         random_walk(maps, found)
     assert "\n" not in str(error.value)
     if which == "maps":
-        for call in (lambda: sure_labels(maps, torch.ones(1, 1)), lambda: pixel_labels(maps[0], torch.ones(1), 8, (9, 9))):
+        for call in (
+            lambda: sure_labels(maps, torch.ones(1, 1)),
+            lambda: pixel_labels(maps[0], torch.ones(1), 8, (9, 9)),
+        ):
             with pytest.raises(InputError, match="NaN"):
                 call()
 
@@ -169,9 +187,13 @@ def test_pixel_labels_by_hand():
     found = pixel_labels(scores, torch.tensor([1, 1, 0]), stride=10, size=(15, 30))
     assert found.labels.shape == found.foreground.shape == (15, 30)
     assert found.labels.dtype == torch.int64
-    assert (found.labels[:, :5] == 0).all()  # whatever its own highest value, each map counts the same
+    assert (
+        found.labels[:, :5] == 0
+    ).all()  # whatever its own highest value, each map counts the same
     assert (found.labels[:, -5:] == 1).all()
-    assert (found.labels[:, 14:16] == 3).all()  # class 2 is not tagged, between the others is background
+    assert (
+        found.labels[:, 14:16] == 3
+    ).all()  # class 2 is not tagged, between the others is background
     assert found.foreground.max() == 1
     assert (found.foreground[:, 14:16] < 0.25).all()
     torch.nn.functional.cross_entropy(torch.zeros(1, 4, 15, 30), found.labels[None])
@@ -234,7 +256,9 @@ def classifier(tmp_path_factory) -> str:
 def batch() -> list:
     tags = [torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])]
     images = [two_regions(), two_regions()[:, :40, :50].flip(-1)]
-    return [{"image": image, "target": {"tags": tag}} for image, tag in zip(images, tags, strict=True)]
+    return [
+        {"image": image, "target": {"tags": tag}} for image, tag in zip(images, tags, strict=True)
+    ]
 
 
 def net(classifier, **settings) -> AffinityNet:
@@ -247,15 +271,28 @@ def net(classifier, **settings) -> AffinityNet:
 def test_trains_what_is_its_own_and_can_be_loaded(classifier, tmp_path):
     model = net(classifier)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    trainer = pl.Trainer(max_steps=3, default_root_dir=tmp_path, enable_checkpointing=False, **quiet)
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+    }
+    trainer = pl.Trainer(
+        max_steps=3, default_root_dir=tmp_path, enable_checkpointing=False, **quiet
+    )
     trainer.fit(model, DataLoader(batch() * 3, batch_size=2, collate_fn=list))
-    changed = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    changed = {
+        name.split(".")[0]
+        for name, value in model.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
     assert changed == {"embed"}
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     again = AffinityNet.load_from_checkpoint(tmp_path / "a.ckpt")
     image, tags = batch()[0]["image"], torch.tensor([1.0, 1.0])
-    torch.testing.assert_close(again.refine(image, tags, scales=(1.0,)), model.refine(image, tags, scales=(1.0,)))
+    torch.testing.assert_close(
+        again.refine(image, tags, scales=(1.0,)), model.refine(image, tags, scales=(1.0,))
+    )
 
 
 def test_padding_takes_no_part_in_the_loss(classifier):
@@ -273,7 +310,10 @@ def test_padding_takes_no_part_in_the_loss(classifier):
         patch.setattr("wsis.evidence.affinity.affinity_loss", watch)
         model.training_step(batch(), 0)
     expected = torch.zeros(2, 16, 16, dtype=torch.bool)
-    expected[0], expected[1, :10, :13] = True, True  # the second has 40 of 64 rows, 50 of 64 columns
+    expected[0], expected[1, :10, :13] = (
+        True,
+        True,
+    )  # the second has 40 of 64 rows, 50 of 64 columns
     assert torch.equal(seen["labels"] >= 0, expected)
 
 
@@ -295,10 +335,14 @@ def test_refined_without_a_walk_are_the_classifiers_logits(classifier):
     model.head.bias.data += 0.1
     refined = model.refine(image, torch.tensor([1.0, 0.0]), scales=(1.0,), steps=0)[0]
     whole = Classifier(weights="none", **SMALL).eval()
-    whole.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("embed")}, strict=False)
+    whole.load_state_dict(
+        {k: v for k, v in model.state_dict().items() if not k.startswith("embed")}, strict=False
+    )
     with torch.no_grad():
         logits = [whole([x])[:, :1].clamp(min=0) for x in (image, image.flip(-1))]
-    maps = [torch.nn.functional.interpolate(m, size=(64, 64), mode="bilinear")[0, 0] for m in logits]
+    maps = [
+        torch.nn.functional.interpolate(m, size=(64, 64), mode="bilinear")[0, 0] for m in logits
+    ]
     expected = maps[0] + maps[1].flip(-1)
     assert expected.any()
     torch.testing.assert_close(refined, (expected / expected.max()).view(16, 4, 16, 4).mean((1, 3)))
@@ -313,14 +357,18 @@ def test_what_is_no_such_classifier_is_told(classifier, tmp_path):
     state = torch.load(classifier, map_location="cpu", weights_only=True)
     del state["state_dict"]["head.weight"]
     torch.save(state, tmp_path / "headless.ckpt")
-    with pytest.raises(InputError, match=r"headless.ckpt is not the checkpoint of a classifier with 2 classes"):
+    with pytest.raises(
+        InputError, match=r"headless.ckpt is not the checkpoint of a classifier with 2 classes"
+    ):
         net(tmp_path / "headless.ckpt")
     with pytest.raises(InputError, match=r"is not the checkpoint of a classifier with 3 classes"):
         net(classifier, num_classes=3)
 
 
 def test_bfloat16_takes_no_loss_to_infinity():
-    features = torch.zeros(1, 4, 6, 6).bfloat16()  # affinities of 1, where 1 + 1e-5 - 1 is 0 in bfloat16
+    features = torch.zeros(
+        1, 4, 6, 6
+    ).bfloat16()  # affinities of 1, where 1 + 1e-5 - 1 is 0 in bfloat16
     labels = torch.zeros(1, 6, 6, dtype=torch.int64)
     with torch.autocast("cpu", torch.bfloat16):
         assert affinity_loss(affinities(features, 3), labels, 3, 2).isfinite()

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from wsis.errors import InputError
 from wsis.evidence.boxes import centre_context_gap, refine_boxes, refinement, surround_part
-from wsis.files import InputError
 
 FORMS = ["ring", "printed"]
 
@@ -26,7 +26,11 @@ def blobs(height: int = 60, width: int = 80, seed: int = 0) -> Tensor:
     y, x = np.mgrid[:height, :width] + 0.5
     values = np.zeros((height, width))
     for _ in range(3):
-        cx, cy, s = rng.uniform(0.3, 0.7) * width, rng.uniform(0.3, 0.7) * height, rng.uniform(5, 12)
+        cx, cy, s = (
+            rng.uniform(0.3, 0.7) * width,
+            rng.uniform(0.3, 0.7) * height,
+            rng.uniform(5, 12),
+        )
         values = np.maximum(values, np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * s * s)))
     return torch.from_numpy(values)
 
@@ -58,7 +62,10 @@ def plain_gap(box: Tensor, scores: Tensor, context: float, form: str) -> Tensor:
         return down @ scores @ across, down.sum() * across.sum()
 
     centre, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) * context / 2
-    (inside, area), (whole, wide) = total_and_area(box), total_and_area(torch.cat([centre - half, centre + half]))
+    (inside, area), (whole, wide) = (
+        total_and_area(box),
+        total_and_area(torch.cat([centre - half, centre + half])),
+    )
     if form == "printed":
         return whole / wide - 2 * inside / area
     return (whole - inside) / (wide - area) - inside / area
@@ -71,7 +78,10 @@ def test_gap_against_sums_over_eighths_of_pixels(form):
     fine = np.kron(scores.numpy(), np.ones((8, 8)))
     for _ in range(60):
         w, h = 4 * rng.integers(1, 12, 2)
-        x, y = rng.integers(-w // 2, 72 - w // 2), rng.integers(-h // 2, 56 - h // 2)  # some reach beyond the map
+        x, y = (
+            rng.integers(-w // 2, 72 - w // 2),
+            rng.integers(-h // 2, 56 - h // 2),
+        )  # some reach beyond the map
         which = rng.integers(2)
 
         def region(x1, y1, x2, y2, which=which):
@@ -81,7 +91,11 @@ def test_gap_against_sums_over_eighths_of_pixels(form):
 
         inner, values = region(x, y, x + w, y + h)
         outer, _ = region(x - w // 4, y - h // 4, x + w + w // 4, y + h + h // 4)
-        expected = values[outer & ~inner].mean() if form == "ring" else values[outer].mean() - values[inner].mean()
+        expected = (
+            values[outer & ~inner].mean()
+            if form == "ring"
+            else values[outer].mean() - values[inner].mean()
+        )
         expected -= values[inner].mean()
         box = torch.tensor([[x, y, x + w, y + h]], dtype=torch.double) / 8
         found = centre_context_gap(box, scores, form=form, index=torch.tensor([which]))
@@ -93,7 +107,9 @@ def test_gap_against_sums_over_eighths_of_pixels(form):
 def test_gap_and_derivative_against_covered_pixels(form, context):
     maps, boxes = noise(20, 14, 17), random_boxes(20, 14, 17).requires_grad_()
     gaps = centre_context_gap(boxes, maps, context, form)
-    expected = torch.stack([plain_gap(*pair, context, form) for pair in zip(boxes, maps, strict=True)])
+    expected = torch.stack(
+        [plain_gap(*pair, context, form) for pair in zip(boxes, maps, strict=True)]
+    )
     torch.testing.assert_close(gaps, expected)
     slopes, expected = (torch.autograd.grad(g.sum(), boxes)[0] for g in (gaps, expected))
     torch.testing.assert_close(slopes, expected)
@@ -101,21 +117,32 @@ def test_gap_and_derivative_against_covered_pixels(form, context):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_derivative_by_finite_differences(form):
-    boxes = torch.tensor([[2.3, 1.4, 7.6, 6.7], [0.4, 0.6, 3.3, 9.45]], dtype=torch.double, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda b: centre_context_gap(b, noise(2, 10, 11), 1.44, form), boxes)
+    boxes = torch.tensor(
+        [[2.3, 1.4, 7.6, 6.7], [0.4, 0.6, 3.3, 9.45]], dtype=torch.double, requires_grad=True
+    )
+    assert torch.autograd.gradcheck(
+        lambda b: centre_context_gap(b, noise(2, 10, 11), 1.44, form), boxes
+    )
 
 
 def test_derivative_by_an_edge_is_the_column_sum():
     """With the surroundings out of the score, only the box's mean depends on x2: (column's mean - box's mean) / width."""
-    scores, box = torch.zeros(1, 12, 12, dtype=torch.double), torch.tensor([[3.0, 3, 8.5, 8]], dtype=torch.double)
+    scores, box = (
+        torch.zeros(1, 12, 12, dtype=torch.double),
+        torch.tensor([[3.0, 3, 8.5, 8]], dtype=torch.double),
+    )
     scores[0, 3:8, 3:9] = noise(5, 6)
     scores[0, :, 8] = 0.7
     scores[0, [*range(3), *range(8, 12)]] = 0
     box.requires_grad_()
-    gap = centre_context_gap(box, scores, context=1 + 1e-12, form="printed")  # Phi(B) against itself: minus its mean remains
+    gap = centre_context_gap(
+        box, scores, context=1 + 1e-12, form="printed"
+    )  # Phi(B) against itself: minus its mean remains
     mean = (scores[0, 3:8, 3:8].sum() + 0.5 * scores[0, 3:8, 8].sum()) / (5 * 5.5)
     assert gap.item() == pytest.approx(-mean.item())
-    assert torch.autograd.grad(gap.sum(), box)[0][0, 2].item() == pytest.approx(-(0.7 - mean.item()) / 5.5, rel=1e-6)
+    assert torch.autograd.grad(gap.sum(), box)[0][0, 2].item() == pytest.approx(
+        -(0.7 - mean.item()) / 5.5, rel=1e-6
+    )
 
 
 def test_derivative_on_the_border_is_the_one_inwards():
@@ -125,7 +152,10 @@ def test_derivative_on_the_border_is_the_one_inwards():
         box[0, side] = 0 if side < 2 else 9
         nearly = box.clone()
         nearly[0, side] += inwards * 1e-9
-        slopes = [torch.autograd.grad(centre_context_gap(b.requires_grad_(), maps).sum(), b)[0][0, side] for b in (box, nearly)]
+        slopes = [
+            torch.autograd.grad(centre_context_gap(b.requires_grad_(), maps).sum(), b)[0][0, side]
+            for b in (box, nearly)
+        ]
         assert slopes[0].item() == pytest.approx(slopes[1].item(), rel=1e-5)
         assert slopes[0] != 0
 
@@ -133,14 +163,18 @@ def test_derivative_on_the_border_is_the_one_inwards():
 def test_uniform_map():
     maps, boxes = torch.full((8, 30, 40), 0.3, dtype=torch.double), random_boxes(8, 30, 40)
     torch.testing.assert_close(centre_context_gap(boxes, maps), torch.zeros(8, dtype=torch.double))
-    torch.testing.assert_close(centre_context_gap(boxes, maps, form="printed"), torch.full((8,), -0.3, dtype=torch.double))
+    torch.testing.assert_close(
+        centre_context_gap(boxes, maps, form="printed"), torch.full((8,), -0.3, dtype=torch.double)
+    )
 
 
 @given(st.lists(st.floats(-5, 5), min_size=4, max_size=4))
 def test_the_tight_box_of_a_full_rectangle_is_the_minimum(nudge):
     tight = torch.tensor([20.0, 15, 50, 40], dtype=torch.double)
     boxes = torch.stack([tight, tight + torch.tensor(nudge, dtype=torch.double)])
-    best, nudged = centre_context_gap(boxes, rectangle(20, 15, 50, 40)[None], index=torch.zeros(2, dtype=torch.long))
+    best, nudged = centre_context_gap(
+        boxes, rectangle(20, 15, 50, 40)[None], index=torch.zeros(2, dtype=torch.long)
+    )
     assert best.item() == pytest.approx(-1, abs=1e-12)
     if max(map(abs, nudge)) > 1e-6:
         assert nudged > best
@@ -149,7 +183,14 @@ def test_the_tight_box_of_a_full_rectangle_is_the_minimum(nudge):
 def test_boxes_without_area_or_context():
     maps = noise(1, 20, 30)
     boxes = torch.tensor(
-        [[0, 0, 30, 20], [-9, -9, 99, 99], [40, 5, 50, 9], [5, 5, 5, 9], [5, 5, 5, 5], [9, 9, 5, 5]],
+        [
+            [0, 0, 30, 20],
+            [-9, -9, 99, 99],
+            [40, 5, 50, 9],
+            [5, 5, 5, 9],
+            [5, 5, 5, 5],
+            [9, 9, 5, 5],
+        ],
         dtype=torch.double,
         requires_grad=True,
     )
@@ -163,7 +204,10 @@ def test_boxes_without_area_or_context():
 
 def test_no_boxes():
     none = torch.zeros(0, 4)
-    for maps, index in [(torch.zeros(0, 5, 5), None), (torch.zeros(3, 5, 5), torch.zeros(0, dtype=torch.long))]:
+    for maps, index in [
+        (torch.zeros(0, 5, 5), None),
+        (torch.zeros(3, 5, 5), torch.zeros(0, dtype=torch.long)),
+    ]:
         assert centre_context_gap(none, maps, index=index).shape == (0,)
         assert refine_boxes(none, maps, index=index, peaks=[]).shape == (0, 4)
 
@@ -186,14 +230,22 @@ def test_shared_and_padded_maps_are_as_own_ones():
     small, large = blobs(40, 50, seed=1), blobs(60, 80, seed=2)
     padded = torch.full((2, 60, 80), torch.nan, dtype=torch.double)  # padding is never read
     padded[0, :40, :50], padded[1] = small, large
-    boxes = torch.tensor([[10.5, 5.2, 45.0, 33], [20, 20, 55, 50], [30, 10, 49, 39]], dtype=torch.double)
+    boxes = torch.tensor(
+        [[10.5, 5.2, 45.0, 33], [20, 20, 55, 50], [30, 10, 49, 39]], dtype=torch.double
+    )
     which, sizes = torch.tensor([0, 1, 0]), torch.tensor([[40, 50], [60, 80]])
     for call in (centre_context_gap, partial(refine_boxes, steps=20)):
-        expected = [call(box[None], (small, large)[i][None]) for box, i in zip(boxes, which, strict=True)]
-        torch.testing.assert_close(call(boxes, padded, index=which, sizes=sizes), torch.cat(expected))
+        expected = [
+            call(box[None], (small, large)[i][None]) for box, i in zip(boxes, which, strict=True)
+        ]
+        torch.testing.assert_close(
+            call(boxes, padded, index=which, sizes=sizes), torch.cat(expected)
+        )
 
 
-def plain_refinement(box: Tensor, scores: Tensor, steps: int, form: str, rate: float = 0.02) -> Tensor:
+def plain_refinement(
+    box: Tensor, scores: Tensor, steps: int, form: str, rate: float = 0.02
+) -> Tensor:
     """One box by torch's own Adam on edges in units of the first side, the best one kept."""
     height, width = scores.shape
     reach, limits = (box[2:] - box[:2]).repeat(2), torch.tensor([width, height, width, height])
@@ -217,14 +269,18 @@ def test_refinement_against_one_box_at_a_time_by_torchs_adam(form):
     maps, boxes = torch.stack([blobs(seed=i) for i in range(4)]), random_boxes(4, 60, 80)
     found = refine_boxes(boxes, maps, 40, form=form, min_side=0)
     for box, scores, refined in zip(boxes, maps, found, strict=True):
-        torch.testing.assert_close(refined, plain_refinement(box, scores, 40, form), rtol=0, atol=1e-3)
+        torch.testing.assert_close(
+            refined, plain_refinement(box, scores, 40, form), rtol=0, atol=1e-3
+        )
     assert (found - boxes).abs().amax(1).min() > 2
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_rectangle_is_found_from_around_it(form):
     tight = torch.tensor([[20.0, 15, 50, 40]])
-    starts = tight + torch.tensor([[-6.0, -5, 7, 8], [5, 4, -3, 6], [-15, 2, 12, -4], [-20, -15, 30, 20]])
+    starts = tight + torch.tensor(
+        [[-6.0, -5, 7, 8], [5, 4, -3, 6], [-15, 2, 12, -4], [-20, -15, 30, 20]]
+    )
     index = torch.zeros(4, dtype=torch.long)
     found = refine_boxes(starts, rectangle(20, 15, 50, 40)[None], form=form, index=index)
     torch.testing.assert_close(found, tight.expand(4, 4), rtol=0, atol=0.5)
@@ -266,7 +322,9 @@ def test_boxes_do_not_depend_on_their_company(seed, form):
     maps, boxes = noise(4, 24, 20, seed=seed) ** 2, random_boxes(4, 24, 20, seed=seed)
     together = refine_boxes(boxes, maps, 10, form=form)
     for k in range(4):
-        torch.testing.assert_close(refine_boxes(boxes[k : k + 1], maps[k : k + 1], 10, form=form)[0], together[k])
+        torch.testing.assert_close(
+            refine_boxes(boxes[k : k + 1], maps[k : k + 1], 10, form=form)[0], together[k]
+        )
 
 
 @settings(max_examples=15)
@@ -277,7 +335,9 @@ def test_symmetries(seed, form):
     found = refine_boxes(boxes, scores, 10, form=form)
 
     def same(boxes: Tensor, scores: Tensor, expected: Tensor, **more: float) -> None:
-        torch.testing.assert_close(refine_boxes(boxes, scores, 10, form=form, **more), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            refine_boxes(boxes, scores, 10, form=form, **more), expected, rtol=0, atol=1e-6
+        )
 
     def mirror(boxes: Tensor) -> Tensor:
         return torch.stack([64 - boxes[:, 2], boxes[:, 1], 64 - boxes[:, 0], boxes[:, 3]], 1)
@@ -302,8 +362,12 @@ def test_odd_starts():
     maps, whole = rectangle(20, 15, 50, 40)[None], torch.tensor([[0.0, 0, 80, 60]])
     boxes = torch.tensor([[90.0, 5, 120, 30], [30, 20, 30, 35], [40, 30, 20, 20]])
     index = torch.zeros(3, dtype=torch.long)
-    assert torch.equal(refine_boxes(boxes, maps, index=index), boxes)  # without area in the map: as they were
-    torch.testing.assert_close(refine_boxes(whole, maps), torch.tensor([[20.0, 15, 50, 40]]), rtol=0, atol=0.8)
+    assert torch.equal(
+        refine_boxes(boxes, maps, index=index), boxes
+    )  # without area in the map: as they were
+    torch.testing.assert_close(
+        refine_boxes(whole, maps), torch.tensor([[20.0, 15, 50, 40]]), rtol=0, atol=0.8
+    )
     assert torch.equal(refine_boxes(whole, torch.ones(1, 60, 80)), whole)
     assert torch.equal(refine_boxes(whole + torch.tensor([-5, -5, 5, 5]), maps, 0), whole)
 
@@ -330,7 +394,9 @@ def test_a_box_stops_before_its_second_peak():
     stop = next(i for i, box in enumerate(trace) if torch.equal(box, held))
     assert all(torch.equal(box, held) for box in trace[stop:])
     assert torch.equal(trace[stop], list(refinement(start, maps, stop))[-1])
-    both = refine_boxes(start.repeat(3, 1), maps.repeat(3, 1, 1), peaks=[peaks, peaks[:0], peaks[:1]])
+    both = refine_boxes(
+        start.repeat(3, 1), maps.repeat(3, 1, 1), peaks=[peaks, peaks[:0], peaks[:1]]
+    )
     assert torch.equal(both, torch.cat([held, free, free]))
     two = torch.tensor([[8.0, 18, 42, 42]])
     assert torch.equal(refine_boxes(two, maps, peaks=[peaks]), two)
@@ -361,7 +427,12 @@ BOX, MAP = torch.tensor([[1.0, 1, 4, 4]]), torch.zeros(1, 6, 6)
         (BOX, MAP.repeat(2, 1, 1), {}, "`index`"),
         (BOX, MAP, {"index": torch.tensor([1])}, "0 to 0"),
         (BOX, MAP, {"index": torch.tensor([0, 0])}, "0 to 0"),
-        (BOX, torch.cat([MAP, MAP * torch.nan]), {"index": torch.tensor([0])}, "map 1 has values that are not finite"),
+        (
+            BOX,
+            torch.cat([MAP, MAP * torch.nan]),
+            {"index": torch.tensor([0])},
+            "map 1 has values that are not finite",
+        ),
         (BOX, MAP + torch.inf, {}, "map 0"),
         (BOX, MAP, {"sizes": torch.tensor([6, 6])}, "sizes are"),
         (BOX, MAP, {"sizes": torch.tensor([[6, 7]])}, "sizes must"),
@@ -387,15 +458,24 @@ def test_boxes_around_parts_are_those_of_flooding():
     from skimage.measure import label, regionprops
 
     generator = torch.Generator().manual_seed(0)
-    masks = torch.nn.functional.avg_pool2d(torch.rand(40, 1, 34, 44, generator=generator), 5, 1)[:, 0] > 0.58
+    masks = (
+        torch.nn.functional.avg_pool2d(torch.rand(40, 1, 34, 44, generator=generator), 5, 1)[:, 0]
+        > 0.58
+    )
     low = torch.rand(40, 2, generator=generator) * 20 - 2
     boxes = torch.cat([low, low + 4 + 16 * torch.rand(40, 2, generator=generator)], 1)
     drawn = surround_part(boxes, masks, 1.5)
     for box, mask, found in zip(boxes, masks, drawn, strict=True):
         centre, reach = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) * 0.75
         near, inside = torch.zeros_like(mask), torch.zeros_like(mask)
-        for where, (a, b) in ((near, (centre - reach, centre + reach)), (inside, (box[:2], box[2:]))):
-            (x1, y1), (x2, y2) = a.round().clamp(min=0).int().tolist(), b.round().clamp(min=0).int().tolist()
+        for where, (a, b) in (
+            (near, (centre - reach, centre + reach)),
+            (inside, (box[:2], box[2:])),
+        ):
+            (x1, y1), (x2, y2) = (
+                a.round().clamp(min=0).int().tolist(),
+                b.round().clamp(min=0).int().tolist(),
+            )
             where[y1:y2, x1:x2] = True
         parts = label((mask & near).numpy(), connectivity=2)
         held = [int((parts[inside.numpy()] == region.label).sum()) for region in regionprops(parts)]

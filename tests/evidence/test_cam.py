@@ -33,12 +33,16 @@ def test_grad_cam_of_a_linear_head_is_cam(features, weight):
         return x.mean((2, 3)) @ weight.T + 0.3
 
     torch.testing.assert_close(grad_cam(features, head), cam(features, weight))
-    torch.testing.assert_close(grad_cam(features, head, torch.tensor([2, 0])), cam(features, weight[[2, 0]]))
+    torch.testing.assert_close(
+        grad_cam(features, head, torch.tensor([2, 0])), cam(features, weight[[2, 0]])
+    )
 
 
 def test_grad_cam_of_a_curved_head_by_finite_differences():
     """The weight of a channel is the mean of d score / d cell: nudging the whole channel gives its sum."""
-    features = torch.rand(1, 3, 4, 4, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    features = torch.rand(
+        1, 3, 4, 4, dtype=torch.double, generator=torch.Generator().manual_seed(0)
+    )
 
     def head(x: torch.Tensor) -> torch.Tensor:
         return torch.stack([(x[:, 0] * x[:, 1]).sum((1, 2)), x[:, 2].exp().sum((1, 2))], 1)
@@ -50,7 +54,9 @@ def test_grad_cam_of_a_curved_head_by_finite_differences():
             for e in torch.eye(3, dtype=torch.double)[:, None, :, None, None]
         ]
         raw = sum(s * f for s, f in zip(slopes, features[0], strict=True)).clamp(min=0)
-        torch.testing.assert_close(grad_cam(features, head)[0, c], raw / raw.max(), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            grad_cam(features, head)[0, c], raw / raw.max(), rtol=1e-6, atol=1e-6
+        )
 
 
 def test_grad_cam_works_without_gradients_around_it_and_keeps_none(features, weight):

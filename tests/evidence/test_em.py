@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 from sklearn.covariance import OAS
 
+from wsis.errors import InputError
 from wsis.evidence.cam import grad_cam
 from wsis.evidence.em import (
     GREY,
@@ -23,7 +24,6 @@ from wsis.evidence.em import (
     segment_statistics,
     shrunk_covariance,
 )
-from wsis.files import InputError
 
 
 def generator(seed: int) -> torch.Generator:
@@ -50,31 +50,51 @@ def naive_shrunk_covariance(rows: np.ndarray) -> np.ndarray:
     """Chen et al. 2010, eq. 23, summed element by element."""
     n, p = rows.shape
     mean = [sum(rows[:, j]) / n for j in range(p)]
-    s = np.array([[sum((row[i] - mean[i]) * (row[j] - mean[j]) for row in rows) / n for j in range(p)] for i in range(p)])
-    squares, trace = sum(s[i, j] * s[j, i] for i in range(p) for j in range(p)), sum(s[i, i] for i in range(p))
+    s = np.array(
+        [
+            [sum((row[i] - mean[i]) * (row[j] - mean[j]) for row in rows) / n for j in range(p)]
+            for i in range(p)
+        ]
+    )
+    squares, trace = (
+        sum(s[i, j] * s[j, i] for i in range(p) for j in range(p)),
+        sum(s[i, i] for i in range(p)),
+    )
     rho = ((1 - 2 / p) * squares + trace**2) / ((n + 1 - 2 / p) * (squares - trace**2 / p))
     rho = min(rho, 1)
     return (1 - rho) * s + rho * trace / p * np.eye(p)
 
 
-def naive_em(features: list[np.ndarray], start: list[int], rounds: int, keep: float, distance: str) -> list[tuple[list, ...]]:
+def naive_em(
+    features: list[np.ndarray], start: list[int], rounds: int, keep: float, distance: str
+) -> list[tuple[list, ...]]:
     """Algorithm 1 image by image; after each round the images kept, the choices and their distances."""
 
     def measure(chosen):
         if distance == "cosine":
             mean = sum(h / np.linalg.norm(h) for h in chosen) / len(chosen)
             return lambda h: 1 - h @ mean / np.linalg.norm(h) / np.linalg.norm(mean)
-        mean, inverse = sum(chosen) / len(chosen), np.linalg.inv(naive_shrunk_covariance(np.stack(chosen)))
+        mean, inverse = (
+            sum(chosen) / len(chosen),
+            np.linalg.inv(naive_shrunk_covariance(np.stack(chosen))),
+        )
         return lambda h: math.sqrt((h - mean) @ inverse @ (h - mean))
 
     chosen, history = list(start), []
     for _ in range(rounds):
         rows = {i: h[c] for i, (h, c) in enumerate(zip(features, chosen, strict=True)) if c >= 0}
         far = measure(list(rows.values()))
-        kept = sorted(rows, key=lambda i, far=far, rows=rows: far(rows[i]))[: math.ceil(keep * len(rows))]
+        kept = sorted(rows, key=lambda i, far=far, rows=rows: far(rows[i]))[
+            : math.ceil(keep * len(rows))
+        ]
         far = measure([rows[i] for i in kept])
-        chosen = [min(range(len(h)), key=lambda j, h=h, far=far: far(h[j])) if len(h) else -1 for h in features]
-        distances = [far(h[c]) if len(h) else math.inf for h, c in zip(features, chosen, strict=True)]
+        chosen = [
+            min(range(len(h)), key=lambda j, h=h, far=far: far(h[j])) if len(h) else -1
+            for h in features
+        ]
+        distances = [
+            far(h[c]) if len(h) else math.inf for h, c in zip(features, chosen, strict=True)
+        ]
         history += [(sorted(kept), chosen, distances)]
     return history
 
@@ -110,7 +130,10 @@ def test_order_means_nothing(seed, distance):
     chosen = foreground_em(features, start, 2, 0.5, distance)
     g = generator(seed + 1)
     images = torch.randperm(20, generator=g)
-    assert torch.equal(foreground_em([features[i] for i in images], start[images], 2, 0.5, distance), chosen[images])
+    assert torch.equal(
+        foreground_em([features[i] for i in images], start[images], 2, 0.5, distance),
+        chosen[images],
+    )
     orders = [torch.randperm(len(rows), generator=g) for rows in features]
     shuffled = [rows[order] for rows, order in zip(features, orders, strict=True)]
     moved = torch.stack([order.argsort()[c] for order, c in zip(orders, start, strict=True)])
@@ -128,7 +151,9 @@ def test_the_first_of_equal_candidates_is_chosen():
     row = torch.randn(512, generator=generator(0))
     features = [row.expand(count, -1) for count in (5, 1003, 1, 77)]
     for distance in ("cosine", "mahalanobis"):
-        assert foreground_em(features, torch.tensor([4, 1000, 0, 70]), distance=distance).tolist() == [0, 0, 0, 0]
+        assert foreground_em(
+            features, torch.tensor([4, 1000, 0, 70]), distance=distance
+        ).tolist() == [0, 0, 0, 0]
     zeros = [torch.zeros(3, 4), torch.zeros(2, 4)]
     for distance in ("cosine", "mahalanobis"):
         assert foreground_em(zeros, torch.tensor([2, 1]), distance=distance).tolist() == [0, 0]
@@ -148,9 +173,14 @@ def test_images_without_candidates_or_first_choice():
     assert foreground_em([empty, empty], torch.tensor([-1, -1])).tolist() == [-1, -1]
     assert foreground_em([empty, torch.ones(2, 4)], torch.tensor([-1, -1])).tolist() == [-1, -1]
     assert foreground_em([], torch.zeros(0, dtype=torch.int64)).tolist() == []
-    assert foreground_em([empty, torch.ones(2, 4)], torch.tensor([-1, 1]), rounds=0).tolist() == [-1, 1]
+    assert foreground_em([empty, torch.ones(2, 4)], torch.tensor([-1, 1]), rounds=0).tolist() == [
+        -1,
+        1,
+    ]
     known = torch.tensor([[1.0, 0], [0, 1]])
-    assert foreground_em([known, known.flip(0), empty[:, :2]], torch.tensor([0, -1, -1])).tolist() == [0, 1, -1]
+    assert foreground_em(
+        [known, known.flip(0), empty[:, :2]], torch.tensor([0, -1, -1])
+    ).tolist() == [0, 1, -1]
 
 
 def test_what_is_given_stays_as_it_is():
@@ -180,12 +210,19 @@ def test_half_precision_and_gradients():
         ({"start": torch.tensor([-2, 0])}, "image 0 is -2"),
         ({"features": [torch.ones(2, 4), torch.ones(3, 5)]}, r"image 1 are \(3, 5\)"),
         ({"features": [torch.ones(2, 4), torch.ones(4)]}, r"image 1 are \(4,\)"),
-        ({"features": [torch.ones(2, 4), torch.tensor([[1.0] * 4, [0, 0, torch.nan, 0]])]}, "image 1 hold NaN"),
+        (
+            {"features": [torch.ones(2, 4), torch.tensor([[1.0] * 4, [0, 0, torch.nan, 0]])]},
+            "image 1 hold NaN",
+        ),
         ({"features": [torch.full((2, 4), torch.inf), torch.ones(3, 4)]}, "image 0 hold NaN"),
     ],
 )
 def test_mistakes_are_one_line(change, message):
-    settings = {"features": [torch.ones(2, 4), torch.ones(3, 4)], "start": torch.tensor([0, 1]), **change}
+    settings = {
+        "features": [torch.ones(2, 4), torch.ones(3, 4)],
+        "start": torch.tensor([0, 1]),
+        **change,
+    }
     with pytest.raises(InputError, match=message) as error:
         foreground_em(**settings)
     assert "\n" not in str(error.value)
@@ -193,16 +230,26 @@ def test_mistakes_are_one_line(change, message):
 
 @pytest.mark.parametrize(("count", "size"), [(30, 4), (5, 9), (2, 3), (12, 1), (3, 2)])
 def test_covariance_against_its_formula(count, size):
-    rows = torch.randn(count, size, generator=generator(count)) @ torch.randn(size, size, generator=generator(size)) + 3
+    rows = (
+        torch.randn(count, size, generator=generator(count))
+        @ torch.randn(size, size, generator=generator(size))
+        + 3
+    )
     if size == 1:  # the shrunk one is the covariance itself
-        torch.testing.assert_close(shrunk_covariance(rows).item(), rows.double().var(correction=0).item())
+        torch.testing.assert_close(
+            shrunk_covariance(rows).item(), rows.double().var(correction=0).item()
+        )
         return
-    torch.testing.assert_close(shrunk_covariance(rows), torch.from_numpy(naive_shrunk_covariance(rows.double().numpy())))
+    torch.testing.assert_close(
+        shrunk_covariance(rows), torch.from_numpy(naive_shrunk_covariance(rows.double().numpy()))
+    )
 
 
 def test_covariance_against_scikit_learn():
     """It leaves the terms in 2 / D out of the formula."""
-    rows = torch.randn(50, 400, generator=generator(0), dtype=torch.float64) * torch.logspace(-1, 1, 400)
+    rows = torch.randn(50, 400, generator=generator(0), dtype=torch.float64) * torch.logspace(
+        -1, 1, 400
+    )
     expected = torch.from_numpy(OAS().fit(rows.numpy()).covariance_)
     assert (shrunk_covariance(rows) - expected).norm() < 0.01 * expected.norm()
 
@@ -247,7 +294,9 @@ def test_a_single_cells_map_has_that_cells_centre():
 def test_centroid_against_moments():
     maps = torch.randn(3, 11, 8, generator=generator(0))
     for map_, point in zip(maps.numpy(), cam_centroid(maps, 0.2), strict=True):
-        moments = cv2.moments((map_ >= np.sort(map_, axis=None)[-18]).astype(np.uint8), binaryImage=True)  # 17.6 cells
+        moments = cv2.moments(
+            (map_ >= np.sort(map_, axis=None)[-18]).astype(np.uint8), binaryImage=True
+        )  # 17.6 cells
         expected = [moments[m] / moments["m00"] + 0.5 for m in ("m10", "m01")]
         np.testing.assert_allclose(point, expected, rtol=1e-5)
 
@@ -267,10 +316,14 @@ def test_logit_maps_give_the_point_of_grad_cam():
     maps = torch.einsum("ndhw,cd->nchw", features, weight)
     heads = [
         lambda f: torch.einsum("ndhw,cd->nc", f, weight) / 90 + bias,
-        lambda f: torch.logsumexp(4 * torch.einsum("ndhw,cd->nchw", f, weight).flatten(2), 2) / 4 + bias,
+        lambda f: (
+            torch.logsumexp(4 * torch.einsum("ndhw,cd->nchw", f, weight).flatten(2), 2) / 4 + bias
+        ),
     ]
     for head in heads:
-        torch.testing.assert_close(cam_centroid(maps + bias[:, None, None]), cam_centroid(grad_cam(features, head)))
+        torch.testing.assert_close(
+            cam_centroid(maps + bias[:, None, None]), cam_centroid(grad_cam(features, head))
+        )
 
 
 def test_a_bad_map_or_share_is_one_line():
@@ -311,7 +364,9 @@ def test_statistics_against_a_loop_over_pixels(seed):
         assert shares[p].item() == pytest.approx(len(pixels) / labels.numel())
         for a, (x, y) in enumerate(points.tolist()):
             each = [math.dist((v + 0.5, u + 0.5), (x, y)) for u, v in pixels]
-            assert distances[a, p].item() == pytest.approx(sum(each) / len(each) if each else math.inf, rel=1e-5)
+            assert distances[a, p].item() == pytest.approx(
+                sum(each) / len(each) if each else math.inf, rel=1e-5
+            )
 
 
 def test_statistics_without_points_segments_or_columns():
@@ -325,16 +380,30 @@ def test_statistics_without_points_segments_or_columns():
 def test_eligible_segments():
     shares = torch.tensor([0.009, 0.01, 0.5, 0.8, 0.81, 0.5, 0.5])
     boxes = torch.tensor([[0.0, 0, 50, 50]] * 5 + [[5, 0, 294, 120], [4, 0, 294, 120]])
-    assert eligible_segments(shares, boxes, (200, 299)).tolist() == [False, True, True, True, False, True, False]
+    assert eligible_segments(shares, boxes, (200, 299)).tolist() == [
+        False,
+        True,
+        True,
+        True,
+        False,
+        True,
+        False,
+    ]
     boxes = torch.tensor([[0.0, 0, 40, 90], [0, 0, 40, 91]])
-    assert eligible_segments(torch.tensor([0.5, 0.5]), boxes, (100, 100), margin=0.1).tolist() == [True, False]
+    assert eligible_segments(torch.tensor([0.5, 0.5]), boxes, (100, 100), margin=0.1).tolist() == [
+        True,
+        False,
+    ]
 
 
 def test_nearest_segments_are_sorted_and_filled():
     distances = torch.tensor([[3.0, 1, 2, 1, torch.inf], [1, 9, 5, 7, 2]])
     allowed = torch.tensor([True, True, False, True, True])
     assert nearest_segments(distances, allowed).tolist() == [[1, 3, 0], [0, 4, 3]]
-    assert nearest_segments(distances, allowed, 6).tolist() == [[1, 3, 0, -1, -1, -1], [0, 4, 3, 1, -1, -1]]
+    assert nearest_segments(distances, allowed, 6).tolist() == [
+        [1, 3, 0, -1, -1, -1],
+        [0, 4, 3, 1, -1, -1],
+    ]
     assert nearest_segments(distances[:, :0], allowed[:0], 2).tolist() == [[-1, -1], [-1, -1]]
 
 
@@ -348,11 +417,16 @@ def test_patches_against_sampling_each_pixel(side, monkeypatch):
     assert patches.dtype == torch.uint8
     assert (patches[-1] == GREY).all()
     for row, (x1, y1, x2, y2), patch in zip(members, boxes.tolist(), patches, strict=True):
-        y, x = (low + (high - low) * (np.arange(side) + 0.5) / side for low, high in ((y1, y2), (x1, x2)))
+        y, x = (
+            low + (high - low) * (np.arange(side) + 0.5) / side
+            for low, high in ((y1, y2), (x1, x2))
+        )
         places = np.stack(np.meshgrid(y, x, indexing="ij"))
         mask = mask_of(labels, row)[tuple(places.astype(int))]
         for channel, expected in zip(patch.numpy(), image.numpy().astype(float), strict=True):
-            expected = np.where(mask, map_coordinates(expected, places - 0.5, order=1, mode="nearest"), GREY)
+            expected = np.where(
+                mask, map_coordinates(expected, places - 0.5, order=1, mode="nearest"), GREY
+            )
             np.testing.assert_allclose(channel, expected, atol=0.501)
     assert (patches[:-1] != GREY).any((1, 2, 3)).sum() >= 4
     monkeypatch.setattr("wsis.evidence.em._CELLS", 3 * side**2)
@@ -364,7 +438,9 @@ def test_a_patch_smaller_than_its_box_has_means():
     image = torch.randint(0, 256, (3, 10, 20), generator=generator(1), dtype=torch.uint8)
     labels = torch.zeros(10, 20, dtype=torch.int32)
     labels[:4] = 1
-    patch = segment_patches(image, labels, torch.tensor([[True, False]]), torch.tensor([[3.0, 1, 15, 9]]), 4)[0]
+    patch = segment_patches(
+        image, labels, torch.tensor([[True, False]]), torch.tensor([[3.0, 1, 15, 9]]), 4
+    )[0]
     means = image[:, 1:9, 3:15].float().reshape(3, 4, 2, 4, 3).mean((2, 4))
     means[:, 0] = GREY  # its centres are at y = 2, in the other superpixel; the next at y = 4
     np.testing.assert_allclose(patch.float(), means, atol=0.501)

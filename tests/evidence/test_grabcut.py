@@ -9,19 +9,26 @@ import numpy as np
 import pytest
 import torch
 
+from wsis.errors import InputError
 from wsis.evidence.grabcut import SIZE, Evidence, Request, crops, foreground, resample
-from wsis.files import InputError
 
 COCO = Path(os.environ.get("WSIS_SHARED", Path(__file__).parents[3] / "shared")) / "data/coco"
 
 
-def disc_image(height=120, width=160, centre=(70, 60), radius=30) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def disc_image(
+    height=120, width=160, centre=(70, 60), radius=30
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A noisy reddish disc on noisy green, its mask and its box."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:height, :width] + 0.5
     mask = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 < radius**2
-    image = np.where(mask[..., None], (180, 60, 50), (60, 150, 70)) + rng.normal(0, 15, (height, width, 3))
-    box = np.array([centre[0] - radius, centre[1] - radius, centre[0] + radius, centre[1] + radius], dtype=np.float32)
+    image = np.where(mask[..., None], (180, 60, 50), (60, 150, 70)) + rng.normal(
+        0, 15, (height, width, 3)
+    )
+    box = np.array(
+        [centre[0] - radius, centre[1] - radius, centre[0] + radius, centre[1] + radius],
+        dtype=np.float32,
+    )
     return image.clip(0, 255).astype(np.uint8), mask, box
 
 
@@ -45,7 +52,14 @@ def test_finds_a_disc_that_does_not_follow_the_prior(setting):
 def test_any_box_is_answered_inside_the_box(setting):
     image, _, _ = disc_image()
     boxes = np.array(
-        [[0, 0, 160, 120], [10, 10, 11, 11], [-30, -20, 40, 50], [150, 100, 400, 300], [20, 30, 20, 30]], np.float32
+        [
+            [0, 0, 160, 120],
+            [10, 10, 11, 11],
+            [-30, -20, 40, 50],
+            [150, 100, 400, 300],
+            [20, 30, 20, 30],
+        ],
+        np.float32,
     )
     masks = foreground(image, boxes, setting=setting)
     assert masks.shape == (5, 120, 160)
@@ -95,8 +109,18 @@ def test_authors_setting_is_opencvs():
     expected = np.zeros(image.shape[:2], np.uint8)
     x1, y1, x2, y2 = (int(v) for v in box)
     cv2.setRNGSeed(0)
-    cv2.grabCut(image, expected, (x1, y1, x2 - x1, y2 - y1), np.zeros((1, 65)), np.zeros((1, 65)), 5, cv2.GC_INIT_WITH_RECT)
-    np.testing.assert_array_equal(foreground(image, box[None], setting="authors")[0], np.isin(expected, [1, 3]))
+    cv2.grabCut(
+        image,
+        expected,
+        (x1, y1, x2 - x1, y2 - y1),
+        np.zeros((1, 65)),
+        np.zeros((1, 65)),
+        5,
+        cv2.GC_INIT_WITH_RECT,
+    )
+    np.testing.assert_array_equal(
+        foreground(image, box[None], setting="authors")[0], np.isin(expected, [1, 3])
+    )
 
 
 def test_authors_setting_falls_back_to_the_rectangle(monkeypatch):
@@ -114,10 +138,20 @@ def test_authors_setting_falls_back_to_the_rectangle(monkeypatch):
 def scene(seed: int) -> torch.Tensor:
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)
-    return torch.from_numpy(cv2.resize(coarse, (160, 120), interpolation=cv2.INTER_CUBIC)).permute(2, 0, 1)
+    return torch.from_numpy(cv2.resize(coarse, (160, 120), interpolation=cv2.INTER_CUBIC)).permute(
+        2, 0, 1
+    )
 
 
-BOXES = torch.tensor([[10.2, 20.0, 90.7, 100.0], [0, 0, 160, 120], [50, 60, 58, 119], [-5, 3, 44, 90], [100, 20, 159.6, 61.3]])
+BOXES = torch.tensor(
+    [
+        [10.2, 20.0, 90.7, 100.0],
+        [0, 0, 160, 120],
+        [50, 60, 58, 119],
+        [-5, 3, 44, 90],
+        [100, 20, 159.6, 61.3],
+    ]
+)
 
 
 def test_a_boxs_crop_does_not_depend_on_its_company():
@@ -141,14 +175,24 @@ def requests(*which: tuple[int, list[int]], looks: list[int] | None = None) -> l
     return [Request(seed, lambda seed=seed: look(seed), BOXES[boxes]) for seed, boxes in which]
 
 
-def same(a: list[tuple[torch.Tensor, torch.Tensor]], b: list[tuple[torch.Tensor, torch.Tensor]]) -> bool:
-    return all(torch.equal(x, y) for one, other in zip(a, b, strict=True) for x, y in zip(one, other, strict=True))
+def same(
+    a: list[tuple[torch.Tensor, torch.Tensor]], b: list[tuple[torch.Tensor, torch.Tensor]]
+) -> bool:
+    return all(
+        torch.equal(x, y)
+        for one, other in zip(a, b, strict=True)
+        for x, y in zip(one, other, strict=True)
+    )
 
 
 @pytest.mark.parametrize("megabytes", [0, 0.003, 100])
 def test_evidence_is_the_same_whatever_is_remembered(megabytes):
     evidence = Evidence(megabytes=megabytes)
-    rounds = [[(0, [0, 1]), (1, [2])], [(0, [1, 3, 1]), (2, [])], [(0, [0, 1, 2, 3, 4]), (1, [2, 0])]]
+    rounds = [
+        [(0, [0, 1]), (1, [2])],
+        [(0, [1, 3, 1]), (2, [])],
+        [(0, [0, 1, 2, 3, 4]), (1, [2, 0])],
+    ]
     for which in [*rounds, *rounds]:
         expected = Evidence(megabytes=100)(requests(*which))
         assert same(evidence(requests(*which)), expected)
@@ -189,7 +233,9 @@ def test_evidence_is_that_of_the_rounded_box():
 def test_evidence_as_the_authors_make_it_is_their_mask_at_the_cells_centres():
     (windows, masks), *_ = Evidence("authors")(requests((0, [0, 1, 2, 4])))
     image = np.ascontiguousarray(scene(0).permute(1, 2, 0).numpy())
-    for window, mask, full in zip(windows, masks, foreground(image, windows.numpy(), setting="authors"), strict=True):
+    for window, mask, full in zip(
+        windows, masks, foreground(image, windows.numpy(), setting="authors"), strict=True
+    ):
         x1, y1, x2, y2 = window.tolist()
         for row, column in [(0, 0), (10, 30), (24, 24), (47, 5), (40, 47)]:
             x, y = x1 + (column + 0.5) * (x2 - x1) / SIZE, y1 + (row + 0.5) * (y2 - y1) / SIZE
@@ -224,7 +270,13 @@ def test_resample_against_a_loop():
     masks = torch.from_numpy(rng.random((2, 6, 6)) < 0.5)
     which = torch.tensor([0, 1, 0, 1, 0])
     boxes = torch.tensor(
-        [[10, 20, 58, 44], [-3, 2, 5, 30], [30, 10, 40.5, 33], [100, 100, 120, 120], [0, 0, 90, 90.0]]
+        [
+            [10, 20, 58, 44],
+            [-3, 2, 5, 30],
+            [30, 10, 40.5, 33],
+            [100, 100, 120, 120],
+            [0, 0, 90, 90.0],
+        ]
     ).double()
     result = resample(windows, masks, which, boxes, size=5)
     for r, k in enumerate(which.tolist()):
@@ -239,7 +291,9 @@ def test_resample_against_a_loop():
 
 
 def test_resample_of_nothing():
-    assert resample(torch.zeros(0, 4), torch.zeros(0, 6, 6), torch.zeros(0).long(), torch.zeros(0, 4)).shape == (0, 28, 28)
+    assert resample(
+        torch.zeros(0, 4), torch.zeros(0, 6, 6), torch.zeros(0).long(), torch.zeros(0, 4)
+    ).shape == (0, 28, 28)
 
 
 @pytest.mark.skipif(not COCO.is_dir(), reason="real images are not here")
@@ -253,7 +307,9 @@ def test_on_real_instances_it_improves_on_the_filled_box():
     for annotation in chosen:
         record, shape = images[annotation["image_id"]], annotation["segmentation"]
         size = record["height"], record["width"]
-        truth = rle.decode(shape if isinstance(shape, dict) else rle.merge(rle.frPyObjects(shape, *size))).astype(bool)
+        truth = rle.decode(
+            shape if isinstance(shape, dict) else rle.merge(rle.frPyObjects(shape, *size))
+        ).astype(bool)
         x, y, w, h = annotation["bbox"]
         box = np.array([[x, y, x + w, y + h]])
         image = cv2.imread(str(COCO / "val2017" / record["file_name"]))[..., ::-1].copy()

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from wsis.errors import InputError
 from wsis.evidence.peaks import Peaks, bags, bags_of_boxes, class_peaks
-from wsis.files import InputError
 
 
 def generator(seed: int) -> torch.Generator:
@@ -18,11 +18,16 @@ def generator(seed: int) -> torch.Generator:
 def cells_of(peaks: Peaks, stride: float = 1) -> set[tuple[int, int, int, int]]:
     """(image, class, row, column); a peak lies at most half a cell from its own cell's centre."""
     cells = (peaks.points / stride - 0.5).round().int().tolist()
-    return {(n, c, y, x) for n, c, (x, y) in zip(peaks.images.tolist(), peaks.labels.tolist(), cells, strict=True)}
+    return {
+        (n, c, y, x)
+        for n, c, (x, y) in zip(peaks.images.tolist(), peaks.labels.tolist(), cells, strict=True)
+    }
 
 
 def one(map_: torch.Tensor, **settings) -> Peaks:
-    return class_peaks(map_[None, None], torch.ones(1, 1), **{"stride": 1, "least": 0.0, **settings})
+    return class_peaks(
+        map_[None, None], torch.ones(1, 1), **{"stride": 1, "least": 0.0, **settings}
+    )
 
 
 def naive_peaks(map_: np.ndarray, least: float, reach: int = 1) -> list[set[tuple[int, int]]]:
@@ -44,7 +49,10 @@ def naive_peaks(map_: np.ndarray, least: float, reach: int = 1) -> list[set[tupl
                             plateau.add((b, a))
                             open_cells += [(b, a)]
             seen |= plateau
-            highest &= map_[max(y - reach, 0) : y + reach + 1, max(x - reach, 0) : x + reach + 1].max() <= map_[y, x]
+            highest &= (
+                map_[max(y - reach, 0) : y + reach + 1, max(x - reach, 0) : x + reach + 1].max()
+                <= map_[y, x]
+            )
             if highest and len(plateau) < map_.size and map_[y, x] > 0 and map_[y, x] >= floor:
                 found += [plateau]
     return found
@@ -88,7 +96,9 @@ def test_without_ties_against_a_double_loop():
     found = class_peaks(maps, tags, stride=16, least=0.3)
     assert cells_of(found, 16) == expected
     assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
-    assert {round(s, 5) for s in found.scores.tolist()} == {round(float(maps[cell]), 5) for cell in expected}
+    assert {round(s, 5) for s in found.scores.tolist()} == {
+        round(float(maps[cell]), 5) for cell in expected
+    }
     assert (found.of(2).images == 2).all()
     assert sum(len(found.of(n).scores) for n in range(3)) == len(expected)
 
@@ -108,7 +118,9 @@ def test_on_the_border_a_peak_stays_at_its_cell():
     assert one(map_, stride=10).points.tolist() == [[5, 5]]
 
 
-@pytest.mark.parametrize("map_", [torch.zeros(4, 5), torch.full((4, 5), 3.0), torch.full((1, 1), 3.0), -torch.rand(4, 5)])
+@pytest.mark.parametrize(
+    "map_", [torch.zeros(4, 5), torch.full((4, 5), 3.0), torch.full((1, 1), 3.0), -torch.rand(4, 5)]
+)
 def test_maps_without_a_peak(map_):
     found = one(map_)
     assert [tuple(column.shape) for column in found] == [(0,), (0,), (0, 2), (0,)]
@@ -131,7 +143,10 @@ def test_a_diverged_map_is_one_line(value):
 
 def test_padding_changes_nothing_but_the_border_of_the_last_cell():
     """A batch with padding gives what its images give alone, whatever the padding holds."""
-    small, large = torch.rand(1, 5, 4, generator=generator(1)), torch.rand(1, 8, 9, generator=generator(2))
+    small, large = (
+        torch.rand(1, 5, 4, generator=generator(1)),
+        torch.rand(1, 8, 9, generator=generator(2)),
+    )
     padded = torch.full((2, 1, 8, 9), 7.0)
     padded[0, :, :5, :4], padded[1] = small, large
     sizes = [(5 * 8 - 3, 4 * 8), (8 * 8, 9 * 8)]
@@ -159,7 +174,11 @@ def naive_bag(k: int, points: list, boxes: list, rank: list[float], size: int) -
     def holds(box, point):
         return box[0] <= point[0] <= box[2] and box[1] <= point[1] <= box[3]
 
-    others = {p: sum(holds(box, q) for q in points) - 1 for p, box in enumerate(boxes) if holds(box, points[k])}
+    others = {
+        p: sum(holds(box, q) for q in points) - 1
+        for p, box in enumerate(boxes)
+        if holds(box, points[k])
+    }
     candidates = [p for p in others if others[p] == min(others.values())]
     return sorted(candidates, key=lambda p: (-rank[p], p))[:size]
 
@@ -176,7 +195,9 @@ def test_bags_against_a_loop(count, with_map):
     if foreground is not None:
         for p, (x1, y1, x2, y2) in enumerate(boxes.round().int().tolist()):
             x1, y1 = min(x1, 39), min(y1, 29)
-            rank[p] -= 0.1 * float(1 - foreground[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)].mean())
+            rank[p] -= 0.1 * float(
+                1 - foreground[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)].mean()
+            )
     found = bags(points, boxes, objectness, foreground)
     assert found.proposals.shape == found.valid.shape == (count, 10)
     for k in range(count):
@@ -191,9 +212,14 @@ def test_the_map_decides_between_equals():
     foreground[5:15, 5:15] = 1
     boxes = torch.tensor([[0.0, 0, 20, 20], [5, 5, 15, 15]])
     even = torch.full((2,), 0.5)
-    assert bags(torch.tensor([[10.0, 10]]), boxes, even, foreground).proposals[0, :2].tolist() == [1, 0]
+    assert bags(torch.tensor([[10.0, 10]]), boxes, even, foreground).proposals[0, :2].tolist() == [
+        1,
+        0,
+    ]
     better = torch.tensor([0.58, 0.5])  # more than the 0.075 that background costs
-    assert bags(torch.tensor([[10.0, 10]]), boxes, better, foreground).proposals[0, :2].tolist() == [0, 1]
+    assert bags(torch.tensor([[10.0, 10]]), boxes, better, foreground).proposals[
+        0, :2
+    ].tolist() == [0, 1]
 
 
 def test_bags_that_are_empty():
@@ -227,7 +253,10 @@ def test_smoothing_is_the_mean_of_what_lies_in_the_image():
     maps[..., 4, :], maps[..., 5] = 100, 100
     known = maps[0, 0, :4, :5]
     means = torch.tensor(
-        [[float(known[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].mean()) for x in range(5)] for y in range(4)]
+        [
+            [float(known[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].mean()) for x in range(5)]
+            for y in range(4)
+        ]
     )
     smoothed = class_peaks(maps, torch.ones(1, 1), 1.0, [(4, 5)], least=0.0, smoothing=3)
     assert len(smoothed.labels)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from wsis.files import InputError
+from wsis.errors import InputError
 from wsis.generate._progress import open_progress
 from wsis.generate.backgrounds import Backgrounds, found_in
 
@@ -25,7 +25,9 @@ class Teller:
 
     def __call__(self, image, seed):
         self.calls += 1
-        return [caption.format(f"shade {np.asarray(image).mean():.0f}") for caption in self.captions]
+        return [
+            caption.format(f"shade {np.asarray(image).mean():.0f}") for caption in self.captions
+        ]
 
 
 class Dauber:
@@ -43,7 +45,9 @@ class Dauber:
         for k, seed in enumerate(seeds):
             pixels = np.zeros((16, 16, 3), np.uint8)
             pixels[:, :8], pixels[:, 8:] = shades(caption, seed)
-            pictures.append(None if k in self.nothing else Image.fromarray(pixels * (k not in self.blank)))
+            pictures.append(
+                None if k in self.nothing else Image.fromarray(pixels * (k not in self.blank))
+            )
         return pictures
 
 
@@ -57,7 +61,8 @@ class Judge:
         self.calls += 1
         self.texts.append(texts)
         left, right = (
-            torch.tensor([float(np.asarray(i)[:, half].mean()) for i in images]) for half in (slice(8), slice(8, None))
+            torch.tensor([float(np.asarray(i)[:, half].mean()) for i in images])
+            for half in (slice(8), slice(8, None))
         )
         return torch.stack([left - 1, left, *[right] * (len(texts) - 2)], 1) / 255
 
@@ -79,12 +84,18 @@ def images(tmp_path):
 def make(out, images, teller=None, painter=None, judge=None, seed=0, keep=2, count=6):
     with open_progress(out / "progress.sqlite") as progress:
         work = Backgrounds(out, ["cat", "dog"], progress, seed)
-        groups = work.paint(work.describe(images.items(), teller or Teller()), painter or Dauber(), count)
+        groups = work.paint(
+            work.describe(images.items(), teller or Teller()), painter or Dauber(), count
+        )
         return json.loads(work.finish(groups, judge or Judge(), keep, count).read_text())
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".sqlite"}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.suffix != ".sqlite"
+    }
 
 
 def test_kept_are_the_chosen_of_each_caption(tmp_path, images):
@@ -118,7 +129,10 @@ def test_class_words_are_substituted_before_painting(tmp_path, images):
     painter = Dauber()
     pictures = make(tmp_path / "out", images, painter=painter)["pictures"]
     assert not any("dog" in caption for caption in painter.calls)
-    assert {p["original_caption"] for p in pictures} >= {"a dog on shade 10", "an empty shade 30 room"}
+    assert {p["original_caption"] for p in pictures} >= {
+        "a dog on shade 10",
+        "an empty shade 30 room",
+    }
     for p in pictures:
         assert re.fullmatch(p["original_caption"].replace("dog", r"\w+"), p["caption"])
 
@@ -174,7 +188,9 @@ def test_what_gives_nothing_is_counted_told_and_left_out(tmp_path, images):
     images["30.png"].write_bytes(b"no image")
     images["40.png"] = tmp_path / "gone.png"
     with pytest.warns(UserWarning, match="left out") as said:
-        content = make(tmp_path / "out", images, Teller(("a dog", "  ")), Dauber(blank=(0,), nothing=(1, 3)))
+        content = make(
+            tmp_path / "out", images, Teller(("a dog", "  ")), Dauber(blank=(0,), nothing=(1, 3))
+        )
     assert len(content["pictures"]) == 2 * 3
     assert content["skipped"] == {
         "images that cannot be read": 2,
@@ -183,8 +199,18 @@ def test_what_gives_nothing_is_counted_told_and_left_out(tmp_path, images):
     }
     lines = {str(warning.message) for warning in said}
     assert {f"left out: {times} {what}" for what, times in content["skipped"].items()} <= lines
-    with pytest.warns(UserWarning, match="left out: 2 images that cannot be read"):  # told again when repeated
-        assert make(tmp_path / "out", images, Teller(("a dog", "  ")), Dauber(blank=(0,), nothing=(1, 3))) == content
+    with pytest.warns(
+        UserWarning, match="left out: 2 images that cannot be read"
+    ):  # told again when repeated
+        assert (
+            make(
+                tmp_path / "out",
+                images,
+                Teller(("a dog", "  ")),
+                Dauber(blank=(0,), nothing=(1, 3)),
+            )
+            == content
+        )
 
 
 class Mute(Teller):
@@ -204,7 +230,13 @@ class Idle(Dauber):
 
 @pytest.mark.filterwarnings("ignore:left out")
 @pytest.mark.parametrize(
-    "parts", [{"teller": Mute()}, {"painter": Idle()}, {"judge": Blind()}, {"painter": Dauber(blank=range(6))}]
+    "parts",
+    [
+        {"teller": Mute()},
+        {"painter": Idle()},
+        {"judge": Blind()},
+        {"painter": Dauber(blank=range(6))},
+    ],
 )
 def test_nothing_at_all_is_an_error(tmp_path, images, parts):
     with pytest.raises(InputError, match="nothing was generated"):
@@ -225,9 +257,13 @@ def test_pictures_of_a_folder_are_chosen_by_their_likeness_to_classes(tmp_path, 
     paths[3].write_bytes(b"no image")
     with open_progress(tmp_path / "out/progress.sqlite") as progress:
         work = Backgrounds(tmp_path / "out", ["cat", "dog"], progress)
-        content = json.loads(work.finish([found_in(paths)], Judge() if judged else None, 3, 10).read_text())
+        content = json.loads(
+            work.finish([found_in(paths)], Judge() if judged else None, 3, 10).read_text()
+        )
     kept = {Path(p["file"]) for p in content["pictures"] if p["kept"]}
-    least = sorted((number for number in range(40) if number != 3), key=lambda number: number * 37 % 200)[:12]
+    least = sorted(
+        (number for number in range(40) if number != 3), key=lambda number: number * 37 % 200
+    )[:12]
     assert kept == ({paths[number] for number in least} if judged else set(paths))
     assert len(list((tmp_path / "out/backgrounds").iterdir())) == len(kept)
     assert all("caption_similarity" not in picture for picture in content["pictures"])

@@ -18,24 +18,62 @@ diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 
-WORDS = ["[PAD]", "[UNK]", "[BOS]", "[EOS]", "a", "an", "the", "dog", "cat", "rock", "man", "on", "grass", "two", "near"]
-TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[BOS]",
+    "[EOS]",
+    "a",
+    "an",
+    "the",
+    "dog",
+    "cat",
+    "rock",
+    "man",
+    "on",
+    "grass",
+    "two",
+    "near",
+]
+TINY = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 SEEN = {"image_size": 16, "patch_size": 8}
 SAID = {"vocab_size": len(WORDS), "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 
 
 def tokenizer():
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]")
+    )
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[BOS]", "eos_token": "[EOS]"}
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=16, **special)
+    special = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "bos_token": "[BOS]",
+        "eos_token": "[EOS]",
+    }
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, model_max_length=16, **special
+    )
 
 
 def save_captioner(folder: Path) -> None:
-    said = {**TINY, **SAID, "encoder_hidden_size": 16, "sep_token_id": 3, "max_position_embeddings": 64}
+    said = {
+        **TINY,
+        **SAID,
+        "encoder_hidden_size": 16,
+        "sep_token_id": 3,
+        "max_position_embeddings": 64,
+    }
     config = transformers.BlipConfig(text_config=said, vision_config={**TINY, **SEEN})
     model = transformers.BlipForConditionalGeneration(config)
-    model.text_decoder.cls.predictions.decoder.bias.data[:4] = -99  # random weights would end a caption in 15 before it begins
+    model.text_decoder.cls.predictions.decoder.bias.data[
+        :4
+    ] = -99  # random weights would end a caption in 15 before it begins
     model.save_pretrained(folder)
     pixels = transformers.BlipImageProcessor(size={"height": 16, "width": 16})
     transformers.BlipProcessor(pixels, tokenizer()).save_pretrained(folder)
@@ -43,7 +81,9 @@ def save_captioner(folder: Path) -> None:
 
 def save_painter(folder: Path, checker: bool = False) -> None:
     """Stable Diffusion; with a safety checker that finds fault with every picture."""
-    text = transformers.CLIPTextConfig(**TINY, **SAID, max_position_embeddings=16, projection_dim=16)
+    text = transformers.CLIPTextConfig(
+        **TINY, **SAID, max_position_embeddings=16, projection_dim=16
+    )
     blocks = {"norm_num_groups": 4, "layers_per_block": 1}
     unet = diffusers.UNet2DConditionModel(
         sample_size=4,
@@ -63,16 +103,22 @@ def save_painter(folder: Path, checker: bool = False) -> None:
     )
     safety = features = None
     if checker:
-        config = transformers.CLIPConfig(text_config={**TINY, **SAID}, vision_config={**TINY, **SEEN}, projection_dim=16)
+        config = transformers.CLIPConfig(
+            text_config={**TINY, **SAID}, vision_config={**TINY, **SEEN}, projection_dim=16
+        )
         safety = diffusers.pipelines.stable_diffusion.StableDiffusionSafetyChecker(config)
         safety.concept_embeds_weights.data.fill_(-10)
-        features = transformers.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+        features = transformers.CLIPImageProcessor(
+            size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
+        )
     diffusers.StableDiffusionPipeline(
         vae=vae,
         text_encoder=transformers.CLIPTextModel(text),
         tokenizer=tokenizer(),
         unet=unet,
-        scheduler=diffusers.DDIMScheduler(num_train_timesteps=10, steps_offset=1, clip_sample=False),
+        scheduler=diffusers.DDIMScheduler(
+            num_train_timesteps=10, steps_offset=1, clip_sample=False
+        ),
         safety_checker=safety,
         feature_extractor=features,
         requires_safety_checker=checker,
@@ -89,7 +135,9 @@ def save_clip(folder: Path, pickled: bool = False) -> None:
     if pickled:
         torch.save(weights, folder / "open_clip_pytorch_model.bin")
     else:
-        pytest.importorskip("safetensors.torch").save_file(weights, folder / "open_clip_model.safetensors")
+        pytest.importorskip("safetensors.torch").save_file(
+            weights, folder / "open_clip_model.safetensors"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +162,30 @@ def images(tmp_path: Path) -> Path:
 
 
 def run(models: Path, out: Path, *words: object, **changed: object) -> Path:
-    settings = {"captioner": models / "blip", "painter": models / "diffusion", "clip": models / "clip", "out": out}
-    settings |= {"classes": "dog,cat,person", "pictures": 3, "keep": 1, "steps": 2, "batch": 2, "device": "cpu", **changed}
+    settings = {
+        "captioner": models / "blip",
+        "painter": models / "diffusion",
+        "clip": models / "clip",
+        "out": out,
+    }
+    settings |= {
+        "classes": "dog,cat,person",
+        "pictures": 3,
+        "keep": 1,
+        "steps": 2,
+        "batch": 2,
+        "device": "cpu",
+        **changed,
+    }
     return main([*map(str, words), *[f"--{name}={value}" for name, value in settings.items()]])
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".sqlite"}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.suffix != ".sqlite"
+    }
 
 
 @pytest.fixture
@@ -156,7 +221,9 @@ def test_images_become_backgrounds(models, images, tmp_path, capsys):
     for picture in content["pictures"]:
         assert not set(picture["caption"].split()) & {"dog", "cat", "man"}
         assert picture["original_caption"]
-        assert all(-1 <= picture[which] <= 1 for which in ("class_similarity", "caption_similarity"))
+        assert all(
+            -1 <= picture[which] <= 1 for which in ("class_similarity", "caption_similarity")
+        )
         assert Image.open(tmp_path / "out" / picture["file"]).size == (8, 8)
     said = capsys.readouterr()
     assert f"4 backgrounds: {tmp_path / 'out/backgrounds'}, {written}" in said.out
@@ -169,7 +236,18 @@ def test_images_become_backgrounds(models, images, tmp_path, capsys):
 
 
 def test_a_data_set_names_the_classes(models, tmp_path):
-    data = ["--data", "shapes", "--data.root", tmp_path, "--data.train", 12, "--data.val", 1, "--data.salient", 1]
+    data = [
+        "--data",
+        "shapes",
+        "--data.root",
+        tmp_path,
+        "--data.train",
+        12,
+        "--data.val",
+        1,
+        "--data.salient",
+        1,
+    ]
     content = json.loads(run(models, tmp_path / "out", *data, classes="", limit=2).read_text())
     assert "red-striped egg" in content["classes"]
     assert len({picture["source"] for picture in content["pictures"]}) == 2
@@ -178,7 +256,11 @@ def test_a_data_set_names_the_classes(models, tmp_path):
 def test_captions_from_a_file_and_no_clip(models, tmp_path, capsys):
     (tmp_path / "captions.txt").write_text("two dogs near a man\n\nthe grass\n")
     settings = {"captioner": "nowhere", "clip": "none", "size": 16}
-    content = json.loads(run(models, tmp_path / "out", "--captions", tmp_path / "captions.txt", **settings).read_text())
+    content = json.loads(
+        run(
+            models, tmp_path / "out", "--captions", tmp_path / "captions.txt", **settings
+        ).read_text()
+    )
     assert [p["source"] for p in content["pictures"]] == ["line 1"] * 3 + ["line 3"] * 3
     assert all(picture["kept"] for picture in content["pictures"])
     assert content["pictures"][5]["caption"] == "the grass"
@@ -186,17 +268,26 @@ def test_captions_from_a_file_and_no_clip(models, tmp_path, capsys):
     assert (content["captions"], content["clip"]) == (str(tmp_path / "captions.txt"), None)
     assert "captioner" not in content
     (tmp_path / "captions.txt").write_text("\n")
-    assert "has no caption" in refused(capsys, models, tmp_path / "o", "--captions", tmp_path / "captions.txt")
+    assert "has no caption" in refused(
+        capsys, models, tmp_path / "o", "--captions", tmp_path / "captions.txt"
+    )
 
 
 def test_pictures_from_a_folder_need_clip_alone(models, images, tmp_path, capsys):
     settings = {"captioner": "nowhere", "painter": "nowhere", "pictures": 2}
-    content = json.loads(run(models, tmp_path / "out", "--images-from", images, **settings).read_text())
+    content = json.loads(
+        run(models, tmp_path / "out", "--images-from", images, **settings).read_text()
+    )
     assert content["images_from"] == str(images)
     nearer, farther = sorted(content["pictures"], key=lambda picture: picture["class_similarity"])
     assert (nearer["kept"], farther["kept"]) == (True, False)
-    assert [Path(file).read_bytes() for file in (tmp_path / "out/backgrounds").iterdir()] == [Path(nearer["file"]).read_bytes()]
-    for source in ("--images-from", "--images"):  # else what is made would be read when the command is repeated
+    assert [Path(file).read_bytes() for file in (tmp_path / "out/backgrounds").iterdir()] == [
+        Path(nearer["file"]).read_bytes()
+    ]
+    for source in (
+        "--images-from",
+        "--images",
+    ):  # else what is made would be read when the command is repeated
         assert "choose another folder" in refused(capsys, models, images / "out", source, images)
 
 
@@ -209,10 +300,19 @@ def test_similarity_is_open_clips_own(models, images):
     with torch.no_grad():
         said = open_clip.get_tokenizer(f"local-dir:{models / 'clip'}")(words)
         wanted = [
-            [float(torch.cosine_similarity(model.encode_image(prepare(p)[None]), model.encode_text(s[None]))) for s in said]
+            [
+                float(
+                    torch.cosine_similarity(
+                        model.encode_image(prepare(p)[None]), model.encode_text(s[None])
+                    )
+                )
+                for s in said
+            ]
             for p in pictures
         ]
-    torch.testing.assert_close(Clip(str(models / "clip"), "cpu")(pictures, words), torch.tensor(wanted))
+    torch.testing.assert_close(
+        Clip(str(models / "clip"), "cpu")(pictures, words), torch.tensor(wanted)
+    )
 
 
 def test_captions_leave_the_random_state_alone(models, images):
@@ -234,12 +334,22 @@ def test_the_safety_checkers_black_pictures_are_left_out(models, start, tmp_path
 
 @pytest.mark.parametrize("part", ["captioner", "painter", "clip"])
 @pytest.mark.parametrize("named", ["hub/model", "no model", "pickled"])
-def test_a_model_that_cannot_be_loaded_is_one_line(part, named, models, start, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(_models.socket, "getaddrinfo", lambda *_, **__: (_ for _ in ()).throw(OSError("no such host")))
+def test_a_model_that_cannot_be_loaded_is_one_line(
+    part, named, models, start, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(
+        _models.socket,
+        "getaddrinfo",
+        lambda *_, **__: (_ for _ in ()).throw(OSError("no such host")),
+    )
     _models.offline.cache_clear()
     folder = tmp_path / "model"
     if named == "pickled":
-        {"captioner": save_captioner, "painter": save_painter, "clip": lambda to: save_clip(to, pickled=True)}[part](folder)
+        {
+            "captioner": save_captioner,
+            "painter": save_painter,
+            "clip": lambda to: save_clip(to, pickled=True),
+        }[part](folder)
         for path in list(folder.rglob("*.safetensors")):
             torch.save({}, path.with_name("pytorch_model.bin"))
             path.unlink()
@@ -253,8 +363,13 @@ def test_a_model_that_cannot_be_loaded_is_one_line(part, named, models, start, t
     assert not (tmp_path / "out/generated.json").exists()
 
 
-@pytest.mark.parametrize(("part", "package"), [("captioner", "transformers"), ("painter", "diffusers"), ("clip", "open_clip")])
-def test_without_the_extra_a_line_names_it(part, package, models, start, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("part", "package"),
+    [("captioner", "transformers"), ("painter", "diffusers"), ("clip", "open_clip")],
+)
+def test_without_the_extra_a_line_names_it(
+    part, package, models, start, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setitem(sys.modules, package, None)
     line = refused(capsys, models, tmp_path / "out", *start[part])
     assert line == f'error: wsis.generate needs {package}: pip install -e ".[generate]"'
@@ -304,7 +419,9 @@ def test_behind_a_proxy_the_hub_is_asked(monkeypatch):
 
     monkeypatch.setattr(_models.socket, "getaddrinfo", unknown)
     for proxy, expected in (("", True), ("http://proxy:3128", False)):
-        monkeypatch.setattr(_models, "getproxies", lambda proxy=proxy: {"https": proxy} if proxy else {})
+        monkeypatch.setattr(
+            _models, "getproxies", lambda proxy=proxy: {"https": proxy} if proxy else {}
+        )
         _models.offline.cache_clear()
         assert _models.offline() == expected
     _models.offline.cache_clear()

@@ -13,7 +13,10 @@ similarities = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_siz
 
 def test_by_hand():
     classes, captions = [0.9, 0.1, 0.2, 0.3, 0.4], [1.0, 0.1, 0.3, 0.2, 0.9]
-    assert select(classes, captions, 2) == [4, 2]  # 0 is most like a class; of 1, 2, 3, 4 these are most like the caption
+    assert select(classes, captions, 2) == [
+        4,
+        2,
+    ]  # 0 is most like a class; of 1, 2, 3, 4 these are most like the caption
     assert select(classes, captions, 1) == [2]
     assert select(classes, None, 2) == [1, 2]
     assert select(classes, captions, 9) == [0, 4, 2, 3, 1]

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsis.data._shapes_scene import THINGS
-from wsis.data.voc import VOC_CLASSES
+from wsis.datasets._scene import THINGS
+from wsis.datasets.voc import VOC_CLASSES
 from wsis.generate._lexicon import COCO_CLASSES, OTHERS
 from wsis.generate.words import plurals, prompts, substitute, synonyms
 
@@ -44,7 +44,10 @@ def test_target_words_alone_are_replaced_in_the_right_number(words):
             assert after == before
 
 
-@given(st.text(st.sampled_from("acdgino t-_s"), max_size=30), st.sampled_from([VOC_CLASSES, COCO_CLASSES, SHAPES]))
+@given(
+    st.text(st.sampled_from("acdgino t-_s"), max_size=30),
+    st.sampled_from([VOC_CLASSES, COCO_CLASSES, SHAPES]),
+)
 def test_nothing_is_left_to_replace(caption, classes):
     once = substitute(caption, classes)
     assert substitute(once, classes) == once
@@ -56,7 +59,9 @@ def test_without_classes_a_caption_stays(caption):
     assert substitute(caption, ["", "-"]) == caption
 
 
-@pytest.mark.parametrize("classes", [VOC_CLASSES, COCO_CLASSES, SHAPES], ids=["voc", "coco", "shapes"])
+@pytest.mark.parametrize(
+    "classes", [VOC_CLASSES, COCO_CLASSES, SHAPES], ids=["voc", "coco", "shapes"]
+)
 def test_every_word_of_every_class_is_replaced(classes):
     for name in classes:
         for word in {name, *synonyms(name)}:
@@ -76,7 +81,12 @@ def test_the_longest_name_decides():
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [("an airplane", r"a \w+"), ("An  elephant", r"A  \w+"), ("an old man", r"an old \w+"), ("an umbrella", "an umbrella")],
+    [
+        ("an airplane", r"a \w+"),
+        ("An  elephant", r"A  \w+"),
+        ("an old man", r"an old \w+"),
+        ("an umbrella", "an umbrella"),
+    ],
 )
 def test_the_article_fits(before, after):
     assert re.fullmatch(after, substitute(before, ["airplane", "elephant", "person"]))
@@ -87,7 +97,9 @@ def test_objects_differ_and_stay_the_same_each_time():
     new = [substitute(caption, VOC_CLASSES) for caption in captions]
     assert new == [substitute(caption, VOC_CLASSES) for caption in captions]
     assert {line.split()[1] for line in new} == MANY
-    assert all(len({line.split()[1].rstrip("s"), line.split()[4], line.split()[7]}) == 3 for line in new)
+    assert all(
+        len({line.split()[1].rstrip("s"), line.split()[4], line.split()[7]}) == 3 for line in new
+    )
 
 
 def test_no_object_of_a_class_is_put_in():
@@ -98,7 +110,9 @@ def test_no_object_of_a_class_is_put_in():
 
 
 def test_names_of_data_sets():
-    assert prompts(["aeroplane", "tvmonitor", "diningtable", "pottedplant", "sofa", "umbrella", "fire lizard"]) == [
+    assert prompts(
+        ["aeroplane", "tvmonitor", "diningtable", "pottedplant", "sofa", "umbrella", "fire lizard"]
+    ) == [
         "a photo of an airplane",
         "a photo of a tv",
         "a photo of a dining table",
@@ -116,7 +130,9 @@ def test_coco_classes_are_those_of_the_file():
     path = next(shared.rglob("instances_val2017*.json"), None)
     if path is None:
         pytest.skip("COCO's annotations are not here")
-    assert list(COCO_CLASSES) == [category["name"] for category in json.loads(path.read_text())["categories"]]
+    assert list(COCO_CLASSES) == [
+        category["name"] for category in json.loads(path.read_text())["categories"]
+    ]
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,17 @@ def mask(x1, y1, x2, y2):
 def sides(found, there, image=1):
     """Prediction and truth from (class, box, score) and (class, box, crowd), boxes as masks too."""
     boxes = torch.tensor([b for _, b, _ in found]).float().reshape(-1, 4)
-    scores, labels = torch.tensor([s for *_, s in found]).float(), torch.tensor([c for c, *_ in found]).long()
-    prediction = Prediction(image, (SIDE, SIDE), boxes, scores, labels, [mask(*b) for _, b, _ in found])
-    boxes, labels = torch.tensor([b for _, b, _ in there]).float().reshape(-1, 4), torch.tensor([c for c, *_ in there]).long()
+    scores, labels = (
+        torch.tensor([s for *_, s in found]).float(),
+        torch.tensor([c for c, *_ in found]).long(),
+    )
+    prediction = Prediction(
+        image, (SIDE, SIDE), boxes, scores, labels, [mask(*b) for _, b, _ in found]
+    )
+    boxes, labels = (
+        torch.tensor([b for _, b, _ in there]).float().reshape(-1, 4),
+        torch.tensor([c for c, *_ in there]).long(),
+    )
     crowd = torch.tensor([k for *_, k in there]).bool()
     return prediction, Truth(boxes, labels, [mask(*b) for _, b, _ in there], crowd)
 
@@ -142,7 +150,9 @@ def test_nothing_found_and_nothing_there():
 
 def test_boxes_are_judged_where_masks_are_missing():
     prediction, truth = sides([(0, HALF, 0.9)], [(0, A, 0)])
-    assert [KINDS[k] for k in break_down([prediction._replace(masks=[])], [truth], 1).kinds[0]] == ["localisation"]
+    assert [KINDS[k] for k in break_down([prediction._replace(masks=[])], [truth], 1).kinds[0]] == [
+        "localisation"
+    ]
 
 
 # A plain loop, as the paper's section 2.2 says it
@@ -153,14 +163,22 @@ def plain(pairs, classes):
     detections = []
     totals, missed = np.zeros(classes), 0
     for prediction, truth in pairs:
-        iou = np.asarray(rle_masks.iou(prediction.masks, truth.masks, [0] * len(truth.masks))) if prediction.masks else []
+        iou = (
+            np.asarray(rle_masks.iou(prediction.masks, truth.masks, [0] * len(truth.masks)))
+            if prediction.masks
+            else []
+        )
         iou = np.reshape(iou, (len(prediction.labels), len(truth.labels)))
         labels, wanted = prediction.labels.tolist(), truth.labels.tolist()
         taken, useful = set(), set()
         order = sorted(range(len(labels)), key=lambda i: -prediction.scores[i])
         has = {}
         for i in order:
-            able = [j for j in range(len(wanted)) if wanted[j] == labels[i] and j not in taken and iou[i, j] >= FG]
+            able = [
+                j
+                for j in range(len(wanted))
+                if wanted[j] == labels[i] and j not in taken and iou[i, j] >= FG
+            ]
             if able:
                 has[i] = max(able, key=lambda j: iou[i, j])
                 taken.add(has[i])
@@ -190,7 +208,10 @@ box = st.tuples(st.integers(0, 24), st.integers(0, 24), st.integers(3, 14), st.i
     lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3])
 )
 pictures = st.lists(
-    st.tuples(st.lists(st.tuples(st.integers(0, 2), box), max_size=6), st.lists(st.tuples(st.integers(0, 2), box), max_size=4)),
+    st.tuples(
+        st.lists(st.tuples(st.integers(0, 2), box), max_size=6),
+        st.lists(st.tuples(st.integers(0, 2), box), max_size=4),
+    ),
     min_size=1,
     max_size=4,
 )
@@ -203,7 +224,13 @@ def test_agrees_with_a_plain_loop_and_with_coco(drawn, random):
     random.shuffle(scores)
     for number, (found, there) in enumerate(drawn, 1):
         nudged = [(c, b) for c, b in there if random.random() < 0.7]  # so that there are hits
-        pairs.append(sides([(c, b, scores.pop()) for c, b in [*found, *nudged]], [(c, b, 0) for c, b in there], number))
+        pairs.append(
+            sides(
+                [(c, b, scores.pop()) for c, b in [*found, *nudged]],
+                [(c, b, 0) for c, b in there],
+                number,
+            )
+        )
     predictions, truths = map(list, zip(*pairs, strict=True))
     result = break_down(predictions, truths, 3)
     detections, totals, missed = plain(pairs, 3)

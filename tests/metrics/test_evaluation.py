@@ -86,8 +86,15 @@ class Oracle(pl.LightningModule):
 
 
 def trainer_for(folder: Path, callback: Evaluation, **settings) -> pl.Trainer:
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "enable_checkpointing": False}
-    return pl.Trainer(default_root_dir=folder, accelerator="cpu", callbacks=[callback], **{**quiet, **settings})
+    quiet = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": False,
+        "enable_checkpointing": False,
+    }
+    return pl.Trainer(
+        default_root_dir=folder, accelerator="cpu", callbacks=[callback], **{**quiet, **settings}
+    )
 
 
 def by_hand(length: int) -> dict[str, torch.Tensor]:
@@ -113,7 +120,9 @@ def test_each_validation_forgets_the_last(tmp_path):
     callback = Evaluation()
     trainer = trainer_for(tmp_path, callback, max_epochs=2)
     trainer.fit(Oracle(), datamodule=SceneData())
-    assert trainer.callback_metrics["val/AP50"].item() == pytest.approx(by_hand(5)["AP50"].item(), abs=1e-6)
+    assert trainer.callback_metrics["val/AP50"].item() == pytest.approx(
+        by_hand(5)["AP50"].item(), abs=1e-6
+    )
     assert len(callback.metrics[1].pairs) == 1 + 3  # the empty one and three batches
 
 
@@ -166,7 +175,9 @@ class Album(Logger):
 
 def test_pictures_of_the_first_images_go_to_loggers_that_take_them(tmp_path):
     album, board = Album(), TensorBoardLogger(tmp_path)
-    trainer = trainer_for(tmp_path, Evaluation(pictures=3, least_score=0), logger=[CSVLogger(tmp_path), album, board])
+    trainer = trainer_for(
+        tmp_path, Evaluation(pictures=3, least_score=0), logger=[CSVLogger(tmp_path), album, board]
+    )
     trainer.validate(Oracle(), datamodule=SceneData(), verbose=False)
     assert [key for key, _, _ in album.pictures] == [f"val/pictures/{k}" for k in range(3)]
     for _, (picture,), _ in album.pictures:
@@ -179,8 +190,12 @@ def test_pictures_of_the_first_images_go_to_loggers_that_take_them(tmp_path):
 
 
 def test_nothing_is_drawn_where_no_logger_takes_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("wsis.viz.overlay", lambda *args, **kwargs: pytest.fail("drawn for nobody"))
-    trainer_for(tmp_path, Evaluation(), logger=CSVLogger(tmp_path)).validate(Oracle(), datamodule=SceneData(), verbose=False)
+    monkeypatch.setattr(
+        "wsis.images.draw.overlay", lambda *args, **kwargs: pytest.fail("drawn for nobody")
+    )
+    trainer_for(tmp_path, Evaluation(), logger=CSVLogger(tmp_path)).validate(
+        Oracle(), datamodule=SceneData(), verbose=False
+    )
 
 
 class Witness(Oracle):
@@ -188,7 +203,9 @@ class Witness(Oracle):
 
     def on_test_end(self) -> None:
         logged = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        Path(self.trainer.default_root_dir, f"rank{self.trainer.global_rank}").write_text(json.dumps(logged))
+        Path(self.trainer.default_root_dir, f"rank{self.trainer.global_rank}").write_text(
+            json.dumps(logged)
+        )
 
 
 @pytest.mark.parametrize("length", [5, 1])

@@ -16,9 +16,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from wsis.metrics import VOCAP, CorLoc, InstanceAP, MaskIoU
-from wsis.metrics._states import box_iou, from_lines, mask_iou, packed, to_lines
 from wsis.metrics.instances import voc_average_precision
 from wsis.metrics.results import read_results, to_results, write_results
+from wsis.metrics.states import box_iou, from_lines, mask_iou, packed, to_lines
 from wsis.types import Prediction, Truth
 
 SIZE = (140, 150)
@@ -64,11 +64,20 @@ def scenes(seed: int, images: int = 12):
     rng = np.random.default_rng(seed)
     predictions, truths = [], []
     for image in range(images):
-        spots = [(*rng.uniform(30, 110, 2), *rng.uniform(6, 60, 2)) for _ in range(rng.integers(0, 6))]
+        spots = [
+            (*rng.uniform(30, 110, 2), *rng.uniform(6, 60, 2)) for _ in range(rng.integers(0, 6))
+        ]
         labels = rng.integers(0, CLASSES, len(spots))
         truths.append(truth_of([disc(*s) for s in spots], labels, rng.random(len(spots)) < 0.15))
-        found = [(np.array(s) * rng.uniform(0.85, 1.15, 4), c) for s, c in zip(spots, labels, strict=True) for _ in range(2)]
-        found += [((*rng.uniform(30, 110, 2), *rng.uniform(6, 60, 2)), rng.integers(0, CLASSES)) for _ in range(3)]
+        found = [
+            (np.array(s) * rng.uniform(0.85, 1.15, 4), c)
+            for s, c in zip(spots, labels, strict=True)
+            for _ in range(2)
+        ]
+        found += [
+            ((*rng.uniform(30, 110, 2), *rng.uniform(6, 60, 2)), rng.integers(0, CLASSES))
+            for _ in range(3)
+        ]
         order = -np.sort(-rng.random(len(found)))
         masks = [disc(*found[i][0]) for i in rng.permutation(len(found))]
         predictions.append(prediction_of(image * 7 + 1, masks, [c for _, c in found], order))
@@ -94,12 +103,16 @@ def by_coco(predictions, truths, kind):
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = {
-            "images": [{"id": p.image_id, "height": p.size[0], "width": p.size[1]} for p in predictions],
+            "images": [
+                {"id": p.image_id, "height": p.size[0], "width": p.size[1]} for p in predictions
+            ],
             "annotations": annotations,
             "categories": [{"id": 10 + c} for c in range(CLASSES)],
         }
         coco.createIndex()
-        drop = "segmentation" if kind == "bbox" else "bbox"  # loadRes takes sizes from boxes where there are any
+        drop = (
+            "segmentation" if kind == "bbox" else "bbox"
+        )  # loadRes takes sizes from boxes where there are any
         results = [{k: v for k, v in r.items() if k != drop} for r in results]
         evaluation = COCOeval(coco, coco.loadRes(results), kind)
         evaluation.evaluate()
@@ -117,9 +130,13 @@ def test_ap_is_that_of_pycocotools(seed, kind, prefix):
         metric.update([p], [t])
     got = metric.compute()
     evaluation = by_coco(predictions, truths, kind)
-    expected = dict(zip(["AP", "AP50", "AP75", "APs", "APm", "APl"], evaluation.stats[:6], strict=True))
+    expected = dict(
+        zip(["AP", "AP50", "AP75", "APs", "APm", "APl"], evaluation.stats[:6], strict=True)
+    )
     for name, value in expected.items():
-        assert got[prefix + name].item() == pytest.approx(value if value >= 0 else float("nan"), abs=1e-6, nan_ok=True), name
+        assert got[prefix + name].item() == pytest.approx(
+            value if value >= 0 else float("nan"), abs=1e-6, nan_ok=True
+        ), name
     by_class = evaluation.eval["precision"][:, :, :, 0, 2].mean((0, 1))
     np.testing.assert_allclose(got[f"per_class/{prefix}AP"], by_class, atol=1e-6)
     at70 = evaluation.eval["precision"][4, :, :, 0, 2].mean()
@@ -133,7 +150,11 @@ def brute_force_ap(predictions, truths, threshold):
     for c in range(CLASSES):
         found, total = [], 0
         for p, t in zip(predictions, truths, strict=True):
-            wanted = [rle_masks.decode(m).astype(bool) for m, label in zip(t.masks, t.labels, strict=True) if label == c]
+            wanted = [
+                rle_masks.decode(m).astype(bool)
+                for m, label in zip(t.masks, t.labels, strict=True)
+                if label == c
+            ]
             total += len(wanted)
             free = set(range(len(wanted)))
             mine = [i for i in range(len(p.labels)) if p.labels[i] == c]
@@ -147,7 +168,11 @@ def brute_force_ap(predictions, truths, threshold):
         hits = [hit for _, hit in sorted(found, key=lambda pair: -pair[0])]
         points = []
         for step in range(101):
-            after = [sum(hits[: n + 1]) / (n + 1) for n in range(len(hits)) if sum(hits[: n + 1]) / total >= step / 100 - 1e-9]
+            after = [
+                sum(hits[: n + 1]) / (n + 1)
+                for n in range(len(hits))
+                if sum(hits[: n + 1]) / total >= step / 100 - 1e-9
+            ]
             points.append(max(after, default=0))
         means.append(np.mean(points))
     return np.mean(means)
@@ -160,7 +185,9 @@ def test_ap25_is_that_of_brute_force():
     metric.update(predictions, truths)
     got = metric.compute()
     for percent in (25, 50, 70):
-        assert got[f"AP{percent}"].item() == pytest.approx(brute_force_ap(predictions, truths, percent / 100), abs=1e-6)
+        assert got[f"AP{percent}"].item() == pytest.approx(
+            brute_force_ap(predictions, truths, percent / 100), abs=1e-6
+        )
 
 
 def test_perfect_and_empty_predictions():
@@ -205,7 +232,9 @@ def test_masks_are_judged_where_the_truth_has_them():
         assert metric.compute()[name].item() == pytest.approx(1)
     boxes = VOCAP(kind="box")
     boxes.update(predictions, [with_masks, without])
-    assert boxes.compute()["box_VOC_AP50"].item() == pytest.approx(0.5 * 0.5)  # the best is wrong, the second right
+    assert boxes.compute()["box_VOC_AP50"].item() == pytest.approx(
+        0.5 * 0.5
+    )  # the best is wrong, the second right
     with pytest.raises(ValueError, match="kind='box'"):
         VOCAP().update([predictions[0]._replace(masks=[])], [with_masks])
 
@@ -225,7 +254,10 @@ def test_state_never_holds_full_masks():
     mask = disc(1000, 1000, 900, 900, (2000, 2000))
     one = prediction_of(1, [mask], [0], [0.5], (2000, 2000))
     many = one._replace(
-        boxes=one.boxes.repeat(100, 1), scores=one.scores.repeat(100), labels=one.labels.repeat(100), masks=one.masks * 100
+        boxes=one.boxes.repeat(100, 1),
+        scores=one.scores.repeat(100),
+        labels=one.labels.repeat(100),
+        masks=one.masks * 100,
     )
     metric = InstanceAP(1)
     metric.update([many], [truth_of([mask], [0])])
@@ -238,7 +270,9 @@ def brute_force_voc(predictions, truths, threshold, eleven):
     for c in range(CLASSES):
         pool = []
         for p, t in zip(predictions, truths, strict=True):
-            iou = rle_masks.iou(p.masks, t.masks, [0] * len(t.masks)) if t.masks and p.masks else None
+            iou = (
+                rle_masks.iou(p.masks, t.masks, [0] * len(t.masks)) if t.masks and p.masks else None
+            )
             pool += [
                 (p.scores[i].item(), p.image_id, iou[i] if iou is not None else [], t)
                 for i in range(len(p.labels))
@@ -261,15 +295,30 @@ def brute_force_voc(predictions, truths, threshold, eleven):
             values.append(
                 np.mean(
                     [
-                        max((p for p, r in zip(precision, recall, strict=True) if r >= k / 10 - 1e-9), default=0)
+                        max(
+                            (
+                                p
+                                for p, r in zip(precision, recall, strict=True)
+                                if r >= k / 10 - 1e-9
+                            ),
+                            default=0,
+                        )
                         for k in range(11)
                     ]
                 )
             )
         else:
             steps = sorted(set(recall) - {0})
-            tops = [max(p for p, r in zip(precision, recall, strict=True) if r >= step) for step in steps]
-            values.append(sum(top * (step - before) for top, step, before in zip(tops, steps, [0, *steps[:-1]], strict=True)))
+            tops = [
+                max(p for p, r in zip(precision, recall, strict=True) if r >= step)
+                for step in steps
+            ]
+            values.append(
+                sum(
+                    top * (step - before)
+                    for top, step, before in zip(tops, steps, [0, *steps[:-1]], strict=True)
+                )
+            )
     return np.mean(values)
 
 
@@ -282,7 +331,9 @@ def test_voc_ap_is_that_of_brute_force(points, iou):
     metric.update(predictions[9:], truths[9:])
     (name,) = [n for n in metric.compute() if "/" not in n]
     assert name == f"VOC{'07' if points == '11' else ''}_AP{round(iou * 100)}"
-    assert metric.compute()[name].item() == pytest.approx(brute_force_voc(predictions, truths, iou, points == "11"), abs=1e-6)
+    assert metric.compute()[name].item() == pytest.approx(
+        brute_force_voc(predictions, truths, iou, points == "11"), abs=1e-6
+    )
 
 
 def test_voc_ap_nears_coco_ap_at_one_threshold():
@@ -297,13 +348,19 @@ def test_voc_ap_nears_coco_ap_at_one_threshold():
     coco, voc = InstanceAP(), VOCAP()
     coco.update(predictions, truths)
     voc.update(predictions, truths)
-    assert voc.compute()["VOC_AP50"].item() == pytest.approx(coco.compute()["AP50"].item(), abs=0.01)  # 1/101 of recall
+    assert voc.compute()["VOC_AP50"].item() == pytest.approx(
+        coco.compute()["AP50"].item(), abs=0.01
+    )  # 1/101 of recall
 
 
 def test_voc_closed_forms():
     assert voc_average_precision(np.array([1, 0, 1]), 2) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
-    assert voc_average_precision(np.array([1, 0, 1]), 2, "11") == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
-    assert voc_average_precision(np.array([1] * 3), 10, "11") == pytest.approx(4 / 11)  # recalls 0, .1, .2 and .3
+    assert voc_average_precision(np.array([1, 0, 1]), 2, "11") == pytest.approx(
+        (6 * 1 + 5 * 2 / 3) / 11
+    )
+    assert voc_average_precision(np.array([1] * 3), 10, "11") == pytest.approx(
+        4 / 11
+    )  # recalls 0, .1, .2 and .3
     assert voc_average_precision(np.array([], int), 4) == 0
     assert np.isnan(voc_average_precision(np.array([1]), 0))
 
@@ -312,7 +369,9 @@ def test_corloc_closed_form():
     """Class 0: right in one of two images; class 1: right in its one; class 2: never in a truth."""
     left, right = disc(40, 70, 25, 25), disc(110, 70, 25, 25)
     predictions = [
-        prediction_of(1, [left, right], [0, 0], [0.9, 0.8]),  # its best is right; the other could not spoil it
+        prediction_of(
+            1, [left, right], [0, 0], [0.9, 0.8]
+        ),  # its best is right; the other could not spoil it
         prediction_of(
             2, [left, right, right], [0, 0, 1], [0.9, 0.95, 0.1]
         ),  # its best of class 0 is wrong, though another is right
@@ -338,7 +397,10 @@ def test_mask_iou_closed_form():
 
     truth = truth_of([rectangle(100)] * 4, [0, 0, 1, 1], [False, False, False, True])
     metric = MaskIoU(CLASSES)
-    metric.update([prediction_of(1, [rectangle(w) for w in (100, 50, 80, 10)], [0, 0, 1, 1], [1] * 4)], [truth])
+    metric.update(
+        [prediction_of(1, [rectangle(w) for w in (100, 50, 80, 10)], [0, 0, 1, 1], [1] * 4)],
+        [truth],
+    )
     got = metric.compute()
     assert got["mIoU"].item() == pytest.approx((0.75 + 0.8) / 2)
     assert got["IoU50"].item() == 1
@@ -347,9 +409,9 @@ def test_mask_iou_closed_form():
         metric.update([prediction_of(2, [rectangle(5)] * 3, [0] * 3, [1] * 3)], [truth])
 
 
-masks = st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1), st.floats(0, 1)).map(
-    lambda a: np.random.default_rng(a[2]).random((a[0], a[1])) < a[3]
-)
+masks = st.tuples(
+    st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1), st.floats(0, 1)
+).map(lambda a: np.random.default_rng(a[2]).random((a[0], a[1])) < a[3])
 
 
 @settings(max_examples=60, deadline=None)
@@ -367,7 +429,11 @@ def test_any_form_of_run_lengths_packs_to_the_same_mask(mask, form):
 
 
 corner = st.floats(0, 50, width=32)
-boxes = st.lists(st.tuples(corner, corner, st.floats(1, 40, width=32), st.floats(1, 40, width=32)), min_size=1, max_size=5)
+boxes = st.lists(
+    st.tuples(corner, corner, st.floats(1, 40, width=32), st.floats(1, 40, width=32)),
+    min_size=1,
+    max_size=5,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -395,8 +461,15 @@ def test_mask_iou_is_that_of_pixels(seed):
 
 
 def test_lines_survive_joining():
-    states = [to_lines([{"image_id": 1, "x": "ä"}]), to_lines([]), to_lines([{"image_id": 2}, {"image_id": 1, "x": "later"}])]
-    assert sorted(from_lines(states), key=lambda record: record["image_id"]) == [{"image_id": 1, "x": "ä"}, {"image_id": 2}]
+    states = [
+        to_lines([{"image_id": 1, "x": "ä"}]),
+        to_lines([]),
+        to_lines([{"image_id": 2}, {"image_id": 1, "x": "later"}]),
+    ]
+    assert sorted(from_lines(states), key=lambda record: record["image_id"]) == [
+        {"image_id": 1, "x": "ä"},
+        {"image_id": 2},
+    ]
 
 
 def test_results_file_gives_the_predictions_back(tmp_path):

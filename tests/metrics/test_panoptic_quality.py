@@ -46,7 +46,9 @@ def brute_force(pairs) -> dict[str, float | list[float]]:
     sums = np.zeros((THINGS + STUFF, 4))  # IoU, matches, wrong, missed
     for prediction, truth in pairs:
         found, true = segments(prediction.panoptic), segments(truth.panoptic)
-        void = {(y, x) for y, x in np.ndindex(truth.panoptic.shape[:2]) if truth.panoptic[y, x, 0] < 0}
+        void = {
+            (y, x) for y, x in np.ndindex(truth.panoptic.shape[:2]) if truth.panoptic[y, x, 0] < 0
+        }
         left = set(true)
         for (label, _), pixels in found.items():
             for key in sorted(left):
@@ -93,7 +95,9 @@ def random_map(rng: np.random.Generator, void: float) -> np.ndarray:
 def alike(rng: np.random.Generator, panoptic: np.ndarray, void: float) -> np.ndarray:
     """The same with some pixels of another random map."""
     other = random_map(rng, void)
-    return np.where(rng.random(panoptic.shape[:2])[..., None] < rng.uniform(0, 0.5), other, panoptic)
+    return np.where(
+        rng.random(panoptic.shape[:2])[..., None] < rng.uniform(0, 0.5), other, panoptic
+    )
 
 
 def random_pairs(seed: int, predicted_void: float = 0.2) -> list[tuple[Prediction, Truth]]:
@@ -123,17 +127,24 @@ def test_against_torchmetrics_where_predictions_have_no_void(seed):
     """It treats void of predictions in a way of its own."""
     pairs = random_pairs(seed, predicted_void=0)
     metric = detection.PanopticQuality(
-        set(range(THINGS)), set(range(THINGS, THINGS + STUFF)), return_sq_and_rq=True, return_per_class=True
+        set(range(THINGS)),
+        set(range(THINGS, THINGS + STUFF)),
+        return_sq_and_rq=True,
+        return_per_class=True,
     )
     for prediction, truth in pairs:
         metric.update(prediction.panoptic[None], truth.panoptic[None])
     got = quality(pairs)
     for k, name in enumerate(("PQ", "SQ", "RQ")):
-        np.testing.assert_allclose(np.nan_to_num(got[f"per_class/{name}"]), metric.compute()[:, k].numpy(), atol=1e-6)
+        np.testing.assert_allclose(
+            np.nan_to_num(got[f"per_class/{name}"]), metric.compute()[:, k].numpy(), atol=1e-6
+        )
     averages = detection.PanopticQuality(metric.things, metric.stuffs, return_sq_and_rq=True)
     for prediction, truth in pairs:
         averages.update(prediction.panoptic[None], truth.panoptic[None])
-    np.testing.assert_allclose([got["PQ"], got["SQ"], got["RQ"]], averages.compute().numpy(), atol=1e-6)
+    np.testing.assert_allclose(
+        [got["PQ"], got["SQ"], got["RQ"]], averages.compute().numpy(), atol=1e-6
+    )
 
 
 A, B, S, _ = [0, 1], [0, 2], [3, 0], [-1, 0]

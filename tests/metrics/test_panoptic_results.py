@@ -13,7 +13,7 @@ from PIL import Image
 from pytorch_lightning.loggers.logger import DummyLogger
 from torch.utils.data import DataLoader, Dataset
 
-from wsis.files import InputError
+from wsis.errors import InputError
 from wsis.metrics import Evaluation, PanopticQuality
 from wsis.metrics.panoptic_results import read_panoptic
 from wsis.types import Prediction, Truth
@@ -43,7 +43,12 @@ class Scenes(Dataset):
         return 5
 
     def __getitem__(self, i: int) -> dict:
-        return {"image": torch.zeros(3, 20, 30, dtype=torch.uint8), "image_id": 100 + i, "truth": scene(i)[1], "size": (20, 30)}
+        return {
+            "image": torch.zeros(3, 20, 30, dtype=torch.uint8),
+            "image_id": 100 + i,
+            "truth": scene(i)[1],
+            "size": (20, 30),
+        }
 
 
 class SceneData(pl.LightningDataModule):
@@ -62,18 +67,29 @@ class Oracle(pl.LightningModule):
 
     def validation_step(self, batch, i):
         found = [scene(sample["image_id"] - 100)[0] for sample in batch]
-        return found if self.panoptic else [prediction._replace(panoptic=None) for prediction in found]
+        return (
+            found if self.panoptic else [prediction._replace(panoptic=None) for prediction in found]
+        )
 
     test_step = predict_step = validation_step
 
     def on_test_end(self) -> None:
         logged = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        Path(self.trainer.default_root_dir, f"rank{self.trainer.global_rank}").write_text(json.dumps(logged))
+        Path(self.trainer.default_root_dir, f"rank{self.trainer.global_rank}").write_text(
+            json.dumps(logged)
+        )
 
 
 def trainer_for(folder: Path, **settings) -> pl.Trainer:
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "enable_checkpointing": False}
-    return pl.Trainer(default_root_dir=folder, accelerator="cpu", callbacks=[Evaluation()], **quiet, **settings)
+    quiet = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": False,
+        "enable_checkpointing": False,
+    }
+    return pl.Trainer(
+        default_root_dir=folder, accelerator="cpu", callbacks=[Evaluation()], **quiet, **settings
+    )
 
 
 def by_hand() -> dict[str, float]:
@@ -87,7 +103,9 @@ def stored_maps(folder: Path) -> list[np.ndarray]:
     return [maps(image).numpy() for image in IMAGES]
 
 
-@pytest.mark.parametrize("settings", [{}, {"devices": 2, "strategy": "ddp_fork"}], ids=["one", "two processes"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"devices": 2, "strategy": "ddp_fork"}], ids=["one", "two processes"]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_figures_are_logged_and_maps_stored(tmp_path, settings):
     """Of an odd number of images Lightning's sampler repeats one."""
@@ -101,7 +119,11 @@ def test_figures_are_logged_and_maps_stored(tmp_path, settings):
     for found, image in zip(stored_maps(tmp_path), range(5), strict=True):
         assert (found == scene(image)[0].panoptic.numpy()).all()
     names = {path.name for path in tmp_path.iterdir()}
-    assert {name for name in names if not name.startswith("rank")} == {"predictions.json", "panoptic.json", "panoptic"}
+    assert {name for name in names if not name.startswith("rank")} == {
+        "predictions.json",
+        "panoptic.json",
+        "panoptic",
+    }
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -185,7 +207,10 @@ ANNOTATION = {"image_id": 100, "file_name": "a.png", "segments_info": [{"id": 1,
         ([], 'no list "annotations"'),
         ({"annotations": [{**ANNOTATION, "image_id": 5}]}, "image 5"),
         ({"annotations": [{"image_id": 100}]}, "without image_id, file_name or segments_info"),
-        ({"annotations": [{**ANNOTATION, "segments_info": [{"id": 1, "category_id": 8}]}]}, "category 8"),
+        (
+            {"annotations": [{**ANNOTATION, "segments_info": [{"id": 1, "category_id": 8}]}]},
+            "category 8",
+        ),
         ({"annotations": [{**ANNOTATION, "segments_info": [{"id": 1}]}]}, "category None"),
         ({"annotations": [{**ANNOTATION, "segments_info": [{"category_id": 7}]}]}, "without an id"),
     ],

@@ -14,7 +14,9 @@ def scene(seed, proposals=30, superpixels=12, objects=4, size=(24, 32)):
     rng = np.random.default_rng(seed)
     labels = rng.integers(-1, superpixels, (4, 8)).repeat(6, 0).repeat(4, 1).astype(np.int32)
     members = rng.random((proposals, superpixels)) < 0.3
-    corners = np.sort(rng.integers(0, 24, (proposals + objects, 2, 2)), 1).reshape(-1, 4) + np.array([0, 0, 1, 1])
+    corners = np.sort(rng.integers(0, 24, (proposals + objects, 2, 2)), 1).reshape(
+        -1, 4
+    ) + np.array([0, 0, 1, 1])
     masks = np.zeros((objects, *size), np.uint8)
     for mask, (x1, y1, x2, y2) in zip(masks, corners[proposals:], strict=True):
         mask[y1:y2, x1:x2] = 1
@@ -26,13 +28,20 @@ def scene(seed, proposals=30, superpixels=12, objects=4, size=(24, 32)):
     )
     coded = [rle.encode(np.asfortranarray(mask)) for mask in masks]
     crowd = torch.tensor([True] + [False] * (objects - 1))
-    truth = Truth(torch.tensor(corners[proposals:], dtype=torch.float32), torch.zeros(objects).long(), coded, crowd)
+    truth = Truth(
+        torch.tensor(corners[proposals:], dtype=torch.float32),
+        torch.zeros(objects).long(),
+        coded,
+        crowd,
+    )
     return found, truth, masks
 
 
 def drawn_overlaps(found, masks):
     """IoU (M,P) by drawing every mask."""
-    shapes = np.stack([np.isin(found.labels.numpy(), np.flatnonzero(row)) for row in found.members.numpy()])
+    shapes = np.stack(
+        [np.isin(found.labels.numpy(), np.flatnonzero(row)) for row in found.members.numpy()]
+    )
     shared = (shapes[None] & (masks[:, None] > 0)).sum((2, 3))
     return shared / np.maximum((shapes[None] | (masks[:, None] > 0)).sum((2, 3)), 1)
 
@@ -43,7 +52,9 @@ def box_overlaps(found, truth):
         for j, b in enumerate(found.boxes.tolist()):
             wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
             shared = max(wide, 0) * max(high, 0)
-            result[i, j] = shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+            result[i, j] = shared / (
+                (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
+            )
     return result
 
 
@@ -67,7 +78,9 @@ def test_figures_against_brute_force():
             assert figures[f"{name}_abo/{count}"].item() == pytest.approx(best.mean(), abs=1e-6)
             for threshold in (0.3, 0.5):
                 expected = (best >= threshold).mean()
-                assert figures[f"{name}_recall@{threshold}/{count}"].item() == pytest.approx(expected, abs=1e-6)
+                assert figures[f"{name}_recall@{threshold}/{count}"].item() == pytest.approx(
+                    expected, abs=1e-6
+                )
     assert 0 < figures["mask_recall@0.3/20"] < 1
 
 

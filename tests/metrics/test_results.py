@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from wsis.files import InputError
+from wsis.errors import InputError
 from wsis.metrics.results import read_results
 
 IMAGES, CATEGORIES = [{"id": 7, "height": 6, "width": 8}], [{"id": 3}]
@@ -20,7 +20,9 @@ def read(tmp_path, *results):
 
 
 def test_a_mask_that_is_null_is_none(tmp_path):
-    found = read(tmp_path, {**BOX, "segmentation": None}, {**BOX, "score": 0.9, "segmentation": MASK})
+    found = read(
+        tmp_path, {**BOX, "segmentation": None}, {**BOX, "score": 0.9, "segmentation": MASK}
+    )
     assert found.boxes.tolist() == [[1, 2, 4, 6]] * 2
     assert found.masks == []
 

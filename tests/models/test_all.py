@@ -19,13 +19,21 @@ from pycocotools import mask as rle
 
 import wsis
 from wsis import fit, registry
-from wsis.data._module import DataModule
-from wsis.data.coco import COCO
-from wsis.data.shapes import Shapes
+from wsis.data.module import DataModule
+from wsis.datasets.coco import COCO
+from wsis.datasets.shapes import Shapes
 from wsis.types import Prediction, Proposals
 
 METHODS = registry.names("model")
-MASK_RCNN = {"steps": 2, "weights": "none", "freeze": 0, "features": 16, "hidden": 16, "mask_width": 8, "test_side": 0}
+MASK_RCNN = {
+    "steps": 2,
+    "weights": "none",
+    "freeze": 0,
+    "features": 16,
+    "hidden": 16,
+    "mask_width": 8,
+    "test_side": 0,
+}
 TINY = {
     "backbone": "test_byobnet",
     "weights": "none",
@@ -51,7 +59,14 @@ STAGED = {  # methods that are trained in stages alone
         "refinement": 5,
         "pretraining": {"steps": 2, "stage": 2, "freeze": 0},
         "affinity": {"steps": 2, "width": 8},
-        "detector": {"steps": 2, "output_stride": 32, "stage": 2, "freeze": 5, "hidden": 16, "features": 16},
+        "detector": {
+            "steps": 2,
+            "output_stride": 32,
+            "stage": 2,
+            "freeze": 5,
+            "hidden": 16,
+            "features": 16,
+        },
         "segmentation": {
             "steps": 2,
             "architecture": "Unet",
@@ -69,8 +84,17 @@ STAGED = {  # methods that are trained in stages alone
         "segmentor": MASK_RCNN,
     },
 }
-TRAINED = [name for name in METHODS if registry.find("model", name).training_step is not pl.LightningModule.training_step]
-QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+TRAINED = [
+    name
+    for name in METHODS
+    if registry.find("model", name).training_step is not pl.LightningModule.training_step
+]
+QUIET = {
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +110,10 @@ def data(root) -> Shapes:
 def build(name: str, **settings) -> pl.LightningModule:
     cls = registry.find("model", name)
     accepted = inspect.signature(cls).parameters
-    return cls(num_classes=8, **{key: value for key, value in {**TINY, **settings}.items() if key in accepted})
+    return cls(
+        num_classes=8,
+        **{key: value for key, value in {**TINY, **settings}.items() if key in accepted},
+    )
 
 
 def train(name: str, data: DataModule, steps: int = 2, **trainer) -> pl.LightningModule:
@@ -101,7 +128,9 @@ def predictions(model: pl.LightningModule, data: Shapes) -> list[Prediction]:
     loader = data.dataloader("val", train=False)
     loader.dataset.segments = getattr(model, "needs_segments", False)
     loader.dataset.supervision = model.supervision
-    batches = pl.Trainer(accelerator="cpu", default_root_dir=data.folder, **QUIET).predict(model, dataloaders=loader)
+    batches = pl.Trainer(accelerator="cpu", default_root_dir=data.folder, **QUIET).predict(
+        model, dataloaders=loader
+    )
     return [prediction for batch in batches or [] for prediction in batch or []]
 
 
@@ -142,19 +171,27 @@ def test_saved_and_loaded_from_python(name, data, tmp_path):
     trainer.strategy.connect(model)
     trainer.save_checkpoint(tmp_path / "model.ckpt", weights_only=True)
     again = type(model).load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
+    )
     if predicts(name):
         assert same(predictions(model, data), predictions(again, data))
 
 
 def train_on_files(name: str, data: Shapes, folder: Path, salient: Path) -> pl.LightningModule:
     """Train as on `data`, but on files that can be changed."""
-    files = COCO(folder, panoptic=True, salient=str(salient), augment=data.augment, loading=data.loading)
+    files = COCO(
+        folder, panoptic=True, salient=str(salient), augment=data.augment, loading=data.loading
+    )
     return train(name, files, limit_val_batches=0)
 
 
 def equal(a: pl.LightningModule, b: pl.LightningModule) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 def poison(folder: Path, hidden: tuple[str, ...]) -> None:
@@ -163,7 +200,10 @@ def poison(folder: Path, hidden: tuple[str, ...]) -> None:
     content = json.loads(path.read_text())
     for annotation in content["annotations"]:
         noise = rle.encode(np.asfortranarray(rng.random((256, 256)) < 0.5, np.uint8))
-        lies = {"segmentation": {"size": [256, 256], "counts": noise["counts"].decode()}, "bbox": [*rng.integers(1, 99, 4)]}
+        lies = {
+            "segmentation": {"size": [256, 256], "counts": noise["counts"].decode()},
+            "bbox": [*rng.integers(1, 99, 4)],
+        }
         annotation |= {"area": int(rng.integers(1, 999))} | {key: lies[key] for key in hidden}
     path.write_text(json.dumps(content, default=int))
 
@@ -171,9 +211,15 @@ def poison(folder: Path, hidden: tuple[str, ...]) -> None:
 HIDDEN = {"tags": ("segmentation", "bbox"), "boxes": ("segmentation",)}
 
 
-@pytest.mark.parametrize("name", [name for name in TRAINED if registry.find("model", name).supervision in HIDDEN])
+@pytest.mark.parametrize(
+    "name", [name for name in TRAINED if registry.find("model", name).supervision in HIDDEN]
+)
 def test_poison_where_it_may_not_look_changes_no_bit(name, data, tmp_path):
-    folder, salient, poisoned = data.index("train").root.parent, data.index("salient").root.parent, tmp_path / "poisoned"
+    folder, salient, poisoned = (
+        data.index("train").root.parent,
+        data.index("salient").root.parent,
+        tmp_path / "poisoned",
+    )
     honest = train_on_files(name, data, folder, salient)
     shutil.copytree(folder, poisoned)
     poison(poisoned, HIDDEN[honest.supervision])
@@ -182,7 +228,10 @@ def test_poison_where_it_may_not_look_changes_no_bit(name, data, tmp_path):
 
 @pytest.mark.parametrize("name", STAGED)
 def test_poison_changes_no_bit_of_any_stage(name, data, tmp_path):
-    folder, hidden = data.index("train").root.parent, HIDDEN[registry.find("model", name).supervision]
+    folder, hidden = (
+        data.index("train").root.parent,
+        HIDDEN[registry.find("model", name).supervision],
+    )
     shutil.copytree(folder, tmp_path / "poisoned")
     poison(tmp_path / "poisoned", hidden)
     recipe = Path(__file__).parents[2] / f"configs/shapes/{name}.yaml"
@@ -194,16 +243,25 @@ def test_poison_changes_no_bit_of_any_stage(name, data, tmp_path):
         ]
         fit.main(["--data", "coco", "--config", str(recipe), *flags])
     checkpoints = sorted(
-        path.relative_to(tmp_path / "honest") for path in (tmp_path / "honest").glob("*/checkpoints/last.ckpt")
+        path.relative_to(tmp_path / "honest")
+        for path in (tmp_path / "honest").glob("*/checkpoints/last.ckpt")
     )
     assert len(checkpoints) > 1
     for path in checkpoints:
-        a, b = (torch.load(tmp_path / run / path, weights_only=True)["state_dict"] for run in ("honest", "fooled"))
+        a, b = (
+            torch.load(tmp_path / run / path, weights_only=True)["state_dict"]
+            for run in ("honest", "fooled")
+        )
         assert all(torch.equal(a[key], b[key]) for key in a), path
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in METHODS if "salient_share" in inspect.signature(registry.find("model", name)).parameters]
+    "name",
+    [
+        name
+        for name in METHODS
+        if "salient_share" in inspect.signature(registry.find("model", name)).parameters
+    ],
 )
 def test_salient_masks_are_learned_from(name, data, tmp_path):
     folder, salient = data.index("train").root.parent, data.index("salient").root.parent
@@ -220,13 +278,34 @@ def test_methods_in_stages_have_their_small_settings():
 
 
 def words(name: str, root: Path, run: Path, steps: int = 4) -> list[str]:
-    settings = {**TINY, "pretraining": "null", "test_sides": "[]", "segmentor": json.dumps(MASK_RCNN)}
-    settings |= {key: value if isinstance(value, str) else json.dumps(value) for key, value in STAGED.get(name, {}).items()}
+    settings = {
+        **TINY,
+        "pretraining": "null",
+        "test_sides": "[]",
+        "segmentor": json.dumps(MASK_RCNN),
+    }
+    settings |= {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in STAGED.get(name, {}).items()
+    }
     del settings["num_stuff"]  # the data's to say
     accepted = inspect.signature(registry.find("model", name)).parameters
     flags = [f"--model.{key}={value}" for key, value in settings.items() if key in accepted]
-    flags += [f"--data.root={root}", "--data.train=8", "--data.val=4", "--data.salient=4", f"--run_dir={run}"]
-    return ["--model", name, *flags, f"--trainer.max_steps={steps}", "--trainer.accelerator=cpu", "--save_every=1"]
+    flags += [
+        f"--data.root={root}",
+        "--data.train=8",
+        "--data.val=4",
+        "--data.salient=4",
+        f"--run_dir={run}",
+    ]
+    return [
+        "--model",
+        name,
+        *flags,
+        f"--trainer.max_steps={steps}",
+        "--trainer.accelerator=cpu",
+        "--save_every=1",
+    ]
 
 
 class PowerCut(Exception):
@@ -254,7 +333,10 @@ def test_interrupted_run_ends_as_an_undisturbed_one(name, root, tmp_path, monkey
     stages = sorted(path.parents[1].name for path in (tmp_path / "whole").glob(f"*/{last}"))
     assert stages
     for stage in stages:
-        a, b = (torch.load(tmp_path / run / stage / last, weights_only=True)["state_dict"] for run in ("whole", "cut"))
+        a, b = (
+            torch.load(tmp_path / run / stage / last, weights_only=True)["state_dict"]
+            for run in ("whole", "cut")
+        )
         assert a.keys() == b.keys()
         assert all(torch.equal(a[key], b[key]) for key in a)
 
@@ -264,7 +346,10 @@ def test_saved_settings_give_the_same_run_and_it_loads(name, root, data, tmp_pat
     fit.main(words(name, root, tmp_path / "a", steps=2))
     fit.main(["--config", str(tmp_path / "a/config.yaml"), "--run_dir", str(tmp_path / "b")])
     a, b = (wsis.load(tmp_path / run).model for run in "ab")
-    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
     if predicts(name):
         assert same(predictions(a, data), predictions(b, data))
 
@@ -274,13 +359,23 @@ def hard_cases(data: Shapes, model: pl.LightningModule) -> dict[str, dict]:
     samples = data.samples("train", train=True, supervision=model.supervision)
     samples.segments = getattr(model, "needs_segments", False)
     usual = samples.sample(0, 0)
-    objects = {key: value for key, value in usual["target"].items() if key not in ("tags", "stuff_tags")}
+    objects = {
+        key: value for key, value in usual["target"].items() if key not in ("tags", "stuff_tags")
+    }
     few = usual["proposals"]
-    none = Proposals(few.boxes[:0], few.scores[:0], few.labels, None if few.members is None else few.members[:0])
+    none = Proposals(
+        few.boxes[:0], few.scores[:0], few.labels, None if few.members is None else few.members[:0]
+    )
     pixel = usual["proposals"].boxes.clone()
     pixel[:, 2:] = pixel[:, :2] + 1
     return {
-        "no tag": {**usual, "target": {"tags": torch.zeros(8), **{key: value[:0] for key, value in objects.items()}}},
+        "no tag": {
+            **usual,
+            "target": {
+                "tags": torch.zeros(8),
+                **{key: value[:0] for key, value in objects.items()},
+            },
+        },
         "no proposal": {**usual, "proposals": none},
         "one-pixel proposals": {**usual, "proposals": usual["proposals"]._replace(boxes=pixel)},
         "every tag": {**usual, "target": {"tags": torch.ones(8), **objects}},
@@ -315,10 +410,18 @@ def test_predictions_are_what_the_glossary_says(name, data):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_two_processes_train_together(name, root, tmp_path):
-    flags = [*words(name, root, tmp_path / "run", steps=2), "--trainer.devices=2", "--trainer.strategy=ddp"]
+    flags = [
+        *words(name, root, tmp_path / "run", steps=2),
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "wsis.fit", *flags], timeout=300, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "wsis.fit", *flags],
+        timeout=300,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert not done.returncode, done.stderr[-3000:]
     stages = [json.loads(path.read_text()) for path in (tmp_path / "run").glob("*/stage.json")]

@@ -7,8 +7,8 @@ import torch
 from pycocotools import mask as rle
 from torchvision.ops import box_iou, masks_to_boxes
 
-from wsis.data.shapes import Shapes
-from wsis.files import InputError
+from wsis.datasets.shapes import Shapes
+from wsis.errors import InputError
 from wsis.models.boxcaseg import (
     BoxCaseg,
     PixelHead,
@@ -20,7 +20,13 @@ from wsis.models.boxcaseg import (
     proxy_box_agreement,
 )
 
-SMALL = {"num_classes": 8, "backbone": "test_byobnet", "weights": "none", "crop": 64, "proxy_crop": 64}
+SMALL = {
+    "num_classes": 8,
+    "backbone": "test_byobnet",
+    "weights": "none",
+    "crop": 64,
+    "proxy_crop": 64,
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +45,10 @@ def batch_of(data: Shapes) -> list:
 def step(batch: list, **settings) -> tuple[dict, BoxCaseg]:
     pl.seed_everything(0, verbose=False)
     model, logged = BoxCaseg(**{**SMALL, **settings}), {}
-    model.log, model.log_dict = (lambda name, value, **_: logged.update({name: value})), (lambda d, **_: logged.update(d))
+    model.log, model.log_dict = (
+        (lambda name, value, **_: logged.update({name: value})),
+        (lambda d, **_: logged.update(d)),
+    )
     model.training_step(batch, 0).backward()
     return logged, model
 
@@ -50,7 +59,13 @@ def learns(module: torch.nn.Module) -> bool:
 
 @pytest.mark.parametrize(
     "heads",
-    [("weak",), ("salient",), ("weak", "salient"), ("weak", "transferred"), ("weak", "salient", "transferred")],
+    [
+        ("weak",),
+        ("salient",),
+        ("weak", "salient"),
+        ("weak", "transferred"),
+        ("weak", "salient", "transferred"),
+    ],
     ids="+".join,
 )
 def test_heads_learn_what_is_theirs(data, heads):
@@ -135,8 +150,13 @@ def test_look_is_the_crop_when_sizes_agree():
 def discs(count: int = 12, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
     y, x = torch.meshgrid(torch.arange(80.0), torch.arange(90.0), indexing="ij")
-    centre, radius = 20 + 45 * torch.rand(count, 2, generator=g), 3 + 15 * torch.rand(count, generator=g)
-    masks = (y - centre[:, :1, None]).square() + (x - centre[:, 1:, None]).square() <= radius[:, None, None] ** 2
+    centre, radius = (
+        20 + 45 * torch.rand(count, 2, generator=g),
+        3 + 15 * torch.rand(count, generator=g),
+    )
+    masks = (y - centre[:, :1, None]).square() + (x - centre[:, 1:, None]).square() <= radius[
+        :, None, None
+    ] ** 2
     boxes = masks_to_boxes(masks) + torch.tensor([0, 0, 1, 1])
     return masks, boxes
 
@@ -149,7 +169,9 @@ def test_merge_gives_pixels_to_the_smallest_box():
         for x in range(90):
             claims = masks[:, y, x].nonzero().flatten().tolist()
             expected = min(claims, key=lambda k: (area[k], k)) if claims else None
-            assert merged[:, y, x].nonzero().flatten().tolist() == ([] if expected is None else [expected])
+            assert merged[:, y, x].nonzero().flatten().tolist() == (
+                [] if expected is None else [expected]
+            )
 
 
 def test_agreement_is_the_iou_of_boxes():
@@ -157,7 +179,10 @@ def test_agreement_is_the_iou_of_boxes():
     boxes = tight + torch.randn(len(tight), 4, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(proxy_box_agreement(masks, boxes), box_iou(tight, boxes).diagonal())
     assert proxy_box_agreement(masks, tight).min() == 1
-    assert proxy_box_agreement(torch.zeros(1, 8, 8, dtype=torch.bool), torch.tensor([[1.0, 1, 4, 4]])) == 0
+    assert (
+        proxy_box_agreement(torch.zeros(1, 8, 8, dtype=torch.bool), torch.tensor([[1.0, 1, 4, 4]]))
+        == 0
+    )
 
 
 def test_predictions_are_masks_in_the_given_boxes(data):
@@ -166,7 +191,9 @@ def test_predictions_are_masks_in_the_given_boxes(data):
     with torch.no_grad():
         found = model.predict(samples.sample(0))
         one = model.segment(samples.sample(0)["image"], found.boxes[1:2])
-        assert torch.allclose(one[0], model.segment(samples.sample(0)["image"], found.boxes)[1], atol=1e-4)
+        assert torch.allclose(
+            one[0], model.segment(samples.sample(0)["image"], found.boxes)[1], atol=1e-4
+        )
     assert torch.equal(found.boxes, samples.sample(0)["target"]["boxes"])
     for mask, (x1, y1, x2, y2) in zip(found.masks, found.boxes.tolist(), strict=True):
         pixels = rle.decode(mask)
@@ -188,15 +215,22 @@ def test_batches_hold_both_kinds_in_the_ratio_asked_for(data, tmp_path):
         return learn(batch, batch_idx)
 
     model.training_step = watched
-    settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    pl.Trainer(accelerator="cpu", max_steps=2, limit_val_batches=0, default_root_dir=tmp_path, **settings).fit(
-        model, datamodule=data
-    )
-    assert [["masks" in sample["target"] for sample in batch] for batch in seen] == [[False] * 5 + [True] * 3] * 2
+    settings = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    pl.Trainer(
+        accelerator="cpu", max_steps=2, limit_val_batches=0, default_root_dir=tmp_path, **settings
+    ).fit(model, datamodule=data)
+    assert [["masks" in sample["target"] for sample in batch] for batch in seen] == [
+        [False] * 5 + [True] * 3
+    ] * 2
 
 
 def test_no_salient_images_at_all(tmp_path):
-    from wsis.data.coco import COCO
+    from wsis.datasets.coco import COCO
 
     with pytest.raises(InputError, match=r"--data.salient DIR"):
         COCO(tmp_path).index("salient")
@@ -205,7 +239,11 @@ def test_no_salient_images_at_all(tmp_path):
 def test_an_image_of_crowded_objects_is_no_background(data):
     model, (sample, *_) = BoxCaseg(**SMALL, crowded=1.0), batch_of(data)
     box = sample["target"]["boxes"][:1]
-    sample["target"] = {**sample["target"], "boxes": box.repeat(2, 1), "crowd": torch.zeros(2, dtype=torch.bool)}
+    sample["target"] = {
+        **sample["target"],
+        "boxes": box.repeat(2, 1),
+        "crowd": torch.zeros(2, dtype=torch.bool),
+    }
     for _ in range(5):
         crop = model.draw(sample)
         assert crop.rows.any()

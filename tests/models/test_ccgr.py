@@ -12,20 +12,23 @@ from pycocotools import mask as rle
 from torch import Tensor, nn
 
 from wsis import fit
-from wsis.data._coco_json import read_coco
-from wsis.data._transforms import cut_target, draw_cut
-from wsis.data.shapes import Augment, Shapes
+from wsis.data.index import read_coco
+from wsis.data.transforms import cut_target, draw_cut
+from wsis.datasets.shapes import Augment, Shapes
+from wsis.errors import InputError
 from wsis.evidence.affinity import AffinityNet
 from wsis.evidence.peaks import Bags
-from wsis.files import InputError
-from wsis.models._ccgr_branches import BagDetector, Boxes, Segmentation, pixels_of
-from wsis.models._ccgr_hints import _bag_records, write_first_hints, write_next_hints
 from wsis.models.ccgr import CCGR, Refinement, cut_out, segmented
-from wsis.run import Run
+from wsis.models.ccgr.branches import BagDetector, Boxes, Segmentation, pixels_of
+from wsis.models.ccgr.hints import _bag_records, write_first_hints, write_next_hints
+from wsis.runs.run import Run
 from wsis.types import Prediction
 
 SMALL = {"num_classes": 3, "backbone": "test_byobnet", "weights": "none"}
-UNET = {"architecture": "Unet", "architecture_args": {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}}
+UNET = {
+    "architecture": "Unet",
+    "architecture_args": {"encoder_depth": 3, "decoder_channels": [16, 8, 8]},
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,9 @@ def sample_of(bags: list[int], labels: list[int], seed: int = 0) -> dict:
     return {
         "image": torch.randint(0, 255, (3, 96, 128), dtype=torch.uint8, generator=g),
         "target": {
-            "boxes": torch.cat([corner, corner + 10 + 20 * torch.rand(sum(bags), 2, generator=g)], 1),
+            "boxes": torch.cat(
+                [corner, corner + 10 + 20 * torch.rand(sum(bags), 2, generator=g)], 1
+            ),
             "labels": torch.tensor(np.repeat(np.array(labels, np.int64), np.array(bags, np.int64))),
             "bag": torch.from_numpy(np.repeat(np.arange(len(bags)), np.array(bags, np.int64))),
         },
@@ -49,7 +54,9 @@ def sample_of(bags: list[int], labels: list[int], seed: int = 0) -> dict:
 
 def detector(**settings) -> BagDetector:
     torch.manual_seed(0)
-    model = BagDetector(**SMALL, output_stride=32, stage=2, hidden=16, features=16, dropout=0.0, **settings)
+    model = BagDetector(
+        **SMALL, output_stride=32, stage=2, hidden=16, features=16, dropout=0.0, **settings
+    )
     model.log = lambda *_, **__: None
     return model
 
@@ -61,12 +68,17 @@ def test_bags_are_scored_and_learnt_as_the_paper_has_it():
     maps = model.backbone([sample["image"] for sample in batch])
     from torchvision.ops import roi_align
 
-    regions = roi_align(maps, [s["target"]["boxes"] for s in batch], 7, 1 / model.backbone.stride, 2, True)
+    regions = roi_align(
+        maps, [s["target"]["boxes"] for s in batch], 7, 1 / model.backbone.stride, 2, True
+    )
     features, start, total = model.trunk(regions), 0, []
     for own, label in zip(scores, (0, 2, 2, 1), strict=True):
         bag = features[start : start + len(own)]
         start += len(own)
-        classes, boxes = model.head.classification(bag).softmax(1), model.head.detection(bag).softmax(0)
+        classes, boxes = (
+            model.head.classification(bag).softmax(1),
+            model.head.detection(bag).softmax(0),
+        )
         torch.testing.assert_close(own, classes * boxes)
         phi = (classes * boxes).sum(0).clamp(1e-6, 1 - 1e-6)
         wanted = torch.eye(3)[label]
@@ -81,7 +93,9 @@ def test_the_best_box_of_each_bag_is_chosen():
     at = [int(scores[0][:, 0].argmax()), 4, 5 + int(scores[2][:, 2].argmax())]
     assert torch.equal(first.boxes, batch[0]["target"]["boxes"][at])
     assert first.labels.tolist() == [0, 2, 2]
-    torch.testing.assert_close(first.scores, torch.stack([scores[0][:, 0].max(), scores[1][0, 2], scores[2][:, 2].max()]))
+    torch.testing.assert_close(
+        first.scores, torch.stack([scores[0][:, 0].max(), scores[1][0, 2], scores[2][:, 2].max()])
+    )
     assert second.labels.tolist() == [1]
 
 
@@ -130,7 +144,9 @@ def test_segmentation_starts_from_and_freezes_the_backbone_that_it_saves_once(tm
     model = Segmentation(**SMALL, freeze=5, **UNET).train()
     assert model.network.encoder.model is model.backbone.network
     assert not any(p.requires_grad for p in model.network.encoder.parameters())
-    assert not any(m.training for m in model.network.encoder.modules() if isinstance(m, nn.BatchNorm2d))
+    assert not any(
+        m.training for m in model.network.encoder.modules() if isinstance(m, nn.BatchNorm2d)
+    )
     assert any(p.requires_grad for p in model.network.decoder.parameters())
     torch.save(model.state_dict(), tmp_path / "model.pt")
     parameters = sum(p.numel() * 4 for p in model.parameters())
@@ -168,16 +184,35 @@ def scene(objects: list[tuple[int, list[int]]], size: tuple[int, int]) -> Tensor
     return logits
 
 
-def labelled(folder: Path, scenes: list, chosen: list[list], peaks: dict, tags: Sequence[int] = (1, 1, 1), **settings) -> list:
+def labelled(
+    folder: Path,
+    scenes: list,
+    chosen: list[list],
+    peaks: dict,
+    tags: Sequence[int] = (1, 1, 1),
+    **settings,
+) -> list:
     (folder / "peaks.json").write_text(json.dumps(peaks))
     logits = {float(n): scene(objects, size) for n, (objects, size) in enumerate(scenes)}
     boxes = [
-        Boxes(torch.tensor([b for _, b in own]).float().view(-1, 4), torch.tensor([c for c, _ in own]), torch.ones(len(own)))
+        Boxes(
+            torch.tensor([b for _, b in own]).float().view(-1, 4),
+            torch.tensor([c for c, _ in own]),
+            torch.ones(len(own)),
+        )
         for own in chosen
     ]
-    model, target = Refinement(Chooser(boxes), Painter(logits), folder / "peaks.json", **settings), {"tags": torch.tensor(tags)}
+    model, target = (
+        Refinement(Chooser(boxes), Painter(logits), folder / "peaks.json", **settings),
+        {"tags": torch.tensor(tags)},
+    )
     batch = [
-        {"image": torch.full((3, *size), n, dtype=torch.uint8), "size": size, "image_id": n + 1, "target": target}
+        {
+            "image": torch.full((3, *size), n, dtype=torch.uint8),
+            "size": size,
+            "image_id": n + 1,
+            "target": target,
+        }
         for n, (_, size) in enumerate(scenes)
     ]
     return model.label(batch)
@@ -185,8 +220,14 @@ def labelled(folder: Path, scenes: list, chosen: list[list], peaks: dict, tags: 
 
 def test_boxes_are_refined_on_their_own_map_and_hold_its_mask(tmp_path):
     """Two images of other sizes, boxes of two classes; a box around nothing is left out."""
-    scenes = [([(0, [20, 20, 60, 50]), (2, [70, 60, 100, 90])], (100, 120)), ([(1, [10, 30, 50, 90])], (110, 70))]
-    chosen = [[(0, [26, 16, 54, 46]), (2, [66, 66, 96, 96])], [(1, [16, 36, 46, 84]), (0, [5, 5, 30, 30])]]
+    scenes = [
+        ([(0, [20, 20, 60, 50]), (2, [70, 60, 100, 90])], (100, 120)),
+        ([(1, [10, 30, 50, 90])], (110, 70)),
+    ]
+    chosen = [
+        [(0, [26, 16, 54, 46]), (2, [66, 66, 96, 96])],
+        [(1, [16, 36, 46, 84]), (0, [5, 5, 30, 30])],
+    ]
     peaks = {"1": [[0, 40, 35], [2, 85, 75]], "2": [[1, 30, 60]]}
     one, two = labelled(tmp_path, scenes, chosen, peaks)
     assert (one.boxes - torch.tensor([[20.0, 20, 60, 50], [70, 60, 100, 90]])).abs().max() < 1.5
@@ -219,7 +260,9 @@ def test_a_box_stops_before_a_second_peak_of_its_class(tmp_path):
 def test_a_box_is_drawn_around_the_whole_of_its_part_at_last(tmp_path):
     """Of two objects of a class within reach the one it holds more of; the other class's beside it does not count."""
     scenes = [([(0, [20, 20, 60, 50]), (0, [64, 20, 70, 50]), (1, [20, 50, 60, 60])], (100, 120))]
-    (found,) = labelled(tmp_path, scenes, [[(0, [26, 22, 68, 46])]], {"1": []}, refinement=0, whole=True)
+    (found,) = labelled(
+        tmp_path, scenes, [[(0, [26, 22, 68, 46])]], {"1": []}, refinement=0, whole=True
+    )
     assert found.boxes.tolist() == [[20, 20, 60, 50]]
     assert rle.area(found.masks[0]) == 40 * 30
 
@@ -236,7 +279,9 @@ def test_boxes_around_what_is_segmented(tmp_path):
 def test_what_an_image_is_not_tagged_with_is_not_segmented(tmp_path):
     """A strong answer for an absent class gives way to the next best."""
     scenes = [([(0, [20, 20, 60, 50]), (1, [70, 60, 100, 90])], (100, 120))]
-    (found,) = labelled(tmp_path, scenes, [[]], {"1": []}, tags=(1, 0, 0), boxes="segmentation", refinement=0)
+    (found,) = labelled(
+        tmp_path, scenes, [[]], {"1": []}, tags=(1, 0, 0), boxes="segmentation", refinement=0
+    )
     assert found.labels.tolist() == [0]
     assert found.boxes.tolist() == [[20, 20, 60, 50]]
 
@@ -255,7 +300,10 @@ class Sighted(AffinityNet):
     def __init__(self, data: Shapes, blind: bool = False) -> None:
         super().__init__(num_classes=8, backbone="test_byobnet", output_stride=32, stage=2, width=8)
         samples = data.samples("train", train=False, supervision="masks")
-        self.known = {s["image"].float().mean().item(): s["target"] for s in (samples.sample(i) for i in range(len(samples)))}
+        self.known = {
+            s["image"].float().mean().item(): s["target"]
+            for s in (samples.sample(i) for i in range(len(samples)))
+        }
         self.blind = blind
 
     def maps(self, image: Tensor, stride: int) -> Tensor:
@@ -294,13 +342,21 @@ def test_first_hints_are_bags_around_peaks_and_pixels_of_tagged_classes(data, tm
         counts = np.bincount([a["bag"] for a in bags.annotations[image["id"]]])
         assert counts.max() <= 4
         for annotation in pixels.annotations[image["id"]]:
-            own = [a for a in index.annotations[image["id"]] if a["category_id"] == annotation["category_id"]]
+            own = [
+                a
+                for a in index.annotations[image["id"]]
+                if a["category_id"] == annotation["category_id"]
+            ]
             truth = rle.merge([a["segmentation"] for a in own])
-            assert rle.iou([annotation["segmentation"]], [truth], [0])[0, 0] > 0.6, "maps at stride 8 know little more"
+            assert rle.iou([annotation["segmentation"]], [truth], [0])[0, 0] > 0.6, (
+                "maps at stride 8 know little more"
+            )
 
 
 def test_next_hints_are_bags_around_detections_and_unions_of_masks(data, tmp_path):
-    write_next_hints(tmp_path, data.index("train").root.parent / "annotations/instances_train2017.json", data, 3)
+    write_next_hints(
+        tmp_path, data.index("train").root.parent / "annotations/instances_train2017.json", data, 3
+    )
     index = data.index("train")
     bags, pixels = (read_coco(tmp_path / f"{name}.json", index.root) for name in ("bags", "pixels"))
     samples = data.samples("train", train=False)
@@ -310,8 +366,12 @@ def test_next_hints_are_bags_around_detections_and_unions_of_masks(data, tmp_pat
         proposals, true = samples.sample(i)["proposals"].boxes, index.annotations[image["id"]]
         for bag, annotation in enumerate(true):
             x, y, w, h = annotation["bbox"]
-            best = box_iou(torch.tensor([[x, y, x + w, y + h]]).float(), proposals)[0].topk(3).values
-            own = torch.tensor([a["bbox"] for a in bags.annotations[image["id"]] if a["bag"] == bag])
+            best = (
+                box_iou(torch.tensor([[x, y, x + w, y + h]]).float(), proposals)[0].topk(3).values
+            )
+            own = torch.tensor(
+                [a["bbox"] for a in bags.annotations[image["id"]] if a["bag"] == bag]
+            )
             own[:, 2:] += own[:, :2]
             found = box_iou(torch.tensor([[x, y, x + w, y + h]]).float(), own)[0]
             torch.testing.assert_close(found, best, atol=1e-3, rtol=0)
@@ -336,12 +396,17 @@ def test_an_image_without_a_peak_is_left_out(data, tmp_path):
     left = {image["id"] for image in index.images[1:]}
     assert peaks[str(index.images[0]["id"])] == []
     for name in ("bags", "pixels"):
-        assert {image["id"] for image in read_coco(tmp_path / f"{name}.json", index.root).images} == left
+        assert {
+            image["id"] for image in read_coco(tmp_path / f"{name}.json", index.root).images
+        } == left
 
 
 def test_a_bag_without_proposals_is_left_out(data):
     """The others keep their numbers, by which they find their peaks."""
-    found = Bags(torch.tensor([[0, 1], [0, 0], [1, 0]]), torch.tensor([[True, True], [False, False], [True, False]]))
+    found = Bags(
+        torch.tensor([[0, 1], [0, 0], [1, 0]]),
+        torch.tensor([[True, True], [False, False], [True, False]]),
+    )
     proposals = torch.tensor([[0.0, 0, 10, 10], [5, 5, 20, 15]])
     records = _bag_records(found, [2, 0, 1], proposals, data.index("train"))
     assert [(r["bag"], r["category_id"], r["bbox"]) for r in records] == [
@@ -363,9 +428,25 @@ def test_a_classifier_without_any_peak_is_told(data, tmp_path):
         ({"stage": 4}, "model.detector needs 5 feature maps"),  # deeper than the classifier
     ],
 )
-def test_a_branch_that_cannot_be_made_is_told_before_anything_is_trained(tmp_path, capsys, setting, message):
-    words = ["--model", "ccgr", "--data.root", str(tmp_path / "shapes"), "--data.train", "2", "--data.val", "1"]
-    words += ["--model.detector", json.dumps({"steps": 3, **setting}), "--run_dir", str(tmp_path / "run")]
+def test_a_branch_that_cannot_be_made_is_told_before_anything_is_trained(
+    tmp_path, capsys, setting, message
+):
+    words = [
+        "--model",
+        "ccgr",
+        "--data.root",
+        str(tmp_path / "shapes"),
+        "--data.train",
+        "2",
+        "--data.val",
+        "1",
+    ]
+    words += [
+        "--model.detector",
+        json.dumps({"steps": 3, **setting}),
+        "--run_dir",
+        str(tmp_path / "run"),
+    ]
     with pytest.raises(SystemExit):
         fit.main(words)
     assert message in capsys.readouterr().err
@@ -377,7 +458,10 @@ class Silent(pl.LightningModule):
 
     def label(self, batch: list) -> list[Prediction]:
         none = torch.zeros(0, dtype=torch.int64)
-        return [Prediction(s["image_id"], s["size"], torch.zeros(0, 4), torch.zeros(0), none, []) for s in batch]
+        return [
+            Prediction(s["image_id"], s["size"], torch.zeros(0, 4), torch.zeros(0), none, [])
+            for s in batch
+        ]
 
 
 def test_labels_of_no_image_at_all_are_told(data, tmp_path):
@@ -391,7 +475,11 @@ def test_labels_of_no_image_at_all_are_told(data, tmp_path):
 
 def test_without_settings_of_the_classifier_they_are_asked_for(data, tmp_path):
     model = CCGR(
-        **SMALL, affinity={"steps": 1}, detector={"steps": 1}, segmentation={"steps": 1, **UNET}, segmentor={"steps": 1}
+        **SMALL,
+        affinity={"steps": 1},
+        detector={"steps": 1},
+        segmentation={"steps": 1, **UNET},
+        segmentor={"steps": 1},
     )
     with pytest.raises(InputError, match=r"model.pretraining needs `steps`"):
         model.stages(Run(tmp_path, lambda *_, **__: None), data)

@@ -12,14 +12,20 @@ from pycocotools import mask as rle
 from scipy import ndimage
 
 from wsis import fit
-from wsis.data._coco_json import read_coco
-from wsis.data._foregrounds import ForegroundPool
-from wsis.data.shapes import Shapes
+from wsis.data.index import read_coco
+from wsis.datasets.shapes import Shapes
+from wsis.errors import InputError
 from wsis.evidence.em import foreground_em, segment_patches
-from wsis.files import InputError
-from wsis.models._em_paste_foregrounds import Segments, choose, first_choice, write_foregrounds, write_segments
-from wsis.models.classifier import Classifier
 from wsis.models.em_paste import EMPaste
+from wsis.models.em_paste.foregrounds import (
+    Segments,
+    choose,
+    first_choice,
+    write_foregrounds,
+    write_segments,
+)
+from wsis.parts.classifier import Classifier
+from wsis.pasting.pool import ForegroundPool
 
 HOW = {"object_like": 1.0, "candidates": 3, "cam_share": 0.2, "patch": 32}
 HOW_EM = {"rounds": 1, "keep": 0.5, "distance": "cosine", "centre": True, "every_segment": False}
@@ -32,7 +38,9 @@ def data(tmp_path_factory) -> Shapes:
 
 
 def save(net: Classifier, folder: Path) -> Path:
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
+    )
     trainer.strategy.connect(net)
     trainer.save_checkpoint(folder / "classifier.ckpt", weights_only=True)
     return folder / "classifier.ckpt"
@@ -67,11 +75,15 @@ def test_segments_are_seen_and_first_chosen_as_algorithm_1_has_it(data, segments
     for i in range(2):
         sample = sample_of(data, i)
         masks, boxes, size = masks_of(sample), sample["proposals"].boxes, sample["size"]
-        features = torch.from_numpy(found.features[found.begin[i] : found.begin[i + 1]].astype(np.float32))
+        features = torch.from_numpy(
+            found.features[found.begin[i] : found.begin[i + 1]].astype(np.float32)
+        )
         assert len(features) == len(masks) == 40
         labels, members = sample["proposals"].labels, sample["proposals"].members
         for k in (0, 7, 31):
-            patch = segment_patches(sample["image"], labels, members[k : k + 1], boxes[k : k + 1], 32)
+            patch = segment_patches(
+                sample["image"], labels, members[k : k + 1], boxes[k : k + 1], 32
+            )
             with torch.no_grad():
                 expected = net.backbone(patch).mean((2, 3))[0]
             torch.testing.assert_close(features[k], expected, atol=1e-2, rtol=1e-2)
@@ -85,7 +97,10 @@ def test_segments_are_seen_and_first_chosen_as_algorithm_1_has_it(data, segments
             torch.testing.assert_close(
                 torch.from_numpy(probabilities.copy()).float(), logits.sigmoid(), atol=5e-3, rtol=0
             )  # mean of maps is map of means
-            high = maps[label] >= maps[label].flatten().topk(int(np.ceil(0.2 * maps[label].numel()))).values[-1]
+            high = (
+                maps[label]
+                >= maps[label].flatten().topk(int(np.ceil(0.2 * maps[label].numel()))).values[-1]
+            )
             y, x = (high.nonzero().float().mean(0) + 0.5) * net.backbone.stride
             ys, xs = np.indices(size) + 0.5
             distance = np.hypot(xs - x.item(), ys - y.item())
@@ -109,13 +124,18 @@ def test_regions_are_where_the_class_map_is_high(data, segments):
             assert found.regions[pair] is None
             continue
         mask = torch.from_numpy(rle.decode(found.regions[pair])).bool()
-        high = torch.nn.functional.interpolate(map_[None, None].relu(), sample["size"], mode="bilinear")[0, 0]
+        high = torch.nn.functional.interpolate(
+            map_[None, None].relu(), sample["size"], mode="bilinear"
+        )[0, 0]
         assert torch.equal(mask, high >= 0.3 * high.max())
 
 
 def test_em_is_over_the_images_of_each_class(segments):
     found = Segments.read(segments)
-    everything = [torch.from_numpy(found.features[found.of(pair)].astype(np.float32)) for pair in range(len(found.label))]
+    everything = [
+        torch.from_numpy(found.features[found.of(pair)].astype(np.float32))
+        for pair in range(len(found.label))
+    ]
     chosen = choose(found, 2, 0.5, "cosine", centre=False, every_segment=True)
     for label in set(found.label.tolist()):
         pairs = np.flatnonzero(found.label == label)
@@ -137,7 +157,9 @@ def test_rounds_choose_eligible_segments_by_what_their_class_alone_has():
     found = Segments(features, eligible, begin, images, label, first, [], [])
     assert (choose(found, 2, 0.5, "cosine") == truth).mean() > 0.95
     assert (choose(found, 2, 0.5, "cosine", centre=False) == truth).mean() < 0.5
-    assert torch.allclose(found.mean(), torch.from_numpy(features.astype(float).mean(0)).float(), atol=1e-4)
+    assert torch.allclose(
+        found.mean(), torch.from_numpy(features.astype(float).mean(0)).float(), atol=1e-4
+    )
     hidden = eligible.copy()
     hidden[(begin[:-1] + truth)[::9]] = False
     few = found._replace(eligible=hidden, first=np.where(hidden[begin[:-1] + first], first, -1))
@@ -155,7 +177,11 @@ def test_the_pool_and_labels_show_the_chosen_segments(data, segments, tmp_path):
     for pair, segment in enumerate(chosen):
         sample = sample_of(data, int(found.image[pair]))
         mask = masks_of(sample)[segment]
-        own = [a for a in labels.annotations[sample["image_id"]] if a["category_id"] == found.label[pair] + 1]
+        own = [
+            a
+            for a in labels.annotations[sample["image_id"]]
+            if a["category_id"] == found.label[pair] + 1
+        ]
         (annotation,) = (a for a in own if not a["iscrowd"])
         assert np.array_equal(rle.decode(annotation["segmentation"]).astype(bool), mask)
         assert annotation["score"] == found.probabilities[pair][segment]
@@ -171,12 +197,16 @@ def test_the_pool_and_labels_show_the_chosen_segments(data, segments, tmp_path):
         number += 1
     assert number == len(entries) == len(pool)
     assert pool.provenance["supervision"] == "tags"
-    assert {int(path.stem) for path in (tmp_path / "sheets").glob("*.jpg")} == set(found.label.tolist())
+    assert {int(path.stem) for path in (tmp_path / "sheets").glob("*.jpg")} == set(
+        found.label.tolist()
+    )
 
 
 def test_unsure_foregrounds_are_dropped(data, segments, tmp_path):
     found = Segments.read(segments)
-    sure = sorted(float(p[c]) for p, c in zip(found.probabilities, choose(found, **HOW_EM), strict=True))
+    sure = sorted(
+        float(p[c]) for p, c in zip(found.probabilities, choose(found, **HOW_EM), strict=True)
+    )
     limit = (sure[2] + sure[3]) / 2
     write_foregrounds(tmp_path, segments, data, **{**EM, "least_probability": limit})
     labels = read_coco(tmp_path / "labels.json", data.index("train").root)
@@ -195,14 +225,23 @@ def with_proposals(data: Shapes, change) -> SimpleNamespace:
         given = sample_of(data, i)
         return {**given, "proposals": change(i, given["proposals"])}
 
-    stand_in = type("Changed", (), {"__len__": lambda _: len(samples), "sample": lambda _, i: sample(i), "segments": True})()
+    stand_in = type(
+        "Changed",
+        (),
+        {"__len__": lambda _: len(samples), "sample": lambda _, i: sample(i), "segments": True},
+    )()
     return SimpleNamespace(
-        samples=lambda *_, **__: stand_in, index=data.index, class_names=data.class_names, proposal_file=lambda _: None
+        samples=lambda *_, **__: stand_in,
+        index=data.index,
+        class_names=data.class_names,
+        proposal_file=lambda _: None,
     )
 
 
 def cut(proposals, rows):
-    return proposals._replace(boxes=proposals.boxes[rows], scores=proposals.scores[rows], members=proposals.members[rows])
+    return proposals._replace(
+        boxes=proposals.boxes[rows], scores=proposals.scores[rows], members=proposals.members[rows]
+    )
 
 
 def test_images_without_segments_have_no_foreground(data, tmp_path):
@@ -213,7 +252,9 @@ def test_images_without_segments_have_no_foreground(data, tmp_path):
     assert ((found.first < 0) == np.isin(found.image, [0, 3])).all()
     write_foregrounds(tmp_path / "pool", tmp_path, some, **EM)
     labels = read_coco(tmp_path / "pool/labels.json", data.index("train").root)
-    with_objects = [any(not a["iscrowd"] for a in labels.annotations[image["id"]]) for image in labels.images]
+    with_objects = [
+        any(not a["iscrowd"] for a in labels.annotations[image["id"]]) for image in labels.images
+    ]
     assert with_objects == [False, True, True, False, True]
     none = with_proposals(data, lambda i, p: cut(p, slice(0)))
     with pytest.raises(InputError, match="give other proposals"):
@@ -245,8 +286,15 @@ def test_boxes_alone_are_refused(data, tmp_path):
 
 
 def test_settings_of_pasting_are_the_users():
-    paste = EMPaste(objects=(1, 4), select="balanced", where="space", backgrounds="black").paste(Path("pool"))
-    assert (paste.objects, paste.select, paste.where, paste.backgrounds) == ((1, 4), "balanced", "space", "black")
+    paste = EMPaste(objects=(1, 4), select="balanced", where="space", backgrounds="black").paste(
+        Path("pool")
+    )
+    assert (paste.objects, paste.select, paste.where, paste.backgrounds) == (
+        (1, 4),
+        "balanced",
+        "space",
+        "black",
+    )
     assert EMPaste().paste(Path("pool")).objects == (4, 4), "the paper's"
 
 
@@ -259,7 +307,14 @@ def test_settings_of_pasting_are_the_users():
     ],
 )
 def test_wrong_settings_are_told_before_anything_is_trained(flag, message, tmp_path, capsys):
-    words = ["--model", "em_paste", "--data.root", str(tmp_path / "shapes"), "--data.train=2", "--data.val=1"]
+    words = [
+        "--model",
+        "em_paste",
+        "--data.root",
+        str(tmp_path / "shapes"),
+        "--data.train=2",
+        "--data.val=1",
+    ]
     with pytest.raises(SystemExit):
         fit.main([*words, flag, "--run_dir", str(tmp_path / "run")])
     assert message in capsys.readouterr().err

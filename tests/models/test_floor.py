@@ -10,7 +10,13 @@ from pycocotools import mask as rle
 from wsis.models.cam import CAM, answer, cut
 from wsis.types import Proposals
 
-SMALL = {"num_classes": 2, "backbone": "test_byobnet", "weights": "none", "output_stride": 32, "stage": 2}
+SMALL = {
+    "num_classes": 2,
+    "backbone": "test_byobnet",
+    "weights": "none",
+    "output_stride": 32,
+    "stage": 2,
+}
 
 
 def test_pieces_are_cut_at_a_fraction_of_the_maximum():
@@ -24,7 +30,9 @@ def test_a_piece_is_answered_by_the_proposal_of_greatest_overlap():
     g = torch.Generator().manual_seed(0)
     labels = torch.randint(-1, 6, (12, 10), generator=g).int()
     members = torch.rand(9, 6, generator=g) > 0.5
-    proposals = Proposals(torch.rand(9, 4, generator=g), torch.rand(9, generator=g), labels, members)
+    proposals = Proposals(
+        torch.rand(9, 4, generator=g), torch.rand(9, generator=g), labels, members
+    )
     masks = np.stack([row.numpy()[labels] & (labels.numpy() >= 0) for row in members])
     piece = np.zeros((12, 10), bool)
     piece[2:9, 3:8] = True
@@ -42,7 +50,9 @@ def test_without_proposals_a_piece_answers_for_itself_and_padding_shifts_nothing
     model.classifier.forward = lambda images: maps
     size = (64 * stride - 3, 64 * stride - 1)  # the network pads it
     none = Proposals(torch.zeros(0, 4), torch.zeros(0))
-    found = model.predict({"image": torch.zeros(3, *size, dtype=torch.uint8), "image_id": 7, "proposals": none})
+    found = model.predict(
+        {"image": torch.zeros(3, *size, dtype=torch.uint8), "image_id": 7, "proposals": none}
+    )
     assert found.labels.tolist() == [1]
     x1, y1, x2, y2 = found.boxes[0].tolist()
     assert ((x1 + x2) / 2, (y1 + y2) / 2) == pytest.approx((60.5 * stride, 5.5 * stride))

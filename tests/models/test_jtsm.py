@@ -6,19 +6,35 @@ import pytorch_lightning as pl
 import torch
 from pycocotools import mask as rle
 
-from wsis.data.shapes import Shapes
-from wsis.files import InputError
+from wsis.datasets.shapes import Shapes
+from wsis.errors import InputError
 from wsis.losses import image_loss, semantic_loss
 from wsis.models.jtsm import JTSM, Mined
 from wsis.nn.detection import Foreground
 
-SMALL = {"num_classes": 8, "num_stuff": 3, "backbone": "test_byobnet", "weights": "none", "output_stride": 32, "stage": 1}
-SMALL |= {"hidden": 16, "features": 16, "mask_width": 8, "test_sides": (), "test_flip": False, "stuff_area": 100}
+SMALL = {
+    "num_classes": 8,
+    "num_stuff": 3,
+    "backbone": "test_byobnet",
+    "weights": "none",
+    "output_stride": 32,
+    "stage": 1,
+}
+SMALL |= {
+    "hidden": 16,
+    "features": 16,
+    "mask_width": 8,
+    "test_sides": (),
+    "test_flip": False,
+    "stuff_area": 100,
+}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Shapes:
-    made = Shapes(root=tmp_path_factory.mktemp("shapes"), train=8, val=2, salient=2, max_proposals=200)
+    made = Shapes(
+        root=tmp_path_factory.mktemp("shapes"), train=8, val=2, salient=2, max_proposals=200
+    )
     made.prepare_data()
     return made
 
@@ -32,7 +48,10 @@ def samples_of(data: Shapes, split: str):
 def step(data: Shapes, drop: str | None = None, **settings) -> tuple[dict, JTSM]:
     pl.seed_everything(0, verbose=False)
     model, logged = JTSM(**{**SMALL, **settings}), {}
-    model.log, model.log_dict = (lambda name, value, **_: logged.update({name: value})), (lambda d, **_: logged.update(d))
+    model.log, model.log_dict = (
+        (lambda name, value, **_: logged.update({name: value})),
+        (lambda d, **_: logged.update(d)),
+    )
     samples = samples_of(data, "train")
     batch = [samples.sample(i, draw=3) for i in range(2)]
     for sample in batch:
@@ -57,14 +76,25 @@ def evaluated(data: Shapes, i: int = 0):
         ({"stuff": False, "instances": False}, set()),
         ({"refinements": 0}, {"instance", "semantic"}),
         ({"mask_heads": 1, "regression": False}, {"instance", "semantic"}),
-        *(({"pooling": how}, {"instance", "semantic"}) for how in ("roi_pool", "roi_align", "moi_pool_interpolated")),
+        *(
+            ({"pooling": how}, {"instance", "semantic"})
+            for how in ("roi_pool", "roi_align", "moi_pool_interpolated")
+        ),
         ({"compensation": "released"}, {"instance", "semantic"}),
     ],
 )
 def test_every_setting_of_the_paper_trains_and_predicts(data, settings, branches):
     logged, model = step(data, **settings)
-    assert {name.removeprefix("train/") for name in logged} == {"loss", "mil", "refinement", "box", *branches}
-    assert torch.allclose(logged["train/loss"], sum(value for name, value in logged.items() if name != "train/loss"))
+    assert {name.removeprefix("train/") for name in logged} == {
+        "loss",
+        "mil",
+        "refinement",
+        "box",
+        *branches,
+    }
+    assert torch.allclose(
+        logged["train/loss"], sum(value for name, value in logged.items() if name != "train/loss")
+    )
     sample = evaluated(data)
     with torch.no_grad():
         found = model.eval().predict(sample)
@@ -76,12 +106,18 @@ def test_every_setting_of_the_paper_trains_and_predicts(data, settings, branches
     classes = found.panoptic[..., 0]
     assert tuple(classes.shape) == sample["size"]
     assert set(classes.unique().tolist()) <= set(range(-1, 11))
-    assert (classes >= 8).float().mean() > 0.5, "an untrained model sees no things, and stuff nearly everywhere"
+    assert (classes >= 8).float().mean() > 0.5, (
+        "an untrained model sees no things, and stuff nearly everywhere"
+    )
 
 
 def test_both_branches_and_the_streams_learn(data):
     _, model = step(data)
-    still = {name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())}
+    still = {
+        name
+        for name, p in model.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.any())
+    }
     assert not still
 
 
@@ -102,7 +138,9 @@ def test_data_without_stuff():
 
 
 def test_boxes_cannot_be_mined(data):
-    model = JTSM(**{**SMALL, "pooling": "roi_pool", "instances": False, "semantics": False, "stuff": False}).eval()
+    model = JTSM(
+        **{**SMALL, "pooling": "roi_pool", "instances": False, "semantics": False, "stuff": False}
+    ).eval()
     sample = evaluated(data)
     sample["proposals"] = sample["proposals"]._replace(labels=None, members=None)
     with pytest.raises(InputError, match="segments are needed"):
@@ -133,7 +171,9 @@ def test_mined_masks_lie_on_their_objects(data, reestimate):
     segments = sample["proposals"].members[mined.best][:, sample["proposals"].labels.long()]
     for mask, segment, box in zip(masks, segments, mined.things.boxes.int().tolist(), strict=True):
         within = segment[box[1] : box[3], box[0] : box[2]].float()
-        small = torch.nn.functional.interpolate(within[None, None], (28, 28), mode="nearest-exact")[0, 0]
+        small = torch.nn.functional.interpolate(within[None, None], (28, 28), mode="nearest-exact")[
+            0, 0
+        ]
         iou = (mask * small).sum() / (mask + small).clamp(max=1).sum()
         assert iou > (0.6 if reestimate else 0.9)
 
@@ -149,10 +189,20 @@ def test_masks_and_canvas_follow_a_flip(data, reestimate):
     mirrored = {**sample, "view": sample["view"]._replace(flip=True)}
     mirrored["proposals"] = proposals._replace(boxes=boxes, labels=proposals.labels.flip(1))
     there = mined._replace(things=mined.things._replace(boxes=boxes[mined.things.proposals]))
-    plain, flipped = model.instance_masks(mined, sample), model.instance_masks(there, mirrored).flip(-1)
-    assert (plain != flipped).float().mean() < 0.02, "windows are rounded to whole pixels from the other side"
-    features = torch.zeros(1, 4, sample["size"][0] // model.backbone.stride, width // model.backbone.stride)
-    plain, flipped = model.canvas(mined, sample, features), model.canvas(there, mirrored, features).flip(-1)
+    plain, flipped = (
+        model.instance_masks(mined, sample),
+        model.instance_masks(there, mirrored).flip(-1),
+    )
+    assert (plain != flipped).float().mean() < 0.02, (
+        "windows are rounded to whole pixels from the other side"
+    )
+    features = torch.zeros(
+        1, 4, sample["size"][0] // model.backbone.stride, width // model.backbone.stride
+    )
+    plain, flipped = (
+        model.canvas(mined, sample, features),
+        model.canvas(there, mirrored, features).flip(-1),
+    )
     assert {0, 255} <= set(plain.unique().tolist()) <= {0, 2, 255}
     assert (plain != flipped).float().mean() < 0.02
 
@@ -164,7 +214,8 @@ def test_higher_scores_are_painted_on_top(data):
     mil = torch.zeros_like(heads.mil)
     mil[5, 8], mil[5, 10], mil[9, 9] = 0.3, 0.6, 0.1
     _, mined = model.mining_losses(
-        heads._replace(mil=mil), {**sample, "target": {**sample["target"], "stuff_tags": torch.ones(3)}}
+        heads._replace(mil=mil),
+        {**sample, "target": {**sample["target"], "stuff_tags": torch.ones(3)}},
     )
     assert mined.stuff.tolist() == [1, 0, 2]
     assert mined.stuff_best.tolist() == [9, 5, 5]

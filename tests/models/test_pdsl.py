@@ -2,11 +2,18 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from wsis.data.shapes import Shapes
+from wsis.datasets.shapes import Shapes
 from wsis.models.pdsl import PDSL
 from wsis.nn.detection import Foreground
 
-SMALL = {"num_classes": 8, "backbone": "test_byobnet", "weights": "none", "output_stride": 32, "stage": 1, "hidden": 16}
+SMALL = {
+    "num_classes": 8,
+    "backbone": "test_byobnet",
+    "weights": "none",
+    "output_stride": 32,
+    "stage": 1,
+    "hidden": 16,
+}
 SMALL |= {"features": 16, "mask_width": 8, "test_sides": (), "test_flip": False}
 
 
@@ -25,7 +32,10 @@ def batch_of(data: Shapes) -> list:
 def step(data: Shapes, **settings) -> tuple[dict, PDSL]:
     pl.seed_everything(0, verbose=False)
     model, logged = PDSL(**{**SMALL, **settings}), {}
-    model.log, model.log_dict = (lambda name, value, **_: logged.update({name: value})), (lambda d, **_: logged.update(d))
+    model.log, model.log_dict = (
+        (lambda name, value, **_: logged.update({name: value})),
+        (lambda d, **_: logged.update(d)),
+    )
     model.training_step(batch_of(data), 0).backward()
     return logged, model
 
@@ -33,7 +43,12 @@ def step(data: Shapes, **settings) -> tuple[dict, PDSL]:
 def test_the_loss_is_the_sum_of_its_parts(data):
     for weight in (0.0, 0.5, 1.0):
         logged, _ = step(data, correlation=weight)
-        parts = logged["train/mil"] + logged["train/refinement"] + logged["train/box"] + logged["train/mask"]
+        parts = (
+            logged["train/mil"]
+            + logged["train/refinement"]
+            + logged["train/box"]
+            + logged["train/mask"]
+        )
         assert torch.allclose(logged["train/loss"], parts + weight * logged["train/correlation"])
 
 
@@ -46,7 +61,9 @@ def test_correlation_teaches_the_masks_and_not_the_detection(data):
             assert torch.equal(a.grad, b.grad)
 
 
-@pytest.mark.parametrize("settings", [{"refinements": 0}, {"mask_heads": 0}, {"seeds": 1}, {"correlation_target": "own"}])
+@pytest.mark.parametrize(
+    "settings", [{"refinements": 0}, {"mask_heads": 0}, {"seeds": 1}, {"correlation_target": "own"}]
+)
 def test_ablations_train_and_predict(data, settings):
     logged, model = step(data, **settings)
     assert all(torch.as_tensor(value).isfinite() for value in logged.values())
@@ -71,7 +88,9 @@ def test_seed_masks_follow_a_flip(data):
     mirrored[:, 0], mirrored[:, 2] = width - boxes[:, 2], width - boxes[:, 0]
     flipped = {**sample, "view": sample["view"]._replace(flip=True)}
     plain = model.seed_masks([found], [sample])
-    assert torch.equal(model.seed_masks([found._replace(boxes=mirrored)], [flipped]), plain.flip(-1))
+    assert torch.equal(
+        model.seed_masks([found._replace(boxes=mirrored)], [flipped]), plain.flip(-1)
+    )
     assert 0.2 < plain.mean() < 0.98
 
 

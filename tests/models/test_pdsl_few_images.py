@@ -4,8 +4,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from wsis.models.classifier import Classifier
 from wsis.models.pdsl import PDSL
+from wsis.parts.classifier import Classifier
 from wsis.types import Proposals
 
 SMALL = {"backbone": "test_byobnet", "weights": "none", "output_stride": 32, "stage": 2}
@@ -14,7 +14,13 @@ BOXES = torch.tensor([[0.0, 0, 40, 40], [10, 10, 60, 60], [12, 12, 62, 58], [30,
 
 def build(**settings):
     torch.manual_seed(0)
-    rest = {"mask_width": 8, "test_sides": (), "refinements": 2, "regression": False, "context": 1.8}
+    rest = {
+        "mask_width": 8,
+        "test_sides": (),
+        "refinements": 2,
+        "regression": False,
+        "context": 1.8,
+    }
     return PDSL(5, **SMALL, **rest, **settings)
 
 
@@ -26,7 +32,12 @@ class Stages:
 
     def fit(self, name, model, data, **_):
         self.made.append(name)
-        trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=self.folder)
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            default_root_dir=self.folder,
+        )
         trainer.strategy.connect(model)
         trainer.save_checkpoint(self.folder / f"{name}.ckpt", weights_only=True)
         return self.folder / f"{name}.ckpt"
@@ -43,8 +54,12 @@ def test_begins_as_its_classifier(tmp_path):
         features = classifier.backbone.eval()([image])
         (found,) = model.detection(model.backbone([image]), [Proposals(whole, torch.zeros(1))])
         expected = classifier.head(features.mean((2, 3), keepdim=True)).flatten().softmax(0)
-    assert torch.allclose(found.mil[0], expected, atol=0.02), "one proposal, the whole image: the classifier's own opinion"
-    assert torch.allclose(found.logits[0], torch.zeros(1, 6), atol=1e-5), "nothing around the image to contrast it with"
+    assert torch.allclose(found.mil[0], expected, atol=0.02), (
+        "one proposal, the whole image: the classifier's own opinion"
+    )
+    assert torch.allclose(found.logits[0], torch.zeros(1, 6), atol=1e-5), (
+        "nothing around the image to contrast it with"
+    )
 
 
 @pytest.mark.parametrize("background", [0.0, 1.0])
@@ -56,7 +71,9 @@ def test_background_weight_decides_whether_background_teaches(background):
     proposals = Proposals(torch.cat([BOXES[:1], far]), torch.tensor([1.0, 0, 0]))
     model.hparams["prior"] = 1.0  # only the first can be the pseudo-label
     (heads,) = model.detection(model.backbone([image]), [proposals])
-    losses, _ = model.detection_losses(heads, {"image": image, "proposals": proposals, "target": {"tags": tags}})
+    losses, _ = model.detection_losses(
+        heads, {"image": image, "proposals": proposals, "target": {"tags": tags}}
+    )
     (slope,) = torch.autograd.grad(losses["refinement"], heads.logits[0])
     assert slope[0].abs().sum() > 0
     assert bool(slope[1:].abs().sum() > 0) == bool(background)

@@ -10,7 +10,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from wsis.files import InputError
+from wsis.errors import InputError
 from wsis.nn.backbone import Backbone, weights_follow
 
 SHARED = Path(os.environ.get("WSIS_SHARED", Path(__file__).parents[3] / "shared"))
@@ -19,7 +19,9 @@ MOBILENET = SHARED / "data/weights/mobilenetv2_100.safetensors"
 
 def images(*sizes: tuple[int, int]) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in sizes]
+    return [
+        torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in sizes
+    ]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,9 @@ def test_dilation_samples_the_strided_network_finer(name):
     coarse.network.load_state_dict(fine.network.state_dict())
     batch = images((160, 160))
     finer, strided = fine(batch)[:, :, ::2, ::2], coarse(batch)
-    torch.testing.assert_close(finer[..., 4:-4, 4:-4], strided[..., 4:-4, 4:-4], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        finer[..., 4:-4, 4:-4], strided[..., 4:-4, 4:-4], rtol=1e-3, atol=1e-4
+    )
 
 
 def test_normalised_by_hand_then_padded_with_zeros():
@@ -75,7 +79,9 @@ def test_normalised_by_hand_then_padded_with_zeros():
 
 def test_resnet_ws_takes_the_authors_means():
     out = Backbone("resnet18_ws", "none").normalise(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
-    torch.testing.assert_close(out[0, :, 0, 0], -torch.tensor([122.7717, 115.9465, 102.9801]), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        out[0, :, 0, 0], -torch.tensor([122.7717, 115.9465, 102.9801]), rtol=1e-5, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_100", "resnet18_ws"])
@@ -89,9 +95,17 @@ def test_frozen_stages_do_not_move(name, freeze):
         optimiser = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=0.1)
         features.square().mean().backward()
         optimiser.step()
-    moved = {key for key, value in backbone.state_dict().items() if not torch.equal(value, before[key])}
+    moved = {
+        key for key, value in backbone.state_dict().items() if not torch.equal(value, before[key])
+    }
     stages = {
-        "resnet18": ["network.conv1.", "network.layer1.", "network.layer2.", "network.layer3.", "network.layer4."],
+        "resnet18": [
+            "network.conv1.",
+            "network.layer1.",
+            "network.layer2.",
+            "network.layer3.",
+            "network.layer4.",
+        ],
         "mobilenetv2_100": [
             "network.conv_stem.",
             "network.blocks.1.",
@@ -99,7 +113,13 @@ def test_frozen_stages_do_not_move(name, freeze):
             "network.blocks.4.",
             "network.blocks.6.",
         ],
-        "resnet18_ws": ["network.stem.", "network.res2.", "network.res3.", "network.res4.", "network.res5."],
+        "resnet18_ws": [
+            "network.stem.",
+            "network.res2.",
+            "network.res3.",
+            "network.res4.",
+            "network.res5.",
+        ],
     }[name]
     for i, stage in enumerate(stages):
         assert any(key.startswith(stage) for key in moved) == (i >= freeze), stage
@@ -131,7 +151,9 @@ def full(name: str) -> torch.nn.Module:
 def test_full_classifier_file_gives_its_features(tmp_path, name, suffix):
     network = full(name)
     path = tmp_path / f"weights{suffix}"
-    save_file(network.state_dict(), path) if suffix == ".safetensors" else torch.save(network.state_dict(), path)
+    save_file(network.state_dict(), path) if suffix == ".safetensors" else torch.save(
+        network.state_dict(), path
+    )
     backbone = Backbone(name, str(path), output_stride=32).eval()
     batch = images((64, 64))
     expected = network.forward_intermediates(backbone.normalise(batch), intermediates_only=True)[-1]
@@ -142,7 +164,9 @@ def test_own_checkpoint(tmp_path):
     torch.manual_seed(0)
     teacher = Backbone("resnet18", "none", mean=(0.5, 0.5, 0.5), freeze=0)
     state = {f"backbone.{key}": value for key, value in teacher.state_dict().items()}
-    torch.save({"state_dict": {**state, "head.weight": torch.zeros(2, 512)}}, tmp_path / "last.ckpt")
+    torch.save(
+        {"state_dict": {**state, "head.weight": torch.zeros(2, 512)}}, tmp_path / "last.ckpt"
+    )
     student = Backbone("resnet18", str(tmp_path / "last.ckpt"))
     batch = images((32, 32))
     torch.testing.assert_close(student.eval()(batch), teacher.eval()(batch))
@@ -160,22 +184,40 @@ def caffe2_name(key: str) -> str:
         "weight": "w",
     }
     layer, kind = next((key[: -len(k) - 1], v) for k, v in kinds.items() if key.endswith(k))
-    for ours, theirs in [("shortcut", "branch1"), ("conv1", "branch2a"), ("conv2", "branch2b"), ("conv3", "branch2c")]:
+    for ours, theirs in [
+        ("shortcut", "branch1"),
+        ("conv1", "branch2a"),
+        ("conv2", "branch2b"),
+        ("conv3", "branch2c"),
+    ]:
         layer = layer.replace(ours, theirs) if layer.startswith("res") else layer
     return f"{layer.replace('stem.conv', 'conv1_').replace('.', '_')}_{kind}"
 
 
-@pytest.mark.parametrize(("name", "style"), [("resnet18_ws_v2", "caffe2"), ("resnet50_ws", "detectron2")])
+@pytest.mark.parametrize(
+    ("name", "style"), [("resnet18_ws_v2", "caffe2"), ("resnet50_ws", "detectron2")]
+)
 def test_authors_pickle(tmp_path, name, style):
     torch.manual_seed(0)
     source = Backbone(name, "none").eval()
-    arrays = {k: v.numpy() for k, v in source.network.state_dict().items() if not k.endswith("num_batches_tracked")}
-    arrays["stem.conv1.weight"] = np.ascontiguousarray(arrays["stem.conv1.weight"][:, ::-1])  # theirs looks at BGR
+    arrays = {
+        k: v.numpy()
+        for k, v in source.network.state_dict().items()
+        if not k.endswith("num_batches_tracked")
+    }
+    arrays["stem.conv1.weight"] = np.ascontiguousarray(
+        arrays["stem.conv1.weight"][:, ::-1]
+    )  # theirs looks at BGR
     if style == "caffe2":
         arrays = {caffe2_name(k): v for k, v in arrays.items()}
-        content = {"blobs": {**arrays, "conv1_1_w_momentum": np.zeros(3), "pred_w": np.zeros((1000, 512))}}
+        content = {
+            "blobs": {**arrays, "conv1_1_w_momentum": np.zeros(3), "pred_w": np.zeros((1000, 512))}
+        }
     else:
-        content = {"model": {**arrays, "linear.weight": np.zeros((1000, 512))}, "__author__": "test"}
+        content = {
+            "model": {**arrays, "linear.weight": np.zeros((1000, 512))},
+            "__author__": "test",
+        }
     path = tmp_path / "weights.pkl"
     path.write_bytes(pickle.dumps(content, protocol=2 if style == "caffe2" else 4))
     batch = images((48, 48))
@@ -232,7 +274,9 @@ def test_hub_out_of_reach(monkeypatch):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(timm.models._builder, "load_pretrained", unreachable)
-    with pytest.raises(InputError, match=r"backbone resnet18: no route to host; give .* a file") as error:
+    with pytest.raises(
+        InputError, match=r"backbone resnet18: no route to host; give .* a file"
+    ) as error:
         Backbone("resnet18")
     assert one_line(error)
 
@@ -252,17 +296,28 @@ def test_real_weights_see_what_is_in_real_images():
     from PIL import Image
 
     args, half = {"pad_type": "same"}, (0.5, 0.5, 0.5)
-    backbone = Backbone("mobilenetv2_100", str(MOBILENET), output_stride=16, model_args=args, mean=half, std=half).eval()
+    backbone = Backbone(
+        "mobilenetv2_100", str(MOBILENET), output_stride=16, model_args=args, mean=half, std=half
+    ).eval()
     overlay = {"file": str(MOBILENET)}
-    network = timm.create_model("mobilenetv2_100", pretrained=True, pretrained_cfg_overlay=overlay, **args).eval()
+    network = timm.create_model(
+        "mobilenetv2_100", pretrained=True, pretrained_cfg_overlay=overlay, **args
+    ).eval()
     paths = sorted((SHARED / "data/coco/val2017").glob("*.jpg"))[:4]
-    batch = [torch.tensor(np.array(Image.open(p).convert("RGB").resize((224, 224)))).permute(2, 0, 1) for p in paths]
+    batch = [
+        torch.tensor(np.array(Image.open(p).convert("RGB").resize((224, 224)))).permute(2, 0, 1)
+        for p in paths
+    ]
     with torch.no_grad():
         features = backbone(batch)
-        as_built = network.forward_intermediates(backbone.normalise(batch), intermediates_only=True)[-1]
+        as_built = network.forward_intermediates(
+            backbone.normalise(batch), intermediates_only=True
+        )[-1]
         sure = network(backbone.normalise(batch)).softmax(1).amax(1)
     assert sure.mean() > 0.1  # chance is 0.001
     pooled = torch.nn.functional.normalize(features.mean((2, 3)), dim=1)
     assert (pooled @ pooled.T).fill_diagonal_(0).max() < 0.99
-    correlation = torch.corrcoef(torch.stack([features.mean((2, 3)).flatten(), as_built.mean((2, 3)).flatten()]))[0, 1]
+    correlation = torch.corrcoef(
+        torch.stack([features.mean((2, 3)).flatten(), as_built.mean((2, 3)).flatten()])
+    )[0, 1]
     assert correlation > 0.9

@@ -4,7 +4,15 @@ import torch
 from torchvision.ops import box_iou
 
 from wsis.losses import refinement_loss
-from wsis.nn.detection import Detection, Foreground, _regression_loss, average, foreground, nearest_seeds, refine
+from wsis.nn.detection import (
+    Detection,
+    Foreground,
+    _regression_loss,
+    average,
+    foreground,
+    nearest_seeds,
+    refine,
+)
 from wsis.nn.mil import Pseudo, decode, encode, match, mine
 
 
@@ -17,7 +25,9 @@ def boxes_of(count: int, seed: int = 0) -> torch.Tensor:
 def pseudo_of(boxes: torch.Tensor, labels: list[int]) -> Pseudo:
     count = len(boxes)
     scores = torch.linspace(0.2, 0.9, count)
-    return Pseudo(boxes, torch.tensor(labels), scores, torch.full((count,), 0.5), torch.arange(count))
+    return Pseudo(
+        boxes, torch.tensor(labels), scores, torch.full((count,), 0.5), torch.arange(count)
+    )
 
 
 def test_foreground_holds_what_was_matched_and_no_more_than_asked():
@@ -28,7 +38,9 @@ def test_foreground_holds_what_was_matched_and_no_more_than_asked():
     assert torch.equal(found.boxes, proposals[found.proposals])
     assert torch.equal(found.labels, pseudo.labels[found.pseudo])
     assert torch.equal(found.scores, pseudo.scores[found.pseudo])
-    assert torch.allclose(found.overlap, box_iou(found.boxes, pseudo.boxes).gather(1, found.pseudo[:, None])[:, 0])
+    assert torch.allclose(
+        found.overlap, box_iou(found.boxes, pseudo.boxes).gather(1, found.pseudo[:, None])[:, 0]
+    )
     few = foreground(proposals, pseudo, matched, 5)
     assert len(few.boxes) == 5 == len(set(few.proposals.tolist()))
 
@@ -54,7 +66,9 @@ def test_regression_loss_is_zero_where_the_deltas_arrive():
     assert loss > 0
     (gradient,) = torch.autograd.grad(loss, deltas)
     moved = gradient.abs().sum(-1).nonzero().tolist()
-    assert sorted(moved) == sorted([p, int(matched.labels[p])] for p in matched.foreground.nonzero().flatten().tolist())
+    assert sorted(moved) == sorted(
+        [p, int(matched.labels[p])] for p in matched.foreground.nonzero().flatten().tolist()
+    )
     goal = pseudo.boxes[matched.pseudo]
     with torch.no_grad():
         exact = encode(goal, proposals)[:, None].expand(-1, 5, -1)
@@ -73,13 +87,22 @@ def test_a_mirrored_view_says_the_same():
 
 def test_each_head_learns_from_the_one_before():
     proposals, tags, mil = boxes_of(40), torch.tensor([1.0, 0, 1, 0, 0]), torch.rand(40, 5) / 40
-    logits, deltas = [torch.randn(40, 6) for _ in range(2)], [torch.randn(40, 5, 4) * 0.2 for _ in range(2)]
+    logits, deltas = (
+        [torch.randn(40, 6) for _ in range(2)],
+        [torch.randn(40, 5, 4) * 0.2 for _ in range(2)],
+    )
     learnt = refine(Detection(mil, logits, deltas), tags, proposals, (120, 150))
     moved = [decode(d, proposals, (120, 150)) for d in deltas]
-    given = [(mil, proposals), *((logit.softmax(1), boxes) for logit, boxes in zip(logits, moved, strict=True))]
+    given = [
+        (mil, proposals),
+        *((logit.softmax(1), boxes) for logit, boxes in zip(logits, moved, strict=True)),
+    ]
     found = [mine(scores, tags, mil.sum(0), boxes) for scores, boxes in given]
     matched = [match(proposals, pseudo, 5) for pseudo in found]
-    expected = sum(refinement_loss(logit, m.labels, m.weights) for logit, m in zip(logits, matched[:2], strict=True))
+    expected = sum(
+        refinement_loss(logit, m.labels, m.weights)
+        for logit, m in zip(logits, matched[:2], strict=True)
+    )
     torch.testing.assert_close(learnt.refinement, expected)
     assert torch.equal(learnt.pseudo.boxes, found[-1].boxes)
     assert torch.equal(learnt.matched.labels, matched[-1].labels)

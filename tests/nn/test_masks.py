@@ -21,7 +21,9 @@ def loop(mask, box, size):
                 continue
             a, b = v - i, u - j
             cell = padded[i + 1 : i + 3, j + 1 : j + 3]
-            out[y, x] = (1 - a) * ((1 - b) * cell[0, 0] + b * cell[0, 1]) + a * ((1 - b) * cell[1, 0] + b * cell[1, 1])
+            out[y, x] = (1 - a) * ((1 - b) * cell[0, 0] + b * cell[0, 1]) + a * (
+                (1 - b) * cell[1, 0] + b * cell[1, 1]
+            )
     return out
 
 
@@ -29,7 +31,14 @@ def test_paste_against_loops():
     g = torch.Generator().manual_seed(0)
     masks = torch.rand(6, 9, 9, generator=g)
     boxes = torch.tensor(
-        [[3.2, 4.7, 20.1, 30.9], [-5, -5, 12, 9], [30, 20, 70, 60], [5, 5, 6.2, 40], [0, 0, 50, 40], [10, 10, 11, 11]]
+        [
+            [3.2, 4.7, 20.1, 30.9],
+            [-5, -5, 12, 9],
+            [30, 20, 70, 60],
+            [5, 5, 6.2, 40],
+            [0, 0, 50, 40],
+            [10, 10, 11, 11],
+        ]
     )
     for mask, box, found in zip(masks, boxes, paste(masks, boxes, (40, 50)), strict=True):
         exact = loop(mask.numpy(), box.tolist(), (40, 50))
@@ -39,7 +48,9 @@ def test_paste_against_loops():
 
 
 def test_a_full_mask_is_the_pixels_whose_centre_is_in_the_box():
-    found = rle.decode(paste(torch.ones(1, 28, 28), torch.tensor([[2.0, 3.0, 12.0, 9.0]]), (20, 30))[0])
+    found = rle.decode(
+        paste(torch.ones(1, 28, 28), torch.tensor([[2.0, 3.0, 12.0, 9.0]]), (20, 30))[0]
+    )
     expected = np.zeros((20, 30))
     expected[3:9, 2:12] = 1
     assert (found == expected).all()
@@ -53,7 +64,11 @@ def test_boxes_outside_the_image_give_empty_masks():
 
 def test_heads_double_the_side_and_share_a_trunk():
     heads = MaskHeads(6, [1, 5, 5], width=8)
-    assert [tuple(m.shape) for m in heads(torch.randn(3, 6, 14, 14))] == [(3, 1, 28, 28), (3, 5, 28, 28), (3, 5, 28, 28)]
+    assert [tuple(m.shape) for m in heads(torch.randn(3, 6, 14, 14))] == [
+        (3, 1, 28, 28),
+        (3, 5, 28, 28),
+        (3, 5, 28, 28),
+    ]
     assert [len(m) for m in heads(torch.randn(0, 6, 14, 14))] == [0, 0, 0]
 
 
@@ -68,6 +83,8 @@ def test_a_convolution_before_enlarging_is_one_after_it():
     g = torch.Generator().manual_seed(0)
     maps = [torch.randn(2, d, 16 // s, 24 // s, generator=g) for d, s in ((3, 1), (5, 2), (7, 4))]
     weight, bias = torch.randn(4, 15, 1, 1, generator=g), torch.randn(4, generator=g)
-    together = torch.cat([torch.nn.functional.interpolate(m, size=(16, 24), mode="bilinear") for m in maps], 1)
+    together = torch.cat(
+        [torch.nn.functional.interpolate(m, size=(16, 24), mode="bilinear") for m in maps], 1
+    )
     expected = torch.nn.functional.conv2d(together, weight, bias)
     torch.testing.assert_close(pointwise(maps, weight, bias), expected)

@@ -8,7 +8,10 @@ from wsis.nn.mil import MILHead, Pseudo, RefinementHead, Trunk, decode, detect, 
 
 def boxes_of(count, seed=0, side=100.0):
     g = torch.Generator().manual_seed(seed)
-    corner, extent = torch.rand(count, 2, generator=g) * side, 5 + torch.rand(count, 2, generator=g) * side / 2
+    corner, extent = (
+        torch.rand(count, 2, generator=g) * side,
+        5 + torch.rand(count, 2, generator=g) * side / 2,
+    )
     return torch.cat([corner, corner + extent], 1)
 
 
@@ -37,7 +40,12 @@ def test_heads_have_the_papers_shapes_and_scores_stay_within_their_image():
 
 def test_heads_started_from_a_classifier_read_the_mean_and_the_contrast():
     torch.manual_seed(0)
-    weight, bias, mean, contrast = torch.randn(5, 4), torch.randn(5), torch.randn(7, 4), torch.randn(7, 4)
+    weight, bias, mean, contrast = (
+        torch.randn(5, 4),
+        torch.randn(5),
+        torch.randn(7, 4),
+        torch.randn(7, 4),
+    )
     features = torch.cat([mean, contrast], 1)
     mil, refinement = MILHead(8, 5), RefinementHead(8, 5, boxes=False)
     mil.start(weight, bias)
@@ -45,7 +53,9 @@ def test_heads_started_from_a_classifier_read_the_mean_and_the_contrast():
     of_class, of_place = mean @ weight.T + bias, contrast @ weight.T
     expected = of_class.softmax(1) * of_place.softmax(0)
     assert torch.allclose(mil(features, [7])[0], expected, atol=1e-6)
-    assert torch.allclose(refinement(features)[0], torch.cat([of_place, torch.zeros(7, 1)], 1), atol=1e-5)
+    assert torch.allclose(
+        refinement(features)[0], torch.cat([of_place, torch.zeros(7, 1)], 1), atol=1e-5
+    )
 
 
 def test_mine_takes_the_best_proposal_of_each_tagged_class():
@@ -57,7 +67,10 @@ def test_mine_takes_the_best_proposal_of_each_tagged_class():
     assert torch.equal(pseudo.boxes, boxes[[1, 1]])
     assert torch.allclose(pseudo.weights, torch.tensor([0.6, 1 - 1e-6]))
     regressed = torch.rand(2, 3, 4)
-    assert torch.equal(mine(scores, torch.tensor([1.0, 0, 1]), torch.ones(3), regressed).boxes, regressed[[1, 1], [0, 2]])
+    assert torch.equal(
+        mine(scores, torch.tensor([1.0, 0, 1]), torch.ones(3), regressed).boxes,
+        regressed[[1, 1], [0, 2]],
+    )
 
 
 def test_mine_without_tags_or_proposals_is_empty():
@@ -67,7 +80,13 @@ def test_mine_without_tags_or_proposals_is_empty():
 
 def test_match_against_loops():
     proposals, gold = boxes_of(50), boxes_of(3, seed=1)
-    pseudo = Pseudo(gold, torch.tensor([4, 0, 2]), torch.ones(3), torch.tensor([0.2, 0.5, 0.9]), torch.zeros(3).long())
+    pseudo = Pseudo(
+        gold,
+        torch.tensor([4, 0, 2]),
+        torch.ones(3),
+        torch.tensor([0.2, 0.5, 0.9]),
+        torch.zeros(3).long(),
+    )
     found = match(proposals, pseudo, classes=6)
     for p, box in enumerate(proposals.tolist()):
         overlaps = [iou(box, g) for g in gold.tolist()]
@@ -113,7 +132,9 @@ def test_detect_against_greedy_loops():
                 chosen.append(p)
         expected += [(scores[p, c].item(), p, c) for p in chosen]
     expected.sort(reverse=True)
-    assert [(s.item(), int(p), int(c)) for s, p, c in zip(kept, index, labels, strict=True)] == expected
+    assert [
+        (s.item(), int(p), int(c)) for s, p, c in zip(kept, index, labels, strict=True)
+    ] == expected
     assert torch.equal(at, boxes[index])
     assert len(detect(scores, boxes, limit=4)[0]) == 4
     assert len(detect(scores[:0], boxes[:0])[0]) == 0

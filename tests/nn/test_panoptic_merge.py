@@ -17,7 +17,14 @@ def predicted(masks, scores, labels) -> Prediction:
     masks = np.asarray(masks, np.uint8)
     lengths = [rle.encode(np.asfortranarray(mask)) for mask in masks]
     boxes = torch.zeros(len(scores), 4)
-    return Prediction(1, masks.shape[1:], boxes, torch.tensor(scores).float(), torch.tensor(labels).long(), lengths)
+    return Prediction(
+        1,
+        masks.shape[1:],
+        boxes,
+        torch.tensor(scores).float(),
+        torch.tensor(labels).long(),
+        lengths,
+    )
 
 
 def test_by_hand():
@@ -57,7 +64,13 @@ def cases(draw):
         mask[y : y + rng.integers(0, 6), x : x + rng.integers(0, 6)] = 1
     prediction = predicted(masks, rng.permutation(20)[:count] / 20, rng.integers(0, 3, count))
     semantic = torch.from_numpy(rng.choice([0, 1, 255], (9, 12)))
-    return prediction, semantic, draw(st.sampled_from([0.0, 0.3, 0.5, 1.0])), draw(st.integers(1, 30)), rng
+    return (
+        prediction,
+        semantic,
+        draw(st.sampled_from([0.0, 0.3, 0.5, 1.0])),
+        draw(st.integers(1, 30)),
+        rng,
+    )
 
 
 @given(cases())
@@ -79,8 +92,15 @@ def test_what_holds_of_every_merge(case):
     shown = [instances == k for k in range(1, int(instances.max()) + 1)]
     taken, k = torch.zeros(9, 12).bool(), 0
     for i, mask in zip(order, masks, strict=True):
-        visible = k < len(shown) and bool((shown[k] & mask).any()) and bool((shown[k] == (mask & ~taken)).all())
-        gone, all_of_it = int((mask & taken).sum()), int(mask.sum())  # whole numbers: a share of 3 in 10 is exactly 0.3
+        visible = (
+            k < len(shown)
+            and bool((shown[k] & mask).any())
+            and bool((shown[k] == (mask & ~taken)).all())
+        )
+        gone, all_of_it = (
+            int((mask & taken).sum()),
+            int(mask.sum()),
+        )  # whole numbers: a share of 3 in 10 is exactly 0.3
         if gone <= overlap * all_of_it and gone < all_of_it:
             assert visible
             assert classes[shown[k]].unique().tolist() == [int(prediction.labels[i])]
@@ -88,6 +108,8 @@ def test_what_holds_of_every_merge(case):
     assert k == len(shown)
     mixed = rng.permutation(len(prediction.scores))
     again = prediction._replace(
-        scores=prediction.scores[mixed], labels=prediction.labels[mixed], masks=[prediction.masks[i] for i in mixed]
+        scores=prediction.scores[mixed],
+        labels=prediction.labels[mixed],
+        masks=[prediction.masks[i] for i in mixed],
     )
     assert torch.equal(merge(again, semantic, 3, 0.3, overlap, area), got)

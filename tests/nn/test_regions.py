@@ -7,13 +7,19 @@ from wsis.nn.regions import enlarge, looks, mean_and_contrast, pool, resize
 
 def test_pool_takes_the_maximum_of_each_bin():
     features = torch.arange(64.0).view(1, 1, 8, 8)
-    found = pool(features, [torch.tensor([[0.0, 0.0, 56.0, 56.0]])], stride=8, size=2)  # rounds to cells 0..7, inclusive
+    found = pool(
+        features, [torch.tensor([[0.0, 0.0, 56.0, 56.0]])], stride=8, size=2
+    )  # rounds to cells 0..7, inclusive
     assert found.flatten().tolist() == [27, 31, 59, 63]
 
 
 def test_pool_of_several_images_keeps_their_order_and_takes_none():
     features = torch.rand(3, 2, 6, 6)
-    boxes = [torch.tensor([[0.0, 0, 20, 20]]), torch.zeros(0, 4), torch.tensor([[8.0, 8, 40, 40], [0, 0, 47, 47]])]
+    boxes = [
+        torch.tensor([[0.0, 0, 20, 20]]),
+        torch.zeros(0, 4),
+        torch.tensor([[8.0, 8, 40, 40], [0, 0, 47, 47]]),
+    ]
     for how in ("roi_pool", "roi_align"):
         found = pool(features, boxes, 8, 3, how)
         assert found.shape == (3, 2, 3, 3)
@@ -24,18 +30,25 @@ def test_mean_and_contrast_against_pixels():
     y, x = torch.meshgrid(torch.arange(16.0), torch.arange(20.0), indexing="ij")
     features = torch.stack([torch.sin(x / 5) + y / 10, torch.cos(y / 4)])[None].repeat(2, 1, 1, 1)
     features[1] *= -2
-    boxes = [torch.tensor([[32.0, 32, 96, 64], [0, 0, 40, 48]]), torch.tensor([[80.0, 24, 160, 104]])]
+    boxes = [
+        torch.tensor([[32.0, 32, 96, 64], [0, 0, 40, 48]]),
+        torch.tensor([[80.0, 24, 160, 104]]),
+    ]
     found = mean_and_contrast(features, boxes, stride=8, reach=1.5)
     pixels = F.interpolate(features, scale_factor=8, mode="bilinear")
     windows = [[(16, 24, 112, 72), (0, 0, 50, 60)], [(60, 4, 160, 124)]]
     row = 0
     for image, of_image, around in zip(pixels, boxes, windows, strict=True):
-        for (x1, y1, x2, y2), (left, top, right, bottom) in zip(of_image.int().tolist(), around, strict=True):
+        for (x1, y1, x2, y2), (left, top, right, bottom) in zip(
+            of_image.int().tolist(), around, strict=True
+        ):
             ring = torch.zeros(128, 160, dtype=torch.bool)
             ring[top:bottom, left:right] = True
             ring[y1:y2, x1:x2] = False
             mean = image[:, y1:y2, x1:x2].mean((1, 2))
-            assert torch.allclose(found[row], torch.cat([mean, mean - image[:, ring].mean(1)]), atol=0.02)
+            assert torch.allclose(
+                found[row], torch.cat([mean, mean - image[:, ring].mean(1)]), atol=0.02
+            )
             row += 1
 
 
@@ -72,7 +85,9 @@ def test_resize_obeys_the_long_side():
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
 def test_boxes_keep_their_precision_beside_half_features(how, kind):
     features = torch.randn(1, 3, 40, 200).to(kind)
-    boxes = [torch.tensor([[1485.0, 101, 1501, 203], [0, 0, 1597, 319]])]  # 1501 is 1504 in bfloat16
+    boxes = [
+        torch.tensor([[1485.0, 101, 1501, 203], [0, 0, 1597, 319]])
+    ]  # 1501 is 1504 in bfloat16
     with torch.autocast("cpu", torch.bfloat16, enabled=kind is torch.bfloat16):
         found = pool(features, boxes, 8, 7, how)
     assert torch.equal(found, pool(features.float(), boxes, 8, 7, how).to(kind))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pycocotools import mask as rle
 
-from wsis.files import InputError
+from wsis.errors import InputError
 from wsis.nn.masks import segment_masks
 from wsis.nn.panoptic import paint
 from wsis.nn.regions import looks, pool, pool_segments, see
@@ -29,13 +29,20 @@ def proposals_of(height: int = 50, width: int = 70, count: int = 12, seed: int =
 
 
 def masks_of(proposals: Proposals) -> torch.Tensor:
-    return torch.stack([row[proposals.labels.clamp(min=0).long()] & (proposals.labels >= 0) for row in proposals.members])
+    return torch.stack(
+        [
+            row[proposals.labels.clamp(min=0).long()] & (proposals.labels >= 0)
+            for row in proposals.members
+        ]
+    )
 
 
 def test_segment_masks_are_their_superpixels():
     proposals = proposals_of()
     which = torch.tensor([3, 0, 7])
-    decoded = torch.from_numpy(np.stack([rle.decode(m) for m in segment_masks(proposals, which)])).bool()
+    decoded = torch.from_numpy(
+        np.stack([rle.decode(m) for m in segment_masks(proposals, which)])
+    ).bool()
     assert torch.equal(decoded, masks_of(proposals)[which])
 
 
@@ -50,7 +57,13 @@ def test_paint_takes_the_best_proposal_of_each_pixel():
             best[better], expected[better] = row[c], c
     assert torch.equal(paint(proposals, scores), expected)
     assert (paint(proposals, torch.zeros(12, 3)) == 255).all()
-    assert (paint(Proposals(*(part if part is proposals.labels else part[:0] for part in proposals)), scores[:0]) == 255).all()
+    assert (
+        paint(
+            Proposals(*(part if part is proposals.labels else part[:0] for part in proposals)),
+            scores[:0],
+        )
+        == 255
+    ).all()
 
 
 def test_pooled_segments_of_a_batch_are_those_of_each_image():
@@ -61,10 +74,16 @@ def test_pooled_segments_of_a_batch_are_those_of_each_image():
     assert together.shape == (21, 4, 7, 7)
     assert torch.equal(together[:12], pool_segments(features[:1], [a], 8))
     assert torch.equal(together[12:], pool_segments(features[1:], [b], 8))
-    full = [p._replace(members=torch.ones_like(p.members), labels=p.labels.clamp(min=0)) for p in (a, b)]
-    inside = [p._replace(boxes=p.boxes - torch.tensor([0, 0, 8, 8.0])) for p in full]  # the last cell is inclusive
+    full = [
+        p._replace(members=torch.ones_like(p.members), labels=p.labels.clamp(min=0)) for p in (a, b)
+    ]
+    inside = [
+        p._replace(boxes=p.boxes - torch.tensor([0, 0, 8, 8.0])) for p in full
+    ]  # the last cell is inclusive
     boxes = [p.boxes for p in inside]
-    assert torch.equal(pool_segments(features, inside, 8, compensation=None), pool(features, boxes, 8))
+    assert torch.equal(
+        pool_segments(features, inside, 8, compensation=None), pool(features, boxes, 8)
+    )
 
 
 @pytest.mark.parametrize("how", ["moi_pool", "moi_pool_interpolated"])
@@ -79,14 +98,21 @@ def test_views_carry_segments_along():
     plain, mirrored, large, _ = looks(torch.zeros(3, 60, 80, dtype=torch.uint8), (60, 120))
     assert torch.equal(see(proposals, plain).labels, proposals.labels)
     assert torch.equal(see(proposals, mirrored).labels, proposals.labels.flip(1))
-    assert torch.equal(see(proposals, large).labels, proposals.labels.repeat_interleave(2, 0).repeat_interleave(2, 1))
+    assert torch.equal(
+        see(proposals, large).labels,
+        proposals.labels.repeat_interleave(2, 0).repeat_interleave(2, 1),
+    )
     for look in (plain, mirrored, large):
         seen = see(proposals, look)
         for box, mask in zip(seen.boxes.int(), masks_of(seen), strict=True):
             ys, xs = mask.nonzero(as_tuple=True)
-            assert box.tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], "box and segment still fit"
+            assert box.tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], (
+                "box and segment still fit"
+            )
 
 
 def test_label_maps_of_a_larger_image_are_refused():
-    with pytest.raises(InputError, match=r"\(50, 70\), larger than a map of 6 x 9 cells of 8 pixels"):
+    with pytest.raises(
+        InputError, match=r"\(50, 70\), larger than a map of 6 x 9 cells of 8 pixels"
+    ):
         pool_segments(torch.randn(1, 4, 6, 9), [proposals_of()], 8)

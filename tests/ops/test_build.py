@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from wsis.files import InputError
+from wsis.errors import InputError
 from wsis.ops.build import SOURCES, compile_kernels
 
 COMPILER = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
@@ -75,7 +75,8 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("says", "told"), [('echo "first line" >&2\necho "second line" >&2', "first line"), ("true", "exit code 1")]
+    ("says", "told"),
+    [('echo "first line" >&2\necho "second line" >&2', "first line"), ("true", "exit code 1")],
 )
 def test_a_failing_compiler_says_its_first_line(tmp_path, monkeypatch, says, told):
     broken = tmp_path / "broken"
@@ -97,5 +98,9 @@ def test_cuda_compiles(tmp_path, monkeypatch):
 
 
 def test_sources_are_part_of_the_package():
-    assert {path.name for path in SOURCES.iterdir()} == {"moi_pool.cpp", "moi_pool.cu", "moi_pool.h"}
+    assert {path.name for path in SOURCES.iterdir()} == {
+        "moi_pool.cpp",
+        "moi_pool.cu",
+        "moi_pool.h",
+    }
     assert torch.ops.wsis.moi_pool is not None

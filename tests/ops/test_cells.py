@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsis.files import InputError
+from wsis.errors import InputError
 from wsis.ops import cells as module
 from wsis.ops import segment_cells, segment_windows
 
@@ -17,7 +17,9 @@ def brute_force(labels, members, size):
     (pixels_y, pixels_x), (height, width) = labels.shape, size
     cells = torch.zeros(len(members), height, width, dtype=torch.bool)
     for p in range(len(members)):
-        mask = torch.tensor([[label >= 0 and bool(members[p, label]) for label in row] for row in labels.tolist()])
+        mask = torch.tensor(
+            [[label >= 0 and bool(members[p, label]) for label in row] for row in labels.tolist()]
+        )
         for u in range(height):
             for v in range(width):
                 rows = slice(u * pixels_y // height, math.ceil((u + 1) * pixels_y / height))
@@ -27,7 +29,14 @@ def brute_force(labels, members, size):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 30), st.integers(1, 30), st.integers(1, 9), st.integers(1, 9), st.integers(1, 500))
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 30),
+    st.integers(1, 30),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(1, 500),
+)
 def test_brute_force(seed, pixels_y, pixels_x, height, width, chunk):
     """Maps of which cells are no whole number of pixels, and cells smaller than a pixel, included."""
     g = torch.Generator().manual_seed(seed)
@@ -35,17 +44,25 @@ def test_brute_force(seed, pixels_y, pixels_x, height, width, chunk):
     members = torch.rand(5, 6, generator=g) > 0.5
     kept, module._CHUNK = module._CHUNK, chunk
     try:
-        assert torch.equal(segment_cells(labels, members, (height, width)), brute_force(labels, members, (height, width)))
+        assert torch.equal(
+            segment_cells(labels, members, (height, width)),
+            brute_force(labels, members, (height, width)),
+        )
     finally:
         module._CHUNK = kept
 
 
 def test_names_of_superpixels_do_not_matter():
     g = torch.Generator().manual_seed(0)
-    labels, members = torch.randint(0, 9, (40, 50), generator=g), torch.rand(20, 9, generator=g) > 0.7
+    labels, members = (
+        torch.randint(0, 9, (40, 50), generator=g),
+        torch.rand(20, 9, generator=g) > 0.7,
+    )
     order = torch.randperm(9, generator=g)
     renamed = order.argsort()[labels]
-    assert torch.equal(segment_cells(renamed, members[:, order], (5, 7)), segment_cells(labels, members, (5, 7)))
+    assert torch.equal(
+        segment_cells(renamed, members[:, order], (5, 7)), segment_cells(labels, members, (5, 7))
+    )
 
 
 def test_a_small_segment_does_not_vanish():
@@ -66,7 +83,9 @@ def test_labels_of_other_proposals_are_refused():
     with pytest.raises(InputError, match="superpixel 4, members only 3"):
         segment_cells(torch.full((8, 8), 4), torch.ones(2, 3, dtype=torch.bool), (2, 2))
     with pytest.raises(InputError, match="cannot be laid"):
-        segment_cells(torch.zeros(0, 8, dtype=torch.int32), torch.ones(2, 3, dtype=torch.bool), (2, 2))
+        segment_cells(
+            torch.zeros(0, 8, dtype=torch.int32), torch.ones(2, 3, dtype=torch.bool), (2, 2)
+        )
 
 
 @settings(max_examples=40, deadline=None)
@@ -81,13 +100,19 @@ def test_windows_are_masks_seen_at_the_centres_of_a_grid(seed, height, width):
     for k, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
         for u in range(height):
             for v in range(width):
-                y, x = math.floor(y1 + (y2 - y1) * (u + 0.5) / height), math.floor(x1 + (x2 - x1) * (v + 0.5) / width)
+                y, x = (
+                    math.floor(y1 + (y2 - y1) * (u + 0.5) / height),
+                    math.floor(x1 + (x2 - x1) * (v + 0.5) / width),
+                )
                 label = labels[y, x] if 0 <= y < 20 and 0 <= x < 30 else -1
                 assert seen[k, u, v] == (label >= 0 and members[k, label])
 
 
 def test_windows_of_no_region():
     empty = segment_windows(
-        torch.zeros(4, 4, dtype=torch.int32), torch.zeros(0, 2, dtype=torch.bool), torch.zeros(0, 4), (3, 2)
+        torch.zeros(4, 4, dtype=torch.int32),
+        torch.zeros(0, 2, dtype=torch.bool),
+        torch.zeros(0, 4),
+        (3, 2),
     )
     assert empty.shape == (0, 3, 2)

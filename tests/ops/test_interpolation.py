@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.ops import roi_align
 
-from wsis.files import InputError
+from wsis.errors import InputError
 from wsis.ops import moi_pool_interpolated
 
 
@@ -25,7 +25,9 @@ def test_a_full_rectangle_is_roi_align():
     boxes, cells = rectangles()
     features = torch.randn(2, 4, 16, 20)
     expected = roi_align(features, boxes, 7, 1 / 8, sampling_ratio=2, aligned=True)
-    torch.testing.assert_close(moi_pool_interpolated(features, boxes, cells), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        moi_pool_interpolated(features, boxes, cells), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_disc_is_sampled_within_itself():
@@ -33,7 +35,9 @@ def test_a_disc_is_sampled_within_itself():
     of the warped disc hardly any."""
     y, x = torch.meshgrid(torch.arange(40.0), torch.arange(40.0), indexing="ij")
     disc = (x - 19.5).square() + (y - 19.5).square() <= 15**2
-    boxes = torch.tensor([[0.0, 4.5 * 8, 4.5 * 8, 34.5 * 8, 34.5 * 8]]) + torch.tensor([[0.0, 4, 4, 4, 4]])
+    boxes = torch.tensor([[0.0, 4.5 * 8, 4.5 * 8, 34.5 * 8, 34.5 * 8]]) + torch.tensor(
+        [[0.0, 4, 4, 4, 4]]
+    )
     features = disc.float()[None, None]
     warped = moi_pool_interpolated(features, boxes, disc[None]).mean()
     square = roi_align(features, boxes, 7, 1 / 8, sampling_ratio=2, aligned=True).mean()
@@ -45,17 +49,23 @@ def test_gradient_and_batches():
     boxes, cells = rectangles(6)
     cells &= torch.rand(cells.shape, generator=torch.Generator().manual_seed(1)) > 0.3
     features = torch.randn(2, 2, 16, 20, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda f: moi_pool_interpolated(f, boxes, cells, 3), (features,))
+    assert torch.autograd.gradcheck(
+        lambda f: moi_pool_interpolated(f, boxes, cells, 3), (features,)
+    )
     together = moi_pool_interpolated(features, boxes, cells)
     for k in range(6):
-        torch.testing.assert_close(moi_pool_interpolated(features, boxes[k : k + 1], cells[k : k + 1])[0], together[k])
+        torch.testing.assert_close(
+            moi_pool_interpolated(features, boxes[k : k + 1], cells[k : k + 1])[0], together[k]
+        )
 
 
 def test_a_region_without_cells_is_its_box():
     boxes, cells = rectangles(3)
     features = torch.randn(2, 4, 16, 20)
     full = moi_pool_interpolated(features, boxes, cells)
-    torch.testing.assert_close(moi_pool_interpolated(features, boxes, torch.zeros_like(cells)), full, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        moi_pool_interpolated(features, boxes, torch.zeros_like(cells)), full, rtol=1e-4, atol=1e-4
+    )
     assert moi_pool_interpolated(features, boxes[:0], cells[:0]).shape == (0, 4, 7, 7)
     with pytest.raises(InputError, match="cells are"):
         moi_pool_interpolated(features, boxes, cells[1:])

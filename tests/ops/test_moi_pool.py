@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torchvision.ops import roi_pool
 
-from wsis.files import InputError
+from wsis.errors import InputError
 from wsis.ops import moi_pool
 from wsis.ops.build import compiled_devices
-from wsis.ops.pooling import moi_pool_backward_reference, moi_pool_reference, windows_of
+from wsis.ops.moi_pool import moi_pool_backward_reference, moi_pool_reference, windows_of
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 OPERATOR = torch.ops.wsis.moi_pool.default
@@ -34,7 +34,9 @@ def pool(request):
         return by_reference
     if request.param not in compiled_devices():
         pytest.skip(f"no kernels for {request.param} here")
-    return lambda f, b, c, *rest: moi_pool(f.to(request.param), b.to(request.param), c.to(request.param), *rest).cpu()
+    return lambda f, b, c, *rest: moi_pool(
+        f.to(request.param), b.to(request.param), c.to(request.param), *rest
+    ).cpu()
 
 
 def brute_force(features, boxes, cells, size, scale, compensation):
@@ -50,13 +52,21 @@ def brute_force(features, boxes, cells, size, scale, compensation):
                 inside = [
                     (y, x)
                     for y in range(y1 + u * rows // size, y1 + math.ceil((u + 1) * rows / size))
-                    for x in range(x1 + v * columns // size, x1 + math.ceil((v + 1) * columns / size))
+                    for x in range(
+                        x1 + v * columns // size, x1 + math.ceil((v + 1) * columns / size)
+                    )
                     if 0 <= y < height and 0 <= x < width and cells[k, y, x]
                 ]
                 filled += bool(inside)
                 for c in range(channels if inside else 0):
-                    pooled[k, c, u, v] = max(features[int(boxes[k, 0]), c, y, x].item() for y, x in inside)
-        pooled[k] *= {None: 1, "bins": size**2 / max(filled, 1), "released": size**2 / (filled + 1)}[compensation]
+                    pooled[k, c, u, v] = max(
+                        features[int(boxes[k, 0]), c, y, x].item() for y, x in inside
+                    )
+        pooled[k] *= {
+            None: 1,
+            "bins": size**2 / max(filled, 1),
+            "released": size**2 / (filled + 1),
+        }[compensation]
     return pooled
 
 
@@ -83,7 +93,9 @@ def test_by_hand(pool):
         cells.view(-1)[value] = True
     boxes = torch.tensor([[0.0, 8, 8, 32, 24]])
     assert pool(features, boxes, cells, 2, 1 / 8, None).tolist() == [[[[11, 14], [17, 14]]]]
-    assert pool(features, boxes, cells, 2, 1 / 8, "released").flatten().tolist() == pytest.approx([8.8, 11.2, 13.6, 11.2])
+    assert pool(features, boxes, cells, 2, 1 / 8, "released").flatten().tolist() == pytest.approx(
+        [8.8, 11.2, 13.6, 11.2]
+    )
     cells.view(-1)[14] = False  # two bins are left empty, the others count twice
     assert pool(features, boxes, cells, 2, 1 / 8, "bins").tolist() == [[[[22, 0], [34, 0]]]]
 
@@ -93,19 +105,32 @@ def test_by_hand(pool):
 def test_brute_force(pool, size, compensation):
     features, boxes, cells = some()
     expected = brute_force(features, boxes, cells, size, 0.125, compensation)
-    torch.testing.assert_close(pool(features, boxes, cells, size, 0.125, compensation), expected.float(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        pool(features, boxes, cells, size, 0.125, compensation), expected.float(), rtol=1e-6, atol=0
+    )
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 20), st.integers(1, 20), st.integers(1, 75), st.integers(1, 9), st.booleans())
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 20),
+    st.integers(1, 20),
+    st.integers(1, 75),
+    st.integers(1, 9),
+    st.booleans(),
+)
 def test_backends_agree_to_the_bit(seed, height, width, channels, size, double):
     """Sizes around those at which the kernels change their way: 32 and 64 channels, 49 bins."""
     if not compiled_devices():
         pytest.skip("no kernels here")
-    features, boxes, cells = some(7, channels, height, width, 2, seed, torch.float64 if double else torch.float32)
+    features, boxes, cells = some(
+        7, channels, height, width, 2, seed, torch.float64 if double else torch.float32
+    )
     windows = windows_of(boxes, 0.125)
     expected = moi_pool_reference(features, windows, cells, size, 1)
-    grad = torch.randn(expected.shape, dtype=features.dtype, generator=torch.Generator().manual_seed(seed))
+    grad = torch.randn(
+        expected.shape, dtype=features.dtype, generator=torch.Generator().manual_seed(seed)
+    )
     back = moi_pool_backward_reference(grad, features, windows, cells, 1)
     for device in compiled_devices():
         there = [t.to(device) for t in (features, windows, cells)]
@@ -124,12 +149,15 @@ def test_full_rectangle_is_roi_pool(pool):
     assert torch.equal(pool(features, boxes, full, 7, 1 / 8, None), expected)
     inside = boxes[(boxes[:, 3] < 312) & (boxes[:, 4] < 232)]
     assert len(inside) > 20
-    assert torch.equal(pool(features, inside, full[: len(inside)], 7, 1 / 8, "bins"), roi_pool(features, inside, 7, 1 / 8)), (
-        "no bin is empty, so the compensation is 1"
-    )
+    assert torch.equal(
+        pool(features, inside, full[: len(inside)], 7, 1 / 8, "bins"),
+        roi_pool(features, inside, 7, 1 / 8),
+    ), "no bin is empty, so the compensation is 1"
 
 
-@pytest.mark.parametrize("backward", [torch.ops.wsis.moi_pool_backward, moi_pool_backward_reference])
+@pytest.mark.parametrize(
+    "backward", [torch.ops.wsis.moi_pool_backward, moi_pool_backward_reference]
+)
 def test_of_equals_the_first_gets_the_gradient(backward):
     cells = torch.ones(1, 4, 4, dtype=torch.bool)
     cells[0, 0, 0] = False
@@ -204,8 +232,12 @@ def test_channels_last_and_strided_inputs_give_the_same(pool):
     expected = pool(features, boxes, cells)
     wide = torch.randn(2, 5, 9, 22)
     wide[..., ::2] = features
-    assert torch.equal(pool(features.contiguous(memory_format=torch.channels_last), boxes, cells), expected)
-    assert torch.equal(pool(wide[..., ::2], boxes, cells.transpose(1, 2).contiguous().transpose(1, 2)), expected)
+    assert torch.equal(
+        pool(features.contiguous(memory_format=torch.channels_last), boxes, cells), expected
+    )
+    assert torch.equal(
+        pool(wide[..., ::2], boxes, cells.transpose(1, 2).contiguous().transpose(1, 2)), expected
+    )
 
 
 class Pooled(nn.Module):
@@ -237,13 +269,18 @@ def test_export():
     assert any("moi_pool" in str(node.target) for node in program.graph.nodes)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: the CPU's sums always have one order")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU: the CPU's sums always have one order"
+)
 def test_deterministic_backward_on_cuda():
     features, boxes, cells = (t.cuda() for t in some(300, 64, 20, 20))
     features.requires_grad_()
     torch.use_deterministic_algorithms(True)
     try:
-        grads = [torch.autograd.grad(moi_pool(features, boxes, cells).square().sum(), features)[0] for _ in range(3)]
+        grads = [
+            torch.autograd.grad(moi_pool(features, boxes, cells).square().sum(), features)[0]
+            for _ in range(3)
+        ]
     finally:
         torch.use_deterministic_algorithms(False)
     assert torch.equal(grads[0], grads[1])
@@ -257,7 +294,9 @@ def test_threads_do_not_change_the_gradient():
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            grads.append(torch.autograd.grad(moi_pool(features, boxes, cells).square().sum(), features)[0])
+            grads.append(
+                torch.autograd.grad(moi_pool(features, boxes, cells).square().sum(), features)[0]
+            )
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*grads)
@@ -283,7 +322,11 @@ def test_what_does_not_go_together_is_refused():
 
 
 def test_nan_is_passed_on(pool):
-    features, boxes, cells = torch.zeros(1, 2, 4, 4), torch.tensor([[0.0, 0, 0, 24, 24]]), torch.ones(1, 4, 4, dtype=torch.bool)
+    features, boxes, cells = (
+        torch.zeros(1, 2, 4, 4),
+        torch.tensor([[0.0, 0, 0, 24, 24]]),
+        torch.ones(1, 4, 4, dtype=torch.bool),
+    )
     features[0, 0, 0, 0] = features[0, 1, 3, 2] = torch.nan
     found = pool(features, boxes, cells, 1)
     assert found.isnan().all()

@@ -1,6 +1,6 @@
-"""Data sets: `--data X` is the class that `X.py` here lists first.
+"""What every data set shares: an index of images and labels, samples that hold what a method may learn from, loaders.
 
-`Augment` and `Loading` say how images are varied and batches loaded; `compose` pastes objects on an image.
+A data set of your own derives from `DataModule` and returns an `Index` from `read`; `Augment` and `Loading` are its settings.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wsis.data._module import Augment, Loading
-    from wsis.data._paste import compose
+    from wsis.data.module import DataModule, Loading
+    from wsis.data.transforms import Augment
+    from wsis.types import Index
 
-__all__ = ["Augment", "Loading", "compose"]
+__all__ = ["Augment", "DataModule", "Index", "Loading"]
 
-_HOMES = {"Augment": "wsis.data._module", "Loading": "wsis.data._module", "compose": "wsis.data._paste"}
+_HOMES = {"Augment": "transforms", "DataModule": "module", "Index": "index", "Loading": "module"}
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for."""
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'wsis.data' has no attribute '{name}'")

@@ -21,13 +21,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsis.errors import InputError
 from wsis.evidence.cam import average_over_scales, finite, inside, normalise
-from wsis.files import InputError
 from wsis.nn.backbone import Backbone
 from wsis.nn.regions import enlarge
 from wsis.types import Batch
 
-__all__ = ["AffinityNet", "PixelLabels", "affinities", "affinity_loss", "pixel_labels", "random_walk", "sure_labels"]
+__all__ = [
+    "AffinityNet",
+    "PixelLabels",
+    "affinities",
+    "affinity_loss",
+    "pixel_labels",
+    "random_walk",
+    "sure_labels",
+]
 
 _UNKNOWN = -1
 
@@ -71,17 +79,23 @@ class AffinityNet(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         if radius < 2:
-            raise InputError(f"radius {radius}: no cell has a neighbour nearer than that; give at least 2")
+            raise InputError(
+                f"radius {radius}: no cell has a neighbour nearer than that; give at least 2"
+            )
         self.backbone = Backbone(backbone, "none", output_stride, stage, 5, **(backbone_args or {}))
         self.head = nn.Conv2d(self.backbone.channels, num_classes, 1).requires_grad_(False)
-        self.levels = [level for level, stride in enumerate(self.backbone.strides) if stride >= finest]
+        self.levels = [
+            level for level, stride in enumerate(self.backbone.strides) if stride >= finest
+        ]
         if not self.levels:
-            raise InputError(f"backbone {backbone} has no map of stride {finest} or more; choose a smaller finest")
+            raise InputError(
+                f"backbone {backbone} has no map of stride {finest} or more; choose a smaller finest"
+            )
         self.stride = self.backbone.strides[self.levels[0]]
         self.embed = Embedding([self.backbone.widths[level] for level in self.levels], width)
 
     def start(self, classifier: Path) -> None:
-        """Take backbone and last layer from a checkpoint of `wsis.models.classifier`, whose maps and features are used.
+        """Take backbone and last layer from a checkpoint of `wsis.parts.classifier`, whose maps and features are used.
 
         Raises:
             InputError: it is one of another model or another number of classes.
@@ -92,13 +106,17 @@ class AffinityNet(pl.LightningModule):
             self.head.load_state_dict({name: state[f"head.{name}"] for name in ("weight", "bias")})
         except (KeyError, RuntimeError) as error:
             wanted = f"a classifier with {self.head.out_channels} classes on {self.head.in_channels} channels"
-            raise InputError(f"{classifier} is not the checkpoint of {wanted}; train one with --model classifier") from error
+            raise InputError(
+                f"{classifier} is not the checkpoint of {wanted}; train one with --model classifier"
+            ) from error
 
     def forward(self, images: Sequence[Tensor] | Tensor) -> tuple[Tensor, Tensor]:
         """Images (3,H,W) -> features (N,D,h,w) to compare, and the classifier's logits (N,C,h',w'), padding included."""
         with torch.no_grad():
             maps = self.backbone.network(self.backbone.normalise(images))
-        return self.embed([maps[level] for level in self.levels]), self.head(maps[self.backbone.stage])
+        return self.embed([maps[level] for level in self.levels]), self.head(
+            maps[self.backbone.stage]
+        )
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Compare affinities with what the class activation maps are sure of."""
@@ -109,7 +127,12 @@ class AffinityNet(pl.LightningModule):
         tags = torch.stack([sample["target"]["tags"] for sample in batch])
         labels = sure_labels(maps, tags, self.hparams["foreground"], self.hparams["background"])
         labels = labels.where(inside(sizes, features, self.stride), _UNKNOWN)
-        loss = affinity_loss(affinities(features, self.hparams["radius"]), labels, self.hparams["radius"], tags.shape[1])
+        loss = affinity_loss(
+            affinities(features, self.hparams["radius"]),
+            labels,
+            self.hparams["radius"],
+            tags.shape[1],
+        )
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
 
@@ -141,19 +164,30 @@ class AffinityNet(pl.LightningModule):
             maps = average_over_scales(image, lambda images: self._raw_maps(images, labels), scales)
             maps = F.avg_pool2d(maps, self.stride, ceil_mode=True)
             features, radius = self([image])[0][..., :height, :width], self.hparams["radius"]
-            refined[labels] = random_walk(maps[None], affinities(features, radius), radius, power, steps)[0]
+            refined[labels] = random_walk(
+                maps[None], affinities(features, radius), radius, power, steps
+            )[0]
         return refined
 
     def _raw_maps(self, images: Tensor, labels: Tensor) -> Tensor:
         """Positive evidence (N,T,H,W) for some classes, at the images' size: cut from the padded size, so nothing shifts."""
-        maps, (height, width) = self.head(self.backbone(images))[:, labels].relu(), images.shape[-2:]
+        maps, (height, width) = (
+            self.head(self.backbone(images))[:, labels].relu(),
+            images.shape[-2:],
+        )
         return enlarge(maps, self.backbone.stride, (height, width))
 
     def configure_optimizers(self) -> Any:
         """AdamW under one cycle."""
-        optimiser = torch.optim.AdamW(self.embed.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"])
+        optimiser = torch.optim.AdamW(
+            self.embed.parameters(),
+            lr=self.hparams["lr"],
+            weight_decay=self.hparams["weight_decay"],
+        )
         steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, self.hparams["lr"], total_steps=steps, pct_start=0.1)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, self.hparams["lr"], total_steps=steps, pct_start=0.1
+        )
         return [optimiser], [{"scheduler": schedule, "interval": "step"}]
 
 
@@ -168,15 +202,19 @@ class Embedding(nn.Module):
     def __init__(self, channels: list[int], width: int) -> None:
         super().__init__()
         self.each = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(inputs, width, 1, bias=False), nn.GroupNorm(4, width), nn.ELU()) for inputs in channels
+            nn.Sequential(nn.Conv2d(inputs, width, 1, bias=False), nn.GroupNorm(4, width), nn.ELU())
+            for inputs in channels
         )
         self.last = nn.Conv2d(width * len(channels), width, 1, bias=False)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Maps (N,D_i,h_i,w_i) -> (N,width,h_0,w_0)."""
         size = maps[0].shape[-2:]
-        parts = [F.interpolate(layer(m), size, mode="bilinear") for layer, m in zip(self.each, maps, strict=True)]
-        return self.last(torch.cat(parts, 1))  # type: ignore[no-any-return]
+        parts = [
+            F.interpolate(layer(m), size, mode="bilinear")
+            for layer, m in zip(self.each, maps, strict=True)
+        ]
+        return self.last(torch.cat(parts, 1))
 
 
 def affinities(features: Tensor, radius: int = 5) -> Tensor:
@@ -189,12 +227,16 @@ def affinities(features: Tensor, radius: int = 5) -> Tensor:
     Returns:
         (N,K,h,w) in (0, 1], 0 where the other cell would lie beyond the map.
     """
-    features = features.to(torch.promote_types(features.dtype, torch.float32))  # in bfloat16 the loss's 1 + 1e-5 is 1
+    features = features.to(
+        torch.promote_types(features.dtype, torch.float32)
+    )  # in bfloat16 the loss's 1 + 1e-5 is 1
     others = _neighbours(features, radius, torch.inf)  # infinitely far beyond the map
     return torch.stack([(features - other).abs().mean(1).neg().exp() for other in others], 1)
 
 
-def sure_labels(maps: Tensor, tags: Tensor, foreground: float = 0.28, background: float = 0.08) -> Tensor:
+def sure_labels(
+    maps: Tensor, tags: Tensor, foreground: float = 0.28, background: float = 0.08
+) -> Tensor:
     """What class activation maps are sure of.
 
     Args:
@@ -232,12 +274,17 @@ def affinity_loss(affinities: Tensor, labels: Tensor, radius: int, background: i
     def mean(values: Tensor, pairs: Tensor) -> Tensor:
         return (values * pairs).sum() / pairs.sum().clamp(min=1)
 
-    ground, thing = mean(attract, known & same & (here == background)), mean(attract, known & same & (here != background))
+    ground, thing = (
+        mean(attract, known & same & (here == background)),
+        mean(attract, known & same & (here != background)),
+    )
     return (ground + thing + 2 * mean(repel, known & ~same)) / 4
 
 
 @torch.no_grad()
-def random_walk(maps: Tensor, affinities: Tensor, radius: int = 5, power: float = 8.0, steps: int = 256) -> Tensor:
+def random_walk(
+    maps: Tensor, affinities: Tensor, radius: int = 5, power: float = 8.0, steps: int = 256
+) -> Tensor:
     """Let each cell take the mean of its neighbours' scores, weighted by affinity, again and again (PSA section 3.3).
 
     The transition matrix is sparse and stays so: at 64 x 64 cells 256 steps take 0.2 s on a CPU core, where squaring the dense
@@ -273,7 +320,9 @@ class PixelLabels(NamedTuple):
     """(H,W) float in [0, 1], how likely a tagged class is there."""
 
 
-def pixel_labels(scores: Tensor, tags: Tensor, stride: int, size: tuple[int, int], background: float = 0.25) -> PixelLabels:
+def pixel_labels(
+    scores: Tensor, tags: Tensor, stride: int, size: tuple[int, int], background: float = 0.25
+) -> PixelLabels:
     """Label pixels by the highest map, or as background.
 
     Args:
@@ -288,7 +337,9 @@ def pixel_labels(scores: Tensor, tags: Tensor, stride: int, size: tuple[int, int
     """
     tagged = (tags > 0).nonzero().flatten()
     if not len(tagged):
-        return PixelLabels(tags.new_full(size, len(tags), dtype=torch.int64), scores.new_zeros(size))
+        return PixelLabels(
+            tags.new_full(size, len(tags), dtype=torch.int64), scores.new_zeros(size)
+        )
     maps = enlarge(finite(scores)[None, tagged], stride, size)[0]
     peak = maps.amax((1, 2), keepdim=True)
     foreground, best = (maps / peak.where(peak > 0, 1)).max(0)
@@ -299,21 +350,37 @@ def _neighbours(values: Tensor, radius: int, beyond: float) -> list[Tensor]:
     """K tensors like (...,h,w) `values`: the neighbours of each cell in half the disc without its rim, as in PSA's code."""
     reach, (height, width) = radius - 1, values.shape[-2:]
     padded = F.pad(values, (reach, reach, 0, reach), value=beyond)
-    offsets = [(y, x) for y in range(radius) for x in range(-reach, radius) if 0 < x * x + y * y < radius * radius]
-    return [padded[..., y : y + height, x + reach : x + reach + width] for y, x in offsets if y > 0 or x > 0]
+    offsets = [
+        (y, x)
+        for y in range(radius)
+        for x in range(-reach, radius)
+        if 0 < x * x + y * y < radius * radius
+    ]
+    return [
+        padded[..., y : y + height, x + reach : x + reach + width]
+        for y, x in offsets
+        if y > 0 or x > 0
+    ]
 
 
 def _weights(affinities: Tensor, radius: int) -> Tensor:
     """Sparse symmetric (N h w, N h w) from affinities (N,K,h,w); each cell has weight 1 to itself."""
     count, _, height, width = affinities.shape
-    cells = torch.arange(count * height * width, device=affinities.device).view(count, height, width)
+    cells = torch.arange(count * height * width, device=affinities.device).view(
+        count, height, width
+    )
     there = torch.stack(_neighbours(cells, radius, -1), 1)
     met = there >= 0
     here, there, values = cells[:, None].expand_as(there)[met], there[met], affinities[met]
-    rows, columns = torch.cat([here, there, cells.flatten()]), torch.cat([there, here, cells.flatten()])
+    rows, columns = (
+        torch.cat([here, there, cells.flatten()]),
+        torch.cat([there, here, cells.flatten()]),
+    )
     values = torch.cat([values, values, values.new_ones(cells.numel())])
     size = (cells.numel(), cells.numel())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        matrix = torch.sparse_coo_tensor(torch.stack([rows, columns]), values, size, check_invariants=False)
+        matrix = torch.sparse_coo_tensor(
+            torch.stack([rows, columns]), values, size, check_invariants=False
+        )
         return matrix.to_sparse_csr()  # a step takes a tenth of the time that it takes as COO

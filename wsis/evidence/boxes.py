@@ -19,15 +19,20 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from wsis.files import InputError
+from wsis.errors import InputError
 
 __all__ = ["Form", "centre_context_gap", "refine_boxes", "refinement", "surround_part"]
 
 Form = Literal["ring", "printed"]
 
-_LEAST_AREA = 1e-2  # square pixels below which a region has no mean: its derivative would be rounding noise
+_LEAST_AREA = (
+    1e-2  # square pixels below which a region has no mean: its derivative would be rounding noise
+)
 _LEAST_GAIN = 1e-9  # of the gap: a flat map's rounding moves no box
-_MOMENTUM, _MEMORY = 0.9, 0.99  # Adam's; its usual 0.999 remembers one steep slope for all of 200 steps
+_MOMENTUM, _MEMORY = (
+    0.9,
+    0.99,
+)  # Adam's; its usual 0.999 remembers one steep slope for all of 200 steps
 
 
 def centre_context_gap(
@@ -115,15 +120,24 @@ def surround_part(boxes: Tensor, masks: Tensor, context: float = 1.5) -> Tensor:
     drawn, (height, width) = boxes.clone(), masks.shape[1:]
     centres, reach = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) * context / 2
     limits = boxes.new_tensor([width, height])
-    low, high = ((centres + sign * reach).round().clamp(min=0).minimum(limits).int().tolist() for sign in (-1, 1))
+    low, high = (
+        (centres + sign * reach).round().clamp(min=0).minimum(limits).int().tolist()
+        for sign in (-1, 1)
+    )
     inner = boxes.round().clamp(min=0).minimum(limits.repeat(2)).int().tolist()
-    for k, (left, top), (right, bottom), (x1, y1, x2, y2) in zip(range(len(boxes)), low, high, inner, strict=True):
+    for k, (left, top), (right, bottom), (x1, y1, x2, y2) in zip(
+        range(len(boxes)), low, high, inner, strict=True
+    ):
         window = masks[k, top:bottom, left:right].cpu().numpy()
         parts, count = ndimage.label(window, np.ones((3, 3)))
-        held = np.bincount(parts[y1 - top : y2 - top, x1 - left : x2 - left].ravel(), minlength=count + 1)[1:]
+        held = np.bincount(
+            parts[y1 - top : y2 - top, x1 - left : x2 - left].ravel(), minlength=count + 1
+        )[1:]
         if held.any():
             rows, columns = ndimage.find_objects(parts)[int(held.argmax())]
-            drawn[k] = boxes.new_tensor([left + columns.start, top + rows.start, left + columns.stop, top + rows.stop])
+            drawn[k] = boxes.new_tensor(
+                [left + columns.start, top + rows.start, left + columns.stop, top + rows.stop]
+            )
     return drawn
 
 
@@ -187,9 +201,13 @@ def _sums(boxes: Tensor, maps: Tensor, index: Tensor | None, sizes: Tensor | Non
     table[:, 1:, 1:] = maps
     table = table.cumsum_(1).cumsum_(2)
     rows, columns = sizes.long().unbind(1)
-    damaged = ~table[every, rows, columns].isfinite()  # one pixel that is not finite leaves its mark on the whole sum
+    damaged = ~table[
+        every, rows, columns
+    ].isfinite()  # one pixel that is not finite leaves its mark on the whole sum
     if damaged.any():
-        raise InputError(f"map {int(damaged.nonzero()[0])} has values that are not finite; give finite scores")
+        raise InputError(
+            f"map {int(damaged.nonzero()[0])} has values that are not finite; give finite scores"
+        )
     which = every if index is None else index.long()
     return _Sums(table, which, sizes.flip(1).repeat(1, 2)[which].double())
 
@@ -198,16 +216,26 @@ def _check(boxes: Tensor, maps: Tensor, index: Tensor | None, sizes: Tensor | No
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not boxes.is_floating_point():
         raise InputError(f"boxes are {tuple(boxes.shape)} {boxes.dtype}; give (K,4) float")
     if not boxes.isfinite().all():
-        raise InputError(f"box {int((~boxes.isfinite()).any(1).nonzero()[0])} is not finite; give its corners in pixels")
+        raise InputError(
+            f"box {int((~boxes.isfinite()).any(1).nonzero()[0])} is not finite; give its corners in pixels"
+        )
     if maps.ndim != 3 or 0 in maps.shape[1:]:
         raise InputError(f"maps are {tuple(maps.shape)}; give (M,H,W)")
     count = len(maps)
     if index is None and count != len(boxes):
-        raise InputError(f"{len(boxes)} boxes and {count} maps; say by `index` which map each box reads")
-    if index is not None and (index.shape != boxes.shape[:1] or ((index < 0) | (index >= count)).any()):
-        raise InputError(f"index must give each of {len(boxes)} boxes one of {count} maps, 0 to {count - 1}")
+        raise InputError(
+            f"{len(boxes)} boxes and {count} maps; say by `index` which map each box reads"
+        )
+    if index is not None and (
+        index.shape != boxes.shape[:1] or ((index < 0) | (index >= count)).any()
+    ):
+        raise InputError(
+            f"index must give each of {len(boxes)} boxes one of {count} maps, 0 to {count - 1}"
+        )
     if sizes is not None and sizes.shape != (count, 2):
-        raise InputError(f"sizes are {tuple(sizes.shape)} for {count} maps; give (M,2), height and width")
+        raise InputError(
+            f"sizes are {tuple(sizes.shape)} for {count} maps; give (M,2), height and width"
+        )
     if sizes is not None and ((sizes < 1) | (sizes > sizes.new_tensor(maps.shape[1:]))).any():
         raise InputError(f"sizes must lie in 1 to the maps' own {tuple(maps.shape[1:])}")
 
@@ -219,7 +247,10 @@ def _gap(boxes: Tensor, sums: _Sums, context: float, form: Form) -> Tensor:
         raise InputError(f"context {context}: choose a factor above 1")
     centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) * context / 2
     both = _clip(torch.stack([boxes, torch.cat([centre - half, centre + half], 1)]), sums.limits)
-    (inside, whole), (area, wide_area) = _integral(both, sums), (both[..., 2:] - both[..., :2]).clamp(min=0).prod(-1)
+    (inside, whole), (area, wide_area) = (
+        _integral(both, sums),
+        (both[..., 2:] - both[..., :2]).clamp(min=0).prod(-1),
+    )
     box_mean = _mean(inside, area)  # eq. 2
     if form == "ring":
         return _mean(whole - inside, wide_area - area) - box_mean  # eq. 3
@@ -236,8 +267,12 @@ def _integral(boxes: Tensor, sums: _Sums) -> Tensor:
     across, down = (weights[..., i::2, :].flatten(-2) for i in (0, 1))  # (...,K,4)
     columns, rows = (cells[..., i::2, :].flatten(-2) for i in (0, 1))
     _, height, width = sums.table.shape
-    cell = (sums.which[:, None, None] * height + rows[..., :, None]) * width + columns[..., None, :]  # (...,K,4,4)
-    corners = sums.table.view(-1).index_select(0, cell.view(-1)).view_as(cell)  # 7 times as fast as table[...]
+    cell = (sums.which[:, None, None] * height + rows[..., :, None]) * width + columns[
+        ..., None, :
+    ]  # (...,K,4,4)
+    corners = (
+        sums.table.view(-1).index_select(0, cell.view(-1)).view_as(cell)
+    )  # 7 times as fast as table[...]
     return ((corners * across[..., None, :]).sum(-1) * down).sum(-1)
 
 
@@ -262,7 +297,10 @@ def _slope(boxes: Tensor, sums: _Sums, context: float, form: Form) -> tuple[Tens
 
 def _keep(boxes: Tensor, least: Tensor, limits: Tensor) -> Tensor:
     """Boxes with sides of at least (K,2), moved and clipped into the map."""
-    centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2, torch.maximum(boxes[:, 2:] - boxes[:, :2], least) / 2
+    centre, half = (
+        (boxes[:, :2] + boxes[:, 2:]) / 2,
+        torch.maximum(boxes[:, 2:] - boxes[:, :2], least) / 2,
+    )
     centre = torch.minimum(torch.maximum(centre, least / 2), limits[:, :2] - least / 2)
     return _clip(torch.cat([centre - half, centre + half], 1), limits)
 
@@ -273,7 +311,11 @@ def _pad(peaks: Sequence[Tensor] | None, boxes: Tensor) -> Tensor:
         return boxes.new_zeros(len(boxes), 0, 2)
     if len(peaks) != len(boxes) or any(p.ndim != 2 or p.shape[1] != 2 for p in peaks):
         raise InputError(f"peaks must be (n,2) for each of {len(boxes)} boxes")
-    return pad_sequence([p.to(boxes) for p in peaks] or [boxes.new_zeros(0, 2)], batch_first=True, padding_value=torch.nan)
+    return pad_sequence(
+        [p.to(boxes) for p in peaks] or [boxes.new_zeros(0, 2)],
+        batch_first=True,
+        padding_value=torch.nan,
+    )
 
 
 def _held(peaks: Tensor, boxes: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsis.files import InputError
+from wsis.errors import InputError
 
 __all__ = ["average_over_scales", "cam", "finite", "grad_cam", "inside", "normalise"]
 
@@ -26,7 +26,9 @@ def cam(features: Tensor, weight: Tensor) -> Tensor:
     return normalise(torch.einsum("ndhw,cd->nchw", features.detach(), weight.detach()))
 
 
-def grad_cam(features: Tensor, head: Callable[[Tensor], Tensor], classes: Tensor | None = None) -> Tensor:
+def grad_cam(
+    features: Tensor, head: Callable[[Tensor], Tensor], classes: Tensor | None = None
+) -> Tensor:
     """Grad-CAM (Selvaraju et al., ICCV 2017, eqs. 1-2) of any differentiable head.
 
     Args:
@@ -47,7 +49,9 @@ def grad_cam(features: Tensor, head: Callable[[Tensor], Tensor], classes: Tensor
 
 
 def average_over_scales(
-    image: Tensor, maps: Callable[[Tensor], Tensor], scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    image: Tensor,
+    maps: Callable[[Tensor], Tensor],
+    scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0),
 ) -> Tensor:
     """Mean of an image's maps over scales and their mirror images.
 
@@ -62,8 +66,12 @@ def average_over_scales(
     size = (image.shape[-2], image.shape[-1])
     total: Tensor | float = 0.0
     for scale in scales:
-        scaled = F.interpolate(image[None].float(), scale_factor=scale, mode="bilinear", antialias=True)
-        plain, mirrored = F.interpolate(maps(torch.cat([scaled, scaled.flip(-1)])), size, mode="bilinear")
+        scaled = F.interpolate(
+            image[None].float(), scale_factor=scale, mode="bilinear", antialias=True
+        )
+        plain, mirrored = F.interpolate(
+            maps(torch.cat([scaled, scaled.flip(-1)])), size, mode="bilinear"
+        )
         total = total + plain + mirrored.flip(-1)
     assert isinstance(total, Tensor)
     return normalise(total)
@@ -92,7 +100,9 @@ def finite(values: Tensor, what: str = "class maps") -> Tensor:
         InputError: they hold NaN or infinity.
     """
     if not values.isfinite().all():
-        raise InputError(f"{what} hold NaN or infinity: training has diverged; lower its learning rate")
+        raise InputError(
+            f"{what} hold NaN or infinity: training has diverged; lower its learning rate"
+        )
     return values
 
 

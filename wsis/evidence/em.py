@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from wsis.errors import InputError
 from wsis.evidence.cam import finite
-from wsis.files import InputError
 from wsis.ops.cells import segment_windows
 
 __all__ = [
@@ -66,7 +66,11 @@ class SegmentStatistics(NamedTuple):
 
 
 def foreground_em(
-    features: Sequence[Tensor], start: Tensor, rounds: int = 2, keep: float = 0.5, distance: Distance = "cosine"
+    features: Sequence[Tensor],
+    start: Tensor,
+    rounds: int = 2,
+    keep: float = 0.5,
+    distance: Distance = "cosine",
 ) -> Tensor:
     """Choose the segment of each image that looks most like the class (EM-Paste, algorithm 1, steps 2 and 3).
 
@@ -96,27 +100,42 @@ def foreground_em(
 
 @torch.no_grad()
 def foreground_rounds(
-    features: Sequence[Tensor], start: Tensor, rounds: int = 2, keep: float = 0.5, distance: Distance = "cosine"
+    features: Sequence[Tensor],
+    start: Tensor,
+    rounds: int = 2,
+    keep: float = 0.5,
+    distance: Distance = "cosine",
 ) -> list[Round]:
     """Every round of `foreground_em`, which see; none where no image has a first choice."""
     _check(features, start, keep, distance)
     if not (start >= 0).any():
         return []
     counts = torch.tensor([len(rows) for rows in features], device=features[0].device)
-    begin, images = counts.cumsum(0) - counts, torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-    lengths = torch.cat([torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32) for rows in features])
+    begin, images = (
+        counts.cumsum(0) - counts,
+        torch.arange(len(counts), device=counts.device).repeat_interleave(counts),
+    )
+    lengths = torch.cat(
+        [torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32) for rows in features]
+    )
     if not lengths.isfinite().all():
         image = int(images[~lengths.isfinite()][0])
-        raise InputError(f"features of image {image} hold NaN or infinity; check the network that made them")
+        raise InputError(
+            f"features of image {image} hold NaN or infinity; check the network that made them"
+        )
     fit = {"cosine": _cosine, "mahalanobis": _mahalanobis}[distance]
     chosen, history = start.to(counts), []
     for _ in range(rounds):
         kept = chosen >= 0
-        rows = torch.stack([some[c] for some, c in zip(features, chosen.tolist(), strict=True) if c >= 0]).float()
+        rows = torch.stack(
+            [some[c] for some, c in zip(features, chosen.tolist(), strict=True) if c >= 0]
+        ).float()
         nearest = fit(rows)(rows).sort(stable=True).indices[: math.ceil(round(keep * len(rows), 6))]
         kept = torch.zeros_like(kept).index_fill_(0, kept.nonzero()[nearest, 0], True)
         measure = fit(rows[nearest])
-        distances = torch.cat([measure(some.float()) for some in features])  # a copy of all would double the memory
+        distances = torch.cat(
+            [measure(some.float()) for some in features]
+        )  # a copy of all would double the memory
         first, least = _least(distances, images, len(counts))
         chosen = torch.where(counts > 0, first - begin, -1)
         history += [Round(kept, chosen, least)]
@@ -152,7 +171,7 @@ def cam_centroid(maps: Tensor, share: float = 0.2, stride: float = 1.0) -> Tenso
     """Centre of gravity of the highest cells of class activation maps (EM-Paste, section 3.1, c_i).
 
     Each map is that of a class the image is tagged with; the authors' code takes the class of the highest score, which loses
-    the others. The logit maps of `wsis.models.classifier` serve as they are: its Grad-CAM is their positive part, less the
+    the others. The logit maps of `wsis.parts.classifier` serve as they are: its Grad-CAM is their positive part, less the
     bias, times a constant, whatever its pooling. Cells at a map's minimum never count, so that the zeros of a map with
     little positive evidence do not draw its centre to the image's; a constant map has the image's centre.
 
@@ -191,10 +210,14 @@ def segment_statistics(labels: Tensor, members: Tensor, points: Tensor) -> Segme
     """
     count = members.shape[1]
     if int(labels.max()) >= count:
-        raise InputError(f"the label map holds superpixel {int(labels.max())}, members only {count}; give those of this map")
+        raise InputError(
+            f"the label map holds superpixel {int(labels.max())}, members only {count}; give those of this map"
+        )
     y, x = (torch.arange(n, device=labels.device, dtype=torch.float64) + 0.5 for n in labels.shape)
     px, py = points.to(x).reshape(-1, 2, 1, 1).unbind(1)
-    values = F.pad(torch.hypot(x - px, y[:, None] - py), (0, 0, 0, 0, 0, 1), value=1).flatten(1)  # the last counts pixels
+    values = F.pad(torch.hypot(x - px, y[:, None] - py), (0, 0, 0, 0, 0, 1), value=1).flatten(
+        1
+    )  # the last counts pixels
     bins = torch.where(labels < 0, count, labels).long().flatten().expand(len(values), -1)
     sums = values.new_zeros(len(values), count + 1).scatter_add_(1, bins, values)[:, :count]
     totals = sums.float() @ members.float().T
@@ -242,7 +265,9 @@ def nearest_segments(distances: Tensor, eligible: Tensor, count: int = 3) -> Ten
     return F.pad(nearest, (0, count - nearest.shape[1]), value=-1)
 
 
-def segment_patches(image: Tensor, labels: Tensor, members: Tensor, boxes: Tensor, side: int = 224) -> Tensor:
+def segment_patches(
+    image: Tensor, labels: Tensor, members: Tensor, boxes: Tensor, side: int = 224
+) -> Tensor:
     """Render segments on grey, cut to their boxes and stretched to a square, as a classifier is shown them.
 
     Colours are bilinear; where a patch is smaller than the box, they are means. Outlines are sharp, the authors' are bilinear.
@@ -262,7 +287,9 @@ def segment_patches(image: Tensor, labels: Tensor, members: Tensor, boxes: Tenso
     for i in range(0, len(boxes), step):
         at = boxes[i : i + step].float()
         belongs = segment_windows(labels, members[i : i + step], at, (side, side))
-        colours = roi_align(pixels, [at], side, sampling_ratio=-1, aligned=True).round().to(torch.uint8)
+        colours = (
+            roi_align(pixels, [at], side, sampling_ratio=-1, aligned=True).round().to(torch.uint8)
+        )
         patches[i : i + step] = torch.where(belongs[:, None], colours, GREY)
     return patches
 
@@ -270,7 +297,9 @@ def segment_patches(image: Tensor, labels: Tensor, members: Tensor, boxes: Tenso
 def _cosine(rows: Tensor) -> Callable[[Tensor], Tensor]:
     """1 - cosine to the mean of rows (N,D) at unit length, which ranks as the distance to that mean does."""
     direction = F.normalize(F.normalize(rows).mean(0), dim=0)
-    return lambda some: 1 - some @ direction / torch.linalg.vector_norm(some, dim=1).clamp(min=1e-12)
+    return lambda some: (
+        1 - some @ direction / torch.linalg.vector_norm(some, dim=1).clamp(min=1e-12)
+    )
 
 
 def _mahalanobis(rows: Tensor) -> Callable[[Tensor], Tensor]:
@@ -293,11 +322,23 @@ def _check(features: Sequence[Tensor], start: Tensor, keep: float, distance: str
         raise InputError(f'distance {distance!r}: choose "cosine" or "mahalanobis"')
     _check_share("keep", keep)
     if start.shape != (len(features),):
-        raise InputError(f"start is {tuple(start.shape)} for {len(features)} images; give one index each")
-    odd = [i for i, rows in enumerate(features) if rows.ndim != 2 or rows.shape[1] != features[0].shape[-1]]
+        raise InputError(
+            f"start is {tuple(start.shape)} for {len(features)} images; give one index each"
+        )
+    odd = [
+        i
+        for i, rows in enumerate(features)
+        if rows.ndim != 2 or rows.shape[1] != features[0].shape[-1]
+    ]
     if odd:
-        raise InputError(f"features of image {odd[0]} are {tuple(features[odd[0]].shape)}; give (m,D) with the same D for all")
-    wrong = [i for i, (rows, first) in enumerate(zip(features, start.tolist(), strict=True)) if not -1 <= first < len(rows)]
+        raise InputError(
+            f"features of image {odd[0]} are {tuple(features[odd[0]].shape)}; give (m,D) with the same D for all"
+        )
+    wrong = [
+        i
+        for i, (rows, first) in enumerate(zip(features, start.tolist(), strict=True))
+        if not -1 <= first < len(rows)
+    ]
     if wrong:
         raise InputError(
             f"start of image {wrong[0]} is {int(start[wrong[0]])}, which has {len(features[wrong[0]])} candidates; "

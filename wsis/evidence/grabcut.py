@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsis.evidence.objectness import lab_bins
-from wsis.files import InputError
+from wsis.errors import InputError
+from wsis.proposals.objectness import lab_bins
 
 __all__ = ["SIZE", "Evidence", "Request", "crops", "foreground", "resample"]
 
@@ -30,7 +30,10 @@ _MARGIN = 8  # cells around the box that show what background looks like
 _BINS = 24  # per colour axis
 _ROUNDS = 3
 _CHUNK = 64  # boxes at a time: their histograms take 7 MB
-_RADIUS, _EDGE = 2, 1e-3  # guided filter: cells, and variance of grey (of 0 to 1) that counts as an edge
+_RADIUS, _EDGE = (
+    2,
+    1e-3,
+)  # guided filter: cells, and variance of grey (of 0 to 1) that counts as an edge
 
 Array = NDArray[Any]
 
@@ -60,7 +63,9 @@ def foreground(image: Any, boxes: Any, sure: Any = None, setting: str = "fast") 
     elif setting == "fast":
         grids = None if known is None else _sample_masks(known, corners)
         masks = np.zeros((len(corners), height, width), dtype=bool)
-        for mask, box, small in zip(masks, _pixels(corners, height, width), crops(image, corners, grids)[1], strict=True):
+        for mask, box, small in zip(
+            masks, _pixels(corners, height, width), crops(image, corners, grids)[1], strict=True
+        ):
             x1, y1, x2, y2 = box
             if x2 > x1 and y2 > y1:
                 mask[y1:y2, x1:x2] = cv2.resize(small.astype(np.float32), (x2 - x1, y2 - y1)) >= 0.5
@@ -97,7 +102,9 @@ def crops(image: Array, boxes: Array, sure: Array | None = None) -> tuple[Array,
     return windows.astype(np.float32), masks
 
 
-def resample(windows: Tensor, masks: Tensor, which: Tensor, boxes: Tensor, size: int | tuple[int, int] = 28) -> Tensor:
+def resample(
+    windows: Tensor, masks: Tensor, which: Tensor, boxes: Tensor, size: int | tuple[int, int] = 28
+) -> Tensor:
     """Masks seen through other boxes.
 
     Args:
@@ -113,17 +120,26 @@ def resample(windows: Tensor, masks: Tensor, which: Tensor, boxes: Tensor, size:
     height, width = (size, size) if isinstance(size, int) else size
     if not len(boxes):
         return boxes.new_zeros(0, height, width)
-    window, (across, down) = windows[which], (torch.arange(n, device=boxes.device) + 0.5 for n in (width, height))
+    window, (across, down) = (
+        windows[which],
+        (torch.arange(n, device=boxes.device) + 0.5 for n in (width, height)),
+    )
     x, y = (
         2
-        * (boxes[:, i, None] + (boxes[:, i + 2] - boxes[:, i])[:, None] * steps / len(steps) - window[:, i, None])
+        * (
+            boxes[:, i, None]
+            + (boxes[:, i + 2] - boxes[:, i])[:, None] * steps / len(steps)
+            - window[:, i, None]
+        )
         / (window[:, i + 2] - window[:, i]).clamp(min=1e-6)[:, None]
         - 1
         for i, steps in enumerate((across, down))
     )
     x, y = x[:, None].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)
     grid = torch.stack([x, y], -1)
-    values = F.grid_sample(masks[which][:, None].to(grid.dtype), grid, padding_mode="border", align_corners=False)[:, 0]
+    values = F.grid_sample(
+        masks[which][:, None].to(grid.dtype), grid, padding_mode="border", align_corners=False
+    )[:, 0]
     return values * (grid.abs() <= 1).all(-1)
 
 
@@ -169,9 +185,13 @@ class Evidence:
     def __call__(self, requests: Sequence[Request]) -> list[tuple[Tensor, Tensor]]:
         """For each request windows (K,4) float32, in original pixels, and masks (K,SIZE,SIZE) bool over them; on the CPU."""
         keys = [_keys(request) for request in requests]
-        found = {key: self._masks[key] for of_image in keys for key in of_image if key in self._masks}
+        found = {
+            key: self._masks[key] for of_image in keys for key in of_image if key in self._masks
+        }
         open_requests = [
-            (r, missing) for r, of in zip(requests, keys, strict=True) if (missing := [k for k in of if k not in found])
+            (r, missing)
+            for r, of in zip(requests, keys, strict=True)
+            if (missing := [k for k in of if k not in found])
         ]
         if open_requests:
             with ThreadPoolExecutor(self.threads) as pool:
@@ -193,11 +213,15 @@ class Evidence:
 def _keys(request: Request) -> list[_Key]:
     """What tells crops apart: image, whole-pixel box, packed sure cells."""
     corners = request.boxes.detach().cpu().double().round().int()
-    boxes = torch.cat([corners[:, :2], torch.maximum(corners[:, 2:], corners[:, :2] + 1)], 1).tolist()
+    boxes = torch.cat(
+        [corners[:, :2], torch.maximum(corners[:, 2:], corners[:, :2] + 1)], 1
+    ).tolist()
     if request.sure is None:
         return [(request.image_id, *box, b"") for box in boxes]
     sure = np.packbits(request.sure.cpu().numpy().reshape(-1, SIZE * SIZE), axis=1)
-    return [(request.image_id, *box, cells.tobytes()) for box, cells in zip(boxes, sure, strict=True)]
+    return [
+        (request.image_id, *box, cells.tobytes()) for box, cells in zip(boxes, sure, strict=True)
+    ]
 
 
 def _size(key: _Key, mask: bytes) -> int:
@@ -231,7 +255,9 @@ def _bits(packed: bytes) -> Array:
 def _unpack(keys: list[_Key], found: dict[_Key, bytes]) -> tuple[Tensor, Tensor]:
     windows = torch.tensor([key[1:5] for key in keys], dtype=torch.float32).reshape(-1, 4)
     masks = np.frombuffer(b"".join(found[key] for key in keys), np.uint8)
-    return windows, torch.from_numpy(np.unpackbits(masks).reshape(len(keys), SIZE, SIZE).astype(bool))
+    return windows, torch.from_numpy(
+        np.unpackbits(masks).reshape(len(keys), SIZE, SIZE).astype(bool)
+    )
 
 
 def _array(values: Any) -> Array:
@@ -262,7 +288,7 @@ def _sample_masks(masks: Array, boxes: Array) -> Array:
     centres = (np.arange(SIZE) + 0.5) / SIZE
     x = (boxes[:, 0, None] + (boxes[:, 2] - boxes[:, 0])[:, None] * centres).astype(int)
     y = (boxes[:, 1, None] + (boxes[:, 3] - boxes[:, 1])[:, None] * centres).astype(int)
-    return masks[np.arange(len(boxes))[:, None, None], y[:, :, None], x[:, None, :]]  # type: ignore[no-any-return]
+    return masks[np.arange(len(boxes))[:, None, None], y[:, :, None], x[:, None, :]]
 
 
 def _look(image: Array, windows: Array) -> tuple[Array, Array]:
@@ -298,7 +324,9 @@ def _separate(pixels: Array, seen: Array, sure: Array | None) -> Array:
         probability = np.where(known, 1.0, 1 / (1 + np.exp(-np.clip(logits, -30, 30))))
         inside = _histogram(colours, probability * seen)
         outside = _histogram(colours, (1 - probability) * seen)
-        evidence = np.take_along_axis(np.log(inside) - np.log(outside), colours, 1).reshape(seen.shape)
+        evidence = np.take_along_axis(np.log(inside) - np.log(outside), colours, 1).reshape(
+            seen.shape
+        )
         logits = prior + evidence
     grey = cv2.cvtColor(flat, cv2.COLOR_RGB2GRAY).reshape(seen.shape)
     return _inner(_guided(np.clip(logits, -4, 4), grey))
@@ -321,18 +349,20 @@ def _histogram(colours: Array, weight: Array) -> Array:
     """Smoothed and normalised (K,bins) densities."""
     count, bins = len(colours), _BINS**3
     places = colours + bins * np.arange(count)[:, None]
-    counts = np.bincount(places.ravel(), weight.ravel(), count * bins).reshape(count, _BINS, _BINS, _BINS)
+    counts = np.bincount(places.ravel(), weight.ravel(), count * bins).reshape(
+        count, _BINS, _BINS, _BINS
+    )
     for axis in (1, 2, 3):
         counts = _smooth(counts, axis)
     density = counts.reshape(count, bins)
-    return density / np.maximum(density.sum(1, keepdims=True), 1e-6) + 0.1 / bins  # type: ignore[no-any-return]
+    return density / np.maximum(density.sum(1, keepdims=True), 1e-6) + 0.1 / bins
 
 
 def _smooth(counts: Array, axis: int) -> Array:
     """Binomial filter 1 2 1 along one axis."""
     after = np.take(counts, [*range(1, _BINS), _BINS - 1], axis)
     before = np.take(counts, [0, *range(_BINS - 1)], axis)
-    return (before + 2 * counts + after) / 4  # type: ignore[no-any-return]
+    return (before + 2 * counts + after) / 4
 
 
 def _guided(values: Array, grey: Array) -> Array:
@@ -343,7 +373,9 @@ def _guided(values: Array, grey: Array) -> Array:
         return np.atleast_3d(cv2.blur(np.ascontiguousarray(v), (2 * _RADIUS + 1,) * 2))
 
     mean_guide, mean_values = mean(guide), mean(values)
-    slope = (mean(guide * values) - mean_guide * mean_values) / (mean(guide * guide) - mean_guide**2 + _EDGE)
+    slope = (mean(guide * values) - mean_guide * mean_values) / (
+        mean(guide * guide) - mean_guide**2 + _EDGE
+    )
     smooth = mean(slope) * guide + mean(mean_values - slope * mean_guide)
     return np.moveaxis(smooth, -1, 0)
 
@@ -356,8 +388,14 @@ def _as_authors(image: Array, boxes: Array, sure: Array | None) -> Array:
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     masks = np.zeros((len(boxes), height, width), dtype=bool)
     for k, box in enumerate(boxes):
-        known = None if sure is None else cv2.resize(sure[k].astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
-        masks[k] = cv2.resize(_cut(small, box * scale, known).astype(np.float32), (width, height)) >= 0.5
+        known = (
+            None
+            if sure is None
+            else cv2.resize(sure[k].astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+        )
+        masks[k] = (
+            cv2.resize(_cut(small, box * scale, known).astype(np.float32), (width, height)) >= 0.5
+        )
     return masks
 
 
@@ -367,18 +405,25 @@ def _cut(image: Array, box: Array, sure: Array | None) -> Array:
     x1, y1 = np.clip(np.floor(box[:2]), 0, [width - 1, height - 1]).astype(int)
     x2, y2 = np.clip(np.ceil(box[2:]), [x1 + 1, y1 + 1], [width, height]).astype(int)
     if (x1, y1, x2, y2) == (0, 0, width, height):  # without background there is nothing to cut from
-        x1, y1, x2, y2 = min(3, width // 4), min(3, height // 4), max(width - 3, 1), max(height - 3, 1)
+        x1, y1, x2, y2 = (
+            min(3, width // 4),
+            min(3, height // 4),
+            max(width - 3, 1),
+            max(height - 3, 1),
+        )
     state = np.full((height, width), cv2.GC_BGD, np.uint8)
     state[y1:y2, x1:x2] = cv2.GC_PR_FGD
     if sure is not None:
         state[sure & (state == cv2.GC_PR_FGD)] = cv2.GC_FGD
     rectangle = state != cv2.GC_BGD
     if rectangle.all():
-        return rectangle  # type: ignore[no-any-return]
+        return rectangle
     cv2.setRNGSeed(0)  # its k-means draws
-    cv2.grabCut(image, state, (0, 0, 1, 1), np.zeros((1, 65)), np.zeros((1, 65)), 5, cv2.GC_INIT_WITH_MASK)
+    cv2.grabCut(
+        image, state, (0, 0, 1, 1), np.zeros((1, 65)), np.zeros((1, 65)), 5, cv2.GC_INIT_WITH_MASK
+    )
     mask = (state == cv2.GC_FGD) | (state == cv2.GC_PR_FGD)
-    return mask if mask.sum() >= 9 else rectangle  # type: ignore[no-any-return]
+    return mask if mask.sum() >= 9 else rectangle
 
 
 def _unknown(setting: str) -> InputError:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from wsis.errors import InputError
 from wsis.evidence.cam import finite, inside
-from wsis.files import InputError
 
 __all__ = ["Bags", "Peaks", "bags", "bags_of_boxes", "class_peaks"]
 
@@ -86,17 +86,29 @@ def class_peaks(
     known = maps.masked_fill(beyond, torch.nan).flatten(1)
     floor = torch.maximum(known.nanmedian(1).values, least * known.nan_to_num(-torch.inf).amax(1))
     maps = maps.masked_fill(beyond, -torch.inf)
-    found = _maxima(maps) & (_window(maps, window) == maps) & (maps >= floor[:, None, None]) & (maps > 0)
+    found = (
+        _maxima(maps)
+        & (_window(maps, window) == maps)
+        & (maps >= floor[:, None, None])
+        & (maps > 0)
+    )
     which, row, column = found.nonzero(as_tuple=True)
     points = (torch.stack([column, row], 1) + 0.5 + _shift(maps, which, row, column)) * stride
     scores, order = maps[which, row, column].sort(descending=True, stable=True)
-    limits = torch.tensor(sizes, device=maps.device).reshape(-1, 2).flip(1)  # (N,2), the greatest x and y
+    limits = (
+        torch.tensor(sizes, device=maps.device).reshape(-1, 2).flip(1)
+    )  # (N,2), the greatest x and y
     which, points = which[order], points[order]
     return Peaks(images[which], labels[which], points.minimum(limits[images[which]]), scores)
 
 
 def bags(
-    points: Tensor, boxes: Tensor, objectness: Tensor, foreground: Tensor | None = None, size: int = 10, penalty: float = 0.1
+    points: Tensor,
+    boxes: Tensor,
+    objectness: Tensor,
+    foreground: Tensor | None = None,
+    size: int = 10,
+    penalty: float = 0.1,
 ) -> Bags:
     """For each peak of an image the best proposals that contain it and no other peak (CCGR, "initialisation", eq. 4).
 
@@ -111,11 +123,21 @@ def bags(
         penalty: weight of a box's mean background in its rank.
     """
     corners = boxes[None]
-    contains = ((corners[..., :2] <= points[:, None]) & (points[:, None] <= corners[..., 2:])).all(2)
+    contains = ((corners[..., :2] <= points[:, None]) & (points[:, None] <= corners[..., 2:])).all(
+        2
+    )
     others = (contains.sum(0) - 1).expand_as(contains).masked_fill(~contains, len(points))
-    fewest = F.pad(others, (0, 1), value=len(points)).amin(1, keepdim=True)  # a minimum of no boxes has a value, too
-    rank = objectness.float() if foreground is None else objectness - penalty * (1 - _means(foreground, boxes))
-    return _best(rank.expand_as(contains).masked_fill(~contains | (others > fewest), -torch.inf), size)
+    fewest = F.pad(others, (0, 1), value=len(points)).amin(
+        1, keepdim=True
+    )  # a minimum of no boxes has a value, too
+    rank = (
+        objectness.float()
+        if foreground is None
+        else objectness - penalty * (1 - _means(foreground, boxes))
+    )
+    return _best(
+        rank.expand_as(contains).masked_fill(~contains | (others > fewest), -torch.inf), size
+    )
 
 
 def bags_of_boxes(boxes: Tensor, proposals: Tensor, size: int = 10) -> Bags:
@@ -160,7 +182,10 @@ def _shift(maps: Tensor, which: Tensor, row: Tensor, column: Tensor) -> Tensor:
     middle, shifts = maps[which, row, column], []
     for dy, dx in ((0, 1), (1, 0)):
         before, after = (around[which, row + 1 + s * dy, column + 1 + s * dx] for s in (-1, 1))
-        before, after = before.where(before.isfinite(), after), after.where(after.isfinite(), before)  # the border mirrors
+        before, after = (
+            before.where(before.isfinite(), after),
+            after.where(after.isfinite(), before),
+        )  # the border mirrors
         shifts += [((after - before) / (2 * (2 * middle - before - after))).nan_to_num(0, 0, 0)]
     return torch.stack(shifts, 1)
 
@@ -169,7 +194,10 @@ def _means(values: Tensor, boxes: Tensor) -> Tensor:
     """Mean of (H,W) over each box (P,4), rounded to whole pixels, at least one."""
     height, width = values.shape
     sums = F.pad(values.double().cumsum(0).cumsum(1), (1, 0, 1, 0))
-    x1, y1 = boxes[:, 0].round().long().clamp(0, width - 1), boxes[:, 1].round().long().clamp(0, height - 1)
+    x1, y1 = (
+        boxes[:, 0].round().long().clamp(0, width - 1),
+        boxes[:, 1].round().long().clamp(0, height - 1),
+    )
     x2, y2 = (boxes[:, i].round().long().clamp(max=limit) for i, limit in ((2, width), (3, height)))
     x2, y2 = x2.maximum(x1 + 1), y2.maximum(y1 + 1)
     total = sums[y2, x2] - sums[y1, x2] - sums[y2, x1] + sums[y1, x1]

@@ -10,18 +10,19 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from wsis.cli import CLI
-from wsis.data._coco_json import Index
-from wsis.data.voc import VOC_CLASSES
-from wsis.files import InputError, clear_scratch, read_json
+from wsis.command_line.messages import plain_errors
+from wsis.command_line.parser import CLI
+from wsis.datasets.voc import VOC_CLASSES
+from wsis.errors import InputError
+from wsis.files import clear_scratch, read_json
 from wsis.generate._lexicon import COCO_CLASSES
 from wsis.generate._progress import open_progress
 from wsis.generate.backgrounds import Backgrounds, found_in
 from wsis.generate.captions import Captioner, read_captions
 from wsis.generate.pictures import Painter
 from wsis.generate.similarity import Clip
-from wsis.messages import plain_errors
 from wsis.propose import index_of_folder
+from wsis.types import Index
 
 __all__ = ["generate", "main"]
 
@@ -38,12 +39,25 @@ def main(argv: Sequence[str] | None = None) -> Path:
         given = [source for source in _SOURCES if config[source] is not None]
         if len(given) > 1:
             raise InputError(f"--{given[0]} and --{given[1]}: give one, what to start from")
-        classes = _classes(config.classes, cli.datamodule if not given or _names_data(words) else None)
+        classes = _classes(
+            config.classes, cli.datamodule if not given or _names_data(words) else None
+        )
         for folder in filter(None, [config.images, config.images_from]):
             if config.out.resolve().is_relative_to(folder.resolve()):
-                raise InputError(f"--out {config.out} is in {folder}, whose pictures are read; choose another folder")
-        images = _images(config.images, cli.datamodule, config.limit) if given in ([], ["images"]) else {}
-        return generate(images, classes, **{name: config[name] for name in _settings()}, seed=config.seed_everything)
+                raise InputError(
+                    f"--out {config.out} is in {folder}, whose pictures are read; choose another folder"
+                )
+        images = (
+            _images(config.images, cli.datamodule, config.limit)
+            if given in ([], ["images"])
+            else {}
+        )
+        return generate(
+            images,
+            classes,
+            **{name: config[name] for name in _settings()},
+            seed=config.seed_everything,
+        )
 
 
 def generate(
@@ -100,33 +114,68 @@ def generate(
     painting = Painter(painter, steps, size, precision, batch, device)
     found = list(_paths(index_of_folder(images_from)).values()) if images_from else []
     texts = read_captions(captions) if captions else {}
-    bar = tqdm((texts or images).items(), "backgrounds", unit="caption" if captions else "image", disable=bool(found))
-    with bar, open_progress(out / "progress.sqlite") as progress:  # the bar is closed before an error is told
+    bar = tqdm(
+        (texts or images).items(),
+        "backgrounds",
+        unit="caption" if captions else "image",
+        disable=bool(found),
+    )
+    with (
+        bar,
+        open_progress(out / "progress.sqlite") as progress,
+    ):  # the bar is closed before an error is told
         clear_scratch(out / "candidates")
         work = Backgrounds(out, classes, progress, seed)
-        work.made_by |= {name: str(given) for name, given in (("captions", captions), ("images_from", images_from)) if given}
+        work.made_by |= {
+            name: str(given)
+            for name, given in (("captions", captions), ("images_from", images_from))
+            if given
+        }
         if found:
             groups = iter([found_in(found)])
         else:
-            described = bar if captions else work.describe(bar, Captioner(captioner, captions_per_image, device))
+            described = (
+                bar
+                if captions
+                else work.describe(bar, Captioner(captioner, captions_per_image, device))
+            )
             groups = work.paint(described, painting, pictures)
-        written = work.finish(groups, None if clip == "none" else Clip(clip, device), keep, pictures)
+        written = work.finish(
+            groups, None if clip == "none" else Clip(clip, device), keep, pictures
+        )
     kept = sum(picture["kept"] for picture in read_json(written)["pictures"])
     print(f"{kept} backgrounds: {out / 'backgrounds'}, {written}", flush=True)
     return written
 
 
 def _options(parser: Any) -> None:
-    parser.add_argument("--images", type=Path | None, default=None, help="A folder of images to use in place of a data set.")
     parser.add_argument(
-        "--classes", type=str, default="", help="Classes not to show: names with commas between, voc or coco; else the data's."
+        "--images",
+        type=Path | None,
+        default=None,
+        help="A folder of images to use in place of a data set.",
     )
-    parser.add_argument("--limit", type=int | None, default=None, help="So many of the images, evenly spaced; else all.")
+    parser.add_argument(
+        "--classes",
+        type=str,
+        default="",
+        help="Classes not to show: names with commas between, voc or coco; else the data's.",
+    )
+    parser.add_argument(
+        "--limit",
+        type=int | None,
+        default=None,
+        help="So many of the images, evenly spaced; else all.",
+    )
     parser.add_function_arguments(generate, skip={"images", "classes", "seed"})
 
 
 def _settings() -> list[str]:
-    return [name for name in inspect.signature(generate).parameters if name not in ("images", "classes", "seed")]
+    return [
+        name
+        for name in inspect.signature(generate).parameters
+        if name not in ("images", "classes", "seed")
+    ]
 
 
 def _names_data(words: Sequence[str]) -> bool:
@@ -139,9 +188,13 @@ def _classes(given: str, data: Any) -> list[str]:
         names = _CLASSES.get(given.lower()) or [name.strip() for name in given.split(",")]
         if names := [name for name in names if name]:
             return names
-        raise InputError(f"--classes '{given}' names no class; give names with commas between, voc or coco")
+        raise InputError(
+            f"--classes '{given}' names no class; give names with commas between, voc or coco"
+        )
     if data is None:
-        raise InputError("give --classes, what no background is to show: names with commas between, voc or coco")
+        raise InputError(
+            "give --classes, what no background is to show: names with commas between, voc or coco"
+        )
     return list(data.class_names)
 
 

@@ -99,7 +99,9 @@ pink-ringed pear, ringed pear, pear
 blue-dotted flower, dotted flower, flower
 green-dotted flower, dotted flower, flower
 """
-GROUPS = tuple(tuple(phrase.strip() for phrase in line.split(",")) for line in _TEXT.strip().splitlines())
+GROUPS = tuple(
+    tuple(phrase.strip() for phrase in line.split(",")) for line in _TEXT.strip().splitlines()
+)
 """Words for one class; the first is the plain one. A word may stand in several groups."""
 
 COCO_CLASSES = tuple(group[0] for group in GROUPS[:80])

@@ -17,7 +17,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import torch
 
-from wsis.files import InputError
+from wsis.errors import InputError
 
 __all__ = ["DTYPES", "device_of", "loading", "need", "offline", "quiet", "safe"]
 
@@ -55,7 +55,9 @@ def loading(part: str, name: str) -> Iterator[None]:
             yield
     except InputError:
         raise
-    except Exception as error:  # libraries raise OSError, ValueError, KeyError, RuntimeError and their own
+    except (
+        Exception
+    ) as error:  # libraries raise OSError, ValueError, KeyError, RuntimeError and their own
         reason = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
         raise InputError(
             f"cannot load --{part} {name}: {reason[:160]}; give a folder that holds the model with its weights as safetensors"
@@ -86,7 +88,9 @@ def device_of(name: str) -> torch.device:
         try:
             return torch.empty(0, device=name).device
         except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-            raise InputError(f"--device {name}: {str(error).splitlines()[0]}; give auto, cpu, cuda or mps") from error
+            raise InputError(
+                f"--device {name}: {str(error).splitlines()[0]}; give auto, cpu, cuda or mps"
+            ) from error
     found = torch.accelerator.current_accelerator(check_available=True)
     return found or torch.device("cpu")
 

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from wsis.files import InputError, database
+from wsis.errors import InputError
+from wsis.files import database
 
 __all__ = ["Progress", "digest", "open_progress"]
 
@@ -21,7 +22,12 @@ class Progress:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
 
-    def recall(self, key: Mapping[str, Any], make: Callable[[], Any], valid: Callable[[Any], bool] = lambda value: True) -> Any:
+    def recall(
+        self,
+        key: Mapping[str, Any],
+        make: Callable[[], Any],
+        valid: Callable[[Any], bool] = lambda value: True,
+    ) -> Any:
         """Give what was made for `key`, or make it now (a json value)."""
         text = json.dumps(key, sort_keys=True)
         row = self.connection.execute("SELECT value FROM made WHERE key = ?", (text,)).fetchone()
@@ -29,7 +35,9 @@ class Progress:
             return value
         value = make()
         with self.connection:
-            self.connection.execute("INSERT OR REPLACE INTO made VALUES (?, ?)", (text, json.dumps(value)))
+            self.connection.execute(
+                "INSERT OR REPLACE INTO made VALUES (?, ?)", (text, json.dumps(value))
+            )
         return value
 
 
@@ -42,10 +50,14 @@ def open_progress(path: Path) -> Iterator[Progress]:
     """
     try:
         with database(path) as connection:
-            connection.execute("CREATE TABLE IF NOT EXISTS made (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS made (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
+            )
             yield Progress(connection)
     except sqlite3.DatabaseError as error:
-        raise InputError(f"{path} is damaged or no file of wsis.generate; delete it and repeat the command") from error
+        raise InputError(
+            f"{path} is damaged or no file of wsis.generate; delete it and repeat the command"
+        ) from error
 
 
 def digest(key: Mapping[str, Any]) -> str:

@@ -19,12 +19,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from wsis.data._images import read_image
-from wsis.files import InputError, whole
+from wsis.errors import InputError
+from wsis.files import whole
 from wsis.generate._progress import Progress, digest
 from wsis.generate.pictures import is_blank
 from wsis.generate.selection import select
 from wsis.generate.words import prompts, substitute
+from wsis.images.read import read_image
 
 __all__ = ["Backgrounds", "Compare", "Describe", "Paint", "found_in"]
 
@@ -75,27 +76,38 @@ class Backgrounds:
         seed: of captions and pictures.
     """
 
-    def __init__(self, out: Path, classes: Sequence[str], progress: Progress, seed: int = 0) -> None:
+    def __init__(
+        self, out: Path, classes: Sequence[str], progress: Progress, seed: int = 0
+    ) -> None:
         self.out, self.classes, self.progress, self.seed = out, list(classes), progress, seed
         self.made_by: dict[str, Any] = {}
         """What captions and pictures are from, for generated.json."""
         self.skipped: Counter[str] = Counter()
         """How often what gave nothing."""
 
-    def describe(self, images: Iterable[tuple[str, Path]], captioner: Describe) -> Iterator[tuple[str, Sequence[str]]]:
+    def describe(
+        self, images: Iterable[tuple[str, Path]], captioner: Describe
+    ) -> Iterator[tuple[str, Sequence[str]]]:
         """Give the captions of images, which are known by their names, wherever they lie."""
         self.made_by["captioner"] = dict(captioner.settings)
         for name, path in images:
             seed = _seed(self.seed, name)
             size = path.stat().st_size if path.is_file() else 0
-            key = {"captioner": dict(captioner.settings), "image": name, "bytes": size, "seed": seed}
+            key = {
+                "captioner": dict(captioner.settings),
+                "image": name,
+                "bytes": size,
+                "seed": seed,
+            }
             captions = self.progress.recall(key, partial(_describe, path, captioner, seed))
             if captions is None:
                 self.skipped["images that cannot be read"] += 1
             else:
                 yield name, captions or [""]
 
-    def paint(self, captions: Iterable[tuple[str, Sequence[str]]], painter: Paint, count: int) -> Iterator[list[Record]]:
+    def paint(
+        self, captions: Iterable[tuple[str, Sequence[str]]], painter: Paint, count: int
+    ) -> Iterator[list[Record]]:
         """Give the pictures of each caption, `count` at most, after words for the classes are substituted in it."""
         self.made_by["painter"] = dict(painter.settings)
         for source, texts in captions:
@@ -106,12 +118,20 @@ class Backgrounds:
                 caption = substitute(original, self.classes)
                 seeds = [_seed(self.seed, source, number, k) for k in range(count)]
                 key = {"painter": dict(painter.settings), "caption": caption, "seeds": seeds}
-                files = self.progress.recall(key, partial(self._paint, key, painter), self._all_there)
+                files = self.progress.recall(
+                    key, partial(self._paint, key, painter), self._all_there
+                )
                 self.skipped["pictures that are missing or of one colour"] += files.count(None)
                 about = {"source": source, "original_caption": original, "caption": caption}
-                yield [{"file": file, **about, "seed": seed} for file, seed in zip(files, seeds, strict=True) if file]
+                yield [
+                    {"file": file, **about, "seed": seed}
+                    for file, seed in zip(files, seeds, strict=True)
+                    if file
+                ]
 
-    def finish(self, groups: Iterable[Sequence[Record]], clip: Compare | None, keep: int, of: int) -> Path:
+    def finish(
+        self, groups: Iterable[Sequence[Record]], clip: Compare | None, keep: int, of: int
+    ) -> Path:
         """Choose among the pictures of each caption and put the chosen into `backgrounds`; says what gave nothing.
 
         Args:
@@ -131,17 +151,29 @@ class Backgrounds:
             compared = group if clip is None else self._compare(group, clip)
             captioned = all("caption" in picture for picture in compared)
             count = keep if captioned else math.ceil(len(compared) * keep / of)
-            chosen = set(range(len(compared)) if clip is None else _select(compared, captioned, count))
+            chosen = set(
+                range(len(compared)) if clip is None else _select(compared, captioned, count)
+            )
             pictures += [{**picture, "kept": i in chosen} for i, picture in enumerate(compared)]
         for what, times in sorted((+self.skipped).items()):
             warnings.warn(f"left out: {times} {what}", stacklevel=2)
         if not pictures:
-            raise InputError(f"nothing was generated for {self.out}; look at the captions, or give other models")
+            raise InputError(
+                f"nothing was generated for {self.out}; look at the captions, or give other models"
+            )
         self._place(pictures)
         made_by = {**self.made_by, "clip": None if clip is None else dict(clip.settings)}
-        content = {"classes": self.classes, "seed": self.seed, "keep": keep, **made_by, "skipped": dict(+self.skipped)}
+        content = {
+            "classes": self.classes,
+            "seed": self.seed,
+            "keep": keep,
+            **made_by,
+            "skipped": dict(+self.skipped),
+        }
         with whole(self.out / "generated.json") as scratch:
-            scratch.write_text(json.dumps({**content, "pictures": pictures}, indent=1), encoding="utf-8")
+            scratch.write_text(
+                json.dumps({**content, "pictures": pictures}, indent=1), encoding="utf-8"
+            )
         return self.out / "generated.json"
 
     def _paint(self, key: Record, painter: Paint) -> list[str | None]:
@@ -163,14 +195,26 @@ class Backgrounds:
         """Add the similarities to those of the pictures that have any."""
         found: list[Record] = []
         starts = range(0, len(group), _BATCH)
-        with tqdm(starts, "similarities", unit="batch", disable=len(starts) < 2) as bar:  # closed before an error is told
+        with tqdm(
+            starts, "similarities", unit="batch", disable=len(starts) < 2
+        ) as bar:  # closed before an error is told
             for start in bar:
                 batch = group[start : start + _BATCH]
-                texts = [*prompts(self.classes), *[text for text in [batch[0].get("caption")] if text]]
-                files = [[picture["file"], (self.out / picture["file"]).stat().st_size] for picture in batch]
+                texts = [
+                    *prompts(self.classes),
+                    *[text for text in [batch[0].get("caption")] if text],
+                ]
+                files = [
+                    [picture["file"], (self.out / picture["file"]).stat().st_size]
+                    for picture in batch
+                ]
                 key = {"clip": dict(clip.settings), "pictures": files, "texts": texts}
                 similarities = self.progress.recall(key, partial(self._similarities, key, clip))
-                found += [{**a, **self._named(row)} for a, row in zip(batch, similarities, strict=True) if row]
+                found += [
+                    {**a, **self._named(row)}
+                    for a, row in zip(batch, similarities, strict=True)
+                    if row
+                ]
         self.skipped["pictures that cannot be read or compared"] += len(group) - len(found)
         return found
 
@@ -183,7 +227,9 @@ class Backgrounds:
         found: list[list[float] | None] = []
         for image in images:
             row = next(rows) if image is not None else [math.nan]
-            nearest = max(range(count), key=row.__getitem__) if all(map(math.isfinite, row)) else None
+            nearest = (
+                max(range(count), key=row.__getitem__) if all(map(math.isfinite, row)) else None
+            )
             found.append(None if nearest is None else [nearest, row[nearest], *row[count:]])
         return found
 

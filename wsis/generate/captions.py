@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from wsis.files import InputError
+from wsis.errors import InputError
 from wsis.generate._models import device_of, loading, need, quiet, safe
 
 __all__ = ["Captioner", "read_captions"]
@@ -39,7 +39,10 @@ class Captioner:
         processor, model = self._loaded
         inputs = processor(images=image, return_tensors="pt").to(model.device)
         gpu = model.device if model.device.type in ("cuda", "xpu") else None
-        with torch.random.fork_rng([gpu] if gpu else [], device_type=gpu.type if gpu else "cuda"), torch.inference_mode():
+        with (
+            torch.random.fork_rng([gpu] if gpu else [], device_type=gpu.type if gpu else "cuda"),
+            torch.inference_mode(),
+        ):
             torch.manual_seed(seed)
             words = model.generate(
                 **inputs,
@@ -48,7 +51,10 @@ class Captioner:
                 num_return_sequences=self.settings["captions"],
                 max_new_tokens=_LONGEST,
             )
-        return [" ".join(caption.split()) for caption in processor.batch_decode(words, skip_special_tokens=True)]
+        return [
+            " ".join(caption.split())
+            for caption in processor.batch_decode(words, skip_special_tokens=True)
+        ]
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
@@ -56,7 +62,9 @@ class Captioner:
         quiet()
         with loading("captioner", str(name)):
             processor = transformers.AutoProcessor.from_pretrained(name, **safe())
-            model = transformers.AutoModelForImageTextToText.from_pretrained(name, **safe(use_safetensors=True))
+            model = transformers.AutoModelForImageTextToText.from_pretrained(
+                name, **safe(use_safetensors=True)
+            )
         return processor, model.to(device_of(self.device)).eval()
 
 
@@ -69,10 +77,18 @@ def read_captions(path: Path) -> dict[str, list[str]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; give a text file with one caption a line") from error
+        raise InputError(
+            f"cannot read {path}: {error.strerror}; give a text file with one caption a line"
+        ) from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no text in UTF-8; give a text file with one caption a line") from error
-    captions = {f"line {number}": [" ".join(line.split())] for number, line in enumerate(lines, 1) if line.strip()}
+        raise InputError(
+            f"{path} is no text in UTF-8; give a text file with one caption a line"
+        ) from error
+    captions = {
+        f"line {number}": [" ".join(line.split())]
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    }
     if not captions:
         raise InputError(f"{path} has no caption; write one a line")
     return captions

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 __all__ = ["select"]
 
 
-def select(class_similarities: Sequence[float], caption_similarities: Sequence[float] | None, keep: int) -> list[int]:
+def select(
+    class_similarities: Sequence[float], caption_similarities: Sequence[float] | None, keep: int
+) -> list[int]:
     """Choose `keep` pictures: of the 2 `keep` that are least like any class, those most like the caption.
 
     As EM-Paste's code does; its paper keeps 5 of 10, where the first step drops none.

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from wsis.files import InputError
+from wsis.errors import InputError
 from wsis.generate._models import device_of, loading, need, offline, quiet
 
 __all__ = ["Clip"]
@@ -50,8 +50,12 @@ class Clip:
         quiet()
         with loading("clip", name):
             folder = Path(name) if Path(name).is_dir() else _fetch(name)
-            if not any(folder.glob("*.safetensors")):  # open_clip would take a pickle, or random weights
-                raise InputError(f"--clip {name}: no safetensors in {folder}; convert its weights, or give another model")
+            if not any(
+                folder.glob("*.safetensors")
+            ):  # open_clip would take a pickle, or random weights
+                raise InputError(
+                    f"--clip {name}: no safetensors in {folder}; convert its weights, or give another model"
+                )
             model, _, prepare = clip.create_model_and_transforms(
                 f"local-dir:{folder}", require_pretrained=True, weights_only=True, device=device
             )
@@ -61,4 +65,6 @@ class Clip:
 def _fetch(name: str) -> Path:
     """Give the local copy of a model on a hub: settings and safetensors, nothing that could be run."""
     hub = need("huggingface_hub")
-    return Path(hub.snapshot_download(name, allow_patterns=list(_FILES), local_files_only=offline()))
+    return Path(
+        hub.snapshot_download(name, allow_patterns=list(_FILES), local_files_only=offline())
+    )

@@ -36,7 +36,9 @@ def substitute(caption: str, classes: Sequence[str]) -> str:
         place += 1
         new = others[place % len(others)]
         new = plurals(new)[0] if many else new
-        return article.replace("n", "", 1).replace("N", "", 1) + (new.capitalize() if word[0].isupper() else new)
+        return article.replace("n", "", 1).replace("N", "", 1) + (
+            new.capitalize() if word[0].isupper() else new
+        )
 
     return pattern.sub(other, caption)
 
@@ -83,12 +85,19 @@ def _plain(phrase: str) -> str:
 @lru_cache(maxsize=8)
 def _rule(classes: tuple[str, ...]) -> tuple[re.Pattern[str], dict[str, bool], list[str]]:
     """The pattern of an article and a phrase; whether each target phrase is a plural; the objects to put in."""
-    targets = list(dict.fromkeys(word for name in classes if _plain(name) for word in (name, *synonyms(name))))
+    targets = list(
+        dict.fromkeys(word for name in classes if _plain(name) for word in (name, *synonyms(name)))
+    )
     compounds = [word for group in GROUPS for word in group if " " in word]
-    plural = {_plain(form): True for word in targets for form in plurals(word)} | {_plain(word): False for word in targets}
+    plural = {_plain(form): True for word in targets for form in plurals(word)} | {
+        _plain(word): False for word in targets
+    }
     forms = {form for word in [*targets, *compounds] for form in (word, *plurals(word))}
     longest_first = sorted(forms, key=lambda form: (-len(form), form))
-    phrases = "|".join(r"[\s_-]*".join(map(re.escape, re.split(r"[\s_-]+", form.strip()))) for form in longest_first)
+    phrases = "|".join(
+        r"[\s_-]*".join(map(re.escape, re.split(r"[\s_-]+", form.strip())))
+        for form in longest_first
+    )
     pattern = re.compile(rf"(?<!\w)(an\s+)?({phrases})(?!\w)", re.IGNORECASE)
     taken = {word.lower() for form in forms for word in re.split(r"[\s_-]+", form)}
     others = [word for word in OTHERS if not {word, *plurals(word)} & taken]

@@ -5,7 +5,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["VOCAP", "CorLoc", "Evaluation", "InstanceAP", "MaskIoU", "PanopticQuality", "ProposalRecall"]
+__all__ = [
+    "VOCAP",
+    "CorLoc",
+    "Evaluation",
+    "InstanceAP",
+    "MaskIoU",
+    "PanopticQuality",
+    "ProposalRecall",
+]
 
 if TYPE_CHECKING:
     from wsis.metrics.evaluation import Evaluation
@@ -13,7 +21,11 @@ if TYPE_CHECKING:
     from wsis.metrics.panoptic import PanopticQuality
     from wsis.metrics.proposals import ProposalRecall
 
-_MODULES = {"Evaluation": "evaluation", "PanopticQuality": "panoptic", "ProposalRecall": "proposals"}
+_MODULES = {
+    "Evaluation": "evaluation",
+    "PanopticQuality": "panoptic",
+    "ProposalRecall": "proposals",
+}
 
 
 def __getattr__(name: str) -> Any:

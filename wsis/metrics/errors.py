@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask as rle_masks
 
-from wsis.metrics._states import Array, box_iou, packed
+from wsis.metrics.states import Array, box_iou, packed
 from wsis.types import Prediction, Truth
 
 __all__ = ["ERRORS", "KINDS", "Breakdown", "break_down"]
@@ -59,7 +59,11 @@ class _Table(NamedTuple):
 
 
 def break_down(
-    predictions: Sequence[Prediction], truths: Sequence[Truth], classes: int, foreground: float = 0.5, background: float = 0.1
+    predictions: Sequence[Prediction],
+    truths: Sequence[Truth],
+    classes: int,
+    foreground: float = 0.5,
+    background: float = 0.1,
 ) -> Breakdown:
     """Sort errors by kind; of masks, or of boxes where some have no mask.
 
@@ -86,7 +90,11 @@ def break_down(
         np.maximum(own, other) < background,
     )
     names = ("localisation", "classification", "duplicate", "background")
-    kind = np.select((correct, ignored, *wrong), [KINDS.index(n) for n in ("correct", "ignored", *names)], KINDS.index("both"))
+    kind = np.select(
+        (correct, ignored, *wrong),
+        [KINDS.index(n) for n in ("correct", "ignored", *names)],
+        KINDS.index("both"),
+    )
     free = hit < 0
     claims = {
         name: np.where(kind == KINDS.index(name), of, -1)
@@ -94,16 +102,23 @@ def break_down(
     }
     missed = free & ~np.isin(np.arange(len(free)), np.concatenate(list(claims.values())))
     ap, gains = _gains(table, kind, correct, free, claims, missed, classes)
-    counts = {name: int((kind == KINDS.index(name)).sum()) for name in ERRORS[:5]} | {"missed": int(missed.sum())}
+    counts = {name: int((kind == KINDS.index(name)).sum()) for name in ERRORS[:5]} | {
+        "missed": int(missed.sum())
+    }
     kinds = np.empty_like(kind)
     kinds[table.place] = kind
     ends = np.cumsum([len(p.labels) for p in predictions])[:-1]
-    return Breakdown(ap, gains, counts, _surest(table, kind), np.split(kinds, ends) if len(predictions) else [])
+    return Breakdown(
+        ap, gains, counts, _surest(table, kind), np.split(kinds, ends) if len(predictions) else []
+    )
 
 
-def _tabulate(predictions: Sequence[Prediction], truths: Sequence[Truth], foreground: float, background: float) -> _Table:
+def _tabulate(
+    predictions: Sequence[Prediction], truths: Sequence[Truth], foreground: float, background: float
+) -> _Table:
     by_mask = all(
-        len(p.masks) == len(p.labels) and len(t.masks) == len(t.labels) for p, t in zip(predictions, truths, strict=True)
+        len(p.masks) == len(p.labels) and len(t.masks) == len(t.labels)
+        for p, t in zip(predictions, truths, strict=True)
     )
     columns: list[list[Array]] = [[], [], []]
     ignored: list[Array] = [np.zeros(0, bool)]
@@ -111,19 +126,35 @@ def _tabulate(predictions: Sequence[Prediction], truths: Sequence[Truth], foregr
     for prediction, truth in zip(predictions, truths, strict=True):
         iou, on_crowd = _overlaps(prediction, truth, by_mask)
         at = np.nonzero(iou >= background)
-        for column, values in zip(columns, (at[0] + detections, at[1] + objects, iou[at]), strict=True):
+        for column, values in zip(
+            columns, (at[0] + detections, at[1] + objects, iou[at]), strict=True
+        ):
             column.append(values)
         ignored.append(np.any(on_crowd >= foreground, axis=1))
         detections, objects = detections + iou.shape[0], objects + iou.shape[1]
-    labels, scores = (_joined([getattr(p, name).cpu().numpy() for p in predictions]) for name in ("labels", "scores"))
+    labels, scores = (
+        _joined([getattr(p, name).cpu().numpy() for p in predictions])
+        for name in ("labels", "scores")
+    )
     place = np.argsort(-scores, kind="stable")
     rank = np.empty_like(place)
     rank[place] = np.arange(len(place))
-    detection, thing, overlap = rank[_joined(columns[0]).astype(int)], _joined(columns[1]).astype(int), _joined(columns[2])
+    detection, thing, overlap = (
+        rank[_joined(columns[0]).astype(int)],
+        _joined(columns[1]).astype(int),
+        _joined(columns[2]),
+    )
     order = np.lexsort((-overlap, detection))
     wanted = _joined([truth.labels[~truth.crowd].cpu().numpy() for truth in truths]).astype(int)
     pairs = detection[order], thing[order], overlap[order]
-    return _Table(labels[place].astype(int), scores[place], np.concatenate(ignored)[place], place, wanted, pairs)
+    return _Table(
+        labels[place].astype(int),
+        scores[place],
+        np.concatenate(ignored)[place],
+        place,
+        wanted,
+        pairs,
+    )
 
 
 def _overlaps(prediction: Prediction, truth: Truth, by_mask: bool) -> tuple[Array, Array]:
@@ -133,7 +164,10 @@ def _overlaps(prediction: Prediction, truth: Truth, by_mask: bool) -> tuple[Arra
         overlap = box_iou(prediction.boxes, truth.boxes)
         crowded = overlap[:, crowd]  # boxes of hard objects are ignored as objects are hit
     else:
-        found, there = [packed(mask) for mask in prediction.masks], [packed(mask) for mask in truth.masks]
+        found, there = (
+            [packed(mask) for mask in prediction.masks],
+            [packed(mask) for mask in truth.masks],
+        )
         overlap = np.zeros((len(found), len(there)))
         if found and there:
             overlap = np.asarray(rle_masks.iou(found, there, crowd.astype(np.uint8)))
@@ -174,7 +208,13 @@ def _best(table: _Table, chosen: Array) -> tuple[Array, Array]:
 
 
 def _gains(
-    table: _Table, kind: Array, correct: Array, free: Array, claims: dict[str, Array], missed: Array, classes: int
+    table: _Table,
+    kind: Array,
+    correct: Array,
+    free: Array,
+    claims: dict[str, Array],
+    missed: Array,
+    classes: int,
 ) -> tuple[float, dict[str, float]]:
     """Average precision as it is, and what it gains by each error mended.
 
@@ -193,12 +233,22 @@ def _gains(
             claiming = claiming[free[claim[claiming]]]
             winners = claiming[np.unique(claim[claiming], return_index=True)[1]]
             labels, hits, kept = labels.copy(), hits.copy(), kept.copy()
-            labels[winners], hits[winners], kept[winners] = table.objects[claim[winners]], True, True
+            labels[winners], hits[winners], kept[winners] = (
+                table.objects[claim[winners]],
+                True,
+                True,
+            )
         gains[name] = _average_precision(labels[kept], hits[kept], totals, there) - known
     left = totals - np.bincount(table.objects[missed], minlength=classes)[:classes]
     found = np.bincount(table.labels[counted], minlength=classes)[:classes] > 0
-    judged = there & ((left > 0) | found)  # neither truth nor detection is left: as the authors' code, not in the mean
-    gains["missed"] = _average_precision(table.labels[counted], correct[counted], left, judged) - known if there.any() else 0.0
+    judged = there & (
+        (left > 0) | found
+    )  # neither truth nor detection is left: as the authors' code, not in the mean
+    gains["missed"] = (
+        _average_precision(table.labels[counted], correct[counted], left, judged) - known
+        if there.any()
+        else 0.0
+    )
     return known, {name: 0.0 if np.isnan(gains[name]) else gains[name] for name in ERRORS}
 
 

@@ -13,15 +13,15 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from wsis.metrics._states import from_lines, to_lines
 from wsis.metrics.instances import CorLoc, InstanceAP
 from wsis.metrics.panoptic import PanopticQuality
 from wsis.metrics.panoptic_results import store_map, write_panoptic
 from wsis.metrics.results import to_results, write_results
+from wsis.metrics.states import from_lines, to_lines
 from wsis.types import Batch, Prediction
 
 if TYPE_CHECKING:
-    from wsis.viz import Picture
+    from wsis.images.draw import Picture
 
 __all__ = ["Evaluation"]
 
@@ -40,7 +40,9 @@ class Evaluation(Callback):
         least_score: detections below this score are not drawn.
     """
 
-    def __init__(self, metrics: Sequence[Metric] | None = None, pictures: int = 8, least_score: float = 0.3) -> None:
+    def __init__(
+        self, metrics: Sequence[Metric] | None = None, pictures: int = 8, least_score: float = 0.3
+    ) -> None:
         self.metrics = list(metrics) if metrics is not None else None
         self.pictures, self.least_score = min(pictures, 8), least_score
         self.figures: dict[str, Tensor] = {}
@@ -70,37 +72,61 @@ class Evaluation(Callback):
             metric.update([p for p, _ in judged], [t for _, t in judged])
 
     def _end(self, module: pl.LightningModule, prefix: str) -> None:
-        self.figures = {name: value for metric in self.metrics or () for name, value in metric.compute().items()}
-        scalars = {f"{prefix}/{n}": v for n, v in self.figures.items() if v.ndim == 0 and not v.isnan()}
+        self.figures = {
+            name: value for metric in self.metrics or () for name, value in metric.compute().items()
+        }
+        scalars = {
+            f"{prefix}/{n}": v for n, v in self.figures.items() if v.ndim == 0 and not v.isnan()
+        }
         module.log_dict({name: value.float() for name, value in scalars.items()}, sync_dist=True)
 
     def _keep(self, trainer: pl.Trainer, predictions: list[Prediction]) -> None:
         things, stuff = _classes(trainer)
-        numbers = [category["id"] for category in (*things, *stuff)] or range(1 << 31)  # classes themselves without data module
-        maps = [store_map(Path(trainer.default_root_dir), prediction, numbers) for prediction in predictions]
+        numbers = [category["id"] for category in (*things, *stuff)] or range(
+            1 << 31
+        )  # classes themselves without data module
+        maps = [
+            store_map(Path(trainer.default_root_dir), prediction, numbers)
+            for prediction in predictions
+        ]
         self._results.update(predictions, numbers, maps)
 
     def _store(self, trainer: pl.Trainer) -> None:
         lines = self._results.compute()
         if trainer.is_global_zero:
             records, folder = from_lines(lines), Path(trainer.default_root_dir)
-            write_results(folder / "predictions.json", [result for record in records for result in record["results"]])
-            write_panoptic(folder, [r["panoptic"] for r in records if r["panoptic"]], *_classes(trainer))
+            write_results(
+                folder / "predictions.json",
+                [result for record in records for result in record["results"]],
+            )
+            write_panoptic(
+                folder, [r["panoptic"] for r in records if r["panoptic"]], *_classes(trainer)
+            )
 
     def _draw(self, trainer: pl.Trainer, predictions: list[Prediction], batch: Batch) -> None:
-        from wsis import viz  # loads an image library, which most runs do without
+        from wsis.images import draw  # loads an image library, which most runs do without
 
         names, stuff = ([category["name"] for category in part] for part in _classes(trainer))
-        for prediction, sample in list(zip(predictions, batch, strict=True))[: self.pictures - len(self._drawn)]:
+        for prediction, sample in list(zip(predictions, batch, strict=True))[
+            : self.pictures - len(self._drawn)
+        ]:
             image, truth = sample["image"], sample.get("truth")
-            sides = {"prediction": viz.overlay(image, prediction, names, self.least_score, long_side=512)}
+            sides = {
+                "prediction": draw.overlay(
+                    image, prediction, names, self.least_score, long_side=512
+                )
+            }
             if truth:
-                sides["truth"] = viz.overlay(image, truth, names, long_side=512)
+                sides["truth"] = draw.overlay(image, truth, names, long_side=512)
             if prediction.panoptic is not None:
-                sides["panoptic prediction"] = viz.overlay_panoptic(image, prediction.panoptic, names, stuff, long_side=512)
+                sides["panoptic prediction"] = draw.overlay_panoptic(
+                    image, prediction.panoptic, names, stuff, long_side=512
+                )
             if truth and truth.panoptic is not None:
-                sides["panoptic truth"] = viz.overlay_panoptic(image, truth.panoptic, names, stuff, long_side=512)
-            self._drawn.append(viz.grid(list(sides.values()), captions=list(sides)))
+                sides["panoptic truth"] = draw.overlay_panoptic(
+                    image, truth.panoptic, names, stuff, long_side=512
+                )
+            self._drawn.append(draw.grid(list(sides.values()), captions=list(sides)))
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the last epoch."""
@@ -176,29 +202,48 @@ class _Results(Metric):
         self.add_state("lines", [], dist_reduce_fx="cat")
 
     def update(
-        self, predictions: Sequence[Prediction], category_ids: Sequence[int], maps: Sequence[dict[str, Any] | None] = ()
+        self,
+        predictions: Sequence[Prediction],
+        category_ids: Sequence[int],
+        maps: Sequence[dict[str, Any] | None] = (),
     ) -> None:
         records = [
-            {"image_id": prediction.image_id, "results": to_results(prediction, category_ids), "panoptic": panoptic}
+            {
+                "image_id": prediction.image_id,
+                "results": to_results(prediction, category_ids),
+                "panoptic": panoptic,
+            }
             for prediction, panoptic in zip(predictions, maps, strict=True)
         ]
         self.lines.append(to_lines(records).to(self.device))
 
     def compute(self) -> Tensor:
-        return dim_zero_cat(self.lines)  # bytes: torchmetrics would walk through every value of a list of records
+        return dim_zero_cat(
+            self.lines
+        )  # bytes: torchmetrics would walk through every value of a list of records
 
 
 def _checked(outputs: Any, batch: Batch) -> list[Prediction]:
-    if isinstance(outputs, list) and len(outputs) == len(batch) and all(isinstance(o, Prediction) for o in outputs):
+    if (
+        isinstance(outputs, list)
+        and len(outputs) == len(batch)
+        and all(isinstance(o, Prediction) for o in outputs)
+    ):
         return outputs
-    raise TypeError(f"Evaluation needs a list of one Prediction per sample, but the step returned {type(outputs).__name__}")
+    raise TypeError(
+        f"Evaluation needs a list of one Prediction per sample, but the step returned {type(outputs).__name__}"
+    )
 
 
 def _takers(trainer: pl.Trainer) -> list[Logger]:
     """This process's loggers that take pictures: W&B's and TensorBoard's ways are known."""
     if trainer.sanity_checking or not trainer.is_global_zero:
         return []
-    return [logger for logger in trainer.loggers if hasattr(logger, "log_image") or hasattr(_experiment(logger), "add_image")]
+    return [
+        logger
+        for logger in trainer.loggers
+        if hasattr(logger, "log_image") or hasattr(_experiment(logger), "add_image")
+    ]
 
 
 def _show(logger: Logger, name: str, picture: Picture, step: int) -> None:

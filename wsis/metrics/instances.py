@@ -19,14 +19,31 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 from torchmetrics import Metric
 
-from wsis.metrics._states import Array, array, box_iou, first_of_each, from_lines, mask_iou, mean, packed, to_lines
+from wsis.metrics.states import (
+    Array,
+    array,
+    box_iou,
+    first_of_each,
+    from_lines,
+    mask_iou,
+    mean,
+    packed,
+    to_lines,
+)
 from wsis.types import Prediction, Truth
 
 __all__ = ["VOCAP", "CorLoc", "InstanceAP", "MaskIoU"]
 
 STEPS = np.linspace(0.5, 0.95, 10)
-THRESHOLDS = np.array([0.25, *STEPS])  # PDSL reports AP25, BoxCaseg AP25 and AP70; COCO's own begin at 0.5
-AREAS = {"all": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}  # square pixels, ends included
+THRESHOLDS = np.array(
+    [0.25, *STEPS]
+)  # PDSL reports AP25, BoxCaseg AP25 and AP70; COCO's own begin at 0.5
+AREAS = {
+    "all": (0, 1e10),
+    "s": (0, 32**2),
+    "m": (32**2, 96**2),
+    "l": (96**2, 1e10),
+}  # square pixels, ends included
 
 
 class InstanceAP(Metric):
@@ -56,7 +73,9 @@ class InstanceAP(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Average precision of all images so far."""
         records = from_lines(self.found)
-        classes = self.num_classes or 1 + max((max(r[side]["labels"], default=0) for r in records for side in SIDES), default=0)
+        classes = self.num_classes or 1 + max(
+            (max(r[side]["labels"], default=0) for r in records for side in SIDES), default=0
+        )
         judged = [r for r in records if _masked(r["true"])]
         judgeable = judged and all(_masked(r["predicted"]) for r in judged)
         blank = np.full((len(THRESHOLDS), 101, classes, len(AREAS), 1), -1.0)
@@ -102,16 +121,26 @@ class VOCAP(Metric):
         Raises:
             ValueError: masks are to be judged and a prediction has none.
         """
-        found, scores, wanted = [np.empty((0, 4), np.int64)], [torch.empty(0)], [np.empty((0, 3), np.int64)]
+        found, scores, wanted = (
+            [np.empty((0, 4), np.int64)],
+            [torch.empty(0)],
+            [np.empty((0, 3), np.int64)],
+        )
         for prediction, truth in zip(predictions, truths, strict=True):
             if self.kind == "mask" and len(truth.masks) < len(truth.labels):
                 continue
             hits = self._hits(prediction, truth)
             image = np.full(len(hits), prediction.image_id)
-            found.append(np.stack([image, np.arange(len(hits)), prediction.labels.cpu().numpy(), hits], 1))
+            found.append(
+                np.stack([image, np.arange(len(hits)), prediction.labels.cpu().numpy(), hits], 1)
+            )
             scores.append(prediction.scores.detach().float().cpu())
-            classes, counts = np.unique(truth.labels[~truth.crowd].cpu().numpy(), return_counts=True)
-            wanted.append(np.stack([np.full_like(classes, prediction.image_id), classes, counts], 1))
+            classes, counts = np.unique(
+                truth.labels[~truth.crowd].cpu().numpy(), return_counts=True
+            )
+            wanted.append(
+                np.stack([np.full_like(classes, prediction.image_id), classes, counts], 1)
+            )
         self.found.append(torch.from_numpy(np.concatenate(found)).to(self.device))
         self.scores.append(torch.cat(scores).to(self.device))
         self.wanted.append(torch.from_numpy(np.concatenate(wanted)).to(self.device))
@@ -122,11 +151,16 @@ class VOCAP(Metric):
         once = first_of_each(found[:, :2])
         labels, hits, scores = found[once, 2], found[once, 3], array(self.scores)[once]
         wanted = wanted[first_of_each(wanted[:, :2])]
-        classes = self.num_classes or int(max(labels.max(initial=0), wanted[:, 1].max(initial=0))) + 1
+        classes = (
+            self.num_classes or int(max(labels.max(initial=0), wanted[:, 1].max(initial=0))) + 1
+        )
         totals = np.bincount(wanted[:, 1], wanted[:, 2], classes)
         order = np.argsort(-scores, kind="stable")
         labels, hits = labels[order], hits[order]
-        each = [voc_average_precision(hits[(labels == c) & (hits >= 0)], totals[c], self.points) for c in range(classes)]
+        each = [
+            voc_average_precision(hits[(labels == c) & (hits >= 0)], totals[c], self.points)
+            for c in range(classes)
+        ]
         name = f"{'box_' if self.kind == 'box' else ''}VOC{'07' if self.points == '11' else ''}_AP{round(100 * self.iou)}"
         return {name: mean(each), f"per_class/{name}": torch.tensor(each)}
 
@@ -134,8 +168,14 @@ class VOCAP(Metric):
         """1 hit, 0 miss, -1 ignored for each detection of an image."""
         masks = self.kind == "mask"
         if masks and len(prediction.masks) < len(prediction.labels):
-            raise ValueError(f"image {prediction.image_id} has boxes without masks; judge it with VOCAP(kind='box')")
-        iou = mask_iou(prediction.masks, truth.masks) if masks else box_iou(prediction.boxes, truth.boxes)
+            raise ValueError(
+                f"image {prediction.image_id} has boxes without masks; judge it with VOCAP(kind='box')"
+            )
+        iou = (
+            mask_iou(prediction.masks, truth.masks)
+            if masks
+            else box_iou(prediction.boxes, truth.boxes)
+        )
         labels, wanted = prediction.labels.cpu().numpy(), truth.labels.cpu().numpy()
         iou = np.where(labels[:, None] == wanted, iou, -1.0)
         hits = np.zeros(len(labels), np.int64)
@@ -171,7 +211,11 @@ class CorLoc(Metric):
 
     def update(self, predictions: list[Prediction], truths: list[Truth]) -> None:
         """Add images, one truth per prediction."""
-        rows = [(p.image_id, c, _localised(p, t, c)) for p, t in zip(predictions, truths, strict=True) for c in _classes(t)]
+        rows = [
+            (p.image_id, c, _localised(p, t, c))
+            for p, t in zip(predictions, truths, strict=True)
+            for c in _classes(t)
+        ]
         self.pairs.append(torch.tensor(rows, dtype=torch.long, device=self.device).reshape(-1, 3))
 
     def compute(self) -> dict[str, Tensor]:
@@ -179,7 +223,11 @@ class CorLoc(Metric):
         pairs = array(self.pairs).reshape(-1, 3).astype(np.int64)
         _, label, hit = pairs[first_of_each(pairs[:, :2])].T
         each = _class_means(label, hit, self.num_classes)
-        return {"CorLoc": mean(each), "CorLoc_images": mean(hit), "per_class/CorLoc": torch.from_numpy(each)}
+        return {
+            "CorLoc": mean(each),
+            "CorLoc_images": mean(hit),
+            "per_class/CorLoc": torch.from_numpy(each),
+        }
 
 
 class MaskIoU(Metric):
@@ -220,7 +268,11 @@ class MaskIoU(Metric):
             kept = (~truth.crowd).nonzero().squeeze(1).cpu()
             image = torch.full_like(kept, prediction.image_id)
             keys.append(torch.stack([image, kept, truth.labels.cpu()[kept]], 1))
-            ious.append(torch.from_numpy(np.diag(mask_iou(prediction.masks, truth.masks)).copy()).float()[kept])
+            ious.append(
+                torch.from_numpy(np.diag(mask_iou(prediction.masks, truth.masks)).copy()).float()[
+                    kept
+                ]
+            )
         self.instances.append(torch.cat(keys).to(self.device))
         self.iou.append(torch.cat(ious).to(self.device))
 
@@ -246,7 +298,9 @@ def voc_average_precision(hits: Array, total: float, points: Literal["all", "11"
         return float("nan")
     right = np.cumsum(hits)
     recall, precision = right / total, right / np.arange(1, len(hits) + 1)
-    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)  # the last: recall that is never reached
+    envelope = np.append(
+        np.maximum.accumulate(precision[::-1])[::-1], 0.0
+    )  # the last: recall that is never reached
     if points == "11":
         tenths = np.arange(11) / 10
         return float(envelope[np.searchsorted(recall, tenths - 1e-12)].mean())
@@ -259,7 +313,12 @@ SIDES = ("predicted", "true")
 def _record(prediction: Prediction, truth: Truth) -> dict[str, Any]:
     predicted = {"scores": prediction.scores.tolist(), **_columns(prediction)}
     true = {"crowd": truth.crowd.tolist(), **_columns(truth)}
-    return {"image_id": prediction.image_id, "size": list(prediction.size), "predicted": predicted, "true": true}
+    return {
+        "image_id": prediction.image_id,
+        "size": list(prediction.size),
+        "predicted": predicted,
+        "true": true,
+    }
 
 
 def _masked(columns: dict[str, Any]) -> bool:
@@ -267,13 +326,24 @@ def _masked(columns: dict[str, Any]) -> bool:
 
 
 def _columns(side: Prediction | Truth) -> dict[str, Any]:
-    return {"labels": side.labels.tolist(), "boxes": side.boxes.tolist(), "masks": [packed(mask) for mask in side.masks]}
+    return {
+        "labels": side.labels.tolist(),
+        "boxes": side.boxes.tolist(),
+        "masks": [packed(mask) for mask in side.masks],
+    }
 
 
-def _coco_precision(records: list[dict[str, Any]], classes: int, kind: Literal["segm", "bbox"]) -> Array:
+def _coco_precision(
+    records: list[dict[str, Any]], classes: int, kind: Literal["segm", "bbox"]
+) -> Array:
     """Precision (T,101,C,areas,1) by pycocotools; -1 where there is no truth."""
-    with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):  # it prints its progress
-        evaluation = COCOeval(_coco(records, classes, "true", kind), _coco(records, classes, "predicted", kind), kind)
+    with (
+        open(os.devnull, "w") as silence,
+        contextlib.redirect_stdout(silence),
+    ):  # it prints its progress
+        evaluation = COCOeval(
+            _coco(records, classes, "true", kind), _coco(records, classes, "predicted", kind), kind
+        )
         evaluation.params.iouThrs = THRESHOLDS
         evaluation.params.areaRng = [list(span) for span in AREAS.values()]
         evaluation.params.areaRngLbl = list(AREAS)
@@ -296,14 +366,24 @@ def _coco(records: list[dict[str, Any]], classes: int, side: str, kind: str) -> 
                 "category_id": columns["labels"][i],
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
             }
-            annotation["area"] = float(rle_masks.area(columns["masks"][i])) if by_mask else (x2 - x1) * (y2 - y1)
+            annotation["area"] = (
+                float(rle_masks.area(columns["masks"][i])) if by_mask else (x2 - x1) * (y2 - y1)
+            )
             annotation["id"] = len(annotations) + 1  # pycocotools takes a match with id 0 for none
             annotation |= (
-                {"score": columns["scores"][i], "iscrowd": 0} if side == "predicted" else {"iscrowd": int(columns["crowd"][i])}
+                {"score": columns["scores"][i], "iscrowd": 0}
+                if side == "predicted"
+                else {"iscrowd": int(columns["crowd"][i])}
             )
-            annotations.append(annotation | ({"segmentation": columns["masks"][i]} if kind == "segm" else {}))
+            annotations.append(
+                annotation | ({"segmentation": columns["masks"][i]} if kind == "segm" else {})
+            )
     images = [{"id": r["image_id"], "height": r["size"][0], "width": r["size"][1]} for r in records]
-    coco.dataset = {"images": images, "annotations": annotations, "categories": [{"id": c} for c in range(classes)]}
+    coco.dataset = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": c} for c in range(classes)],
+    }
     coco.createIndex()
     return coco
 
@@ -313,10 +393,15 @@ def _summary(precision: Array) -> dict[str, Tensor]:
     steps = precision[1:]
     picks = {"AP": steps[..., 0, 0]}
     for percent in (25, 50, 70, 75):
-        picks[f"AP{percent}"] = precision[[int(np.abs(THRESHOLDS - percent / 100).argmin())], ..., 0, 0]
+        picks[f"AP{percent}"] = precision[
+            [int(np.abs(THRESHOLDS - percent / 100).argmin())], ..., 0, 0
+        ]
     sizes = {f"AP{size}": steps[..., i, 0] for i, size in enumerate(AREAS) if size != "all"}
     figures = {name: mean(_known(values)) for name, values in {**picks, **sizes}.items()}
-    by_class = {f"per_class/{name}": torch.from_numpy(_known(values).mean((0, 1))) for name, values in picks.items()}
+    by_class = {
+        f"per_class/{name}": torch.from_numpy(_known(values).mean((0, 1)))
+        for name, values in picks.items()
+    }
     return figures | by_class
 
 
@@ -334,7 +419,11 @@ def _localised(prediction: Prediction, truth: Truth, label: int) -> bool:
     if not len(of_class):
         return False
     best = of_class[prediction.scores[of_class].argmax()]
-    return bool((box_iou(prediction.boxes[best : best + 1], truth.boxes[truth.labels == label]) >= 0.5).any())
+    return bool(
+        (
+            box_iou(prediction.boxes[best : best + 1], truth.boxes[truth.labels == label]) >= 0.5
+        ).any()
+    )
 
 
 def _classes(truth: Truth) -> list[int]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from wsis.metrics._states import Array, array, first_of_each, mean
+from wsis.metrics.states import Array, array, first_of_each, mean
 from wsis.types import Prediction, Truth
 
 __all__ = ["PanopticQuality"]
@@ -54,7 +54,9 @@ class PanopticQuality(Metric):
                 continue
             found, true = self._keys(prediction.panoptic), self._keys(truth.panoptic)
             if found.shape != true.shape:
-                raise ValueError(f"image {prediction.image_id} is predicted as {found.shape} and annotated as {true.shape}")
+                raise ValueError(
+                    f"image {prediction.image_id} is predicted as {found.shape} and annotated as {true.shape}"
+                )
             quality, *numbers = _count(found, true, self.num_classes + self.num_stuff)
             seen = np.flatnonzero(np.sum(numbers, 0))
             image = np.full(len(seen), prediction.image_id)
@@ -69,14 +71,24 @@ class PanopticQuality(Metric):
         once = first_of_each(counts[:, :2])
         _, label, *numbers = counts[once].T
         classes = self.num_classes + self.num_stuff
-        overlap, hits, wrong, missed = (np.bincount(label, n, classes) for n in (array(self.overlap)[once], *numbers))
+        overlap, hits, wrong, missed = (
+            np.bincount(label, n, classes) for n in (array(self.overlap)[once], *numbers)
+        )
         with np.errstate(invalid="ignore"):
             recognition = hits / (hits + wrong / 2 + missed / 2)  # nan where a class is nowhere
         segmentation = np.where(np.isnan(recognition), np.nan, overlap / np.maximum(hits, 1))
         figures: dict[str, Tensor] = {}
-        for name, each in (("PQ", segmentation * recognition), ("SQ", segmentation), ("RQ", recognition)):
+        for name, each in (
+            ("PQ", segmentation * recognition),
+            ("SQ", segmentation),
+            ("RQ", recognition),
+        ):
             things, stuff = each[: self.num_classes], each[self.num_classes :]
-            figures |= {name: mean(each), f"{name}_things": mean(things), f"{name}_stuff": mean(stuff)}
+            figures |= {
+                name: mean(each),
+                f"{name}_things": mean(things),
+                f"{name}_stuff": mean(stuff),
+            }
             figures[f"per_class/{name}"] = torch.from_numpy(each)
         return figures
 
@@ -84,7 +96,9 @@ class PanopticQuality(Metric):
         """(H,W,2) -> (H,W) int64, one number for each segment, negative for void."""
         label, instance = np.moveaxis(panoptic.detach().cpu().numpy().astype(np.int64), 2, 0)
         if label.max(initial=-1) >= self.num_classes + self.num_stuff:
-            raise ValueError(f"a map has class {label.max()}, but there are {self.num_classes} + {self.num_stuff} classes")
+            raise ValueError(
+                f"a map has class {label.max()}, but there are {self.num_classes} + {self.num_stuff} classes"
+            )
         keys: Array = label * _PACKED + np.where(label < self.num_classes, instance, 0)
         return np.where(label < 0, -1, keys)
 
@@ -94,12 +108,17 @@ def _count(found: Array, true: Array, classes: int) -> tuple[Array, Array, Array
     found_keys, rows = np.unique(found, return_inverse=True)
     true_keys, columns = np.unique(true, return_inverse=True)
     places = rows.ravel() * len(true_keys) + columns.ravel()
-    areas = np.bincount(places, minlength=len(found_keys) * len(true_keys)).reshape(len(found_keys), len(true_keys))
+    areas = np.bincount(places, minlength=len(found_keys) * len(true_keys)).reshape(
+        len(found_keys), len(true_keys)
+    )
     void = areas[found_keys >= 0][:, true_keys < 0].sum(1)
     area = areas[found_keys >= 0].sum(1)
     shared = areas[found_keys >= 0][:, true_keys >= 0]
     union = (area - void)[:, None] + areas[:, true_keys >= 0].sum(0) - shared
-    found_class, true_class = found_keys[found_keys >= 0] // _PACKED, true_keys[true_keys >= 0] // _PACKED
+    found_class, true_class = (
+        found_keys[found_keys >= 0] // _PACKED,
+        true_keys[true_keys >= 0] // _PACKED,
+    )
     iou = np.where(found_class[:, None] == true_class, shared / union, 0)
     match = iou > 0.5  # so each segment has one match at most
     hit, caught = match.any(1), match.any(0)

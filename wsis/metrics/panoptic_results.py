@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wsis.data._coco_json import class_of, load_json
-from wsis.data._panoptic import PanopticMaps, write_map
-from wsis.files import InputError, whole
-from wsis.types import Prediction
+from wsis.errors import InputError
+from wsis.files import read_lists, whole
+from wsis.images.panoptic import PanopticMaps, write_map
+from wsis.types import Prediction, class_of
 
 __all__ = ["PANOPTIC", "read_panoptic", "store_map", "write_panoptic"]
 
@@ -34,11 +34,19 @@ def store_map(folder: Path, prediction: Prediction, category_ids: Sequence[int])
         return None
     name = f"{prediction.image_id:012d}.png"
     segments = write_map(folder / _SCRATCH / name, prediction.panoptic)
-    found = [{"id": number, "category_id": category_ids[label], "area": area} for number, label, area in segments]
+    found = [
+        {"id": number, "category_id": category_ids[label], "area": area}
+        for number, label, area in segments
+    ]
     return {"image_id": prediction.image_id, "file_name": name, "segments_info": found}
 
 
-def write_panoptic(folder: Path, annotations: Sequence[Record], categories: Sequence[Record], stuff: Sequence[Record]) -> None:
+def write_panoptic(
+    folder: Path,
+    annotations: Sequence[Record],
+    categories: Sequence[Record],
+    stuff: Sequence[Record],
+) -> None:
     """Put what `store_map` kept, on all ranks, in the place of older results; these go also where nothing was kept.
 
     The json goes first and comes last, so where it is, the pngs are its own. Files that this did not write are left alone.
@@ -52,7 +60,11 @@ def write_panoptic(folder: Path, annotations: Sequence[Record], categories: Sequ
         maps.mkdir(exist_ok=True)
         for annotation in annotations:
             (scratch / annotation["file_name"]).replace(maps / annotation["file_name"])
-        known = [{**c, "isthing": int(thing)} for thing, part in ((True, categories), (False, stuff)) for c in part]
+        known = [
+            {**c, "isthing": int(thing)}
+            for thing, part in ((True, categories), (False, stuff))
+            for c in part
+        ]
         with whole(folder / PANOPTIC) as file:
             content = {"info": _INFO, "annotations": list(annotations), "categories": known}
             file.write_text(json.dumps(content, separators=(",", ":")))
@@ -75,7 +87,9 @@ def _remove(folder: Path) -> None:
         maps.rmdir()
 
 
-def read_panoptic(path: Path, images: Sequence[Record], categories: Sequence[Record], stuff: Sequence[Record]) -> PanopticMaps:
+def read_panoptic(
+    path: Path, images: Sequence[Record], categories: Sequence[Record], stuff: Sequence[Record]
+) -> PanopticMaps:
     """Read a COCO panoptic results file, whose pngs lie in the folder of its name; maps are read one by one, when asked for.
 
     Args:
@@ -87,16 +101,31 @@ def read_panoptic(path: Path, images: Sequence[Record], categories: Sequence[Rec
     Raises:
         InputError: no such file, not a panoptic json, or results of other images or classes.
     """
-    annotations = load_json(path, ("annotations",))["annotations"]
+    annotations = read_lists(path, ("annotations",))["annotations"]
     known, classes = {image["id"] for image in images}, class_of([*categories, *stuff])
     for annotation in annotations:
-        if not isinstance(annotation, dict) or not {"image_id", "file_name", "segments_info"} <= annotation.keys():
-            raise InputError(f"{path} has an annotation without image_id, file_name or segments_info; give a panoptic file")
+        if (
+            not isinstance(annotation, dict)
+            or not {"image_id", "file_name", "segments_info"} <= annotation.keys()
+        ):
+            raise InputError(
+                f"{path} has an annotation without image_id, file_name or segments_info; give a panoptic file"
+            )
         if annotation["image_id"] not in known:
-            raise InputError(f"{path} is of image {annotation['image_id']}, not in this data set; check --data and --split")
-        strange = [s.get("category_id") for s in annotation["segments_info"] if s.get("category_id") not in classes]
+            raise InputError(
+                f"{path} is of image {annotation['image_id']}, not in this data set; check --data and --split"
+            )
+        strange = [
+            s.get("category_id")
+            for s in annotation["segments_info"]
+            if s.get("category_id") not in classes
+        ]
         if any("id" not in s for s in annotation["segments_info"]):
-            raise InputError(f"{path}: image {annotation['image_id']} has a segment without an id; give a panoptic file")
+            raise InputError(
+                f"{path}: image {annotation['image_id']} has a segment without an id; give a panoptic file"
+            )
         if strange:
-            raise InputError(f"{path} has category {strange[0]!r}, not in this data set ({len(classes)} classes); check --data")
+            raise InputError(
+                f"{path} has category {strange[0]!r}, not in this data set ({len(classes)} classes); check --data"
+            )
     return PanopticMaps(path.with_suffix(""), annotations, classes, len(categories))

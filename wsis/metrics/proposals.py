@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchvision.ops import box_iou
 
-from wsis.metrics._states import array, first_of_each, mean
+from wsis.metrics.states import array, first_of_each, mean
 from wsis.types import Proposals, Truth
 
 __all__ = ["ProposalRecall", "mask_overlaps"]
@@ -36,13 +36,21 @@ class ProposalRecall(Metric):
     """(M, 1 + 2 counts) float64 per image: image id, best box IoU and best mask IoU at each count; NaN without masks."""
 
     def __init__(
-        self, counts: Sequence[int] = (500, 1000, 2000), thresholds: Sequence[float] = (0.5, 0.7, 0.9), **metric: Any
+        self,
+        counts: Sequence[int] = (500, 1000, 2000),
+        thresholds: Sequence[float] = (0.5, 0.7, 0.9),
+        **metric: Any,
     ) -> None:
         super().__init__(**metric)
         self.counts, self.thresholds = list(counts), list(thresholds)
         self.add_state("overlaps", [], dist_reduce_fx="cat")
 
-    def update(self, proposals: Sequence[Proposals], truths: Sequence[Truth], image_ids: Sequence[int] | None = None) -> None:
+    def update(
+        self,
+        proposals: Sequence[Proposals],
+        truths: Sequence[Truth],
+        image_ids: Sequence[int] | None = None,
+    ) -> None:
         """Add images.
 
         Args:
@@ -54,7 +62,9 @@ class ProposalRecall(Metric):
         for position, (found, truth) in enumerate(zip(proposals, truths, strict=True)):
             name = -1 - seen - position if image_ids is None else image_ids[position]
             best = np.concatenate([self._boxes(found, truth), self._masks(found, truth)], 1)
-            rows = np.concatenate([np.full((len(best), 1), name), np.arange(len(best))[:, None], best], 1)
+            rows = np.concatenate(
+                [np.full((len(best), 1), name), np.arange(len(best))[:, None], best], 1
+            )
             self.overlaps.append(torch.from_numpy(rows).to(self.device))
 
     def compute(self) -> dict[str, Tensor]:
@@ -73,7 +83,9 @@ class ProposalRecall(Metric):
         return figures
 
     def _boxes(self, proposals: Proposals, truth: Truth) -> NDArray[np.float64]:
-        iou = box_iou(truth.boxes.double().cpu(), proposals.boxes.double().cpu())[~truth.crowd.cpu()]
+        iou = box_iou(truth.boxes.double().cpu(), proposals.boxes.double().cpu())[
+            ~truth.crowd.cpu()
+        ]
         return self._best(iou.numpy())
 
     def _masks(self, proposals: Proposals, truth: Truth) -> NDArray[np.float64]:
@@ -85,7 +97,9 @@ class ProposalRecall(Metric):
 
     def _best(self, iou: NDArray[Any]) -> NDArray[np.float64]:
         """(M,P) -> (M, counts) the largest of the first so many."""
-        return np.stack([iou[:, :count].max(1, initial=0.0) for count in self.counts], 1).astype(np.float64)
+        return np.stack([iou[:, :count].max(1, initial=0.0) for count in self.counts], 1).astype(
+            np.float64
+        )
 
 
 def mask_overlaps(proposals: Proposals, masks: Sequence[Any]) -> NDArray[np.float64]:

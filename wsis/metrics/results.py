@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from pycocotools import mask as rle_masks
 
-from wsis.files import InputError, read_json, whole
-from wsis.metrics._states import packed
+from wsis.errors import InputError
+from wsis.files import read_json, whole
+from wsis.metrics.states import packed
 from wsis.types import RLE, Prediction
 
 __all__ = ["read_results", "to_annotations", "to_results", "write_results"]
@@ -23,13 +24,23 @@ Record = dict[str, Any]
 
 def to_results(prediction: Prediction, category_ids: Sequence[int]) -> list[Record]:
     """Give the detections of an image as COCO results, boxes xywh; `category_ids` maps classes to the data set's ids."""
-    masks = [{"segmentation": packed(mask)} for mask in prediction.masks] or [{}] * len(prediction.boxes)
-    columns = zip(prediction.boxes.tolist(), prediction.scores.tolist(), prediction.labels.tolist(), masks, strict=True)
+    masks = [{"segmentation": packed(mask)} for mask in prediction.masks] or [{}] * len(
+        prediction.boxes
+    )
+    columns = zip(
+        prediction.boxes.tolist(),
+        prediction.scores.tolist(),
+        prediction.labels.tolist(),
+        masks,
+        strict=True,
+    )
     return [
         {
             "image_id": prediction.image_id,
             "category_id": category_ids[label],
-            "bbox": [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)],  # a hundredth of a pixel: half the file
+            "bbox": [
+                round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)
+            ],  # a hundredth of a pixel: half the file
             "score": score,
             **mask,
         }
@@ -37,7 +48,9 @@ def to_results(prediction: Prediction, category_ids: Sequence[int]) -> list[Reco
     ]
 
 
-def to_annotations(prediction: Prediction, categories: Sequence[Record], source: str, least_score: float = 0.0) -> list[Record]:
+def to_annotations(
+    prediction: Prediction, categories: Sequence[Record], source: str, least_score: float = 0.0
+) -> list[Record]:
     """Give the detections of an image as COCO annotations: pseudo-labels with their score and where they are from.
 
     Args:
@@ -49,13 +62,26 @@ def to_annotations(prediction: Prediction, categories: Sequence[Record], source:
     x1, y1, x2, y2 = prediction.boxes.double().unbind(1)
     xywh = torch.stack([x1, y1, x2 - x1, y2 - y1], 1)
     annotations: list[Record] = [
-        {"category_id": categories[label]["id"], "bbox": box, "area": box[2] * box[3], "score": score}
+        {
+            "category_id": categories[label]["id"],
+            "bbox": box,
+            "area": box[2] * box[3],
+            "score": score,
+        }
         | {"source": source, "ignore": int(score < least_score), "iscrowd": 0}
-        for label, box, score in zip(prediction.labels.tolist(), xywh.tolist(), prediction.scores.tolist(), strict=True)
+        for label, box, score in zip(
+            prediction.labels.tolist(), xywh.tolist(), prediction.scores.tolist(), strict=True
+        )
     ]
-    for annotation, mask in zip(annotations, prediction.masks, strict=False):  # a detector of boxes has no masks
+    for annotation, mask in zip(
+        annotations, prediction.masks, strict=False
+    ):  # a detector of boxes has no masks
         area = int(rle_masks.area(mask))
-        annotation |= {"segmentation": mask, "area": area, "ignore": int(annotation["ignore"] or not area)}
+        annotation |= {
+            "segmentation": mask,
+            "area": area,
+            "ignore": int(annotation["ignore"] or not area),
+        }
     return annotations
 
 
@@ -69,7 +95,9 @@ def write_results(path: Path, results: Iterable[Record]) -> None:
         scratch.write_text(json.dumps(list(results), separators=(",", ":")))
 
 
-def read_results(path: Path, images: Sequence[Record], categories: Sequence[Record]) -> list[Prediction]:
+def read_results(
+    path: Path, images: Sequence[Record], categories: Sequence[Record]
+) -> list[Prediction]:
     """Read a COCO results file: one `Prediction`, best first, for each of `images`, empty where nothing was found.
 
     Args:
@@ -91,11 +119,15 @@ def read_results(path: Path, images: Sequence[Record], categories: Sequence[Reco
 def _load(path: Path) -> list[Record]:
     results = read_json(path)
     if not isinstance(results, list):
-        raise InputError(f"{path} is not a list of COCO results but a json {type(results).__name__}; give a results file")
+        raise InputError(
+            f"{path} is not a list of COCO results but a json {type(results).__name__}; give a results file"
+        )
     return results
 
 
-def _check(result: Any, number: int, sizes: dict[int, tuple[int, int]], label: dict[int, int], path: Path) -> int:
+def _check(
+    result: Any, number: int, sizes: dict[int, tuple[int, int]], label: dict[int, int], path: Path
+) -> int:
     """Give the image id of a well-formed result."""
     where = f"{path}, result {number}"
     if not isinstance(result, dict) or not {"image_id", "category_id", "score"} <= result.keys():
@@ -104,29 +136,45 @@ def _check(result: Any, number: int, sizes: dict[int, tuple[int, int]], label: d
     if not isinstance(result["score"], int | float):
         raise InputError(f"{where} has the score {result['score']!r}; a score is a number")
     if not isinstance(image, int) or image not in sizes:
-        raise InputError(f"{where} is of image {image!r}, not in this data set ({len(sizes)} images); check --data and --split")
+        raise InputError(
+            f"{where} is of image {image!r}, not in this data set ({len(sizes)} images); check --data and --split"
+        )
     if not isinstance(result["category_id"], int) or result["category_id"] not in label:
         raise InputError(
             f"{where} has category {result['category_id']!r}, not in this data set ({len(label)} classes); check --data"
         )
     if (box or mask is None) and not _is_box(box):
-        raise InputError(f"{where}: bbox must be [x, y, width, height]; it may be left out where there is a segmentation")
+        raise InputError(
+            f"{where}: bbox must be [x, y, width, height]; it may be left out where there is a segmentation"
+        )
     if mask is not None and not (isinstance(mask, dict) and {"size", "counts"} <= mask.keys()):
-        raise InputError(f"{where}: segmentation must be run lengths with size and counts; polygons are for annotations")
+        raise InputError(
+            f"{where}: segmentation must be run lengths with size and counts; polygons are for annotations"
+        )
     if mask is not None and mask["size"] != list(sizes[image]):
-        raise InputError(f"{where}: mask of size {mask['size']} on an image of {list(sizes[image])}; check --data")
+        raise InputError(
+            f"{where}: mask of size {mask['size']} on an image of {list(sizes[image])}; check --data"
+        )
     return int(image)
 
 
 def _is_box(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(isinstance(side, int | float) for side in value)
+    return (
+        isinstance(value, list)
+        and len(value) == 4
+        and all(isinstance(side, int | float) for side in value)
+    )
 
 
-def _prediction(image: int, size: tuple[int, int], results: list[Record], label: dict[int, int]) -> Prediction:
+def _prediction(
+    image: int, size: tuple[int, int], results: list[Record], label: dict[int, int]
+) -> Prediction:
     results = sorted(results, key=lambda result: -result["score"])
     masked = all(result.get("segmentation") for result in results)
     masks: list[RLE] = [packed(result["segmentation"]) for result in results] if masked else []
-    boxes = [result.get("bbox") or rle_masks.toBbox(packed(result["segmentation"])) for result in results]
+    boxes = [
+        result.get("bbox") or rle_masks.toBbox(packed(result["segmentation"])) for result in results
+    ]
     xywh = np.asarray(boxes, np.float32).reshape(-1, 4)
     return Prediction(
         image_id=image,

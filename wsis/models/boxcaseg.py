@@ -38,19 +38,19 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 from torchvision.ops import box_area, box_iou, roi_align
 
-from wsis.checkpoints import load_weights
-from wsis.files import InputError
+from wsis.errors import InputError
 from wsis.losses import mask_loss, neighbour_smoothness, tightness_loss
 from wsis.metrics import Evaluation, MaskIoU
-from wsis.models.mask_rcnn import MaskRCNN
 from wsis.nn.backbone import Backbone
 from wsis.nn.masks import paste, pointwise, run_lengths, tight_boxes
 from wsis.nn.optimisation import Optimiser
-from wsis.stage import Stage
+from wsis.parts.mask_rcnn import MaskRCNN
+from wsis.runs.checkpoints import load_weights
+from wsis.runs.stage import Stage
 from wsis.types import Batch, Prediction, Sample
 
 if TYPE_CHECKING:
-    from wsis.run import Run
+    from wsis.runs.run import Run
 
 __all__ = ["BoxCaseg", "merge_masks", "proxy_box_agreement"]
 
@@ -92,7 +92,10 @@ class BoxCaseg(pl.LightningModule):
     supervision = "boxes"
     needs_proposals = False
     needs_boxes = True
-    for_labels, for_later = ("merge", "least_agreement"), ("segmentor",)  # what the joint stage does not depend on
+    for_labels, for_later = (
+        ("merge", "least_agreement"),
+        ("segmentor",),
+    )  # what the joint stage does not depend on
 
     def __init__(
         self,
@@ -101,7 +104,11 @@ class BoxCaseg(pl.LightningModule):
         weights: str = "imagenet",
         freeze: int = 0,
         backbone_args: dict[str, Any] | None = None,
-        heads: tuple[Literal["weak", "salient", "transferred"], ...] = ("weak", "salient", "transferred"),
+        heads: tuple[Literal["weak", "salient", "transferred"], ...] = (
+            "weak",
+            "salient",
+            "transferred",
+        ),
         width: int | None = None,
         alpha: float = 0.7,
         smoothness: float = 0.05,
@@ -122,10 +129,15 @@ class BoxCaseg(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.salient_share, self.ignore_below = salient_share, least_agreement  # what data and labels ask a model
+        self.salient_share, self.ignore_below = (
+            salient_share,
+            least_agreement,
+        )  # what data and labels ask a model
         self.backbone = Backbone(backbone, weights, 32, -1, freeze, **(backbone_args or {}))
         if any(side % self.backbone.divisor for side in (crop, proxy_crop)):
-            raise InputError(f"crop {crop}, proxy_crop {proxy_crop}: give multiples of {self.backbone.divisor} for {backbone}")
+            raise InputError(
+                f"crop {crop}, proxy_crop {proxy_crop}: give multiples of {self.backbone.divisor} for {backbone}"
+            )
         self.levels = [level for level, stride in enumerate(self.backbone.strides) if stride >= 4]
         channels = sum(self.backbone.widths[level] for level in self.levels)
         if not salient_share and {"salient", "transferred"} & {*heads}:
@@ -133,9 +145,16 @@ class BoxCaseg(pl.LightningModule):
                 f"BoxCaseg with heads {heads} learns from salient images: give salient_share above 0, or heads [weak]"
             )
         if not heads or ("transferred" in heads and "weak" not in heads):
-            raise InputError(f"BoxCaseg with heads {heads}: give at least one, and a weak head to transfer from")
-        self.weak, self.salient = (PixelHead(channels, width or channels) if n in heads else None for n in ("weak", "salient"))
-        self.transferred = TransferredHead(channels, width or channels) if "transferred" in heads else None
+            raise InputError(
+                f"BoxCaseg with heads {heads}: give at least one, and a weak head to transfer from"
+            )
+        self.weak, self.salient = (
+            PixelHead(channels, width or channels) if n in heads else None
+            for n in ("weak", "salient")
+        )
+        self.transferred = (
+            TransferredHead(channels, width or channels) if "transferred" in heads else None
+        )
 
     def configure_callbacks(self) -> list[Callback]:
         """Evaluate masks given their boxes."""
@@ -144,8 +163,16 @@ class BoxCaseg(pl.LightningModule):
     def stages(self, run: Run, data: pl.LightningDataModule) -> None:
         """Train the joint network, give every training box a proxy mask, and train Mask R-CNN on those."""
         last = self.hparams["segmentor"]
-        same = ("num_classes",) if "backbone" in (last or {}) else ("num_classes", "backbone", "weights", "backbone_args")
-        segmentor = Stage.of(MaskRCNN, "segmentor", last, **{name: self.hparams[name] for name in same}) if last else None
+        same = (
+            ("num_classes",)
+            if "backbone" in (last or {})
+            else ("num_classes", "backbone", "weights", "backbone_args")
+        )
+        segmentor = (
+            Stage.of(MaskRCNN, "segmentor", last, **{name: self.hparams[name] for name in same})
+            if last
+            else None
+        )
         joint = run.fit("1-joint", self, data)
         if segmentor is not None:
             load_weights(self, joint)
@@ -158,22 +185,36 @@ class BoxCaseg(pl.LightningModule):
         total = {}
         if self.weak is not None:
             logits = self.weak(features)
-            rows, columns = torch.stack([crop.rows for crop in crops]), torch.stack([crop.columns for crop in crops])
+            rows, columns = (
+                torch.stack([crop.rows for crop in crops]),
+                torch.stack([crop.columns for crop in crops]),
+            )
             total["tightness"] = tightness_loss(logits, rows, columns)  # eq. (1)
-            total["smoothness"] = self.hparams["smoothness"] * neighbour_smoothness(logits.sigmoid())  # eq. (2)
+            total["smoothness"] = self.hparams["smoothness"] * neighbour_smoothness(
+                logits.sigmoid()
+            )  # eq. (2)
         if self.salient is not None or self.transferred is not None:
-            known, masks = [crop.mask is not None for crop in crops], [crop.mask for crop in crops if crop.mask is not None]
+            known, masks = (
+                [crop.mask is not None for crop in crops],
+                [crop.mask for crop in crops if crop.mask is not None],
+            )
             total["pixel"] = 0 * features[0].sum()
             if masks:
-                total["pixel"] = mask_loss(self.fuse([m[torch.tensor(known)] for m in features]), torch.stack(masks))  # eq. (3)
+                total["pixel"] = mask_loss(
+                    self.fuse([m[torch.tensor(known)] for m in features]), torch.stack(masks)
+                )  # eq. (3)
         loss = torch.stack(list(total.values())).sum()
-        self.log_dict({f"train/{name}": value for name, value in total.items()}, batch_size=len(batch))
+        self.log_dict(
+            {f"train/{name}": value for name, value in total.items()}, batch_size=len(batch)
+        )
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
 
     def features(self, images: Sequence[Tensor] | Tensor) -> list[Tensor]:
         """The backbone's maps of images (N,3,S,S), the finest (N,D,S/4,S/4) first."""
-        pixels = self.backbone.normalise(images).contiguous(memory_format=torch.channels_last)  # twice as fast to enlarge
+        pixels = self.backbone.normalise(images).contiguous(
+            memory_format=torch.channels_last
+        )  # twice as fast to enlarge
         maps = self.backbone.network(pixels)
         return [maps[level] for level in self.levels]
 
@@ -183,9 +224,9 @@ class BoxCaseg(pl.LightningModule):
         salient = None if self.salient is None else self.salient(features)
         if salient is None or transferred is None:
             alone = transferred if salient is None else salient
-            return self.weak(features) if alone is None else alone  # type: ignore[no-any-return, misc]
+            return self.weak(features) if alone is None else alone  # type: ignore[misc]
         alpha = self.hparams["alpha"]
-        return alpha * salient + (1 - alpha) * transferred  # type: ignore[no-any-return]
+        return alpha * salient + (1 - alpha) * transferred
 
     def draw(self, sample: Sample) -> Crop:
         """A training crop: most of a salient image, or a random object in its jittered box."""
@@ -194,18 +235,30 @@ class BoxCaseg(pl.LightningModule):
         whole = torch.tensor([0.0, 0.0, size[1], size[0]], device=image.device)
         if "masks" in target:
             window = whole * 0.9  # 288 of 320 pixels, at a random place
-            window = window + torch.rand(2, device=image.device).repeat(2) * (whole - window)[2:].repeat(2)
+            window = window + torch.rand(2, device=image.device).repeat(2) * (whole - window)[
+                2:
+            ].repeat(2)
             if self.hparams["salient_crop"] == "object" and len(target["boxes"]):
-                window = jitter(target["boxes"][0], self.hparams["shift"], self.hparams["scale"], whole)
+                window = jitter(
+                    target["boxes"][0], self.hparams["shift"], self.hparams["scale"], whole
+                )
             mask = look(target["masks"].any(0)[None].float(), window[None], side)[0, 0] >= 0.5
             upside_down = bool(torch.rand(()) < self.hparams["upside_down"])
-            seen, mask = (t.flip(-2) if upside_down else t for t in (look(image, window[None], side)[0], mask))
+            seen, mask = (
+                t.flip(-2) if upside_down else t for t in (look(image, window[None], side)[0], mask)
+            )
             return Crop(seen, mask.any(1), mask.any(0), mask.float())
         single = target["boxes"][~target["crowd"]]
         boxes = single[uncrowded(single, self.hparams["crowded"])]
-        boxes = boxes if len(boxes) else single  # all left out: an image of objects is no background
+        boxes = (
+            boxes if len(boxes) else single
+        )  # all left out: an image of objects is no background
         box = boxes[int(torch.randint(len(boxes), ()))] if len(boxes) else whole * 0
-        window = jitter(box, self.hparams["shift"], self.hparams["scale"], whole) if len(boxes) else whole
+        window = (
+            jitter(box, self.hparams["shift"], self.hparams["scale"], whole)
+            if len(boxes)
+            else whole
+        )
         return Crop(look(image, window[None], side)[0], *lines(box, window, side), None)
 
     def validation_step(self, batch: Batch, _: int) -> list[Prediction]:  # type: ignore[override]
@@ -217,9 +270,17 @@ class BoxCaseg(pl.LightningModule):
     def predict(self, sample: Sample) -> Prediction:
         """A mask for each given box, in the order of the boxes."""
         if "boxes" not in sample["target"]:
-            raise InputError(f"BoxCaseg segments what given boxes hold, but image {sample['image_id']} has none; give boxes")
-        boxes, size = sample["target"]["boxes"], (sample["image"].shape[-2], sample["image"].shape[-1])
-        crops = [self.segment(sample["image"], boxes[i : i + _CHUNK]) for i in range(0, len(boxes), _CHUNK)]
+            raise InputError(
+                f"BoxCaseg segments what given boxes hold, but image {sample['image_id']} has none; give boxes"
+            )
+        boxes, size = (
+            sample["target"]["boxes"],
+            (sample["image"].shape[-2], sample["image"].shape[-1]),
+        )
+        crops = [
+            self.segment(sample["image"], boxes[i : i + _CHUNK])
+            for i in range(0, len(boxes), _CHUNK)
+        ]
         masks = paste(torch.cat(crops), boxes, size) if crops else []
         scores, labels = torch.ones(len(boxes)), sample["target"]["labels"].cpu()
         return Prediction(sample["image_id"], size, boxes.cpu(), scores, labels, masks)
@@ -228,19 +289,31 @@ class BoxCaseg(pl.LightningModule):
         """Probabilities (K,s,s) over boxes (K,4) of an image (3,H,W), each stretched to [0, 1] as the code does."""
         logits = self.fuse(self.features(look(image, boxes, self.hparams["proxy_crop"])))
         probabilities = logits.sigmoid()
-        low, high = probabilities.amin((1, 2), keepdim=True), probabilities.amax((1, 2), keepdim=True)
+        low, high = (
+            probabilities.amin((1, 2), keepdim=True),
+            probabilities.amax((1, 2), keepdim=True),
+        )
         return (probabilities - low) / (high - low).clamp(min=1e-6)
 
     def label(self, batch: Batch) -> list[Prediction]:
         """Proxy masks of each image's boxes but crowds, merged; the score is the agreement of mask and box."""
-        return [merged(self.predict(without_crowds(sample)), self.hparams["merge"]) for sample in batch]
+        return [
+            merged(self.predict(without_crowds(sample)), self.hparams["merge"]) for sample in batch
+        ]
 
     def configure_optimizers(self) -> Any:
         """SGD or AdamW, the rate falling to 0 by a power of 0.9."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         how = {"lr": self.hparams["lr"], "weight_decay": self.hparams["weight_decay"]}
-        adamw, steps = self.hparams["optimiser"] == "adamw", int(self.trainer.estimated_stepping_batches)
-        optimiser = torch.optim.AdamW(parameters, **how) if adamw else torch.optim.SGD(parameters, momentum=0.9, **how)
+        adamw, steps = (
+            self.hparams["optimiser"] == "adamw",
+            int(self.trainer.estimated_stepping_batches),
+        )
+        optimiser = (
+            torch.optim.AdamW(parameters, **how)
+            if adamw
+            else torch.optim.SGD(parameters, momentum=0.9, **how)
+        )
         schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, max(steps, 1), power=0.9)
         return [optimiser], [{"scheduler": schedule, "interval": "step"}]
 
@@ -273,7 +346,9 @@ class PixelHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Maps, the finest (N,D,h,w) first -> (N,4h,4w)."""
-        return _enlarge(self.last(self.norm(pointwise(features, self.first.weight, self.first.bias)).relu()))
+        return _enlarge(
+            self.last(self.norm(pointwise(features, self.first.weight, self.first.bias)).relu())
+        )
 
 
 class TransferredHead(nn.Module):
@@ -326,7 +401,7 @@ def look(image: Tensor, boxes: Tensor, side: int) -> Tensor:
     """Scale boxes (K,4) of an image (C,H,W) to (K,C,side,side), averaging where that makes them smaller."""
     if not len(boxes):
         return boxes.new_zeros(0, len(image), side, side)
-    return roi_align(image[None].float(), [boxes.float()], side, 1.0, -1, True)  # type: ignore[no-any-return]
+    return roi_align(image[None].float(), [boxes.float()], side, 1.0, -1, True)
 
 
 def jitter(box: Tensor, shift: float, scale: float, whole: Tensor) -> Tensor:
@@ -379,8 +454,12 @@ def proxy_box_agreement(masks: Tensor, boxes: Tensor) -> Tensor:
         (K,).
     """
     own = tight_boxes(masks).to(boxes)
-    inside = (torch.minimum(own[:, 2:], boxes[:, 2:]) - torch.maximum(own[:, :2], boxes[:, :2])).clamp(min=0).prod(1)
-    return inside / (box_area(own) + box_area(boxes) - inside).clamp(min=1e-6)  # type: ignore[no-any-return]
+    inside = (
+        (torch.minimum(own[:, 2:], boxes[:, 2:]) - torch.maximum(own[:, :2], boxes[:, :2]))
+        .clamp(min=0)
+        .prod(1)
+    )
+    return inside / (box_area(own) + box_area(boxes) - inside).clamp(min=1e-6)
 
 
 def without_crowds(sample: Sample) -> Sample:

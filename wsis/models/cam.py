@@ -17,10 +17,10 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from wsis.metrics import Evaluation
-from wsis.models.classifier import Classifier, Pooling
 from wsis.nn.masks import run_lengths, segment_masks
 from wsis.nn.mil import detect
 from wsis.nn.regions import enlarge
+from wsis.parts.classifier import Classifier, Pooling
 from wsis.types import RLE, Batch, Prediction, Proposals, Sample
 
 __all__ = ["CAM"]
@@ -62,7 +62,16 @@ class CAM(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        settings = (num_classes, backbone, weights, output_stride, stage, freeze, backbone_args, pooling)
+        settings = (
+            num_classes,
+            backbone,
+            weights,
+            output_stride,
+            stage,
+            freeze,
+            backbone_args,
+            pooling,
+        )
         self.classifier = Classifier(*settings, lr=lr)
 
     def configure_callbacks(self) -> list[Callback]:
@@ -101,7 +110,9 @@ class CAM(pl.LightningModule):
         kept, best = torch.tensor(scores), torch.tensor(labels, dtype=torch.int64)
         table = torch.zeros(len(kept), len(probability)).scatter_(1, best[:, None], kept[:, None])
         at, score, label, index = detect(table, boxes, self.hparams["nms"])
-        return Prediction(sample["image_id"], size, at, score, label, [masks[i] for i in index.tolist()])
+        return Prediction(
+            sample["image_id"], size, at, score, label, [masks[i] for i in index.tolist()]
+        )
 
 
 def cut(map_: np.ndarray, threshold: float) -> list[tuple[np.ndarray, float]]:
@@ -110,10 +121,14 @@ def cut(map_: np.ndarray, threshold: float) -> list[tuple[np.ndarray, float]]:
     if peak <= 0:
         return []
     count, pieces = cv2.connectedComponents((map_ >= threshold * peak).astype(np.uint8))
-    return [(piece, float(map_[piece].max()) / peak) for piece in (pieces == i for i in range(1, count))]
+    return [
+        (piece, float(map_[piece].max()) / peak) for piece in (pieces == i for i in range(1, count))
+    ]
 
 
-def answer(pieces: list[np.ndarray], proposals: Proposals, size: tuple[int, int]) -> tuple[Tensor, list[RLE]]:
+def answer(
+    pieces: list[np.ndarray], proposals: Proposals, size: tuple[int, int]
+) -> tuple[Tensor, list[RLE]]:
     """For each piece (H,W) the proposal of greatest mask IoU: boxes (N,4) and masks; the piece itself where there are none."""
     if proposals.members is None or proposals.labels is None or not len(proposals.boxes):
         masks = [run_lengths(piece) for piece in pieces]
@@ -127,4 +142,6 @@ def answer(pieces: list[np.ndarray], proposals: Proposals, size: tuple[int, int]
     for piece in pieces:
         shared = members @ np.bincount(labels[inside & piece], minlength=segments)
         best += [int((shared / (members @ area + piece.sum() - shared).clip(1)).argmax())]
-    return proposals.boxes.cpu()[best], segment_masks(proposals, torch.tensor(best, dtype=torch.int64))
+    return proposals.boxes.cpu()[best], segment_masks(
+        proposals, torch.tensor(best, dtype=torch.int64)
+    )

@@ -52,25 +52,33 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from wsis.data._images import read_image
+from wsis.errors import InputError
 from wsis.evidence.grabcut import SIZE, Evidence, Request, resample
-from wsis.files import InputError
+from wsis.images.read import read_image
 from wsis.losses import NO_STUFF, image_loss, mask_loss, semantic_loss
 from wsis.metrics import Evaluation
-from wsis.models.classifier import pretrain
 from wsis.nn.backbone import Backbone
-from wsis.nn.detection import Detection, Detector, Foreground, average, foreground, nearest_seeds, refine
+from wsis.nn.detection import (
+    Detection,
+    Detector,
+    Foreground,
+    average,
+    foreground,
+    nearest_seeds,
+    refine,
+)
 from wsis.nn.masks import MaskHeads, of_class, paste, segment_masks, segments_of
 from wsis.nn.mil import Trunk, detect
 from wsis.nn.optimisation import Optimiser, optimise
 from wsis.nn.panoptic import merge, paint
 from wsis.nn.regions import Look, Pooling, enlarge, looks, pool, pool_segments, see
 from wsis.ops import segment_windows
-from wsis.ops.pooling import Compensation
+from wsis.ops.moi_pool import Compensation
+from wsis.parts.classifier import pretrain
 from wsis.types import RLE, Batch, Prediction, Proposals, Sample
 
 if TYPE_CHECKING:
-    from wsis.run import Run
+    from wsis.runs.run import Run
 
 __all__ = ["JTSM"]
 
@@ -166,12 +174,18 @@ class JTSM(pl.LightningModule):
                 "these data know no stuff classes; mine things alone: --model.stuff false (COCO: --data.panoptic true)"
             )
         self.panoptic = stuff
-        self.backbone = Backbone(backbone, weights, output_stride, stage, freeze, **(backbone_args or {}))
+        self.backbone = Backbone(
+            backbone, weights, output_stride, stage, freeze, **(backbone_args or {})
+        )
         channels, classes = self.backbone.channels, num_classes + num_stuff * stuff
         trunk = Trunk(channels * 49, hidden, features)
         self.detector = Detector(trunk, features, classes, refinements, regression, num_classes)
-        self.masks = nn.ModuleList(MaskHeads(channels, [num_classes], mask_width) for _ in range(mask_heads * instances))
-        self.semantic = SemanticHead(channels, num_stuff, mask_width) if stuff and semantics else None
+        self.masks = nn.ModuleList(
+            MaskHeads(channels, [num_classes], mask_width) for _ in range(mask_heads * instances)
+        )
+        self.semantic = (
+            SemanticHead(channels, num_stuff, mask_width) if stuff and semantics else None
+        )
         self.evidence = Evidence()
 
     def configure_callbacks(self) -> list[Callback]:
@@ -188,18 +202,26 @@ class JTSM(pl.LightningModule):
         """L = L_PM + L_IS + L_SS, eq. (1)."""
         features = self.backbone([sample["image"] for sample in batch])
         heads = self.mining(features, [sample["proposals"] for sample in batch])
-        losses, mined = zip(*(self.mining_losses(h, s) for h, s in zip(heads, batch, strict=True)), strict=True)
-        total = {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}  # L_PM, eq. (4)
+        losses, mined = zip(
+            *(self.mining_losses(h, s) for h, s in zip(heads, batch, strict=True)), strict=True
+        )
+        total = {
+            name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]
+        }  # L_PM, eq. (4)
         if self.masks:
             total["instance"] = self.instance_loss(features, mined, batch)
         if self.semantic is not None:
             logits, canvas = (
                 self.semantic(features),
-                torch.stack([self.canvas(m, s, features) for m, s in zip(mined, batch, strict=True)]),
+                torch.stack(
+                    [self.canvas(m, s, features) for m, s in zip(mined, batch, strict=True)]
+                ),
             )
             total["semantic"] = semantic_loss(logits, canvas)  # eq. (10)
         loss = torch.stack(list(total.values())).sum()
-        self.log_dict({f"train/{name}": value for name, value in total.items()}, batch_size=len(batch))
+        self.log_dict(
+            {f"train/{name}": value for name, value in total.items()}, batch_size=len(batch)
+        )
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
 
@@ -211,19 +233,36 @@ class JTSM(pl.LightningModule):
         else:
             pooled = pool_segments(features, proposals, stride, how, self.hparams["compensation"])
         objectness = torch.cat([p.scores for p in proposals])
-        return self.detector(pooled, [p.boxes for p in proposals], objectness)  # type: ignore[no-any-return]
+        return self.detector(pooled, [p.boxes for p in proposals], objectness)
 
     def mining_losses(self, heads: Detection, sample: Sample) -> tuple[dict[str, Tensor], Mined]:
         """Things and stuff share the two streams; refinement heads go on with things. The last one chooses the foreground."""
-        tags, proposals, size = sample["target"]["tags"], sample["proposals"], sample["image"].shape[-2:]
-        things, prior = heads._replace(mil=heads.mil[:, : len(tags)]), proposals.scores ** self.hparams["prior"]
-        learnt = refine(things, tags, proposals.boxes, (size[0], size[1]), prior, self.hparams["background"])  # eqs. (3), (4)
+        tags, proposals, size = (
+            sample["target"]["tags"],
+            sample["proposals"],
+            sample["image"].shape[-2:],
+        )
+        things, prior = (
+            heads._replace(mil=heads.mil[:, : len(tags)]),
+            proposals.scores ** self.hparams["prior"],
+        )
+        learnt = refine(
+            things, tags, proposals.boxes, (size[0], size[1]), prior, self.hparams["background"]
+        )  # eqs. (3), (4)
         stuff_tags = sample["target"].get("stuff_tags", tags[:0])[: heads.mil.shape[1] - len(tags)]
         known = torch.cat([tags, stuff_tags])
-        losses = {"mil": self.hparams["image_weight"] * image_loss(heads.mil[:, : len(known)], known)}  # eq. (2)
+        losses = {
+            "mil": self.hparams["image_weight"] * image_loss(heads.mil[:, : len(known)], known)
+        }  # eq. (2)
         losses |= {"refinement": learnt.refinement, "box": learnt.box}
-        found = foreground(proposals.boxes, learnt.pseudo, learnt.matched, self.hparams["foreground"])
-        labels = stuff_tags.nonzero().flatten() if len(proposals.boxes) else stuff_tags.new_zeros(0).long()
+        found = foreground(
+            proposals.boxes, learnt.pseudo, learnt.matched, self.hparams["foreground"]
+        )
+        labels = (
+            stuff_tags.nonzero().flatten()
+            if len(proposals.boxes)
+            else stuff_tags.new_zeros(0).long()
+        )
         best = heads.mil.detach()[:, len(tags) + labels]
         order = best.amax(0).argsort() if len(labels) else labels
         top = best.argmax(0)[order] if len(labels) else labels
@@ -233,7 +272,9 @@ class JTSM(pl.LightningModule):
         """Each instance head learns the masks of the one before it, the first one those that were mined, eq. (9)."""
         target = torch.cat([self.instance_masks(m, s) for m, s in zip(mined, batch, strict=True)])
         labels = torch.cat([m.things.labels for m in mined])
-        regions = pool(features, [m.things.boxes for m in mined], self.backbone.stride, 14, "roi_align")
+        regions = pool(
+            features, [m.things.boxes for m in mined], self.backbone.stride, 14, "roi_align"
+        )
         loss = features.new_zeros(())
         for head in self.masks:
             logits = of_class(head(regions)[0], labels)
@@ -249,18 +290,25 @@ class JTSM(pl.LightningModule):
         seeds = nearest_seeds(found, self.hparams["seeds"])
         windows, evidence = self.reestimate(sample, mined.best[seeds], found.boxes[seeds])
         nearest = box_iou(found.boxes, found.boxes[seeds]).argmax(1) if len(seeds) else seeds
-        masks = resample(windows, evidence, nearest, sample["view"].to_original(found.boxes), 28).round()
+        masks = resample(
+            windows, evidence, nearest, sample["view"].to_original(found.boxes), 28
+        ).round()
         return masks.flip(-1) if sample["view"].flip else masks
 
     def canvas(self, mined: Mined, sample: Sample, features: Tensor) -> Tensor:
         """M-hat^SS (H,W) int64: the best segment of each stuff class, re-estimated, those with higher scores on top."""
         height, width = features.shape[-2:]
         stride, count = self.backbone.stride, len(mined.stuff)
-        whole = mined.things.boxes.new_tensor([[0, 0, width * stride, height * stride]]).expand(count, 4)
+        whole = mined.things.boxes.new_tensor([[0, 0, width * stride, height * stride]]).expand(
+            count, 4
+        )
         if self.hparams["reestimate"]:
             boxes = sample["proposals"].boxes[mined.stuff_best]
             windows, evidence = self.reestimate(sample, mined.stuff_best, boxes)
-            which, seen = torch.arange(count, device=boxes.device), sample["view"].to_original(whole)
+            which, seen = (
+                torch.arange(count, device=boxes.device),
+                sample["view"].to_original(whole),
+            )
             masks = resample(windows, evidence, which, seen, (height, width)) >= 0.5
             masks = masks.flip(-1) if sample["view"].flip else masks
         else:
@@ -275,7 +323,9 @@ class JTSM(pl.LightningModule):
         sure = _segments(sample["proposals"], segments, boxes, (SIZE, SIZE))
         sure = sure.flip(-1) if sample["view"].flip else sure
         image = partial(read_image, sample["path"], sample["size"])
-        ((windows, masks),) = self.evidence([Request(sample["image_id"], image, sample["view"].to_original(boxes), sure)])
+        ((windows, masks),) = self.evidence(
+            [Request(sample["image_id"], image, sample["view"].to_original(boxes), sure)]
+        )
         return windows.to(boxes.device), masks.to(boxes.device)
 
     def validation_step(self, batch: Batch, _: int) -> list[Prediction]:  # type: ignore[override]
@@ -286,40 +336,72 @@ class JTSM(pl.LightningModule):
 
     def predict(self, sample: Sample) -> Prediction:
         """Average scores and boxes of each proposal over the views, suppress, segment, and merge with stuff."""
-        proposals, size = sample["proposals"], (sample["image"].shape[-2], sample["image"].shape[-1])
-        views = list(looks(sample["image"], self.hparams["test_sides"], flip=self.hparams["test_flip"]))
+        proposals, size = (
+            sample["proposals"],
+            (sample["image"].shape[-2], sample["image"].shape[-1]),
+        )
+        views = list(
+            looks(sample["image"], self.hparams["test_sides"], flip=self.hparams["test_flip"])
+        )
         features = [self.backbone([look.image]) for look in views]
-        heads = [self.mining(f, [see(proposals, look)])[0] for f, look in zip(features, views, strict=True)]
+        heads = [
+            self.mining(f, [see(proposals, look)])[0]
+            for f, look in zip(features, views, strict=True)
+        ]
         scores, boxes = average(heads, [look.view.flip for look in views], proposals.boxes, size)
         prior = proposals.scores[:, None] ** self.hparams["prior"]
         things = scores[:, : self.hparams["num_classes"]]
         at, kept, labels, index = detect(things * prior, boxes, self.hparams["nms"])
-        masks = self._masks(features, views, at, labels, size) if self.masks else segment_masks(proposals, index)
+        masks = (
+            self._masks(features, views, at, labels, size)
+            if self.masks
+            else segment_masks(proposals, index)
+        )
         found = Prediction(sample["image_id"], size, at.cpu(), kept.cpu(), labels.cpu(), masks)
         if not self.hparams["stuff"]:
             return found
         stuff = self._stuff(features, views, heads, proposals, size)
-        classes, least, area = (self.hparams[name] for name in ("num_classes", "least_score", "stuff_area"))
+        classes, least, area = (
+            self.hparams[name] for name in ("num_classes", "least_score", "stuff_area")
+        )
         return found._replace(panoptic=merge(found, stuff, classes, least, stuff_area=area))
 
     def _masks(
-        self, features: list[Tensor], views: list[Look], boxes: Tensor, labels: Tensor, size: tuple[int, int]
+        self,
+        features: list[Tensor],
+        views: list[Look],
+        boxes: Tensor,
+        labels: Tensor,
+        size: tuple[int, int],
     ) -> list[RLE]:
         """Masks of the last instance head, the mean over the views."""
         masks = []
         for feature, look in zip(features, views, strict=True):
-            regions = pool(feature, [look.view.to_input(boxes)], self.backbone.stride, 14, "roi_align")
+            regions = pool(
+                feature, [look.view.to_input(boxes)], self.backbone.stride, 14, "roi_align"
+            )
             logits = of_class(self.masks[-1](regions)[0], labels)
             masks.append((logits.flip(-1) if look.view.flip else logits).sigmoid())
         return paste(torch.stack(masks).mean(0), boxes, size)
 
     def _stuff(
-        self, features: list[Tensor], views: list[Look], heads: list[Detection], proposals: Proposals, size: tuple[int, int]
+        self,
+        features: list[Tensor],
+        views: list[Look],
+        heads: list[Detection],
+        proposals: Proposals,
+        size: tuple[int, int],
     ) -> Tensor:
         """The stuff class (H,W) of each pixel: the semantic branch's, or that of the best proposal the pixel belongs to."""
         if self.semantic is None:
-            return paint(proposals, torch.stack([h.mil for h in heads]).mean(0)[:, self.hparams["num_classes"] :])
-        maps = [self.semantic.over(f, look, self.backbone.stride, size) for f, look in zip(features, views, strict=True)]
+            return paint(
+                proposals,
+                torch.stack([h.mil for h in heads]).mean(0)[:, self.hparams["num_classes"] :],
+            )
+        maps = [
+            self.semantic.over(f, look, self.backbone.stride, size)
+            for f, look in zip(features, views, strict=True)
+        ]
         return torch.stack(maps).mean(0).argmax(0)
 
     def configure_optimizers(self) -> Any:
@@ -343,7 +425,12 @@ class SemanticHead(nn.Sequential):
     """Two 3 x 3 convolutions and a prediction of stuff, on the features of the whole image (section 3.4)."""
 
     def __init__(self, channels: int, classes: int, width: int) -> None:
-        layers = nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU()
+        layers = (
+            nn.Conv2d(channels, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+        )
         super().__init__(*layers, nn.Conv2d(width, classes, 1))
 
     def over(self, features: Tensor, look: Look, stride: int, size: tuple[int, int]) -> Tensor:

@@ -51,21 +51,29 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from wsis.data._images import read_image
 from wsis.evidence.grabcut import Evidence, Request, resample
+from wsis.images.read import read_image
 from wsis.losses import correlation_loss, image_loss, instance_activation, mask_loss
 from wsis.metrics import Evaluation
-from wsis.models.classifier import pretrain
 from wsis.nn.backbone import Backbone
-from wsis.nn.detection import Detection, Detector, Foreground, average, foreground, nearest_seeds, refine
+from wsis.nn.detection import (
+    Detection,
+    Detector,
+    Foreground,
+    average,
+    foreground,
+    nearest_seeds,
+    refine,
+)
 from wsis.nn.masks import MaskHeads, of_class, paste
 from wsis.nn.mil import Trunk, detect
 from wsis.nn.optimisation import Optimiser, optimise
 from wsis.nn.regions import Pooling, looks, mean_and_contrast, pool
+from wsis.parts.classifier import pretrain
 from wsis.types import Batch, Prediction, Proposals, Sample
 
 if TYPE_CHECKING:
-    from wsis.run import Run
+    from wsis.runs.run import Run
 
 __all__ = ["PDSL"]
 
@@ -147,7 +155,9 @@ class PDSL(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.backbone = Backbone(backbone, weights, output_stride, stage, freeze, **(backbone_args or {}))
+        self.backbone = Backbone(
+            backbone, weights, output_stride, stage, freeze, **(backbone_args or {})
+        )
         trunk = nn.Identity() if context else Trunk(self.backbone.channels * 49, hidden, features)
         features = 2 * self.backbone.channels if context else features
         self.detector = Detector(trunk, features, num_classes, refinements, regression)
@@ -179,9 +189,15 @@ class PDSL(pl.LightningModule):
         """L = L_OD + L_IS + L_CL, eq. (1)."""
         features = self.backbone([sample["image"] for sample in batch])
         heads = self.detection(features, [sample["proposals"] for sample in batch])
-        losses, found = zip(*(self.detection_losses(h, s) for h, s in zip(heads, batch, strict=True)), strict=True)
-        total = {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}  # eq. (4)
-        labels, scores = (torch.cat([getattr(f, name) for f in found]) for name in ("labels", "scores"))
+        losses, found = zip(
+            *(self.detection_losses(h, s) for h, s in zip(heads, batch, strict=True)), strict=True
+        )
+        total = {
+            name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]
+        }  # eq. (4)
+        labels, scores = (
+            torch.cat([getattr(f, name) for f in found]) for name in ("labels", "scores")
+        )
         target = self.seed_masks(found, batch)
         regions = pool(features, [f.boxes for f in found], self.backbone.stride, 14, "roi_align")
         total["mask"] = total["correlation"] = features.new_zeros(())
@@ -189,29 +205,45 @@ class PDSL(pl.LightningModule):
             logits = of_class(channels, labels)
             activation = instance_activation(logits.sigmoid())  # eq. (7)
             total["mask"] = total["mask"] + mask_loss(logits, target)  # eq. (5)
-            total["correlation"] = total["correlation"] + correlation_loss(activation, scores)  # eqs. (6), (8)
+            total["correlation"] = total["correlation"] + correlation_loss(
+                activation, scores
+            )  # eqs. (6), (8)
             target = (logits.detach() > 0).to(logits.dtype)
         weights = {"correlation": self.hparams["correlation"]}
         loss = torch.stack([weights.get(name, 1.0) * value for name, value in total.items()]).sum()
-        self.log_dict({f"train/{name}": value for name, value in total.items()}, batch_size=len(batch))
+        self.log_dict(
+            {f"train/{name}": value for name, value in total.items()}, batch_size=len(batch)
+        )
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
 
     def detection(self, features: Tensor, proposals: list[Proposals]) -> list[Detection]:
         """Run the detection branch (section 3.2) on the proposals of each image of a batch of features (N,D,H,W)."""
-        boxes, stride, reach = [p.boxes for p in proposals], self.backbone.stride, self.hparams["context"]
+        boxes, stride, reach = (
+            [p.boxes for p in proposals],
+            self.backbone.stride,
+            self.hparams["context"],
+        )
         pooled = (
             mean_and_contrast(features, boxes, stride, reach)
             if reach
             else pool(features, boxes, stride, how=self.hparams["pooling"])
         )
-        return self.detector(pooled, boxes, torch.cat([p.scores for p in proposals]))  # type: ignore[no-any-return]
+        return self.detector(pooled, boxes, torch.cat([p.scores for p in proposals]))
 
-    def detection_losses(self, heads: Detection, sample: Sample) -> tuple[dict[str, Tensor], Foreground]:
+    def detection_losses(
+        self, heads: Detection, sample: Sample
+    ) -> tuple[dict[str, Tensor], Foreground]:
         """Each head learns from the best proposals of the one before it, eqs. (2)-(4); the last one chooses the foreground."""
-        tags, proposals, size = sample["target"]["tags"], sample["proposals"].boxes, sample["image"].shape[-2:]
+        tags, proposals, size = (
+            sample["target"]["tags"],
+            sample["proposals"].boxes,
+            sample["image"].shape[-2:],
+        )
         prior = sample["proposals"].scores ** self.hparams["prior"]
-        learnt = refine(heads, tags, proposals, (size[0], size[1]), prior, self.hparams["background"])  # eqs. (3), (4)
+        learnt = refine(
+            heads, tags, proposals, (size[0], size[1]), prior, self.hparams["background"]
+        )  # eqs. (3), (4)
         losses = {"mil": self.hparams["image_weight"] * image_loss(heads.mil, tags)}  # eq. (2)
         losses |= {"refinement": learnt.refinement, "box": learnt.box}
         found = foreground(proposals, learnt.pseudo, learnt.matched, self.hparams["foreground"])
@@ -227,9 +259,14 @@ class PDSL(pl.LightningModule):
         boxes = [s["view"].to_original(f.boxes) for f, s in zip(found, batch, strict=True)]
         chosen = [b[index] for b, index in zip(boxes, seeds, strict=True)]
         images = [partial(read_image, s["path"], s["size"]) for s in batch]
-        requests = [Request(s["image_id"], image, c) for s, image, c in zip(batch, images, chosen, strict=True)]
+        requests = [
+            Request(s["image_id"], image, c)
+            for s, image, c in zip(batch, images, chosen, strict=True)
+        ]
         masks = []
-        for (windows, evidence), b, c, s in zip(self.evidence(requests), boxes, chosen, batch, strict=True):
+        for (windows, evidence), b, c, s in zip(
+            self.evidence(requests), boxes, chosen, batch, strict=True
+        ):
             nearest = box_iou(b, c).argmax(1) if len(c) else b.new_zeros(0, dtype=torch.int64)
             target = resample(windows.to(b.device), evidence.to(b.device), nearest, b, 28)
             masks.append(target.flip(-1) if s["view"].flip else target)
@@ -243,12 +280,19 @@ class PDSL(pl.LightningModule):
 
     def predict(self, sample: Sample) -> Prediction:
         """Average scores and boxes of each proposal over the views of the image, suppress, then average masks."""
-        proposals, size = sample["proposals"], (sample["image"].shape[-2], sample["image"].shape[-1])
-        views = list(looks(sample["image"], self.hparams["test_sides"], flip=self.hparams["test_flip"]))
+        proposals, size = (
+            sample["proposals"],
+            (sample["image"].shape[-2], sample["image"].shape[-1]),
+        )
+        views = list(
+            looks(sample["image"], self.hparams["test_sides"], flip=self.hparams["test_flip"])
+        )
         features = [self.backbone([look.image]) for look in views]
         heads = []
         for feature, look in zip(features, views, strict=True):
-            heads += self.detection(feature, [proposals._replace(boxes=look.view.to_input(proposals.boxes))])
+            heads += self.detection(
+                feature, [proposals._replace(boxes=look.view.to_input(proposals.boxes))]
+            )
         scores, boxes = average(heads, [look.view.flip for look in views], proposals.boxes, size)
         prior = proposals.scores[:, None] ** self.hparams["prior"]
         at, kept, labels, _ = detect(scores * prior, boxes, self.hparams["nms"])
@@ -258,7 +302,9 @@ class PDSL(pl.LightningModule):
                 for f, look in zip(features, views, strict=True)
             ]
         ).mean(0)
-        return Prediction(sample["image_id"], size, at.cpu(), kept.cpu(), labels.cpu(), paste(masks, at, size))
+        return Prediction(
+            sample["image_id"], size, at.cpu(), kept.cpu(), labels.cpu(), paste(masks, at, size)
+        )
 
     def _view_masks(self, features: Tensor, boxes: Tensor, labels: Tensor, flip: bool) -> Tensor:
         """Mean over the class-specific heads of a view's mask logits, as probabilities (N,28,28) in the image's orientation."""

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from wsis.files import InputError, read_pickle
+from wsis.errors import InputError
+from wsis.files import read_pickle
 from wsis.nn.resnet_ws import ResNetWS, released_weights
 
 __all__ = ["Backbone", "weights_follow"]
@@ -78,30 +79,48 @@ class Backbone(nn.Module):
             raise InputError(
                 f"backbone output_stride {output_stride}, freeze {freeze}: give a stride of 8, 16 or 32, freeze 0..5"
             )
-        state = _read_weights(Path(weights)) if weights not in ("imagenet", "none") and not _follow.get() else None
+        state = (
+            _read_weights(Path(weights))
+            if weights not in ("imagenet", "none") and not _follow.get()
+            else None
+        )
         own = _own_state(state)
         if match := _RESNET_WS.fullmatch(name):
-            network = _resnet_ws(name, int(match[1]), bool(match[2]), output_stride, weights, None if own else state)
+            network = _resnet_ws(
+                name, int(match[1]), bool(match[2]), output_stride, weights, None if own else state
+            )
             channels, reduction = network.channels, network.reduction
             expected = {"mean": _WS_MEAN, "std": (1 / 255,) * 3}
         else:
-            network = _timm(name, output_stride, stage, model_args or {}, weights, None if own else state)
+            network = _timm(
+                name, output_stride, stage, model_args or {}, weights, None if own else state
+            )
             channels, reduction = network.feature_info.channels(), network.feature_info.reduction()
             expected = network.pretrained_cfg
         try:
             self.channels, self.stride = channels[stage], reduction[stage]
         except IndexError:
-            raise InputError(f"backbone {name} has {len(channels)} feature maps, no stage {stage}; choose another") from None
+            raise InputError(
+                f"backbone {name} has {len(channels)} feature maps, no stage {stage}; choose another"
+            ) from None
         upto = slice(stage + 1 or None)
         self.widths, self.strides = list(channels[upto]), list(reduction[upto])
         self.network, self.stage = network, stage
         self._name = name
         self.divisor = max(reduction)
-        self.register_buffer("mean", torch.tensor(mean or expected["mean"], dtype=torch.float32).view(3, 1, 1) * 255)
-        self.register_buffer("std", torch.tensor(std or expected["std"], dtype=torch.float32).view(3, 1, 1) * 255)
+        self.register_buffer(
+            "mean", torch.tensor(mean or expected["mean"], dtype=torch.float32).view(3, 1, 1) * 255
+        )
+        self.register_buffer(
+            "std", torch.tensor(std or expected["std"], dtype=torch.float32).view(3, 1, 1) * 255
+        )
         if own:
             _load(self, own, name, weights)
-        self._frozen = list(self.network.modules()) if freeze == 5 else _leading_modules(self.network, freeze, name)
+        self._frozen = (
+            list(self.network.modules())
+            if freeze == 5
+            else _leading_modules(self.network, freeze, name)
+        )
         self._freeze(every_norm=weights != "none")
 
     def forward(self, images: Sequence[Tensor] | Tensor) -> Tensor:
@@ -113,7 +132,7 @@ class Backbone(nn.Module):
         Returns:
             (N,D,h,w); smaller images of a list fill the top left, zeros (after normalisation) the rest.
         """
-        return self.network(self.normalise(images))[self.stage]  # type: ignore[no-any-return]
+        return self.network(self.normalise(images))[self.stage]
 
     def load(self, path: Path) -> None:
         """Take the backbone out of a checkpoint of this library whose network has at least the same stages.
@@ -123,14 +142,25 @@ class Backbone(nn.Module):
         """
         state = _own_state(_read_weights(path))
         mine = self.state_dict()
-        _load(self, {key: value for key, value in state.items() if key in mine}, self._name, str(path))
+        _load(
+            self, {key: value for key, value in state.items() if key in mine}, self._name, str(path)
+        )
 
     def normalise(self, images: Sequence[Tensor] | Tensor) -> Tensor:
         """The network's input: normalised, then padded with zeros at the right and bottom to a size it divides."""
         if isinstance(images, Tensor):
-            return self._pad((images.to(self.mean.dtype) - self.mean) / self.std, images.shape[-2], images.shape[-1])
+            return self._pad(
+                (images.to(self.mean.dtype) - self.mean) / self.std,
+                images.shape[-2],
+                images.shape[-1],
+            )
         height, width = (max(image.shape[d] for image in images) for d in (-2, -1))
-        return torch.stack([self._pad((image.to(self.mean.dtype) - self.mean) / self.std, height, width) for image in images])
+        return torch.stack(
+            [
+                self._pad((image.to(self.mean.dtype) - self.mean) / self.std, height, width)
+                for image in images
+            ]
+        )
 
     def _pad(self, image: Tensor, height: int, width: int) -> Tensor:
         height, width = (-(-size // self.divisor) * self.divisor for size in (height, width))
@@ -145,14 +175,18 @@ class Backbone(nn.Module):
 
     def _freeze(self, every_norm: bool) -> None:
         if every_norm:
-            self._frozen += [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+            self._frozen += [
+                m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+            ]
         for module in self._frozen:
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
         self.train(self.training)
 
 
-def _resnet_ws(name: str, depth: int, pool_first: bool, stride: int, weights: str, state: dict[str, Any] | None) -> ResNetWS:
+def _resnet_ws(
+    name: str, depth: int, pool_first: bool, stride: int, weights: str, state: dict[str, Any] | None
+) -> ResNetWS:
     if stride == 32:
         raise InputError(f"backbone {name} has stride 8 or 16; choose one as output_stride")
     if weights == "imagenet" and not _follow.get():
@@ -165,10 +199,24 @@ def _resnet_ws(name: str, depth: int, pool_first: bool, stride: int, weights: st
     return network
 
 
-def _timm(name: str, stride: int, stage: int, model_args: dict[str, Any], weights: str, state: dict[str, Any] | None) -> Any:
+def _timm(
+    name: str,
+    stride: int,
+    stage: int,
+    model_args: dict[str, Any],
+    weights: str,
+    state: dict[str, Any] | None,
+) -> Any:
     if not timm.is_model(name):
-        near = ", ".join(get_close_matches(name, [*timm.list_models(), "resnet18_ws", "resnet50_ws", "resnet101_ws"]))
-        raise InputError(f"unknown backbone {name}; " + (f"did you mean {near}?" if near else "see timm.list_models()"))
+        near = ", ".join(
+            get_close_matches(
+                name, [*timm.list_models(), "resnet18_ws", "resnet50_ws", "resnet101_ws"]
+            )
+        )
+        raise InputError(
+            f"unknown backbone {name}; "
+            + (f"did you mean {near}?" if near else "see timm.list_models()")
+        )
     arguments = {**model_args, **({} if stride == 32 else {"output_stride": stride})}
     if stage >= 0:
         arguments["out_indices"] = tuple(range(stage + 1))  # what comes after is not built
@@ -185,19 +233,27 @@ def _timm(name: str, stride: int, stage: int, model_args: dict[str, Any], weight
     except IndexError as error:
         raise InputError(f"backbone {name} has no stage {stage}; choose a smaller one") from error
     except Exception as error:  # the hub and its clients raise many kinds
-        advice = "another backbone or file" if state is not None else "a network that timm has weights for, a file, or none"
+        advice = (
+            "another backbone or file"
+            if state is not None
+            else "a network that timm has weights for, a file, or none"
+        )
         raise InputError(
             f"cannot load weights {weights} into backbone {name}{_reason(error)}; give {advice} as weights"
         ) from error
     if state is not None and (share := _share_loaded(network, state)) < 0.9:
-        raise InputError(f"weights {weights} fill only {share:.0%} of backbone {name}; give a file made for {name}")
+        raise InputError(
+            f"weights {weights} fill only {share:.0%} of backbone {name}; give a file made for {name}"
+        )
     return network
 
 
 def _share_loaded(network: nn.Module, state: dict[str, Any]) -> float:
     """Part of the network's parameters that the file holds; timm renames and reshapes them, and skips unknown ones silently."""
     known = {(t.numel(), t.double().sum().item()) for t in state.values() if isinstance(t, Tensor)}
-    loaded = [(p.numel(), (p.numel(), p.double().sum().item()) in known) for p in network.parameters()]
+    loaded = [
+        (p.numel(), (p.numel(), p.double().sum().item()) in known) for p in network.parameters()
+    ]
     return sum(size for size, found in loaded if found) / sum(size for size, _ in loaded)
 
 
@@ -209,10 +265,14 @@ def _read_weights(path: Path) -> dict[str, Any]:
     else:
         try:
             content = (
-                load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+                load_file(path)
+                if path.suffix == ".safetensors"
+                else torch.load(path, map_location="cpu", weights_only=True)
             )
         except Exception as error:  # damaged files raise many kinds
-            raise InputError(f"cannot read weights {path}{_reason(error)}; fetch the file again") from error
+            raise InputError(
+                f"cannot read weights {path}{_reason(error)}; fetch the file again"
+            ) from error
     for wrapper in ("state_dict", "model", "blobs"):
         content = content.get(wrapper, content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not content:
@@ -224,12 +284,20 @@ def _own_state(state: dict[str, Any] | None) -> dict[str, Any]:
     """The part of a checkpoint of this library that belongs to its backbone; empty for files from elsewhere."""
     for prefix in ("backbone.", ""):
         if state and any(name.startswith(f"{prefix}network.") for name in state):
-            return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            return {
+                name.removeprefix(prefix): value
+                for name, value in state.items()
+                if name.startswith(prefix)
+            }
     return {}
 
 
 def _load(module: nn.Module, state: dict[str, Any], name: str, weights: str) -> None:
-    counts = {key: value for key, value in module.state_dict().items() if key.endswith("num_batches_tracked")}
+    counts = {
+        key: value
+        for key, value in module.state_dict().items()
+        if key.endswith("num_batches_tracked")
+    }
     try:
         module.load_state_dict({**counts, **state})  # caffe2 keeps no such counts
     except RuntimeError as error:
@@ -254,7 +322,13 @@ def _leading_modules(network: nn.Module, stages: int, name: str) -> list[nn.Modu
     else:
         names: list[str] = network.feature_info.module_name()  # type: ignore[operator, union-attr]
         last = names[min(stages, len(names)) - 1].replace(".", "_")  # timm flattens some names so
-    ends = [i for i, (path, _) in enumerate(modules) if f"{path.replace('.', '_')}_".startswith(f"{last}_")]
+    ends = [
+        i
+        for i, (path, _) in enumerate(modules)
+        if f"{path.replace('.', '_')}_".startswith(f"{last}_")
+    ]
     if not ends:
-        raise InputError(f"backbone {name} does not say where its stage {stages} ends; set freeze to 0 or 5")
+        raise InputError(
+            f"backbone {name} does not say where its stage {stages} ends; set freeze to 0 or 5"
+        )
     return [module for _, module in modules[1 : ends[-1] + 1]]

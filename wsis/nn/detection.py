@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from wsis.losses import box_loss, refinement_loss
 from wsis.nn.mil import Match, MILHead, Pseudo, RefinementHead, decode, encode, match, mine
 
-__all__ = ["Detection", "Detector", "Foreground", "Refinement", "average", "foreground", "nearest_seeds", "refine"]
+__all__ = [
+    "Detection",
+    "Detector",
+    "Foreground",
+    "Refinement",
+    "average",
+    "foreground",
+    "nearest_seeds",
+    "refine",
+]
 
 
 class Detection(NamedTuple):
@@ -53,7 +62,9 @@ def average(
     if not deltas[0]:
         return scores, proposals
     means = [torch.stack(of_view).mean(0) for of_view in deltas]
-    back = [m * m.new_tensor([-1, 1, 1, 1]) if flip else m for m, flip in zip(means, flips, strict=True)]
+    back = [
+        m * m.new_tensor([-1, 1, 1, 1]) if flip else m for m, flip in zip(means, flips, strict=True)
+    ]
     return scores, decode(torch.stack(back).mean(0), proposals, size)
 
 
@@ -70,20 +81,32 @@ class Detector(nn.Module):
     """
 
     def __init__(
-        self, trunk: nn.Module, features: int, classes: int, refinements: int, regression: bool, refined: int | None = None
+        self,
+        trunk: nn.Module,
+        features: int,
+        classes: int,
+        refinements: int,
+        regression: bool,
+        refined: int | None = None,
     ) -> None:
         super().__init__()
         self.trunk, self.mil = trunk, MILHead(features, classes)
         refined = classes if refined is None else refined
-        self.refinements = nn.ModuleList(RefinementHead(features, refined, regression) for _ in range(refinements))
+        self.refinements = nn.ModuleList(
+            RefinementHead(features, refined, regression) for _ in range(refinements)
+        )
 
-    def forward(self, pooled: Tensor, proposals: list[Tensor], objectness: Tensor) -> list[Detection]:
+    def forward(
+        self, pooled: Tensor, proposals: list[Tensor], objectness: Tensor
+    ) -> list[Detection]:
         """Judge the proposals (P_i,4) of several images by their pooled features (P,...) times objectness (P,) + 1."""
         counts = [len(boxes) for boxes in proposals]
         regions = self.trunk(pooled * (objectness + 1).view(-1, *[1] * (pooled.ndim - 1)))
         refined = [head(regions) for head in self.refinements]
         logits = [logit.split(counts) for logit, _ in refined]
-        deltas = [[None] * len(counts) if delta is None else delta.split(counts) for _, delta in refined]
+        deltas = [
+            [None] * len(counts) if delta is None else delta.split(counts) for _, delta in refined
+        ]
         return [
             Detection(mil, [head[i] for head in logits], [head[i] for head in deltas])
             for i, mil in enumerate(self.mil(regions, counts))
@@ -158,7 +181,14 @@ def foreground(proposals: Tensor, pseudo: Pseudo, matched: Match, most: int) -> 
     index = matched.foreground.nonzero().flatten()
     index = index[torch.randperm(len(index), device=index.device)[:most]]
     which = matched.pseudo[index]
-    return Foreground(proposals[index], index, matched.labels[index], pseudo.scores[which], which, matched.overlap[index])
+    return Foreground(
+        proposals[index],
+        index,
+        matched.labels[index],
+        pseudo.scores[which],
+        which,
+        matched.overlap[index],
+    )
 
 
 def nearest_seeds(found: Foreground, seeds: int) -> Tensor:
@@ -173,4 +203,6 @@ def _regression_loss(deltas: Tensor, proposals: Tensor, pseudo: Pseudo, matched:
     """Each foreground proposal (P,4) regresses, by the deltas (P,C,4) of its class, to its pseudo-label's box; eq. (3)."""
     index = matched.foreground.nonzero().flatten()
     target = encode(pseudo.boxes[matched.pseudo[index]], proposals[index])
-    return box_loss(deltas[index, matched.labels[index]], target, matched.weights[index], len(proposals))
+    return box_loss(
+        deltas[index, matched.labels[index]], target, matched.weights[index], len(proposals)
+    )

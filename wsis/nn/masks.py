@@ -12,10 +12,19 @@ from numpy.typing import NDArray
 from pycocotools import mask as rle
 from torch import Tensor, nn
 
-from wsis.files import InputError
+from wsis.errors import InputError
 from wsis.types import RLE, Proposals
 
-__all__ = ["MaskHeads", "of_class", "paste", "pointwise", "run_lengths", "segment_masks", "segments_of", "tight_boxes"]
+__all__ = [
+    "MaskHeads",
+    "of_class",
+    "paste",
+    "pointwise",
+    "run_lengths",
+    "segment_masks",
+    "segments_of",
+    "tight_boxes",
+]
 
 
 class MaskHeads(nn.Module):
@@ -32,7 +41,9 @@ class MaskHeads(nn.Module):
         layers: list[nn.Module] = []
         for channels in (inputs, width, width, width):
             layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
-        self.trunk = nn.Sequential(*layers, nn.ConvTranspose2d(width, width, 2, stride=2), nn.ReLU())
+        self.trunk = nn.Sequential(
+            *layers, nn.ConvTranspose2d(width, width, 2, stride=2), nn.ReLU()
+        )
         self.predictors = nn.ModuleList(nn.Conv2d(width, channels, 1) for channels in outputs)
         for module in self.trunk:
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -67,7 +78,9 @@ def pointwise(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Te
     return total
 
 
-def paste(probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> list[RLE]:
+def paste(
+    probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5
+) -> list[RLE]:
     """Stretch masks over their boxes, threshold them and encode them, one at a time.
 
     Args:
@@ -115,7 +128,7 @@ def segment_masks(proposals: Proposals, which: Tensor) -> list[RLE]:
 def run_lengths(mask: Tensor | NDArray[np.bool_]) -> RLE:
     """Encode a mask (H,W) bool."""
     pixels = mask.cpu().numpy() if isinstance(mask, Tensor) else mask
-    return rle.encode(np.asfortranarray(pixels, np.uint8))  # type: ignore[no-any-return]
+    return rle.encode(np.asfortranarray(pixels, np.uint8))
 
 
 def tight_boxes(masks: Tensor) -> Tensor:
@@ -134,4 +147,11 @@ def _stretch(mask: np.ndarray, box: np.ndarray, window: tuple[int, int, int, int
     offset = (np.array([x1, y1]) + 0.5 - box[:2]) * scale - 0.5
     inverse = np.array([[scale[0], 0, offset[0]], [0, scale[1], offset[1]]], np.float32)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(mask, inverse, (x2 - x1, y2 - y1), flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+    return cv2.warpAffine(
+        mask,
+        inverse,
+        (x2 - x1, y2 - y1),
+        flags=flags,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=0,
+    )

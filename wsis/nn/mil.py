@@ -15,7 +15,18 @@ from torchvision.ops import batched_nms, box_iou
 
 from wsis.losses import mil_scores
 
-__all__ = ["MILHead", "Match", "Pseudo", "RefinementHead", "Trunk", "decode", "detect", "encode", "match", "mine"]
+__all__ = [
+    "MILHead",
+    "Match",
+    "Pseudo",
+    "RefinementHead",
+    "Trunk",
+    "decode",
+    "detect",
+    "encode",
+    "match",
+    "mine",
+]
 
 _DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 """Scale of (dx, dy, dw, dh), as in Fast R-CNN."""
@@ -31,12 +42,22 @@ class Trunk(nn.Sequential):
         dropout: probability of dropping a unit.
     """
 
-    def __init__(self, inputs: int, hidden: int = 4096, outputs: int = 4096, dropout: float = 0.5) -> None:
+    def __init__(
+        self, inputs: int, hidden: int = 4096, outputs: int = 4096, dropout: float = 0.5
+    ) -> None:
         first, second = nn.Linear(inputs, hidden), nn.Linear(hidden, outputs)
         for layer in (first, second):
             nn.init.normal_(layer.weight, std=0.005)
             nn.init.constant_(layer.bias, 0.1)
-        super().__init__(nn.Flatten(), first, nn.ReLU(), nn.Dropout(dropout), second, nn.ReLU(), nn.Dropout(dropout))
+        super().__init__(
+            nn.Flatten(),
+            first,
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            second,
+            nn.ReLU(),
+            nn.Dropout(dropout),
+        )
 
 
 class MILHead(nn.Module):
@@ -49,19 +70,29 @@ class MILHead(nn.Module):
 
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
-        self.classification, self.detection = nn.Linear(features, classes), nn.Linear(features, classes)
+        self.classification, self.detection = (
+            nn.Linear(features, classes),
+            nn.Linear(features, classes),
+        )
         for layer in (self.classification, self.detection):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
     def start(self, weight: Tensor, bias: Tensor) -> None:
         """Begin as a linear classifier (C,D), (C,) on `mean_and_contrast`: its logits of the mean, detection by contrast."""
-        self.classification.load_state_dict({"weight": F.pad(weight, (0, weight.shape[1])), "bias": bias})
-        self.detection.load_state_dict({"weight": F.pad(weight, (weight.shape[1], 0)), "bias": torch.zeros_like(bias)})
+        self.classification.load_state_dict(
+            {"weight": F.pad(weight, (0, weight.shape[1])), "bias": bias}
+        )
+        self.detection.load_state_dict(
+            {"weight": F.pad(weight, (weight.shape[1], 0)), "bias": torch.zeros_like(bias)}
+        )
 
     def forward(self, features: Tensor, counts: list[int]) -> list[Tensor]:
         """Score the proposals (P,D) of several images, `counts` each; returns (P_i,C) per image."""
-        streams = self.classification(features).split(counts), self.detection(features).split(counts)
+        streams = (
+            self.classification(features).split(counts),
+            self.detection(features).split(counts),
+        )
         return [mil_scores(c, d) for c, d in zip(*streams, strict=True)]
 
 
@@ -86,7 +117,9 @@ class RefinementHead(nn.Module):
 
     def start(self, weight: Tensor) -> None:
         """Begin as a linear classifier (C,D) of the contrast in `mean_and_contrast`, background even with no contrast."""
-        self.logits.load_state_dict({"weight": F.pad(weight, (weight.shape[1], 0, 0, 1)), "bias": self.logits.bias})
+        self.logits.load_state_dict(
+            {"weight": F.pad(weight, (weight.shape[1], 0, 0, 1)), "bias": self.logits.bias}
+        )
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
         """(P,D) -> logits (P,C+1), deltas (P,C,4) or None."""
@@ -109,7 +142,9 @@ class Pseudo(NamedTuple):
     """(G,) int64, index of the chosen proposal."""
 
 
-def mine(scores: Tensor, tags: Tensor, image_scores: Tensor, boxes: Tensor, prior: Tensor | None = None) -> Pseudo:
+def mine(
+    scores: Tensor, tags: Tensor, image_scores: Tensor, boxes: Tensor, prior: Tensor | None = None
+) -> Pseudo:
     """Take the best-scoring proposal of each tagged class (PDSL section 3.2; OICR).
 
     Args:
@@ -121,10 +156,16 @@ def mine(scores: Tensor, tags: Tensor, image_scores: Tensor, boxes: Tensor, prio
     """
     labels = tags.nonzero().flatten() if len(scores) else tags.new_zeros(0, dtype=torch.int64)
     candidates = scores.detach()[:, labels]
-    index = (candidates if prior is None else candidates * prior[:, None]).argmax(0) if len(labels) else labels
+    index = (
+        (candidates if prior is None else candidates * prior[:, None]).argmax(0)
+        if len(labels)
+        else labels
+    )
     best = candidates.gather(0, index[None])[0] if len(labels) else scores.new_zeros(0)
     chosen = boxes[index, labels] if boxes.ndim == 3 else boxes[index]
-    return Pseudo(chosen.detach(), labels, best, image_scores.detach()[labels].clamp(1e-6, 1 - 1e-6), index)
+    return Pseudo(
+        chosen.detach(), labels, best, image_scores.detach()[labels].clamp(1e-6, 1 - 1e-6), index
+    )
 
 
 class Match(NamedTuple):
@@ -150,10 +191,22 @@ def match(proposals: Tensor, pseudo: Pseudo, classes: int, threshold: float = 0.
     count = len(proposals)
     if not len(pseudo.boxes):
         zero = proposals.new_zeros(count, dtype=torch.int64)
-        return Match(zero + classes, proposals.new_zeros(count), zero, proposals.new_zeros(count), zero.bool())
+        return Match(
+            zero + classes,
+            proposals.new_zeros(count),
+            zero,
+            proposals.new_zeros(count),
+            zero.bool(),
+        )
     overlap, best = box_iou(proposals, pseudo.boxes).max(1)
     positive = overlap >= threshold
-    return Match(torch.where(positive, pseudo.labels[best], classes), pseudo.weights[best], best, overlap, positive)
+    return Match(
+        torch.where(positive, pseudo.labels[best], classes),
+        pseudo.weights[best],
+        best,
+        overlap,
+        positive,
+    )
 
 
 def encode(boxes: Tensor, proposals: Tensor) -> Tensor:
@@ -169,7 +222,9 @@ def decode(deltas: Tensor, proposals: Tensor, size: tuple[int, int]) -> Tensor:
     deltas = deltas / deltas.new_tensor(_DELTA_WEIGHTS)
     centre, extent = (part[:, None] for part in _centre_size(proposals))
     centre = centre + deltas[..., :2] * extent
-    extent = extent * deltas[..., 2:].clamp(max=math.log(1000 / 16)).exp()  # a wild delta must not overflow
+    extent = (
+        extent * deltas[..., 2:].clamp(max=math.log(1000 / 16)).exp()
+    )  # a wild delta must not overflow
     limit = proposals.new_tensor([size[1], size[0], size[1], size[0]])
     return torch.cat([centre - extent / 2, centre + extent / 2], -1).clamp(min=0).minimum(limit)
 

@@ -26,12 +26,25 @@ def optimise(module: pl.LightningModule) -> Any:
     )
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     groups = [
-        {"params": [p for name, p in trained if not name.endswith("bias")], "weight_decay": weight_decay},
-        {"params": [p for name, p in trained if name.endswith("bias")], "lr": 2 * lr, "weight_decay": 0.0},
+        {
+            "params": [p for name, p in trained if not name.endswith("bias")],
+            "weight_decay": weight_decay,
+        },
+        {
+            "params": [p for name, p in trained if name.endswith("bias")],
+            "lr": 2 * lr,
+            "weight_decay": 0.0,
+        },
     ]
-    optimiser = torch.optim.SGD(groups, lr=lr, momentum=0.9) if how == "sgd" else torch.optim.AdamW(groups, lr=lr)
+    optimiser = (
+        torch.optim.SGD(groups, lr=lr, momentum=0.9)
+        if how == "sgd"
+        else torch.optim.AdamW(groups, lr=lr)
+    )
     steps = int(module.trainer.estimated_stepping_batches)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(rate, steps=steps, warmup=warmup, decay_at=decay_at))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, partial(rate, steps=steps, warmup=warmup, decay_at=decay_at)
+    )
     return [optimiser], [{"scheduler": schedule, "interval": "step"}]
 
 

@@ -39,10 +39,16 @@ def merge(
         ValueError: `semantic` is not of the image's size.
     """
     if tuple(semantic.shape) != tuple(prediction.size):
-        raise ValueError(f"image {prediction.image_id} is {prediction.size}, but its stuff map {tuple(semantic.shape)}")
+        raise ValueError(
+            f"image {prediction.image_id} is {prediction.size}, but its stuff map {tuple(semantic.shape)}"
+        )
     classes, instances = np.full(prediction.size, -1, np.int32), np.zeros(prediction.size, np.int32)
     scores, labels = prediction.scores.tolist(), prediction.labels.tolist()
-    kept = [i for i in sorted(range(len(scores)), key=lambda i: -scores[i]) if scores[i] >= score_threshold]
+    kept = [
+        i
+        for i in sorted(range(len(scores)), key=lambda i: -scores[i])
+        if scores[i] >= score_threshold
+    ]
     count = 0
     for i in kept:
         mask = rle.decode(prediction.masks[i]).astype(bool)
@@ -70,7 +76,9 @@ def paint(proposals: Proposals, scores: Tensor) -> Tensor:
     """
     labels, members = segments_of(proposals)
     none = scores.new_zeros(1, members.shape[1])
-    best = [torch.cat([none, members * column[:, None]]).amax(0) for column in scores.unbind(1)]  # (superpixels,)
+    best = [
+        torch.cat([none, members * column[:, None]]).amax(0) for column in scores.unbind(1)
+    ]  # (superpixels,)
     score, label = torch.stack(best).max(0)
     label = label.where(score > 0, NO_STUFF)
     return torch.cat([label, label.new_tensor([NO_STUFF])])[labels.long()]  # label -1 is the last

@@ -10,18 +10,30 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_area, roi_align, roi_pool
 
-from wsis.files import InputError
+from wsis.errors import InputError
 from wsis.nn.masks import segments_of
 from wsis.ops import moi_pool, moi_pool_interpolated, segment_cells
-from wsis.ops.pooling import Compensation
+from wsis.ops.moi_pool import Compensation
 from wsis.types import Proposals, View
 
-__all__ = ["Look", "Pooling", "enlarge", "looks", "mean_and_contrast", "pool", "pool_segments", "resize", "see"]
+__all__ = [
+    "Look",
+    "Pooling",
+    "enlarge",
+    "looks",
+    "mean_and_contrast",
+    "pool",
+    "pool_segments",
+    "resize",
+    "see",
+]
 
 Pooling = Literal["roi_pool", "roi_align"]
 
 
-def pool(features: Tensor, boxes: list[Tensor], stride: int, size: int = 7, how: Pooling = "roi_pool") -> Tensor:
+def pool(
+    features: Tensor, boxes: list[Tensor], stride: int, size: int = 7, how: Pooling = "roi_pool"
+) -> Tensor:
     """Pool boxes of a batch of feature maps to a grid.
 
     Args:
@@ -34,18 +46,22 @@ def pool(features: Tensor, boxes: list[Tensor], stride: int, size: int = 7, how:
     Returns:
         (P_1 + ... + P_N, D, size, size).
     """
-    exact = features.to(torch.promote_types(features.dtype, torch.float32))  # in bfloat16 corners are pixels off
+    exact = features.to(
+        torch.promote_types(features.dtype, torch.float32)
+    )  # in bfloat16 corners are pixels off
     boxes = [box.to(exact.dtype) for box in boxes]
     if how == "roi_pool":
         pooled = roi_pool(exact, boxes, size, 1 / stride)
     else:
         pooled = roi_align(exact, boxes, size, 1 / stride, sampling_ratio=2, aligned=True)
-    return pooled.to(features.dtype)  # type: ignore[no-any-return]
+    return pooled.to(features.dtype)
 
 
 def enlarge(maps: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
     """Maps (N,C,h,w) at the pixels of an image of `size` (H, W): scaled by the stride and cut, so padding shifts nothing."""
-    return F.interpolate(maps, scale_factor=float(stride), mode="bilinear")[..., : size[0], : size[1]]
+    return F.interpolate(maps, scale_factor=float(stride), mode="bilinear")[
+        ..., : size[0], : size[1]
+    ]
 
 
 def pool_segments(
@@ -82,7 +98,9 @@ def pool_segments(
             raise InputError(
                 f"the label map of these proposals is {tuple(labels.shape)}, larger than {seen}: they are of another image"
             )
-        cells.append(segment_cells(F.pad(labels, (0, right, 0, below), value=-1), members, (height, width)))
+        cells.append(
+            segment_cells(F.pad(labels, (0, right, 0, below), value=-1), members, (height, width))
+        )
         boxes.append(F.pad(p.boxes, (1, 0), value=image))
     regions, own = torch.cat(boxes), torch.cat(cells)
     if how == "moi_pool_interpolated":
@@ -106,8 +124,13 @@ def mean_and_contrast(features: Tensor, boxes: list[Tensor], stride: int, reach:
     """
     limit = boxes[0].new_tensor([features.shape[-1], features.shape[-2]]).repeat(2) * stride
     grow = boxes[0].new_tensor([[-1, -1, 1, 1]]) * (reach - 1) / 2
-    windows = [(box + grow * (box[:, 2:] - box[:, :2]).repeat(1, 2)).clamp(min=0).minimum(limit) for box in boxes]
-    inside, within = (pool(features, b, stride, how="roi_align").mean((2, 3)) for b in (boxes, windows))
+    windows = [
+        (box + grow * (box[:, 2:] - box[:, :2]).repeat(1, 2)).clamp(min=0).minimum(limit)
+        for box in boxes
+    ]
+    inside, within = (
+        pool(features, b, stride, how="roi_align").mean((2, 3)) for b in (boxes, windows)
+    )
     area, outer = (box_area(torch.cat(b)) for b in (boxes, windows))
     ring = outer / (outer - area).maximum(0.01 * outer).clamp(min=1e-6)
     return torch.cat([inside, (inside - within) * ring[:, None].to(inside.dtype)], 1)
@@ -121,7 +144,9 @@ class Look(NamedTuple):
     view: View
 
 
-def looks(image: Tensor, sides: tuple[int, ...], max_side: int = 4000, flip: bool = True) -> Iterator[Look]:
+def looks(
+    image: Tensor, sides: tuple[int, ...], max_side: int = 4000, flip: bool = True
+) -> Iterator[Look]:
     """Give an image (3,H,W) at each short side, and its mirror image (methods: 8 sides x flip); no sides: as it is."""
     height, width = image.shape[-2:]
     for side in sides or (min(height, width),):
@@ -137,7 +162,9 @@ def see(proposals: Proposals, look: Look) -> Proposals:
     boxes = look.view.to_input(proposals.boxes)
     if proposals.labels is None:
         return proposals._replace(boxes=boxes)
-    labels = F.interpolate(proposals.labels[None, None].double(), size=look.image.shape[-2:], mode="nearest-exact")[0, 0].int()
+    labels = F.interpolate(
+        proposals.labels[None, None].double(), size=look.image.shape[-2:], mode="nearest-exact"
+    )[0, 0].int()
     return proposals._replace(boxes=boxes, labels=labels.flip(-1) if look.view.flip else labels)
 
 

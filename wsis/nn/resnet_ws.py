@@ -38,7 +38,9 @@ class ResNetWS(nn.Module):
         for i, (blocks, width) in enumerate(zip(BLOCKS[depth], widths, strict=True)):
             dilation = 2 if dilated and i >= 2 else 1
             inputs = [self.channels[-1]] + [width] * (blocks - 1)
-            stage = [_Block(size, width, 64 << i, dilation, bottleneck=depth != 18) for size in inputs]
+            stage = [
+                _Block(size, width, 64 << i, dilation, bottleneck=depth != 18) for size in inputs
+            ]
             stage[0 if pool_first else -1].pool_stride = step.get(i, 0)
             stage[0].pool_first = pool_first
             self.add_module(f"res{i + 2}", nn.Sequential(*stage))
@@ -57,14 +59,16 @@ class ResNetWS(nn.Module):
 class _Convolution(nn.Conv2d):
     """Convolution and its BatchNorm, size-preserving at stride 1."""
 
-    def __init__(self, inputs: int, outputs: int, size: int, stride: int = 1, dilation: int = 1) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, size: int, stride: int = 1, dilation: int = 1
+    ) -> None:
         padding = dilation * (size // 2)
         super().__init__(inputs, outputs, size, stride, padding, dilation, bias=False)
         self.norm = nn.BatchNorm2d(outputs)
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(super().forward(x))  # type: ignore[no-any-return]
+        return self.norm(super().forward(x))
 
 
 class _Stem(nn.Module):
@@ -83,7 +87,9 @@ class _Stem(nn.Module):
 class _Block(nn.Module):
     """Residual block, basic (two 3x3) or bottleneck, with a 2x2 max-pool before or after it where `pool_stride` is set."""
 
-    def __init__(self, inputs: int, outputs: int, width: int, dilation: int, bottleneck: bool) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, width: int, dilation: int, bottleneck: bool
+    ) -> None:
         super().__init__()
         self.pool_stride = 0
         self.pool_first = False
@@ -121,7 +127,9 @@ _CAFFE2_PARTS = {
     "bn_riv": "norm.running_var",
     "w": "weight",
 }
-_CAFFE2_NAME = re.compile(r"(stem_conv|conv1_|res\d_\d+_branch)(\d[abc]?)_(bn_s|bn_b|bn_rm|bn_riv|w)")
+_CAFFE2_NAME = re.compile(
+    r"(stem_conv|conv1_|res\d_\d+_branch)(\d[abc]?)_(bn_s|bn_b|bn_rm|bn_riv|w)"
+)
 
 
 def released_weights(content: dict[str, Any]) -> dict[str, Tensor]:

@@ -19,13 +19,16 @@ from pathlib import Path
 
 import torch
 
-from wsis.files import InputError, cache_folder, whole
+from wsis.errors import InputError
+from wsis.files import cache_folder, whole
 
 __all__ = ["backend", "compile_kernels", "compiled_devices"]
 
 SOURCES = Path(__file__).parent / "csrc"
 _TORCH = Path(torch.__file__).parent
-_TORCH_TARGET = "0x020a000000000000"  # torch 2.10: the library runs under that and all later releases
+_TORCH_TARGET = (
+    "0x020a000000000000"  # torch 2.10: the library runs under that and all later releases
+)
 
 
 def backend() -> str:
@@ -57,8 +60,12 @@ def compiled_devices() -> frozenset[str]:
             loaded.add(device)
         except (InputError, OSError) as error:
             if asked == "compiled":
-                raise InputError(f"WSIS_OPS=compiled, but there are no {device} kernels: {error}") from error
-            warnings.warn(f"MoIPool runs as plain PyTorch on {device}, which is slower: {error}", stacklevel=2)
+                raise InputError(
+                    f"WSIS_OPS=compiled, but there are no {device} kernels: {error}"
+                ) from error
+            warnings.warn(
+                f"MoIPool runs as plain PyTorch on {device}, which is slower: {error}", stacklevel=2
+            )
     return frozenset(loaded)
 
 
@@ -90,7 +97,15 @@ def compile_kernels(device: str, folder: Path, architectures: tuple[str, ...] = 
 def _cpu_command() -> list[str]:
     compiler = _compiler()
     # no fused multiply-add, as in the reference; strict floating point otherwise
-    flags = ["-O3", "-std=c++20", "-march=native", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden"]
+    flags = [
+        "-O3",
+        "-std=c++20",
+        "-march=native",
+        "-ffp-contract=off",
+        "-fPIC",
+        "-shared",
+        "-fvisibility=hidden",
+    ]
     return [compiler, *flags, *_headers(), str(SOURCES / "moi_pool.cpp"), *_libraries("torch_cpu")]
 
 
@@ -99,10 +114,19 @@ def _cuda_command(architectures: tuple[str, ...]) -> list[str]:
     nvcc = str(Path(home) / "bin" / "nvcc") if home else shutil.which("nvcc")
     if nvcc is None or not Path(nvcc).is_file():
         raise InputError("nvcc was not found; install the CUDA toolkit or set CUDA_HOME to it")
-    names = architectures or tuple(sorted({"{}{}".format(*torch.cuda.get_device_capability(i)) for i in _gpus()}))
+    names = architectures or tuple(
+        sorted({"{}{}".format(*torch.cuda.get_device_capability(i)) for i in _gpus()})
+    )
     targets = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
     flags = ["-O3", "-std=c++20", "-shared", "-Xcompiler", "-fPIC", "-ccbin", _compiler(), *targets]
-    return [nvcc, *flags, *_headers(), "-DUSE_CUDA", str(SOURCES / "moi_pool.cu"), *_libraries("torch_cpu", "torch_cuda")]
+    return [
+        nvcc,
+        *flags,
+        *_headers(),
+        "-DUSE_CUDA",
+        str(SOURCES / "moi_pool.cu"),
+        *_libraries("torch_cpu", "torch_cuda"),
+    ]
 
 
 def _headers() -> list[str]:
@@ -111,7 +135,11 @@ def _headers() -> list[str]:
 
 def _libraries(*names: str) -> list[str]:
     """Torch's libraries, which are loaded already; where torch has no CUDA its kernels are compiled all the same."""
-    return ["-L", str(_TORCH / "lib"), *(f"-l{name}" for name in names if any((_TORCH / "lib").glob(f"lib{name}.*")))]
+    return [
+        "-L",
+        str(_TORCH / "lib"),
+        *(f"-l{name}" for name in names if any((_TORCH / "lib").glob(f"lib{name}.*"))),
+    ]
 
 
 def _compiler() -> str:
@@ -119,7 +147,11 @@ def _compiler() -> str:
     for name in (asked,) if asked else ("g++", "clang++", "c++"):
         if found := shutil.which(name):
             return found
-    raise InputError(f"the C++ compiler {asked} was not found" if asked else "no C++ compiler was found; install g++ or clang")
+    raise InputError(
+        f"the C++ compiler {asked} was not found"
+        if asked
+        else "no C++ compiler was found; install g++ or clang"
+    )
 
 
 def _gpus() -> range:
@@ -134,7 +166,9 @@ def _processor() -> str:
     """What `-march=native` depends on: a home folder can be shared by machines."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+        return next(
+            (line for line in lines if line.startswith(("flags", "Features"))), platform.machine()
+        )
     except OSError:
         return platform.machine() + platform.processor()
 
@@ -149,8 +183,14 @@ def _folder() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise InputError(f"cannot make {folder}: {error.strerror}; set WSIS_CACHE to a folder that can be written") from error
+        raise InputError(
+            f"cannot make {folder}: {error.strerror}; set WSIS_CACHE to a folder that can be written"
+        ) from error
     status = folder.stat()
-    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
-        raise InputError(f"others can write {folder}; make it yours alone (chmod 700) or set WSIS_CACHE to another folder")
+    if hasattr(os, "getuid") and (
+        status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    ):
+        raise InputError(
+            f"others can write {folder}; make it yours alone (chmod 700) or set WSIS_CACHE to another folder"
+        )
     return folder

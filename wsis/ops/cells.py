@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wsis.files import InputError
+from wsis.errors import InputError
 
 __all__ = ["segment_cells", "segment_windows"]
 
@@ -31,10 +31,14 @@ def segment_cells(labels: Tensor, members: Tensor, size: tuple[int, int]) -> Ten
     """
     height, width = size
     if min(labels.shape) < 1 or min(size) < 1:
-        raise InputError(f"segment_cells: a label map of {tuple(labels.shape)} cannot be laid on {height} x {width} cells")
+        raise InputError(
+            f"segment_cells: a label map of {tuple(labels.shape)} cannot be laid on {height} x {width} cells"
+        )
     count, superpixels = members.shape
     if int(labels.max()) >= superpixels:
-        raise InputError(f"segment_cells: the label map holds superpixel {int(labels.max())}, members only {superpixels}")
+        raise InputError(
+            f"segment_cells: the label map holds superpixel {int(labels.max())}, members only {superpixels}"
+        )
     cell, lengths = _touched(labels, superpixels, height, width)
     begin = lengths.cumsum(0) - lengths
     region, member = members.nonzero(as_tuple=True)
@@ -43,16 +47,23 @@ def segment_cells(labels: Tensor, members: Tensor, size: tuple[int, int]) -> Ten
     ends = pairs.cumsum(0)
     start = 0
     while start < len(region):
-        stop = max(int(torch.searchsorted(ends, (ends[start - 1] if start else 0) + _CHUNK, right=True)), start + 1)
+        stop = max(
+            int(torch.searchsorted(ends, (ends[start - 1] if start else 0) + _CHUNK, right=True)),
+            start + 1,
+        )
         repeats = pairs[start:stop]
         which = torch.repeat_interleave(torch.arange(start, stop, device=cells.device), repeats)
-        offset = torch.arange(len(which), device=cells.device) - torch.repeat_interleave(repeats.cumsum(0) - repeats, repeats)
+        offset = torch.arange(len(which), device=cells.device) - torch.repeat_interleave(
+            repeats.cumsum(0) - repeats, repeats
+        )
         cells[region[which], cell[begin[member[which]] + offset]] = True
         start = stop
     return cells.view(count, height, width)
 
 
-def segment_windows(labels: Tensor, members: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+def segment_windows(
+    labels: Tensor, members: Tensor, boxes: Tensor, size: tuple[int, int]
+) -> Tensor:
     """Look at regions through boxes, a box each, without making a mask of the image.
 
     Args:
@@ -66,9 +77,12 @@ def segment_windows(labels: Tensor, members: Tensor, boxes: Tensor, size: tuple[
     """
     steps = [(torch.arange(n, device=boxes.device) + 0.5) / n for n in (size[1], size[0])]
     x, y = (
-        (boxes[:, i : i + 1] + (boxes[:, i + 2] - boxes[:, i])[:, None] * step).floor().long() for i, step in enumerate(steps)
+        (boxes[:, i : i + 1] + (boxes[:, i + 2] - boxes[:, i])[:, None] * step).floor().long()
+        for i, step in enumerate(steps)
     )
-    inside = ((y >= 0) & (y < labels.shape[0]))[:, :, None] & ((x >= 0) & (x < labels.shape[1]))[:, None]
+    inside = ((y >= 0) & (y < labels.shape[0]))[:, :, None] & ((x >= 0) & (x < labels.shape[1]))[
+        :, None
+    ]
     rows, columns = y.clamp(0, labels.shape[0] - 1), x.clamp(0, labels.shape[1] - 1)
     seen = labels[rows[:, :, None], columns[:, None]].long()  # (K,h,w)
     belongs = members.gather(1, seen.clamp(min=0).flatten(1)).view_as(seen)
@@ -77,7 +91,10 @@ def segment_windows(labels: Tensor, members: Tensor, boxes: Tensor, size: tuple[
 
 def _touched(labels: Tensor, superpixels: int, height: int, width: int) -> tuple[Tensor, Tensor]:
     """The cells in whose window each superpixel has a pixel, one superpixel's after another's, and their numbers (S,)."""
-    (row, y), (column, x) = _windows(labels.shape[0], height, labels.device), _windows(labels.shape[1], width, labels.device)
+    (row, y), (column, x) = (
+        _windows(labels.shape[0], height, labels.device),
+        _windows(labels.shape[1], width, labels.device),
+    )
     seen = labels[y][:, x].long()
     cell = row[:, None] * width + column
     touched = torch.zeros(superpixels + 1, height * width, dtype=torch.bool, device=labels.device)

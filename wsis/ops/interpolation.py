@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsis.ops.pooling import check
+from wsis.ops.moi_pool import check
 
 __all__ = ["moi_pool_interpolated"]
 
@@ -24,7 +24,11 @@ _CHUNK = 256
 
 
 def moi_pool_interpolated(
-    features: Tensor, boxes: Tensor, cells: Tensor, output_size: int = 7, spatial_scale: float = 1 / 8
+    features: Tensor,
+    boxes: Tensor,
+    cells: Tensor,
+    output_size: int = 7,
+    spatial_scale: float = 1 / 8,
 ) -> Tensor:
     """Pool regions warped to rectangles: four bilinear samples in each bin, averaged as RoIAlign does.
 
@@ -45,9 +49,17 @@ def moi_pool_interpolated(
     warp = _spline(output_size).to(features.device)
     corners = boxes[:, 1:].float() * spatial_scale - 0.5  # the centre of cell i is at i
     parts = [slice(i, i + _CHUNK) for i in range(0, len(boxes), _CHUNK)]
-    with torch.autocast(features.device.type, enabled=False):  # bfloat16 would put samples half a cell off
-        pooled = [_sample(features, boxes[p, 0].long(), warp @ _ends(corners[p], cells[p])) for p in parts]
-        return torch.cat(pooled) if parts else features.new_zeros(0, features.shape[1], output_size, output_size)
+    with torch.autocast(
+        features.device.type, enabled=False
+    ):  # bfloat16 would put samples half a cell off
+        pooled = [
+            _sample(features, boxes[p, 0].long(), warp @ _ends(corners[p], cells[p])) for p in parts
+        ]
+        return (
+            torch.cat(pooled)
+            if parts
+            else features.new_zeros(0, features.shape[1], output_size, output_size)
+        )
 
 
 def _sample(features: Tensor, image: Tensor, points: Tensor) -> Tensor:
@@ -60,8 +72,15 @@ def _sample(features: Tensor, image: Tensor, points: Tensor) -> Tensor:
     for n in torch.unique(image).tolist():
         here = image == n
         rows = grid[here].view(1, -1, 2 * size, 2)  # one image, its regions below each other
-        samples = F.grid_sample(features[n : n + 1].to(exact), rows, padding_mode="border", align_corners=False)
-        values = F.avg_pool2d(samples, 2)[0].to(features.dtype).view(features.shape[1], -1, size, size).transpose(0, 1)
+        samples = F.grid_sample(
+            features[n : n + 1].to(exact), rows, padding_mode="border", align_corners=False
+        )
+        values = (
+            F.avg_pool2d(samples, 2)[0]
+            .to(features.dtype)
+            .view(features.shape[1], -1, size, size)
+            .transpose(0, 1)
+        )
         pooled = pooled.index_put((here.nonzero().flatten(),), values)
     return pooled
 
@@ -74,15 +93,29 @@ def _ends(corners: Tensor, cells: Tensor) -> Tensor:
     first, last = _extent(cells, x1, x2)
     left, right = (_at(ends, down) for ends in (first, last))
     top, bottom = (_at(ends, across) for ends in _extent(cells.transpose(1, 2), y1, y2))
-    sides = [torch.stack(side, 2) for side in ((left, down), (right, down), (across, top), (across, bottom))]
+    sides = [
+        torch.stack(side, 2)
+        for side in ((left, down), (right, down), (across, top), (across, bottom))
+    ]
     rows = torch.arange(cells.shape[1], device=cells.device) - 0.5
     upper, lower = rows.clamp(y1, y2), (rows + 1).clamp(y1, y2)  # (k,H)
     empty = torch.where(cells.any(2), 0, torch.inf)
-    for x, y, to_x, to_y in ((first, upper, x1, y1), (last, upper, x2, y1), (first, lower, x1, y2), (last, lower, x2, y2)):
-        away = (x - to_x).abs() / (x2 - x1).clamp(min=1e-6) + (y - to_y).abs() / (y2 - y1).clamp(min=1e-6) + empty
+    for x, y, to_x, to_y in (
+        (first, upper, x1, y1),
+        (last, upper, x2, y1),
+        (first, lower, x1, y2),
+        (last, lower, x2, y2),
+    ):
+        away = (
+            (x - to_x).abs() / (x2 - x1).clamp(min=1e-6)
+            + (y - to_y).abs() / (y2 - y1).clamp(min=1e-6)
+            + empty
+        )
         nearest, row = away.min(1, keepdim=True)
         point = torch.stack([x.gather(1, row), y.gather(1, row)], 2)
-        sides.append(torch.where(nearest[..., None].isfinite(), point, torch.stack([to_x, to_y], 2)))
+        sides.append(
+            torch.where(nearest[..., None].isfinite(), point, torch.stack([to_x, to_y], 2))
+        )
     return torch.cat(sides, 1)
 
 
@@ -90,7 +123,9 @@ def _extent(cells: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """First and last end (k,H) of each region along every row, within its box."""
     first, last = cells.int().argmax(2) - 0.5, cells.shape[2] - 0.5 - cells.flip(2).int().argmax(2)
     some = cells.any(2)
-    return torch.where(some, first.clamp(low, high), low), torch.where(some, last.clamp(low, high), high)
+    return torch.where(some, first.clamp(low, high), low), torch.where(
+        some, last.clamp(low, high), high
+    )
 
 
 def _at(ends: Tensor, rows: Tensor) -> Tensor:
@@ -105,15 +140,25 @@ def _spline(size: int) -> Tensor:
     y, x = torch.meshgrid(centres, centres, indexing="ij")
     samples, border = torch.stack([x, y], -1).view(-1, 2), _border()
     affine = torch.cat([torch.ones(len(border), 1, dtype=torch.float64), border], 1)
-    system = torch.cat([torch.cat([_kernel(border, border), affine], 1), torch.cat([affine.T, affine.new_zeros(3, 3)], 1)])
+    system = torch.cat(
+        [
+            torch.cat([_kernel(border, border), affine], 1),
+            torch.cat([affine.T, affine.new_zeros(3, 3)], 1),
+        ]
+    )
     solve = torch.linalg.inv(system)[:, : len(border)]
-    return (torch.cat([_kernel(samples, border), samples.new_ones(len(samples), 1), samples], 1) @ solve).float()  # type: ignore[no-any-return]
+    return (
+        torch.cat([_kernel(samples, border), samples.new_ones(len(samples), 1), samples], 1) @ solve
+    ).float()
 
 
 def _border() -> Tensor:
     """The control points (16,2) on the border of the unit square: left, right, top, bottom, corners."""
     sides = (
-        [(0.0, t) for t in _POINTS] + [(1.0, t) for t in _POINTS] + [(t, 0.0) for t in _POINTS] + [(t, 1.0) for t in _POINTS]
+        [(0.0, t) for t in _POINTS]
+        + [(1.0, t) for t in _POINTS]
+        + [(t, 0.0) for t in _POINTS]
+        + [(t, 1.0) for t in _POINTS]
     )
     return torch.tensor([*sides, (0, 0), (1, 0), (0, 1), (1, 1)], dtype=torch.float64)
 
@@ -121,4 +166,4 @@ def _border() -> Tensor:
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
     """The spline's r^2 log r^2 between two sets of points."""
     squared = (a[:, None] - b[None]).square().sum(2)
-    return torch.special.xlogy(squared, squared)  # type: ignore[no-any-return]
+    return torch.special.xlogy(squared, squared)

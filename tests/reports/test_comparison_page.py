@@ -1,0 +1,316 @@
+"""The page in a real browser, opened as a file: sorting, picking an image, toggling a method, and that it asks for nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import toy_runs
+from toy_runs import make_run
+
+from wsis import compare
+from wsis.data.index import write_coco
+from wsis.metrics.errors import ERRORS, Breakdown
+from wsis.reports.page import write_page
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+]
+FLAGS += [
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--window-size=1400,1000",
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Three methods, one with pseudo-labels, compared."""
+    place = tmp_path_factory.mktemp("page")
+    runs = [
+        make_run(place / name, place / "shapes", name, seed)
+        for seed, name in enumerate(("cam", "pdsl", "mask_rcnn"))
+    ]
+    index = toy_runs.shapes(place / "shapes").index("val")
+    for path in (runs[1] / "train/labels.json", runs[1] / "test-val/labels.json"):
+        write_coco(path, index)
+    rows = compare.main([*map(str, runs), "--out", str(place / "out")])
+    (place / "rows.json").write_text(
+        json.dumps([[row.name, row.figures["AP50"].mean] for row in rows])
+    )
+    return place
+
+
+@pytest.fixture(scope="module")
+def browser(place, tmp_path_factory) -> Iterator:
+    webdriver = pytest.importorskip("selenium.webdriver")
+    driver = shutil.which("chromedriver")
+    if CHROMIUM is None or driver is None:
+        pytest.skip("no chromium with chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as started:
+        yield started
+
+
+@pytest.fixture
+def page(browser, place):
+    browser.get((place / "out/shapes.html").as_uri())
+    wait(browser, "return document.getElementById('panels').dataset.image")
+    return browser
+
+
+def wait(browser, script: str, *arguments):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(browser, 30).until(lambda b: b.execute_script(script, *arguments))
+
+
+def all_of(page, selector: str) -> list:
+    return page.find_elements("css selector", selector)
+
+
+def one(page, selector: str):
+    return page.find_element("css selector", selector)
+
+
+def column(page, table: str, number: int) -> list[str]:
+    return [cell.text for cell in all_of(page, f"{table} tbody tr > :nth-child({number})")]
+
+
+def press(page, keys: str) -> None:
+    from selenium.webdriver import ActionChains
+
+    ActionChains(page).send_keys(keys).perform()
+
+
+def shown(page) -> str:
+    """Name of the image in the panels, once it is painted."""
+    title = one(page, "#image-title").text
+    wait(page, "return document.getElementById('panels').dataset.image === arguments[0]", title)
+    return title
+
+
+def test_columns_sort(page, place):
+    rows = json.loads((place / "rows.json").read_text())
+    heads = [head.text.split()[0] for head in all_of(page, "#figures thead th")]
+    number = heads.index("AP50") + 1
+    button = one(page, f"#figures thead th:nth-child({number}) button")
+    for direction in ("descending", "ascending", "descending"):
+        button.click()
+        ranked = sorted((value for _, value in rows), reverse=direction == "descending")
+        assert column(page, "#figures table", number) == [f"{100 * value:.1f}" for value in ranked]
+        assert (
+            one(page, f"#figures thead th:nth-child({number})").get_attribute("aria-sort")
+            == direction
+        )
+    one(page, "#figures thead th:nth-child(1) button").click()
+    assert column(page, "#figures table", 1) == sorted(name for name, _ in rows)
+    assert len(all_of(page, "#figures th[aria-sort]")) == 1
+
+
+def test_what_is_not_known_is_sorted_last(page):
+    table = "#error-table table"
+    page.execute_script(
+        "document.querySelector('#error-table tbody').rows[0].cells[1].dataset.value = ''"
+    )
+    first = column(page, table, 1)[0]
+    for _ in range(2):
+        one(page, f"{table} thead th:nth-child(2) button").click()
+        assert column(page, table, 1)[-1] == first
+
+
+def test_an_image_is_picked_by_mouse_and_keys(page):
+    before = page.execute_script("return document.querySelector('#panels canvas').toDataURL()")
+    items = all_of(page, "#images li")
+    assert len(items) == toy_runs.VAL
+    items[2].click()
+    name = one(page, "#images li:nth-child(3) b").text
+    assert shown(page) == name
+    assert items[2].get_attribute("aria-selected") == "true"
+    assert len(all_of(page, "#images li[aria-selected=true]")) == 1
+    assert (
+        page.execute_script("return document.querySelector('#panels canvas').toDataURL()") != before
+    )
+    from selenium.webdriver.common.keys import Keys
+
+    press(page, Keys.ARROW_RIGHT)
+    assert shown(page) == one(page, "#images li:nth-child(4) b").text
+    press(page, Keys.ARROW_LEFT * 9)
+    assert shown(page) == one(page, "#images li:nth-child(1) b").text
+    one(page, "#images").click()
+    press(page, Keys.END)
+    assert all_of(page, "#images li")[-1].get_attribute("aria-selected") == "true"
+
+
+def test_images_come_in_order_of_disagreement(page):
+    def shares():
+        return [
+            int(text.split()[0])
+            for text in (item.text for item in all_of(page, "#images li .soft"))
+        ]
+
+    assert shares() == sorted(shares(), reverse=True)
+    assert shares()[0] > 0
+    one(page, "#order option[value=order]").click()
+    names = [b.text for b in all_of(page, "#images li b")]
+    assert names == sorted(names)
+
+
+def test_a_method_is_toggled_by_mouse_and_keys(page):
+    panel, chip = (one(page, f"{place} [data-source=pdsl]") for place in ("#panels", "#toggles"))
+    assert panel.is_displayed()
+    chip.click()
+    assert not panel.is_displayed()
+    assert chip.get_attribute("aria-pressed") == "false"
+    all_of(page, "#images li")[1].click()
+    shown(page)
+    assert not panel.is_displayed()
+    chip.click()
+    assert panel.is_displayed()
+    page.execute_script("document.activeElement.blur()")
+    first = page.execute_script("return data.sources.find((s) => s.role === 'method').name")
+    press(page, "1")
+    assert not one(page, f"#panels [data-source={first}]").is_displayed()
+    press(page, "t")
+    assert not one(page, "#panels [data-source=truth]").is_displayed()
+
+
+def test_panels_show_masks_where_they_are(page, place):
+    """Painted pixels are those of the truth's masks, and their edges and names."""
+    one(page, "#names").click()
+    name = shown(page)
+    changed = page.execute_script("""
+        const canvas = document.querySelector('#panels [data-source=truth] canvas');
+        const plain = document.createElement('canvas');
+        [plain.width, plain.height] = [canvas.width, canvas.height];
+        plain.getContext('2d').drawImage(pictureOf(state.shown[state.at]), 0, 0, plain.width, plain.height);
+        const [a, b] = [canvas, plain].map((c) => c.getContext('2d').getImageData(0, 0, c.width, c.height).data);
+        const bits = [];
+        for (let y = 0; y < 64; y++) for (let x = 0; x < 64; x++) {
+          const [row, place] = [y, x].map((k, i) => Math.floor((k + 0.5) * [canvas.height, canvas.width][i] / 64));
+          const at = 4 * (row * canvas.width + place);
+          bits.push(Math.abs(a[at] - b[at]) + Math.abs(a[at + 1] - b[at + 1]) + Math.abs(a[at + 2] - b[at + 2]) > 6);
+        }
+        return bits;
+    """)
+    import numpy as np
+    from pycocotools import mask as rle_masks
+
+    index = toy_runs.shapes(place / "shapes").index("val")
+    (image,) = [i for i in index.images if i["file_name"] == name]
+    there = rle_masks.decode(
+        rle_masks.merge([a["segmentation"] for a in index.annotations[image["id"]]])
+    )
+    at = ((np.arange(64) + 0.5) * image["height"] / 64).astype(int)
+    expected, painted = there[np.ix_(at, at)].astype(bool), np.array(changed).reshape(64, 64)
+    assert (expected & painted).sum() / (expected | painted).sum() > 0.85
+
+
+def test_pseudo_labels_have_a_panel(page):
+    names = [figure.get_attribute("data-source") for figure in all_of(page, "#panels figure")]
+    assert names[:2] == ["truth", "pseudo-labels of pdsl"]
+    assert sorted(names[2:]) == ["cam", "mask_rcnn", "pdsl"]
+    labels = {
+        f.get_attribute("data-source"): f.find_element("tag name", "canvas").get_attribute(
+            "aria-label"
+        )
+        for f in all_of(page, "#panels figure")
+    }
+    assert labels["truth"].removeprefix("truth: ").split("; ")[0] in labels["pseudo-labels of pdsl"]
+    assert all(label.startswith(f"{name}: ") for name, label in labels.items())
+
+
+def test_classes_and_colours_can_be_chosen(page):
+    before = column(page, "#class-table table", 2)
+    one(page, "#class-figure option[value=AP75]").click()
+    assert column(page, "#class-table table", 2) != before
+    canvas = "return document.querySelector('#panels [data-source=cam] canvas').toDataURL()"
+    one(page, "#unsure").click()
+    by_class = page.execute_script(canvas)
+    one(page, "#colour option[value=kind]").click()
+    assert page.execute_script(canvas) != by_class
+    for option in all_of(page, "#class-filter option")[1:3]:
+        option.click()
+        said = [f.get_attribute("aria-label") for f in all_of(page, "#panels canvas")]
+        assert not all_of(page, "#images li") or any(option.text in label for label in said)
+
+
+def test_dark_and_light(page):
+    def paper(scheme):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        colour = page.execute_script("return getComputedStyle(document.body).backgroundColor")
+        return sum(map(int, colour.removeprefix("rgb(").removesuffix(")").split(",")))
+
+    assert paper("light") > 700 > 100 > paper("dark")
+
+
+def test_nothing_is_asked_for_and_nothing_goes_wrong(browser, place):
+    browser.get_log("performance")
+    browser.get_log("browser")
+    address = (place / "out/shapes.html").as_uri()
+    browser.get(address)
+    wait(browser, "return document.getElementById('panels').dataset.image")
+    all_of(browser, "#images li")[-1].click()
+    shown(browser)
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = {
+        e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"
+    }
+    assert address in asked
+    assert not [url for url in asked if url != address and not url.startswith("data:")]
+    assert not browser.get_log("browser")
+    refused = browser.execute_async_script(
+        "const done = arguments[0]; fetch('https://example.org').then(() => done(false), () => done(true))"
+    )
+    assert refused  # by the page's own policy
+    assert any(
+        "Content Security Policy" in entry["message"] for entry in browser.get_log("browser")
+    )
+
+
+def test_without_pictures_there_is_nothing_to_pick(place, browser, tmp_path):
+    compare.main([str(place / "cam"), "--out", str(tmp_path), "--images", "0"])
+    browser.get((tmp_path / "shapes.html").as_uri())
+    assert "No pictures were asked for." in one(browser, "#gallery").text
+    parts = [*all_of(browser, "#gallery .controls"), *all_of(browser, "#gallery .viewer")]
+    assert len(parts) == 3
+    assert not any(part.is_displayed() for part in parts)
+
+
+def test_names_cannot_become_code(place, browser, tmp_path):
+    runs = [place / "cam", place / "pdsl"]
+    rows = compare.main([*map(str, runs), "--out", str(tmp_path), "--images", "0"])
+    evil = "</script><script>document.title = 'taken'</script><!--"
+    import dataclasses
+
+    first = dataclasses.replace(rows[0].first, config=evil, per_class={evil: {"AP50": 0.5}})
+    rows[0] = dataclasses.replace(rows[0], name=evil, entries=[first])
+    errors = [Breakdown(0.5, dict.fromkeys(ERRORS, 0.1), dict.fromkeys(ERRORS, 1), 0.5, []), None]
+    gallery = {
+        "images": [],
+        "points": "",
+        "grid": 255,
+        "sources": [{"name": evil, "role": "method", "row": 0}],
+    }
+    write_page(tmp_path / "evil.html", rows, evil, errors, gallery)
+    browser.get((tmp_path / "evil.html").as_uri())
+    assert evil in one(browser, "#figures tbody").text
+    assert evil in one(browser, "#class-table").text
+    assert browser.title != "taken"

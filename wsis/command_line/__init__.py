@@ -1,0 +1,1 @@
+"""What all verbs share: names, layered settings, help and one-line errors."""

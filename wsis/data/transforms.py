@@ -1,0 +1,197 @@
+"""Random views of a training image: crop, scale, flip, colours; boxes, proposals and masks stay in step with the pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+from wsis.errors import InputError
+from wsis.types import Proposals, Target, View
+
+__all__ = [
+    "PHOTOGRAPHS",
+    "Augment",
+    "Cut",
+    "cut_image",
+    "cut_maps",
+    "cut_proposals",
+    "cut_target",
+    "draw_cut",
+    "jitter_colours",
+    "visible",
+]
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How training images are varied.
+
+    Args:
+        short_sides: the short side is scaled to one of these lengths in pixels; empty keeps the size.
+        max_side: the long side is scaled to at most this length in pixels.
+        crop: side of a random crop as a share of the image's side; 1 keeps the whole image.
+        scales: large-scale jitter: max_side times a factor in this range, cut to max_side.
+        flip: chance of a horizontal flip.
+        jitter: exposure and saturation change by random factors in [1 / jitter, jitter]; 1 leaves colours alone.
+        min_proposal_side: proposals narrower or lower than this in network input pixels are left out.
+    """
+
+    short_sides: tuple[int, ...] = ()
+    max_side: int = 2000
+    crop: float = 1.0
+    scales: tuple[float, ...] = ()
+    flip: float = 0.5
+    jitter: float = 1.0
+    min_proposal_side: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what no image could be varied by."""
+        sizes = (*self.short_sides, self.max_side)
+        if min(sizes) < 1 or not 0 < self.crop <= 1 or not 0 <= self.flip <= 1 or self.jitter < 1:
+            raise InputError(
+                f"{self}: sides must be at least 1, crop in (0, 1], flip in [0, 1], jitter at least 1"
+            )
+        if self.scales and not (len(self.scales) == 2 and 0 < self.scales[0] <= self.scales[1]):
+            raise InputError(
+                f"{self}: scales must be two factors above 0, the least and the largest, such as 0.1 and 2"
+            )
+
+
+PHOTOGRAPHS = Augment(short_sides=tuple(range(480, 1217, 32)), max_side=2000, crop=0.9, jitter=1.5)
+"""How photographs are varied where nothing else is said."""
+
+
+class Cut(NamedTuple):
+    """A crop of an image, the size it is scaled to, and a flip."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    size: tuple[int, int]
+    """(H, W) of the result."""
+    flip: bool
+
+    @property
+    def view(self) -> View:
+        """The same as a map of coordinates."""
+        height, width = self.size
+        return View(
+            (width / self.width, height / self.height), (self.left, self.top), width, self.flip
+        )
+
+
+def draw_cut(rng: np.random.Generator, size: tuple[int, int], augment: Augment) -> Cut:
+    """Draw a crop, a scale and a flip for an image of `size` (H, W)."""
+    if augment.scales:
+        return _draw_jittered(rng, size, augment)
+    height, width = (max(1, round(side * augment.crop)) for side in size)
+    top, left = int(rng.integers(size[0] - height + 1)), int(rng.integers(size[1] - width + 1))
+    short, long = sorted((height, width))
+    wanted = float(rng.choice(augment.short_sides)) if augment.short_sides else short
+    scale = min(wanted / short, augment.max_side / long)
+    scaled = (max(1, round(height * scale)), max(1, round(width * scale)))
+    return Cut(top, left, height, width, scaled, bool(rng.random() < augment.flip))
+
+
+def _draw_jittered(rng: np.random.Generator, size: tuple[int, int], augment: Augment) -> Cut:
+    """Large-scale jitter (Ghiasi et al., CVPR 2021): the long side becomes `max_side` times a factor; cut what exceeds it."""
+    least, largest = augment.scales
+    factor = float(rng.uniform(least, largest))
+    scale = factor * augment.max_side / max(size)
+    height, width = (max(1, min(side, round(augment.max_side / scale))) for side in size)
+    top, left = int(rng.integers(size[0] - height + 1)), int(rng.integers(size[1] - width + 1))
+    scaled = (
+        max(1, min(augment.max_side, round(height * scale))),
+        max(1, min(augment.max_side, round(width * scale))),
+    )
+    return Cut(top, left, height, width, scaled, bool(rng.random() < augment.flip))
+
+
+def cut_image(image: Tensor, cut: Cut) -> Tensor:
+    """Cut an image (3,H,W) uint8."""
+    image = functional.crop(image, cut.top, cut.left, cut.height, cut.width)
+    if image.shape[-2:] != cut.size:
+        image = functional.resize(image, list(cut.size), antialias=True)
+    return (functional.horizontal_flip(image) if cut.flip else image).contiguous()
+
+
+def cut_maps(maps: Tensor, cut: Cut) -> Tensor:
+    """Cut label maps or masks (...,H,W): each result pixel takes the value below its centre."""
+    rows, columns = (
+        start + ((torch.arange(to) + 0.5) * (side / to)).long().clamp(max=side - 1)
+        for start, side, to in (
+            (cut.top, cut.height, cut.size[0]),
+            (cut.left, cut.width, cut.size[1]),
+        )
+    )
+    return maps[..., rows[:, None], columns.flip(0) if cut.flip else columns]
+
+
+def cut_proposals(proposals: Proposals, cut: Cut, min_side: float = 0.0) -> Proposals:
+    """Cut proposals: clip them, drop those outside, under a pixel, below `min_side`, or whose superpixels all vanish."""
+    boxes, keep = visible(cut.view.to_input(proposals.boxes), cut.size, max(min_side, 1.0))
+    if proposals.labels is None or proposals.members is None:
+        return Proposals(boxes[keep], proposals.scores[keep])
+    labels = cut_maps(proposals.labels, cut)
+    present = (
+        torch.bincount(labels[labels >= 0].flatten(), minlength=proposals.members.shape[1]) > 0
+    )
+    keep &= (proposals.members & present).any(1)
+    return Proposals(boxes[keep], proposals.scores[keep], labels, proposals.members[keep])
+
+
+def cut_target(target: Target, cut: Cut) -> Target:
+    """Cut a target; tags speak of the whole image and stay. Objects that vanish are left out."""
+    result: Target = {**target}
+    if "boxes" not in target:
+        return result
+    boxes, keep = visible(cut.view.to_input(target["boxes"]), cut.size)
+    if "masks" in target:
+        masks = cut_maps(target["masks"], cut)
+        seen = masks.flatten(1).any(1)
+        unsure = target.get("unsure", torch.zeros_like(seen))
+        keep &= seen | unsure
+        result["masks"], result["unsure"] = masks[keep], unsure[keep]
+    result["boxes"], result["labels"], result["crowd"] = (
+        boxes[keep],
+        target["labels"][keep],
+        target["crowd"][keep],
+    )
+    if "bag" in target:
+        result["bag"] = target["bag"][keep]
+    return result
+
+
+def visible(boxes: Tensor, size: tuple[int, int], min_side: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Clip boxes (N,4) to an image of `size` (H, W); say (N,) which still measure `min_side` both ways."""
+    limit = torch.tensor([size[1], size[0]], dtype=boxes.dtype)
+    boxes = boxes.view(-1, 2, 2).clamp(min=0).minimum(limit).flatten(1)
+    return boxes, (boxes[:, 2:] - boxes[:, :2] >= min_side).all(1)
+
+
+def jitter_colours(image: Tensor, exposure: float, saturation: float) -> Tensor:
+    """Multiply value and saturation in HSV, hue kept, for an image (3,H,W) uint8; both saturate at their largest.
+
+    With V the largest channel, saturation times f is V - f (V - channel), f limited by S <= 1; value times e scales all
+    channels by e, limited by V <= 255.
+    """
+    channels = image.float()
+    value = channels.amax(0)
+    factor = torch.minimum(
+        value / (value - channels.amin(0)).clamp(min=1e-6), torch.tensor(saturation)
+    )
+    coloured = value - factor * (value - channels)
+    brighter = coloured * torch.clamp(255 / value.clamp(min=1e-6), max=exposure)
+    return brighter.round().clamp(0, 255).to(torch.uint8)
+
+
+def draw_factor(rng: np.random.Generator, jitter: float) -> float:
+    """Draw a factor in [1 / jitter, jitter], as often below one as above."""
+    factor = float(rng.uniform(1, jitter))
+    return factor if rng.random() < 0.5 else 1 / factor

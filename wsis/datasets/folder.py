@@ -1,0 +1,180 @@
+"""A user's own images, with tags in a csv file or with boxes or masks in a COCO json."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from wsis.data.index import read_coco
+from wsis.data.module import Augment, DataModule, Loading
+from wsis.data.transforms import PHOTOGRAPHS
+from wsis.errors import InputError
+from wsis.images.read import image_size
+from wsis.types import Index, Record
+
+__all__ = ["Folder", "read_tags"]
+
+_LOADING = Loading()
+_NAMES = {"train": ("labels.csv", "labels.json"), "val": ("val.csv", "val.json")}
+
+
+class Folder(DataModule):
+    """Your own images: `labels.csv` with lines `image.jpg,cat;dog`, or a COCO json with boxes or masks.
+
+    An image with nothing after the comma holds none of the classes. Without validation labels nothing is validated, and
+    predictions are made for the training images.
+
+    Args:
+        root: folder of the images; the label files name images relative to it.
+        labels: training labels (.csv or .json), relative to root; empty takes labels.csv, else labels.json.
+        val_labels: validation labels (.csv or .json), relative to root; empty takes val.csv, val.json or none.
+        classes: class names in order; empty takes the tags that occur, sorted, or the json's categories.
+        salient: folder of salient images and masks, such as DUTS-TR or ECSSD, which BoxCaseg learns from too.
+        salient_limit: so many of the salient images are used, the same each time; 0 uses all.
+        proposals: "auto" makes segment proposals on first use, "none" gives none, else a file or folder of proposals.
+        max_proposals: the best so many proposals of an image are used.
+        augment: how training images are varied.
+        loading: how batches are loaded.
+    """
+
+    def __init__(
+        self,
+        root: Path = Path("data/images"),
+        labels: str = "",
+        val_labels: str = "",
+        classes: tuple[str, ...] = (),
+        salient: str = "",
+        salient_limit: int = 0,
+        proposals: str = "auto",
+        max_proposals: int = 2000,
+        augment: Augment = PHOTOGRAPHS,
+        loading: Loading = _LOADING,
+    ) -> None:
+        super().__init__(
+            "folder",
+            Path(root),
+            proposals,
+            max_proposals,
+            augment,
+            loading,
+            "",
+            salient,
+            salient_limit,
+        )
+        self.labels, self.classes = {"train": labels, "val": val_labels}, tuple(classes)
+
+    @property
+    def has_val(self) -> bool:
+        """Whether there are validation labels."""
+        return self._file("val") is not None
+
+    def read(self, split: str) -> Index:
+        """Read a split's labels and check every image's header."""
+        path = self._file(split)
+        if path is None:
+            raise InputError(
+                f"no {split} labels in {self.folder}; write {self.folder / _NAMES[split][0]} with lines like image.jpg,cat;dog "
+                f"or put a COCO json there as {_NAMES[split][1]}"
+            )
+        classes = self.classes if split == "train" else self.class_names
+        if path.suffix.lower() != ".json":
+            return read_tags(path, self.folder, classes)
+        index = read_coco(path, self.folder, classes or None, name="folder")
+        for image in index.images:
+            image_size(index.root / image["file_name"])
+        if split == "train" and not any(index.tags.values()):
+            raise InputError(f"{path} has no annotation; nothing can be learned from it, add some")
+        return index
+
+    def _file(self, split: str) -> Path | None:
+        given = self.labels[split]
+        if given:
+            if not (self.folder / given).is_file():
+                raise InputError(f"no label file {self.folder / given}; give one that is there")
+            return self.folder / given
+        return next(
+            (path for name in _NAMES[split] if (path := self.folder / name).is_file()), None
+        )
+
+
+def read_tags(path: Path, root: Path, classes: Sequence[str] = ()) -> Index:
+    """Read lines `file,tag;tag` (a first line `file,tags` is a heading) as an index without annotations.
+
+    Args:
+        path: the csv file.
+        root: folder that its images are relative to.
+        classes: the classes in order; any other tag is an error. The tags that occur, sorted, when empty.
+
+    Raises:
+        InputError: a line is malformed, names an image twice, a missing or broken image, or an unknown tag; or no tag at all.
+    """
+    rows = _rows(path)
+    occurring = sorted({tag for _, _, tags in rows for tag in tags})
+    names = list(classes) or occurring
+    if not occurring:
+        raise InputError(f"{path} has no tag; write lines like image.jpg,cat;dog")
+    position = {name: place for place, name in enumerate(names)}
+    index = Index(
+        "folder",
+        root,
+        [],
+        {},
+        [{"id": k + 1, "name": name} for k, name in enumerate(names)],
+        [],
+        {},
+        {},
+    )
+    seen: dict[str, int] = {}
+    for line, file_name, tags in rows:
+        if file_name in seen:
+            raise InputError(
+                f"{path}:{line}: {file_name} is there already in line {seen[file_name]}; give each image one line"
+            )
+        seen[file_name] = line
+        if not (root / file_name).is_file():
+            raise InputError(
+                f"{path}:{line}: no image {root / file_name}; add it or remove the line"
+            )
+        unknown = [tag for tag in tags if tag not in position]
+        if unknown:
+            raise InputError(
+                f'{path}:{line}: unknown tag "{unknown[0]}"; {_suggestion(unknown[0], names)}'
+            )
+        height, width = image_size(root / file_name)
+        image: Record = {"id": len(seen), "file_name": file_name, "height": height, "width": width}
+        index.images.append(image)
+        index.annotations[image["id"]] = []
+        index.tags[image["id"]] = sorted({position[tag] for tag in tags})
+    return index
+
+
+def _rows(path: Path) -> list[tuple[int, str, list[str]]]:
+    """Give line number, file and tags of each line."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = [
+                (number, row)
+                for number, row in enumerate(csv.reader(file, skipinitialspace=True), 1)
+                if any(row)
+            ]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"cannot read {path} ({error}); it must be a text file in UTF-8 with lines like image.jpg,cat;dog"
+        ) from error
+    rows = []
+    for number, row in lines:
+        if len(row) != 2 or not row[0].strip():
+            raise InputError(
+                f"{path}:{number}: expected image.jpg,cat;dog but found {','.join(row)}; write one comma"
+            )
+        rows.append(
+            (number, row[0].strip(), [tag.strip() for tag in row[1].split(";") if tag.strip()])
+        )
+    return rows[1:] if rows and rows[0][1].lower() in ("file", "file_name", "image") else rows
+
+
+def _suggestion(word: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, names, 1)
+    return f'did you mean "{near[0]}"?' if near else f"the classes are {', '.join(names)}"

@@ -1,0 +1,328 @@
+"""The generated data set: eight kinds of things on three kinds of stuff, made in seconds, in COCO and VOC layouts.
+
+Nothing is downloaded; the scenes are painted by `_shapes_scene` from a seed and written once, under a folder named by the
+settings. The same pictures are there as COCO (`train2017/`, `annotations/instances_train2017.json`, panoptic) and as VOC
+(`VOCdevkit/VOC2012/...`). A salient-object set (`images/`, `masks/`) is made when asked for, in a folder of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as rle
+
+from wsis.data.index import read_coco, read_stuff
+from wsis.data.module import Augment, DataModule, Loading
+from wsis.data.salient import read_salient
+from wsis.datasets._scene import (
+    SALIENT,
+    SIZE,
+    STUFF,
+    THINGS,
+    Scene,
+    SceneSettings,
+    paint_salient,
+    paint_scene,
+)
+from wsis.errors import InputError
+from wsis.nn.masks import run_lengths
+from wsis.types import Index, Record
+
+__all__ = ["Shapes"]
+
+_VERSION = 1  # raise it whenever the same settings would give other files
+_TAIL = 20  # of a long-tailed draw: images of the most frequent class to those of the rarest
+_AUGMENT, _LOADING = (
+    Augment(),
+    Loading(workers=0),
+)  # a sample takes a millisecond, a worker seconds to start
+_CATEGORIES = [{"id": k + 1, "name": kind.name} for k, kind in enumerate(THINGS)]
+_STUFF_CATEGORIES = [{"id": 101 + k, "name": name} for k, name in enumerate(STUFF)]
+
+
+class Shapes(DataModule):
+    """Generated scenes of marked bodies: learnable from tags in minutes on a CPU, yet hard where weak supervision is.
+
+    Args:
+        root: folder that generated sets are kept in.
+        train: number of training images.
+        val: number of validation images.
+        salient: number of salient images: single objects of other classes, with masks.
+        seed: of the draw of the data; quote figures on a seed that no setting was chosen on.
+        long_tail: draw the training classes twenty times as often at the head as at the tail.
+        mark: radius of the mark that tells two classes of a body apart, in half object lengths.
+        rotation: objects turn by up to this many radians either way.
+        labels: a COCO json to train on, such as wsis.label writes; empty takes the set's own.
+        proposals: "auto" makes segment proposals on first use, "none" gives none, else a file or folder of proposals.
+        max_proposals: the best so many proposals of an image are used.
+        augment: how training images are varied.
+        loading: how batches are loaded.
+    """
+
+    def __init__(
+        self,
+        root: Path = Path("data/shapes"),
+        train: int = 300,
+        val: int = 100,
+        salient: int = 200,
+        seed: int = 0,
+        long_tail: bool = False,
+        mark: float = 0.3,
+        rotation: float = 0.3,
+        labels: str = "",
+        proposals: str = "auto",
+        max_proposals: int = 2000,
+        augment: Augment = _AUGMENT,
+        loading: Loading = _LOADING,
+    ) -> None:
+        scenes = SceneSettings(mark=mark, rotation=rotation)
+        self._scenes: Record = {
+            "seed": seed,
+            "train": train,
+            "val": val,
+            "long_tail": long_tail,
+            "scenes": asdict(scenes),
+        }
+        self._salient: Record = {"seed": seed, "salient": salient}
+        super().__init__(
+            "shapes",
+            Path(root) / _key(self._scenes),
+            proposals,
+            max_proposals,
+            augment,
+            loading,
+            labels,
+        )
+
+    @property
+    def categories(self) -> list[Record]:
+        """The thing classes in order: id and name."""
+        return [dict(category) for category in _CATEGORIES]
+
+    @property
+    def stuff(self) -> list[Record]:
+        """The stuff classes in order: id and name."""
+        return [dict(category) for category in _STUFF_CATEGORIES]
+
+    def read_salient(self) -> Index:
+        """Read the salient images, generated first where they are not there."""
+        folder = self.folder.parent / _key(self._salient)
+        _once(folder, self._salient, _write_salient)
+        return read_salient(folder)
+
+    def read(self, split: str) -> Index:
+        """Read a split, generated first where it is not there."""
+        _once(self.folder, self._scenes, _write_scenes)
+        annotations = self.folder / "annotations"
+        index = read_coco(
+            annotations / f"instances_{split}2017.json", self.folder / f"{split}2017", name="shapes"
+        )
+        return read_stuff(annotations / f"panoptic_{split}2017.json", index)
+
+
+def _key(settings: Record) -> str:
+    return hashlib.sha256(json.dumps([_VERSION, settings], sort_keys=True).encode()).hexdigest()[
+        :12
+    ]
+
+
+def _once(folder: Path, settings: Record, write: Callable[[Path, Record], None]) -> None:
+    """Let `write` fill a folder beside `folder` and put it there in one step; whoever comes second finds it done."""
+    if folder.is_dir():
+        return
+    scratch = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        scratch.mkdir(parents=True)
+        write(scratch, settings)
+        (scratch / "settings.json").write_text(json.dumps(settings, indent=1))
+        os.rename(scratch, folder)
+    except OSError as error:
+        if not folder.is_dir():
+            raise InputError(
+                f"cannot write {folder}: {error.strerror or error}; give another --data.root, with room"
+            ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write_scenes(folder: Path, settings: Record) -> None:
+    for split in ("train", "val"):
+        _write_split(folder, split, settings)
+
+
+def _write_split(folder: Path, split: str, settings: Record) -> None:
+    images: list[Record] = []
+    annotations: list[Record] = []
+    panoptic: list[Record] = []
+    voc = folder / "VOCdevkit" / "VOC2012"
+    pictures, panoptic_folder = (
+        folder / f"{split}2017",
+        folder / "annotations" / f"panoptic_{split}2017",
+    )
+    for path in (
+        pictures,
+        panoptic_folder,
+        *(voc / name for name in ("JPEGImages", "Annotations", *_VOC_MAPS)),
+    ):
+        path.mkdir(parents=True, exist_ok=True)
+    for number, scene in _scenes(split, settings):
+        stem = f"{number:012d}"
+        found = _annotate(scene, number, len(annotations))
+        images.append({"id": number, "file_name": f"{stem}.jpg", "height": SIZE, "width": SIZE})
+        annotations += found
+        panoptic.append(_write_panoptic(panoptic_folder / f"{stem}.png", scene, number))
+        _write_jpeg(pictures / f"{stem}.jpg", scene.image)
+        shutil.copyfile(pictures / f"{stem}.jpg", voc / "JPEGImages" / f"{stem}.jpg")
+        _write_voc(voc, stem, scene, found)
+    for name in ("Main", "Segmentation"):
+        (voc / "ImageSets" / name).mkdir(parents=True, exist_ok=True)
+        (voc / "ImageSets" / name / f"{split}.txt").write_text(
+            "".join(f"{i['file_name'][:-4]}\n" for i in images)
+        )
+    things = [
+        {**c, "supercategory": THINGS[k].outline, "isthing": 1} for k, c in enumerate(_CATEGORIES)
+    ]
+    stuff = [{**c, "supercategory": "ground", "isthing": 0} for c in _STUFF_CATEGORIES]
+    instances = {"images": images, "annotations": annotations, "categories": things}
+    (folder / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(instances))
+    scenery = {"images": images, "annotations": panoptic, "categories": things + stuff}
+    (folder / "annotations" / f"panoptic_{split}2017.json").write_text(json.dumps(scenery))
+
+
+def _scenes(split: str, settings: Record) -> Iterator[tuple[int, Scene]]:
+    """Paint the scenes of a split, each from a generator of its own, under numbers that no two splits share."""
+    part = ("train", "val").index(split)
+    shares = np.full(len(THINGS), 1.0)
+    if settings["long_tail"] and split == "train":
+        shares = _TAIL ** -np.linspace(0, 1, len(THINGS))
+    shares /= shares.sum()
+    scenes = SceneSettings(**settings["scenes"])
+    for k, main in enumerate(_spread(shares, settings[split])):
+        rng = np.random.default_rng([settings["seed"], part, k])
+        yield part * 500_000 + k + 1, paint_scene(rng, scenes, main, shares)
+
+
+def _spread(shares: NDArray[np.float64], count: int) -> list[int]:
+    """Give `count` classes in proportion to `shares`, each spread evenly over the list: equal shares take turns."""
+    given = np.zeros(len(shares))
+    classes = []
+    for k in range(count):
+        classes.append(int(np.argmax((k + 1) * shares - given)))
+        given[classes[-1]] += 1
+    return classes
+
+
+def _annotate(scene: Scene, image: int, before: int) -> list[Record]:
+    """Describe the visible part of each object as a COCO annotation."""
+    annotations = []
+    for k, label in enumerate(scene.labels):
+        lengths = run_lengths(scene.owner == k + 1)
+        annotations.append(
+            {
+                "id": before + k + 1,
+                "image_id": image,
+                "category_id": label + 1,
+                "bbox": rle.toBbox(lengths).tolist(),
+                "area": int(rle.area(lengths)),
+                "iscrowd": 0,
+                "segmentation": {"size": lengths["size"], "counts": lengths["counts"].decode()},
+            }
+        )
+    return annotations
+
+
+def _write_jpeg(path: Path, image: NDArray[np.uint8]) -> None:
+    options = [
+        cv2.IMWRITE_JPEG_QUALITY,
+        95,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    ]
+    path.write_bytes(cv2.imencode(".jpg", image[..., ::-1], options)[1].tobytes())
+
+
+def _write_panoptic(path: Path, scene: Scene, image: int) -> Record:
+    """Write the panoptic png (segment id = R + 256 G + 65536 B) and give its json entry."""
+    ids = np.where(scene.owner > 0, scene.owner + 10, scene.stuff.astype(int) + 1)
+    zeros = np.zeros_like(ids)
+    path.write_bytes(
+        cv2.imencode(".png", np.stack([zeros, zeros, ids], -1).astype(np.uint8))[1].tobytes()
+    )
+    category = {k + 11: label + 1 for k, label in enumerate(scene.labels)} | {
+        k + 1: 101 + k for k in range(len(STUFF))
+    }
+    segments = [_segment(int(k), category[int(k)], ids == k) for k in np.unique(ids)]
+    return {"image_id": image, "file_name": path.name, "segments_info": segments}
+
+
+def _segment(number: int, category: int, mask: NDArray[np.bool_]) -> Record:
+    lengths = run_lengths(mask)
+    box, area = [int(v) for v in rle.toBbox(lengths)], int(rle.area(lengths))
+    return {"id": number, "category_id": category, "bbox": box, "area": area, "iscrowd": 0}
+
+
+_VOC_MAPS = ("SegmentationObject", "SegmentationClass")
+
+
+def _write_voc(voc: Path, stem: str, scene: Scene, annotations: Sequence[Record]) -> None:
+    """Write what VOC holds of a scene: object and class maps, and boxes with 1-based inclusive corners."""
+    classes = np.array([0, *(label + 1 for label in scene.labels)])
+    for name, labels in zip(_VOC_MAPS, (scene.owner, classes[scene.owner]), strict=True):
+        picture = Image.fromarray(labels.astype(np.uint8)).convert("P")
+        picture.putpalette(_voc_palette())
+        picture.save(voc / name / f"{stem}.png")
+    objects = "".join(
+        _VOC_OBJECT.format(_CATEGORIES[a["category_id"] - 1]["name"], *_voc_corners(a["bbox"]))
+        for a in annotations
+    )
+    (voc / "Annotations" / f"{stem}.xml").write_text(_VOC_FILE.format(stem, SIZE, objects))
+
+
+_VOC_FILE = """<annotation>
+  <folder>VOC2012</folder>
+  <filename>{0}.jpg</filename>
+  <size><width>{1}</width><height>{1}</height><depth>3</depth></size>
+  <segmented>1</segmented>
+{2}</annotation>
+"""
+_VOC_OBJECT = """  <object>
+    <name>{}</name>
+    <difficult>0</difficult>
+    <bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox>
+  </object>
+"""
+
+
+def _voc_corners(box: Sequence[float]) -> list[int]:
+    x, y, width, height = map(int, box)
+    return [x + 1, y + 1, x + width, y + height]
+
+
+def _voc_palette() -> list[int]:
+    """Give VOC's colour map: the bits of an index, dealt to the three channels from the top bit down."""
+    indices = np.arange(256)[:, None]
+    colours = np.zeros((256, 3), int)
+    for k in range(8):
+        colours |= (indices >> (3 * k + np.arange(3)) & 1) << (7 - k)
+    return [int(value) for value in colours.ravel()]
+
+
+def _write_salient(folder: Path, settings: Record) -> None:
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for k in range(settings["salient"]):
+        scene = paint_salient(np.random.default_rng([settings["seed"], 2, k]), k % len(SALIENT))
+        _write_jpeg(folder / "images" / f"{k + 1:06d}.jpg", scene.image)
+        mask = np.where(scene.owner > 0, 255, 0).astype(np.uint8)
+        (folder / "masks" / f"{k + 1:06d}.png").write_bytes(cv2.imencode(".png", mask)[1].tobytes())

@@ -1,0 +1,389 @@
+"""PASCAL VOC 2012 and 2007, with the instance masks of SBD for the training list that papers call trainaug."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as rle
+from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
+from torch import Tensor
+
+from wsis.data.index import drop_empty, keep_images, tags_of
+from wsis.data.module import Augment, DataModule, Loading
+from wsis.data.transforms import PHOTOGRAPHS
+from wsis.datasets._long_tail import draw_long_tail
+from wsis.errors import InputError
+from wsis.files import cache_folder, whole
+from wsis.images.read import image_size, read_labels
+from wsis.nn.masks import run_lengths
+from wsis.types import Index, Record
+
+__all__ = ["VOC", "VOC_CLASSES", "read_voc"]
+
+# fmt: off
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
+    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)
+# fmt: on
+_LISTS = {
+    ("2012", "segmentation"): ("trainaug", "val"),
+    ("2012", "detection"): ("train", "val"),
+    ("2007", "segmentation"): ("trainval", "test"),
+    ("2007", "detection"): ("trainval", "test"),
+}
+_STUFF: list[Record] = [{"id": 0, "name": "background"}]
+_HOST = "http://host.robots.ox.ac.uk/pascal/VOC/voc{year}/"
+_SBD_HOST = "http://home.bharathh.info/pubs/codes/SBD/download.html"
+_LOADING = Loading()
+
+
+class VOC(DataModule):
+    """PASCAL VOC: 20 classes; 10,582 training images with SBD's masks and 1,449 validation images, or the detection sets.
+
+    Tags are the classes of the xml files' objects that are not difficult; masks and their boxes come from the png and SBD
+    files ("segmentation"), boxes alone from the xml files ("detection", where difficult objects are ignored in evaluation).
+
+    Args:
+        root: folder that holds VOCdevkit (and, for trainaug, SBD or benchmark_RELEASE).
+        year: "2012" or "2007".
+        task: "segmentation" has instance masks, "detection" boxes on the larger lists.
+        train_list: name of the training list in ImageSets; empty takes the usual one: trainaug, or trainval for 2007.
+            Main/train is the one for classification and detection, whose images have boxes and no masks, whatever the task.
+        val_list: name of the validation list in ImageSets; empty takes the usual one: val, or test for 2007.
+        long_tail: draw a long-tailed training set of at most 800 images a class from the training list.
+        labels: a COCO json to train on, such as wsis.label writes; empty takes the set's own.
+        salient: folder of salient images and masks, such as DUTS-TR or ECSSD, which BoxCaseg learns from too.
+        salient_limit: so many of the salient images are used, the same each time; 0 uses all.
+        proposals: "auto" makes segment proposals on first use, "none" gives none, else a file or folder of proposals.
+        max_proposals: the best so many proposals of an image are used.
+        augment: how training images are varied.
+        loading: how batches are loaded.
+    """
+
+    def __init__(
+        self,
+        root: Path = Path("data/voc"),
+        year: Literal["2012", "2007"] = "2012",
+        task: Literal["segmentation", "detection"] = "segmentation",
+        train_list: str = "",
+        val_list: str = "",
+        long_tail: bool = False,
+        labels: str = "",
+        salient: str = "",
+        salient_limit: int = 0,
+        proposals: str = "auto",
+        max_proposals: int = 2000,
+        augment: Augment = PHOTOGRAPHS,
+        loading: Loading = _LOADING,
+    ) -> None:
+        super().__init__(
+            "voc",
+            Path(root),
+            proposals,
+            max_proposals,
+            augment,
+            loading,
+            labels,
+            salient,
+            salient_limit,
+        )
+        train, val = _LISTS[year, task]
+        self.lists = {"train": train_list or train, "val": val_list or val}
+        self.year, self.task, self.long_tail = year, task, long_tail
+
+    @property
+    def categories(self) -> list[Record]:
+        """The twenty classes in order: id and name."""
+        return [{"id": position + 1, "name": name} for position, name in enumerate(VOC_CLASSES)]
+
+    @property
+    def stuff(self) -> list[Record]:
+        """The one stuff class, background; "detection" has none."""
+        return list(_STUFF) if self.task == "segmentation" else []
+
+    def read(self, split: str) -> Index:
+        """Read a split's list and annotations."""
+        devkit = _devkit(self.folder, self.year)
+        usual = "Segmentation" if self.task == "segmentation" else "Main"
+        folder, _, name = self.lists[split].rpartition("/")
+        masks = (folder or usual) == "Segmentation"
+        sbd = (
+            next(
+                (path for name in _SBD_PLACES if (path := self.folder / name / "inst").is_dir()),
+                None,
+            )
+            if masks
+            else None
+        )
+        stems = _stems(self.folder, devkit, folder or usual, name, sbd)
+        index = read_voc(devkit, stems, VOC_CLASSES, masks=masks, sbd=sbd)
+        if self.task == "segmentation":
+            index = _with_background(index)
+        if self.long_tail and split == "train":
+            index = keep_images(
+                index, set(draw_long_tail(index.tags, len(VOC_CLASSES), maximum=800))
+            )
+        return index
+
+
+_SBD_PLACES = ("SBD", "sbd", "SBD/dataset", "benchmark_RELEASE/dataset", "VOCdevkit/SBD")
+
+
+def read_voc(
+    devkit: Path, stems: Sequence[str], classes: Sequence[str], masks: bool, sbd: Path | None = None
+) -> Index:
+    """Read VOC annotations of the images `stems`; what was read is kept in the user's cache until a file changes.
+
+    Args:
+        devkit: folder with JPEGImages, Annotations, SegmentationObject and SegmentationClass.
+        stems: image names without suffix.
+        classes: class names in order.
+        masks: instances from png or SBD files; else boxes from the xml files.
+        sbd: SBD's folder `inst` for images without a png.
+
+    Raises:
+        InputError: an image or annotation is missing, broken, of another size, or names an unknown class.
+    """
+    sources = [_sources(devkit, stem, masks, sbd) for stem in stems]
+    key = _key(
+        [
+            list(classes),
+            masks,
+            [[(p.name, s.st_size, s.st_mtime_ns) for p in f for s in [p.stat()]] for f in sources],
+        ]
+    )
+    cached = cache_folder() / "voc" / f"{key}.json"
+    images_dir = devkit / "JPEGImages"
+    categories = [{"id": position + 1, "name": name} for position, name in enumerate(classes)]
+    if not cached.exists():
+        records = [
+            _read_image(stem, files, categories) for stem, files in zip(stems, sources, strict=True)
+        ]
+        with (
+            contextlib.suppress(InputError),
+            whole(cached) as scratch,
+        ):  # a cache that cannot be written is no fault
+            scratch.write_text(json.dumps(records))
+    else:
+        records = json.loads(cached.read_text())
+    images = [{"id": n, **image} for n, (image, _, _) in zip(_numbers(stems), records, strict=True)]
+    found = {
+        image["id"]: annotations for image, (_, annotations, _) in zip(images, records, strict=True)
+    }
+    tags = {image["id"]: given for image, (_, _, given) in zip(images, records, strict=True)}
+    index = Index(
+        "voc", images_dir, images, drop_empty(found, images, devkit), categories, [], tags, {}
+    )
+    if not masks:
+        return index
+    return _with_background(index._replace(panoptic=_PanopticMaps(devkit, sbd, len(classes))))
+
+
+def _with_background(index: Index) -> Index:
+    """Give every image the stuff class background: it is there, whether or not masks say where."""
+    return index._replace(
+        stuff=list(_STUFF), stuff_tags={image["id"]: [0] for image in index.images}
+    )
+
+
+def _devkit(root: Path, year: str) -> Path:
+    places = (root / "VOCdevkit" / f"VOC{year}", root / f"VOC{year}", root)
+    for place in places:
+        if (place / "JPEGImages").is_dir() and (place / "ImageSets").is_dir():
+            return place
+    raise InputError(
+        f"no VOC {year} in {root}; fetch the archives from {_HOST.format(year=year)} and unpack them there, "
+        f"so that {places[0]} holds JPEGImages, Annotations, ImageSets and SegmentationObject"
+    )
+
+
+def _stems(root: Path, devkit: Path, kind: str, name: str, sbd: Path | None) -> list[str]:
+    folder = devkit / "ImageSets" / kind
+    if (folder / f"{name}.txt").is_file():
+        return _list(folder / f"{name}.txt")
+    if name != "trainaug":
+        raise InputError(
+            f"no list {folder / name}.txt; name one that is there or add it (one image name a line)"
+        )
+    if sbd is None:
+        raise InputError(
+            f"trainaug needs the masks of SBD and {root} has none; unpack benchmark.tgz from {_SBD_HOST} there, so that "
+            f"{root / 'benchmark_RELEASE/dataset/inst'} is there, or set train_list to train"
+        )
+    augmented = [stem for part in ("train", "val") for stem in _list(sbd.parent / f"{part}.txt")]
+    return sorted({*_list(folder / "train.txt"), *augmented} - set(_list(folder / "val.txt")))
+
+
+def _list(path: Path) -> list[str]:
+    try:
+        names = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    except OSError as error:
+        raise InputError(
+            f"cannot read the list {path}: {error.strerror}; unpack the archive it comes in"
+        ) from error
+    if len(set(names)) < len(names):
+        twice = next(name for position, name in enumerate(names) if name in names[:position])
+        raise InputError(f"{path} names {twice} twice; keep it once")
+    return names
+
+
+def _sources(devkit: Path, stem: str, masks: bool, sbd: Path | None) -> list[Path]:
+    """Give the files that say what is in an image, the image first; they all exist."""
+    xml, picture = devkit / "Annotations" / f"{stem}.xml", devkit / "JPEGImages" / f"{stem}.jpg"
+    pngs = [devkit / name / f"{stem}.png" for name in ("SegmentationObject", "SegmentationClass")]
+    files = [picture]
+    if masks:
+        mat = None if sbd is None else sbd / f"{stem}.mat"
+        files += [mat] if mat is not None and not pngs[0].exists() else pngs
+    files += [xml] if xml.exists() or not masks else []
+    for path in files:
+        if not path.is_file():
+            raise InputError(
+                f"no {path}, though the list names {stem}; unpack the archive again or shorten the list"
+            )
+    return files
+
+
+def _key(content: Any) -> str:
+    return hashlib.sha256(json.dumps([1, content]).encode()).hexdigest()[:16]
+
+
+def _numbers(stems: Sequence[str]) -> list[int]:
+    """Give image ids: the digits of the names, or places in the list where that is ambiguous."""
+    digits = [int("0" + "".join(filter(str.isdigit, stem))) for stem in stems]
+    return digits if len(set(digits)) == len(digits) else list(range(1, len(stems) + 1))
+
+
+def _read_image(
+    stem: str, files: Sequence[Path], categories: Sequence[Record]
+) -> tuple[Record, list[Record], list[int]]:
+    height, width = image_size(files[0])
+    image = {"file_name": files[0].name, "height": height, "width": width}
+    by_suffix = {path.suffix: path for path in files[1:]}
+    boxes = _read_boxes(by_suffix[".xml"], categories) if ".xml" in by_suffix else None
+    masked = len(files) > 1 and files[1].suffix != ".xml"
+    annotations = (
+        _read_masks(files[1:], (height, width), len(categories)) if masked else boxes or []
+    )
+    told = annotations if boxes is None else [box for box in boxes if not box["iscrowd"]]
+    return image, annotations, tags_of({0: told}, categories)[0]
+
+
+def _read_boxes(path: Path, categories: Sequence[Record]) -> list[Record]:
+    """Read an xml file's objects; difficult ones count as crowd."""
+    number = {category["name"]: category["id"] for category in categories}
+    try:
+        return [_read_object(item, number) for item in ElementTree.parse(path).iter("object")]
+    except KeyError as error:
+        raise InputError(
+            f"{path} names the unknown class {error}; the classes are {', '.join(number)}"
+        ) from error
+    except (ElementTree.ParseError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not a VOC annotation ({error}); fetch it again") from error
+
+
+def _read_object(item: ElementTree.Element, number: dict[str, int]) -> Record:
+    x1, y1, x2, y2 = (
+        float(item.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")
+    )
+    difficult = int(item.findtext("difficult") or 0)
+    box = [
+        x1 - 1,
+        y1 - 1,
+        x2 - x1 + 1,
+        y2 - y1 + 1,
+    ]  # VOC counts pixels from 1 and includes the last
+    return {
+        "bbox": box,
+        "category_id": number[(item.findtext("name") or "").strip()],
+        "iscrowd": difficult,
+    }
+
+
+def _read_masks(files: Sequence[Path], size: tuple[int, int], classes: int) -> list[Record]:
+    """Read instances from an SBD .mat, or from an object png and a class png."""
+    objects, category = _read_objects(files, size, classes)
+    annotations = []
+    for number, label in category.items():
+        lengths = run_lengths(objects == number)
+        segmentation = {"size": lengths["size"], "counts": lengths["counts"].decode()}
+        annotations.append(
+            {
+                "bbox": rle.toBbox(lengths).tolist(),
+                "category_id": label,
+                "iscrowd": 0,
+                "segmentation": segmentation,
+            }
+        )
+    return annotations
+
+
+@dataclass(frozen=True)
+class _PanopticMaps:
+    """Reads panoptic maps: objects, void borders, and background as the one stuff class."""
+
+    devkit: Path
+    sbd: Path | None
+    classes: int
+
+    def __call__(self, image: Record) -> Tensor:
+        files = _sources(self.devkit, Path(image["file_name"]).stem, True, self.sbd)[1:]
+        objects, category = _read_objects(files, (image["height"], image["width"]), self.classes)
+        table = np.tile(np.array([-1, 0], np.int32), (256, 1))
+        table[0] = self.classes, 0
+        for instance, (number, label) in enumerate(category.items(), 1):
+            table[number] = label - 1, instance
+        return torch.from_numpy(table[objects])
+
+
+def _read_objects(
+    files: Sequence[Path], size: tuple[int, int], classes: int
+) -> tuple[NDArray[np.uint8], dict[int, int]]:
+    """Read a map of object numbers (0 background, 255 void border) and the class of each number, counted from 1."""
+    path = files[0]
+    objects, category = _read_sbd(path) if path.suffix == ".mat" else _read_pngs(*files[:2])
+    if objects.shape != size:
+        raise InputError(f"{path} has another size than its image; fetch both again")
+    for number, label in category.items():
+        if not 1 <= label <= classes:
+            raise InputError(
+                f"{path}: object {number} has class {label}, not 1 to {classes}; fetch it again"
+            )
+    return objects, category
+
+
+def _read_pngs(objects_path: Path, classes_path: Path) -> tuple[NDArray[np.uint8], dict[int, int]]:
+    objects, classes = read_labels(objects_path), read_labels(classes_path)
+    if objects.shape != classes.shape:
+        raise InputError(f"{objects_path} and {classes_path} differ in size; fetch both again")
+    numbers = [int(n) for n in np.unique(objects) if n not in (0, 255)]
+    return objects, {
+        n: int(np.bincount(classes[(objects == n) & (classes != 255)], minlength=1).argmax())
+        for n in numbers
+    }
+
+
+def _read_sbd(path: Path) -> tuple[NDArray[np.uint8], dict[int, int]]:
+    try:
+        instances = loadmat(path, squeeze_me=True, struct_as_record=False)["GTinst"]
+        objects = np.asarray(instances.Segmentation, np.uint8)
+        categories = np.atleast_1d(instances.Categories)
+    except (MatReadError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{path} is not an SBD instance file ({error}); fetch it again") from error
+    return objects, {
+        number + 1: int(label)
+        for number, label in enumerate(categories)
+        if (objects == number + 1).any()
+    }

@@ -1,0 +1,309 @@
+"""Pictures of predictions and truths: masks with contours and names over the image, and grids of pictures.
+
+A picture is (H,W,3) uint8 RGB. Nothing here needs more memory than a few pictures, however many objects there are.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import io
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from pycocotools import mask as rle_masks
+from torch import Tensor
+
+from wsis.types import RLE, Prediction, Truth
+
+__all__ = [
+    "Picture",
+    "colour",
+    "grid",
+    "jpeg",
+    "overlay",
+    "overlay_panoptic",
+    "picture_of",
+    "stuff_colour",
+]
+
+Picture = NDArray[np.uint8]
+Colour = tuple[int, int, int]
+Point = tuple[float, float]
+Rectangle = tuple[float, float, float, float]
+
+HUES = (0.98, 0.58, 0.12, 0.36, 0.78, 0.05, 0.50, 0.88, 0.24, 0.68)
+"""Hues of the first ten classes, neighbours far apart."""
+PAPER: Colour = (250, 250, 248)
+INK: Colour = (30, 32, 36)
+
+
+class _Object(NamedTuple):
+    """What is drawn of one object, in picture pixels."""
+
+    box: Rectangle
+    mask: RLE | None
+    colour: Colour
+    text: str
+    outlined: bool = True
+    """Stuff is not: its name is written where `box` is, the largest square inside it."""
+
+
+def colour(label: int, instance: int = 0) -> Colour:
+    """A vivid colour: the hue tells the class, the shade tells touching instances of it apart."""
+    turn, place = divmod(label, len(HUES))
+    hue = (HUES[place] + 0.045 * turn + 0.02 * (instance % 3 - instance % 2)) % 1
+    value, saturation = ((1.0, 0.78), (0.80, 0.92), (1.0, 0.52), (0.62, 0.85))[instance % 4]
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def stuff_colour(label: int) -> Colour:
+    """A calm colour for a stuff class, 0-based."""
+    red, green, blue = colorsys.hsv_to_rgb(
+        (0.55 + 0.382 * label) % 1, 0.38, (0.72, 0.56, 0.86)[label % 3]
+    )
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def overlay(
+    image: Picture | Tensor,
+    objects: Prediction | Truth,
+    names: Sequence[str] = (),
+    least_score: float = 0.0,
+    long_side: int = 800,
+    opacity: float = 0.45,
+) -> Picture:
+    """Draw objects over their image: a tinted mask with a contour each, or its box where there is no mask, and a name.
+
+    Args:
+        image: (H,W,3) uint8 RGB, or the same as a (3,H,W) tensor.
+        objects: what to draw; the masks are of the image's size.
+        names: class names; "class 3" where there are none.
+        least_score: predictions below this score are left out.
+        long_side: pixels of the result's longer side; small images are enlarged, so that lines and letters stay crisp.
+        opacity: of the tint, 0 to 1.
+    """
+    canvas, scale = _canvas(image, long_side)
+    drawn = _objects(objects, names, least_score, scale)
+    tops = [_tint(canvas, thing, opacity) for thing in drawn]
+    return _write(canvas, drawn, tops, max(12, round(long_side / 50)))
+
+
+def overlay_panoptic(
+    image: Picture | Tensor,
+    panoptic: Tensor,
+    things: Sequence[str],
+    stuff: Sequence[str] = (),
+    long_side: int = 800,
+    opacity: float = 0.55,
+) -> Picture:
+    """Draw a panoptic map over its image: things vivid and outlined, stuff in calm colours, void as dark grey picture.
+
+    Args:
+        image: (H,W,3) uint8 RGB, or the same as a (3,H,W) tensor.
+        panoptic: (H,W,2) class and instance of each pixel, as in `Prediction.panoptic`.
+        things: names of the thing classes; all of them, for classes beyond are stuff.
+        stuff: names of the stuff classes.
+        long_side: pixels of the result's longer side.
+        opacity: of the tint, 0 to 1.
+    """
+    canvas, scale = _canvas(image, long_side)
+    segments = _segments(panoptic.cpu().numpy(), len(things), [*things, *stuff], scale)
+    void = _enlarged((panoptic[..., 0] < 0).cpu().numpy(), canvas)
+    canvas[void] = (0.6 * cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)[void, None]).astype(np.uint8)
+    tops = [_tint(canvas, segment, opacity) for segment in segments]
+    return _write(canvas, segments, tops, max(12, round(long_side / 50)))
+
+
+def grid(
+    pictures: Sequence[Picture], columns: int = 4, captions: Sequence[str] = (), gap: int = 12
+) -> Picture:
+    """Put pictures in rows on one sheet, each fitted into a cell of the largest one's size, with captions below.
+
+    Raises:
+        ValueError: no picture.
+    """
+    if not pictures:
+        raise ValueError("a grid needs at least one picture")
+    height, width = (max(picture.shape[side] for picture in pictures) for side in (0, 1))
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    line = 30 if captions else 0
+    sheet = Image.new(
+        "RGB", (columns * (width + gap) + gap, rows * (height + gap + line) + gap), PAPER
+    )
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(18)
+    for k, picture in enumerate(pictures):
+        x, y = gap + k % columns * (width + gap), gap + k // columns * (height + gap + line)
+        fit = min(width / picture.shape[1], height / picture.shape[0])
+        small = Image.fromarray(picture).resize(
+            (round(picture.shape[1] * fit), round(picture.shape[0] * fit))
+        )
+        sheet.paste(small, (x + (width - small.width) // 2, y + (height - small.height) // 2))
+        if k < len(captions):
+            draw.text((x + width / 2, y + height + line / 2 + 2), captions[k], INK, font, "mm")
+    return np.array(sheet)
+
+
+def jpeg(picture: Picture, quality: int = 88) -> bytes:
+    """Encode a picture as JPEG."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(
+        file, "JPEG", quality=quality, subsampling=0
+    )  # else red contours smear
+    return file.getvalue()
+
+
+def picture_of(image: Picture | Tensor) -> Picture:
+    """Give a (3,H,W) uint8 RGB tensor on any device, or a picture, as a picture."""
+    if isinstance(image, Tensor):
+        image = image.detach().cpu().permute(1, 2, 0).numpy()
+    return np.ascontiguousarray(image)
+
+
+def _canvas(image: Picture | Tensor, long_side: int) -> tuple[Picture, float]:
+    """Give a copy of the image to draw on, and its scale."""
+    pixels = picture_of(image)
+    scale = long_side / max(pixels.shape[:2])
+    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+    resized = cv2.resize(
+        pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    )
+    return np.array(resized, np.uint8), scale
+
+
+def _enlarged(mask: NDArray[Any], canvas: Picture) -> NDArray[np.bool_]:
+    """Give a mask (H,W) at the canvas' size, with smooth edges."""
+    soft = cv2.resize(
+        mask.astype(np.uint8) * np.uint8(255), canvas.shape[1::-1], interpolation=cv2.INTER_LINEAR
+    )
+    return np.asarray(soft > 127)
+
+
+def _segments(
+    panoptic: NDArray[np.int32], things: int, names: Sequence[str], scale: float
+) -> list[_Object]:
+    """Give what to draw of a panoptic map: stuff first, then things, large ones first."""
+    drawn = []
+    seen: dict[int, int] = {}
+    keys = (
+        panoptic[..., 0].astype(np.int64) << 32 | panoptic[..., 1]
+    )  # one number a segment sorts faster than two
+    for key in np.unique(keys[keys >= 0]).tolist():
+        label, mask = key >> 32, np.asfortranarray(keys == key, np.uint8)
+        x, y, width, height = cv2.boundingRect(mask)
+        if label >= things:
+            depth = cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
+            y, x = divmod(int(depth.argmax()), mask.shape[1])
+            x, y, width, height = (
+                round(x - depth.max()),
+                round(y - depth.max()),
+                *[round(2 * depth.max())] * 2,
+            )
+        box = (x * scale, y * scale, (x + width) * scale, (y + height) * scale)
+        tint = colour(label, seen.get(label, 0)) if label < things else stuff_colour(label - things)
+        seen[label] = seen.get(label, 0) + 1
+        name = names[label] if label < len(names) else f"class {label}"
+        drawn.append(_Object(box, rle_masks.encode(mask), tint, name, label < things))
+    return sorted(drawn, key=lambda segment: (segment.outlined, -_common(segment.box, segment.box)))
+
+
+def _objects(
+    objects: Prediction | Truth, names: Sequence[str], least_score: float, scale: float
+) -> list[_Object]:
+    """Give what to draw, large objects first, so that small ones lie on top."""
+    labels, boxes = objects.labels.tolist(), (objects.boxes * scale).tolist()
+    scores = objects.scores.tolist() if isinstance(objects, Prediction) else [None] * len(labels)
+    seen: dict[int, int] = {}
+    drawn = []
+    for i, (label, box, score) in enumerate(zip(labels, boxes, scores, strict=True)):
+        if score is not None and not score >= least_score:
+            continue
+        name = names[label] if label < len(names) else f"class {label}"
+        text = name if score is None else f"{name} {score:.2f}"
+        if isinstance(objects, Truth) and objects.crowd[i]:
+            text = f"{name} (crowd)"
+        mask = objects.masks[i] if objects.masks else None
+        drawn.append(_Object(tuple(box), mask, colour(label, seen.get(label, 0)), text))
+        seen[label] = seen.get(label, 0) + 1
+    return sorted(drawn, key=lambda thing: -_common(thing.box, thing.box))
+
+
+def _tint(canvas: Picture, thing: _Object, opacity: float) -> Point:
+    """Draw a mask's tint and contour, or a box, into the canvas; gives the object's top."""
+    width = max(1, round(max(canvas.shape) / 400))
+    x1, y1, x2, y2 = (round(v) for v in thing.box)
+    if thing.mask is None:
+        cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), thing.colour, width + 1, cv2.LINE_AA)
+        return (x1 + x2) / 2, y1
+    mask = _enlarged(rle_masks.decode([thing.mask])[..., 0], canvas).astype(np.uint8)
+    x, y, w, h = cv2.boundingRect(mask)
+    if not w:
+        return (x1 + x2) / 2, y1
+    window, inside = canvas[y : y + h, x : x + w], mask[y : y + h, x : x + w].astype(bool)
+    window[inside] = (window[inside] * (1 - opacity) + np.array(thing.colour) * opacity).astype(
+        np.uint8
+    )
+    if not thing.outlined:
+        return (x1 + x2) / 2, (y1 + y2) / 2
+    lines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    cv2.polylines(
+        canvas, lines, True, (255, 255, 255), width + 2, cv2.LINE_AA
+    )  # light rim: seen on any ground
+    cv2.polylines(canvas, lines, True, thing.colour, width, cv2.LINE_AA)
+    return x + float(inside[0].nonzero()[0].mean()), y
+
+
+def _write(canvas: Picture, drawn: Sequence[_Object], tops: Sequence[Point], size: int) -> Picture:
+    """Write each object's name on a plate of its colour, where it covers no other name if there is room."""
+    image = Image.fromarray(canvas)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size)
+    placed: list[Rectangle] = []
+    for thing, top in zip(
+        reversed(drawn), reversed(tops), strict=True
+    ):  # small objects choose first: they have fewest places
+        plate = font.getlength(thing.text) + size * 0.7, size * 1.35
+        x1, y1, x2, y2 = _place(thing.box, top, plate, image.size, placed)
+        placed.append((x1, y1, x2, y2))
+        draw.rounded_rectangle((x1, y1, x2, y2), size * 0.28, thing.colour)
+        light = 0.299 * thing.colour[0] + 0.587 * thing.colour[1] + 0.114 * thing.colour[2]
+        draw.text(
+            ((x1 + x2) / 2, (y1 + y2) / 2), thing.text, INK if light > 140 else PAPER, font, "mm"
+        )
+    return np.array(image)
+
+
+def _place(
+    box: Rectangle, top: Point, plate: Point, size: tuple[int, int], placed: Sequence[Rectangle]
+) -> Rectangle:
+    """Choose the place at an object, inside the picture, that covers least of the plates there are."""
+    (x1, y1, x2, y2), (width, height) = box, plate
+    centred, middle = top[0] - width / 2, (x1 + x2 - width) / 2
+    corners = [
+        (centred, top[1] - height - 4),
+        (centred, top[1] + 4),
+        (middle, (y1 + y2 - height) / 2),
+        (x1, y1 - height - 4),
+    ]
+    corners += [
+        (x1, y2 + 4),
+        (x2 - width, y2 - height - 4),
+        *((middle, y1 + (k + 0.5) * height) for k in range(8)),
+    ]
+    best, least = (0.0, 0.0, width, height), float("inf")
+    for x, y in corners:
+        x, y = min(max(x, 0), max(size[0] - width, 0)), min(max(y, 0), max(size[1] - height, 0))
+        candidate = (x, y, x + width, y + height)
+        covered = sum(_common(candidate, other) for other in placed)
+        if covered < least:
+            best, least = candidate, covered
+    return best
+
+
+def _common(a: Rectangle, b: Rectangle) -> float:
+    """Area that two rectangles share, square pixels."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))

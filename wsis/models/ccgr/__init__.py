@@ -1,0 +1,349 @@
+"""CCGR: masks from tags by boxes that centre-context-gap refinement tightens (Center-context-gap Refinement for WSIS, 2020).
+
+Three branches are trained in turn, over and over. A detector chooses one box of each bag of proposals around a peak of the
+classifier's maps. A semantic segmentation learns where classes are. Boxes are moved until the segmentation is high inside and
+low around them; what it says inside is the mask that Mask R-CNN learns from, whose detections make the next round's labels.
+
+    symbol      name            shape
+    B           bag             (R,4)       the R proposals around one peak, or around one detection
+    x_cls, x_det  streams       (R,C)       the detector's logits
+    phi         scores.sum(0)   (C,)        scores of a bag
+    S           maps            (C+1,H,W)   the segmentation's probabilities, background last, of what the image is tagged with
+    O           foreground      (H,W)       class activation maps carried along affinities
+    T           rounds                      how often the branches are trained
+
+Where the paper is silent, or cannot be meant:
+
+    eq. (3)     Phi(C) is the mean over the ring; the printed difference of two means is no mean of anything and shrinks boxes
+    "ADAM"      with the momentum given, AdamW; "epochs" are iterations
+    10 boxes    a bag without ten proposals has fewer; a peak without any is left out
+    peaks       those of the classifier's maps, not of back-propagated ones: only where they are matters
+    shape       boxes end inside round objects, whatever the form: `whole` draws them around the object's connected part at last
+    stop        a box stops before it takes in a second peak of its own class
+    detections  of tagged classes, the best of each and those above `score`, are the bags of the next round
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pycocotools import mask as rle
+from torch import Tensor
+from torchvision.ops import masks_to_boxes
+
+from wsis.errors import InputError
+from wsis.evidence.affinity import AffinityNet
+from wsis.evidence.boxes import Form, refine_boxes, surround_part
+from wsis.files import read_json
+from wsis.models.ccgr.branches import BagDetector, Boxes, Segmentation
+from wsis.models.ccgr.hints import write_first_hints, write_next_hints
+from wsis.nn.backbone import Backbone
+from wsis.parts.classifier import pretrain
+from wsis.parts.mask_rcnn import MaskRCNN
+from wsis.runs.stage import Stage
+from wsis.types import Batch, Prediction, Sample
+
+if TYPE_CHECKING:
+    from wsis.runs.run import Run
+
+__all__ = ["CCGR", "Refinement", "Segmentation"]
+
+HINTS = (
+    "bag_size",
+    "penalty",
+    "least_peak",
+    "peak_window",
+    "peak_smoothing",
+    "walk",
+    "scales",
+    "background",
+)
+"""Settings of the first round's peaks, bags and pixel labels."""
+
+
+class CCGR(pl.LightningModule):
+    """Learn instance masks from tags by three branches in turn.
+
+    Args:
+        num_classes: number of thing classes; taken from the data.
+        backbone: network of classifier, detector and segmentation: a timm name with five feature maps.
+        weights: where the classifier's backbone starts from, "imagenet", "none" (random) or a file; the others start from its.
+        output_stride: stride of the classifier's map, 8 or 16 by dilation; 32 leaves the network's own.
+        backbone_args: further arguments of the backbone: model_args, mean, std.
+        rounds: how often the branches are trained; the paper has three to five.
+        bag_size: most proposals in a bag.
+        penalty: weight of a proposal's background in its rank, eq. (4).
+        least_peak: lowest peak of a class map as a share of its maximum.
+        peak_window: side in cells of the window that a peak is the maximum of, odd.
+        peak_smoothing: side in cells of the square over which class maps are averaged before, odd.
+        scales: factors on an image's size over which class activation maps are averaged.
+        walk: steps of the random walk along affinities; 0 takes class activation maps as they are.
+        background: score of background where pixels are labelled by class activation maps.
+        boxes: "detector" has the detector choose boxes, "segmentation" draws one around what is segmented as a class.
+        refinement: steps of gradient descent on the centre-context gap; 0 leaves boxes as they are.
+        context: side of the surrounding box over that of the box.
+        form: "ring", or "printed" for the gap as the paper prints it.
+        whole: whether a box is at last drawn around the connected part that it holds most of.
+        score: least score of a detection that makes a bag, unless it is the best of its class.
+        pretraining: `steps` and settings of the classifier.
+        affinity: `steps` and settings of the affinity network.
+        detector: `steps` and settings of the detector.
+        segmentation: `steps` and settings of the semantic segmentation.
+        segmentor: `steps` and settings of Mask R-CNN.
+    """
+
+    supervision = "tags"
+    predictor = MaskRCNN
+
+    def __init__(
+        self,
+        num_classes: int = 20,
+        backbone: str = "resnet50",
+        weights: str = "imagenet",
+        output_stride: int = 16,
+        backbone_args: dict[str, Any] | None = None,
+        rounds: int = 3,
+        bag_size: int = 10,
+        penalty: float = 0.1,
+        least_peak: float = 0.5,
+        peak_window: int = 3,
+        peak_smoothing: int = 1,
+        scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0),
+        walk: int = 256,
+        background: float = 0.25,
+        boxes: Literal["detector", "segmentation"] = "detector",
+        refinement: int = 200,
+        context: float = 1.5,
+        form: Form = "ring",
+        whole: bool = False,
+        score: float = 0.5,
+        pretraining: dict[str, Any] | None = None,
+        affinity: dict[str, Any] | None = None,
+        detector: dict[str, Any] | None = None,
+        segmentation: dict[str, Any] | None = None,
+        segmentor: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+    def stages(self, run: Run, data: Any) -> None:
+        """Classifier and affinities give the first hints; then detector, segmentation, refinement and Mask R-CNN, in rounds."""
+        affinity, branches = self.affinities(), self.branches()
+        check_depth(
+            affinity.model.backbone,
+            detector=branches[0].model.backbone,
+            segmentation=branches[1].model.backbone,
+        )
+        classifier = pretrain(run, self.hparams, data)
+        affinity.model.start(classifier)
+        affinity.train(run, "2-affinity", data)
+        how = {name: self.hparams[name] for name in HINTS}
+        hints = run.make(
+            "3-evidence", partial(write_first_hints, net=affinity.model, data=data, **how), **how
+        )
+        peaks = hints / "peaks.json"
+        for number in range(1, self.hparams["rounds"] + 1):
+            detector, segmentation, segmentor = branches
+            for branch in (detector, segmentation):
+                branch.model.backbone.load(classifier)
+            detector.train(run, f"round-{number}-detector", data, hints / "bags.json")
+            segmentation.train(run, f"round-{number}-segmentation", data, hints / "pixels.json")
+            refinement = self.refinement(detector.model, segmentation.model, peaks)
+            labels = run.label(
+                f"round-{number}-labels", refinement, data.variant(hints / "bags.json")
+            )
+            segmentor.train(run, f"round-{number}-mask-rcnn", data, labels)
+            if number < self.hparams["rounds"]:
+                found = run.label(
+                    f"round-{number}-detections", segmentor.model, data, self.hparams["score"]
+                )
+                how = {"size": self.hparams["bag_size"]}
+                hints = run.make(
+                    f"round-{number}-evidence",
+                    partial(write_next_hints, found=found, data=data, **how),
+                    **how,
+                )
+                branches = self.branches()
+
+    def affinities(self) -> Stage[AffinityNet]:
+        """The affinity network, on the classifier's features."""
+        settings = {"output_stride": self.hparams["output_stride"], "stage": -1} | (
+            self.hparams["pretraining"] or {}
+        )
+        return self.part(
+            AffinityNet,
+            "affinity",
+            output_stride=settings["output_stride"],
+            stage=settings["stage"],
+        )
+
+    def part(self, cls: type[pl.LightningModule], setting: str, **shared: Any) -> Stage[Any]:
+        """What a setting describes, on the method's backbone."""
+        shared |= {
+            name: self.hparams[name] for name in ("num_classes", "backbone", "backbone_args")
+        }
+        return Stage.of(cls, setting, self.hparams[setting] or {}, **shared)
+
+    def branches(self) -> tuple[Stage[Any], Stage[Any], Stage[Any]]:
+        """Detector, segmentation and Mask R-CNN, untrained."""
+        mine = {"weights": "none"}  # they start from the classifier's
+        detector, segmentation = (
+            self.part(BagDetector, "detector", **mine),
+            self.part(Segmentation, "segmentation", **mine),
+        )
+        return (
+            detector,
+            segmentation,
+            self.part(MaskRCNN, "segmentor", weights=self.hparams["weights"]),
+        )
+
+    def refinement(
+        self, detector: BagDetector, segmentation: Segmentation, peaks: Path
+    ) -> Refinement:
+        """What labels the images once two branches are trained."""
+        names = ("boxes", "refinement", "context", "form", "whole")
+        return Refinement(detector, segmentation, peaks, *(self.hparams[name] for name in names))
+
+
+class Refinement(pl.LightningModule):
+    """Label images by the boxes of a detector, refined on the maps of a segmentation; both are trained.
+
+    Args:
+        detector: chooses boxes.
+        segmentation: gives the score maps.
+        peaks: file of the images' peaks.
+        boxes: "detector", or "segmentation" for one box around all of a class.
+        refinement: steps of gradient descent.
+        context: side of the surrounding box over that of the box.
+        form: of the gap.
+        whole: whether boxes are drawn around connected parts at last.
+    """
+
+    supervision = "boxes"
+    needs_proposals = False
+
+    def __init__(
+        self,
+        detector: BagDetector,
+        segmentation: Segmentation,
+        peaks: Path,
+        boxes: str = "detector",
+        refinement: int = 200,
+        context: float = 1.5,
+        form: Form = "ring",
+        whole: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters("boxes", "refinement", "context", "form", "whole")
+        self.detector, self.segmentation = detector, segmentation
+        self.peaks = {
+            int(image): torch.tensor(found).view(-1, 3) for image, found in read_json(peaks).items()
+        }
+
+    def label(self, batch: Batch) -> list[Prediction]:
+        """Masks of the images' boxes: what is segmented as a box's class inside it, once it is refined."""
+        maps = [self.maps(sample) for sample in batch]
+        chosen = (
+            self.detector.choose(batch)
+            if self.hparams["boxes"] == "detector"
+            else [segmented(m) for m in maps]
+        )
+        refined = self.refine(maps, chosen, [sample["image_id"] for sample in batch])
+        if self.hparams["whole"]:
+            refined = [
+                around_parts(m, boxes, self.hparams["context"])
+                for m, boxes in zip(maps, refined, strict=True)
+            ]
+        return [
+            cut_out(sample, m, boxes) for sample, m, boxes in zip(batch, maps, refined, strict=True)
+        ]
+
+    def maps(self, sample: Sample) -> Tensor:
+        """Probabilities (C+1,H,W) of background and the image's classes; those it is not tagged with have none."""
+        logits, (height, width) = self.segmentation([sample["image"]])[0], sample["size"]
+        absent = F.pad(sample["target"]["tags"] == 0, (0, 1), value=False)
+        return logits[:, :height, :width].masked_fill(absent[:, None, None], -torch.inf).softmax(0)
+
+    def refine(self, maps: list[Tensor], chosen: list[Boxes], images: list[int]) -> list[Boxes]:
+        """Refine the boxes of all images at once, each on its class's map, unless it would take in a second peak of it."""
+        pairs = torch.cat([F.pad(b.labels[:, None], (1, 0), value=n) for n, b in enumerate(chosen)])
+        used, index = torch.unique(pairs, dim=0, return_inverse=True)
+        needed = [maps[n][label] for n, label in used.tolist()]
+        height, width = (max([m.shape[d] for m in needed], default=1) for d in (0, 1))
+        padded = [F.pad(m, (0, width - m.shape[1], 0, height - m.shape[0])) for m in needed]
+        table = torch.stack(padded) if padded else maps[0][:0]
+        sizes = torch.tensor([m.shape for m in needed], device=table.device).view(-1, 2)
+        peaks = [
+            own
+            for image, b in zip(images, chosen, strict=True)
+            for own in self.peaks_of(image, b.labels)
+        ]
+        steps, context, form = (self.hparams[name] for name in ("refinement", "context", "form"))
+        boxes = refine_boxes(
+            torch.cat([b.boxes for b in chosen]), table, steps, context, form, peaks, index, sizes
+        )
+        parts = torch.split(boxes, [len(b.boxes) for b in chosen])
+        return [b._replace(boxes=part) for b, part in zip(chosen, parts, strict=True)]
+
+    def peaks_of(self, image: int, labels: Tensor) -> list[Tensor]:
+        """For each box the peaks (n,2) of its class."""
+        found = self.peaks[image]
+        return [found[found[:, 0] == label, 1:].to(self.device) for label in labels.tolist()]
+
+
+def check_depth(classifier: Backbone, **branches: Backbone) -> None:
+    """Refuse a branch whose backbone has feature maps that the classifier, which it starts from, lacks."""
+    known = len(classifier.strides)
+    for setting, backbone in branches.items():
+        if len(backbone.strides) > known:
+            raise InputError(
+                f"model.{setting} needs {len(backbone.strides)} feature maps of the backbone, but the classifier that it "
+                f"starts from has {known}; give a higher model.pretraining.stage, or a smaller depth to model.{setting}"
+            )
+
+
+def segmented(maps: Tensor) -> Boxes:
+    """A box around all that is segmented (C+1,H,W) as each class; none where nothing is."""
+    best = maps.argmax(0)
+    labels = [label for label in torch.unique(best).tolist() if label < len(maps) - 1]
+    masks = (
+        torch.stack([best == label for label in labels])
+        if labels
+        else best.new_zeros(0, *best.shape).bool()
+    )
+    boxes = masks_to_boxes(masks) + masks.new_tensor([0, 0, 1, 1], dtype=torch.float32)
+    scores = [maps[label][mask].mean() for label, mask in zip(labels, masks, strict=True)]
+    return Boxes(
+        boxes,
+        torch.tensor(labels, device=maps.device, dtype=torch.int64),
+        torch.tensor(scores, device=maps.device),
+    )
+
+
+def around_parts(maps: Tensor, boxes: Boxes, context: float) -> Boxes:
+    """Draw boxes around the connected parts of what is segmented (C+1,H,W) as their classes."""
+    masks = maps.argmax(0) == boxes.labels[:, None, None]
+    return boxes._replace(boxes=surround_part(boxes.boxes, masks, context))
+
+
+def cut_out(sample: Sample, maps: Tensor, chosen: Boxes) -> Prediction:
+    """What is segmented (C+1,H,W) as each box's class inside it; boxes that hold nothing of it are left out."""
+    best, masks, kept = maps.argmax(0).cpu().numpy(), [], []
+    for k, ((x1, y1, x2, y2), label) in enumerate(
+        zip(chosen.boxes.round().int().tolist(), chosen.labels.tolist(), strict=True)
+    ):
+        mask = np.zeros(best.shape, np.uint8, order="F")
+        mask[y1:y2, x1:x2] = best[y1:y2, x1:x2] == label
+        if mask.any():
+            masks.append(rle.encode(mask))
+            kept.append(k)
+    left = Boxes(*(column[kept].cpu() for column in chosen))
+    return Prediction(
+        sample["image_id"], sample["size"], left.boxes, left.scores, left.labels, masks
+    )

@@ -1,0 +1,219 @@
+"""The two branches of CCGR that Mask R-CNN's labels come from: a detector that chooses among proposals, a segmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import segmentation_models_pytorch as smp
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wsis.losses import image_loss
+from wsis.nn.backbone import Backbone
+from wsis.nn.mil import MILHead, Trunk
+from wsis.nn.optimisation import Optimiser, optimise
+from wsis.nn.regions import pool
+from wsis.types import Batch, Sample, Target
+
+__all__ = ["BagDetector", "Boxes", "Segmentation", "pixels_of"]
+
+
+class Boxes(NamedTuple):
+    """Boxes of an image that are to have masks."""
+
+    boxes: Tensor
+    """(K,4)."""
+    labels: Tensor
+    """(K,) int64."""
+    scores: Tensor
+    """(K,)."""
+
+
+class BagDetector(pl.LightningModule):
+    """The MIL branch: choose one box of each bag (section "Multiple instance learning branch").
+
+    Args:
+        num_classes: number of thing classes.
+        backbone: network that makes the features.
+        weights: where the backbone starts from: "imagenet", "none" (random) or a file.
+        output_stride: stride of the feature map, 8 or 16 by dilation; 32 leaves the network's own.
+        stage: which feature map of the backbone is used; -1 is the last.
+        freeze: backbone stages kept fixed, 0 (none) to 5 (all).
+        backbone_args: further arguments of the backbone: model_args, mean, std.
+        hidden: width of the first fully connected layer.
+        features: width of the second.
+        dropout: probability of dropping a unit of either.
+        optimiser: "adamw", or "sgd" with momentum 0.9.
+        lr: learning rate.
+        warmup: fraction of the schedule over which the learning rate rises from nothing.
+        weight_decay: of weights; biases have none.
+        decay_at: fractions of the schedule at which the learning rate falls to a tenth.
+    """
+
+    supervision = "boxes"
+    needs_proposals = False
+
+    def __init__(
+        self,
+        num_classes: int = 20,
+        backbone: str = "resnet50",
+        weights: str = "imagenet",
+        output_stride: int = 16,
+        stage: int = -1,
+        freeze: int = 1,
+        backbone_args: dict[str, Any] | None = None,
+        hidden: int = 1024,
+        features: int = 1024,
+        dropout: float = 0.5,
+        optimiser: Optimiser = "adamw",
+        lr: float = 1e-4,
+        warmup: float = 0.0,
+        weight_decay: float = 1e-4,
+        decay_at: tuple[float, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.backbone = Backbone(
+            backbone, weights, output_stride, stage, freeze, **(backbone_args or {})
+        )
+        self.trunk = Trunk(self.backbone.channels * 7 * 7, hidden, features, dropout)
+        self.head = MILHead(features, num_classes)
+
+    def forward(self, batch: Batch) -> list[Tensor]:
+        """Scores (R,C) of each bag of the batch: softmax over classes times softmax over the bag's boxes."""
+        maps = self.backbone([sample["image"] for sample in batch])
+        regions = pool(
+            maps,
+            [sample["target"]["boxes"] for sample in batch],
+            self.backbone.stride,
+            how="roi_align",
+        )
+        counts = [count for sample in batch for count in _bags(sample["target"])]
+        return self.head(self.trunk(regions), counts)
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        """The class of a bag is that of its peak (mean over bags and classes; the paper sums)."""
+        scores = self(batch)
+        labels = torch.cat([_labels(sample["target"]) for sample in batch])
+        wanted = F.one_hot(labels, self.hparams["num_classes"]).float()
+        losses = [image_loss(bag, label) for bag, label in zip(scores, wanted, strict=True)]
+        loss = torch.stack(losses).mean() if losses else 0 * self.head.detection.bias.sum()
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def choose(self, batch: Batch) -> list[Boxes]:
+        """The box of each bag that scores best for the bag's class."""
+        scores, chosen = iter(self(batch)), []
+        for sample in batch:
+            target = sample["target"]
+            labels, start, rows = _labels(target), 0, []
+            best = [next(scores)[:, label] for label in labels.tolist()]
+            for own in best:
+                rows.append(start + int(own.argmax()))
+                start += len(own)
+            top = torch.stack([own.max() for own in best]) if best else labels.new_zeros(0).float()
+            chosen.append(Boxes(target["boxes"][rows], labels, top))
+        return chosen
+
+    def configure_optimizers(self) -> Any:
+        """As the other detectors."""
+        return optimise(self)
+
+
+class Segmentation(pl.LightningModule):
+    """The SS branch: a network of segmentation_models_pytorch on pixel labels, background last.
+
+    Args:
+        num_classes: number of thing classes.
+        backbone: timm name of the encoder.
+        weights: where the encoder starts from: "imagenet", "none" (random) or a file.
+        freeze: encoder stages kept fixed, 0 (none) to 5 (all).
+        backbone_args: further arguments of the backbone: model_args, mean, std.
+        architecture: PSPNet, DeepLabV3Plus, FPN, Unet, ...
+        architecture_args: further arguments of it, such as {encoder_depth: 5, output_stride: 8, upsampling: 8} of PSPNet.
+        optimiser: "adamw", or "sgd" with momentum 0.9.
+        lr: learning rate.
+        warmup: fraction of the schedule over which the learning rate rises from nothing.
+        weight_decay: of weights; biases have none.
+        decay_at: fractions of the schedule at which the learning rate falls to a tenth.
+    """
+
+    supervision = "masks"
+    needs_proposals = False
+
+    def __init__(
+        self,
+        num_classes: int = 20,
+        backbone: str = "resnet50",
+        weights: str = "imagenet",
+        freeze: int = 1,
+        backbone_args: dict[str, Any] | None = None,
+        architecture: str = "PSPNet",
+        architecture_args: dict[str, Any] | None = None,
+        optimiser: Optimiser = "adamw",
+        lr: float = 1e-4,
+        warmup: float = 0.0,
+        weight_decay: float = 1e-4,
+        decay_at: tuple[float, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        how = {
+            "encoder_name": f"tu-{backbone}",
+            "encoder_weights": None,
+            "classes": num_classes + 1,
+            **(architecture_args or {}),
+        }
+        self.network = smp.create_model(architecture, **how)
+        encoder = self.network.encoder
+        stage, stride = (
+            len(encoder.model.feature_info.channels()) - 1,
+            max(encoder.output_stride, 8),
+        )
+        self.backbone = Backbone(
+            backbone, weights, stride, stage, freeze, **(backbone_args or {})
+        )  # trained and saved once:
+        encoder.model = self.backbone.network
+
+    def forward(self, images: Sequence[Tensor]) -> Tensor:
+        """Images (3,H,W) of any sizes -> logits (N,C+1,H',W'), padding to the right and below included."""
+        return self.network(self.backbone.normalise(images))
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        """Cross-entropy over all pixels of the images."""
+        logits = self([sample["image"] for sample in batch])
+        labels = torch.full_like(logits[:, 0], -1, dtype=torch.int64)
+        for own, sample in zip(labels, batch, strict=True):
+            own[: sample["image"].shape[-2], : sample["image"].shape[-1]] = pixels_of(
+                sample, self.hparams["num_classes"]
+            )
+        loss = F.cross_entropy(logits, labels, ignore_index=-1)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """As the other parts."""
+        return optimise(self)
+
+
+def pixels_of(sample: Sample, background: int) -> Tensor:
+    """The classes of an image's pixels (H,W) int64, from one mask per class."""
+    target = sample["target"]
+    pixels = torch.full(target["masks"].shape[1:], background, device=target["masks"].device)
+    for mask, label in zip(target["masks"], target["labels"], strict=True):
+        pixels[mask] = label
+    return pixels
+
+
+def _bags(target: Target) -> list[int]:
+    """How many boxes each bag has."""
+    return torch.unique_consecutive(target["bag"], return_counts=True)[1].tolist()
+
+
+def _labels(target: Target) -> Tensor:
+    """The class of each bag."""
+    counts = torch.tensor(_bags(target), device=target["labels"].device, dtype=torch.int64)
+    return target["labels"][counts.cumsum(0) - counts]

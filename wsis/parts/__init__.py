@@ -1,0 +1,1 @@
+"""Networks that several papers train as one of their stages; each is also a `--model`."""

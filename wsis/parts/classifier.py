@@ -1,0 +1,164 @@
+"""A multi-label image classifier whose last layer is a 1 x 1 convolution, so that its class activation maps are its logits.
+
+The first stage of several methods: it gives the backbone its features where no ImageNet weights are at hand, and the maps
+that CAM, CCGR and EM-Paste start from. Zhou et al., CVPR 2016; log-mean-exp pooling from Pinheiro and Collobert, CVPR 2015.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.classification import MultilabelAveragePrecision
+
+from wsis.errors import InputError
+from wsis.losses import log_mean_exp
+from wsis.nn.backbone import Backbone
+from wsis.runs.stage import Stage
+from wsis.types import Batch
+
+if TYPE_CHECKING:
+    from wsis.runs.run import Run
+
+__all__ = ["Classifier", "pretrain"]
+
+Pooling = Literal["average", "lse", "max"]
+
+
+class Classifier(pl.LightningModule):
+    """Learn from tags which classes an image holds.
+
+    Args:
+        num_classes: number of thing classes; taken from the data.
+        backbone: network that makes the features: a timm name, or resnet18_ws, resnet50_ws, resnet101_ws.
+        weights: where the backbone starts from: "imagenet", "none" (random) or a weights file.
+        output_stride: input pixels per feature cell, 8 or 16 by dilation; 32 leaves the network's own stride.
+        stage: which feature map of the backbone is used; -1 is the last.
+        freeze: stages kept fixed, 0 (none) to 5 (all); 1 is the stem.
+        backbone_args: further arguments of the backbone: model_args, mean, std.
+        pooling: how the map becomes one score: mean, log-mean-exp or maximum; small objects vanish in a mean.
+        sharpness: of log-mean-exp pooling, above 0; near 0 it is the mean, the higher the nearer the maximum.
+        lr: peak learning rate of AdamW, reached after a fifth of the steps.
+        weight_decay: of AdamW.
+    """
+
+    supervision = "tags"
+    needs_proposals = False
+
+    def __init__(
+        self,
+        num_classes: int = 20,
+        backbone: str = "resnet50",
+        weights: str = "imagenet",
+        output_stride: int = 16,
+        stage: int = -1,
+        freeze: int = 1,
+        backbone_args: dict[str, Any] | None = None,
+        pooling: Pooling = "average",
+        sharpness: float = 4.0,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if sharpness <= 0:
+            raise InputError(f"sharpness {sharpness}: give a number above 0, or pooling average")
+        self.backbone = Backbone(
+            backbone, weights, output_stride, stage, freeze, **(backbone_args or {})
+        )
+        self.head = nn.Conv2d(self.backbone.channels, num_classes, 1)
+        self.precision = MultilabelAveragePrecision(num_classes)
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        """Class activation maps of images (3,H,W): logits (N,C,h,w)."""
+        return self.head(self.backbone(images))
+
+    def logits(self, batch: Batch) -> Tensor:
+        """One logit per image and class (N,C); the padding of smaller images takes no part."""
+        return self.pooled(self([sample["image"] for sample in batch]), batch)
+
+    def pooled(self, maps: Tensor, batch: Batch) -> Tensor:
+        """The same from the batch's maps (N,C,h,w)."""
+        stride = self.backbone.stride
+        sizes = [
+            (math.ceil(h / stride), math.ceil(w / stride))
+            for h, w in (s["image"].shape[-2:] for s in batch)
+        ]
+        pooled = [
+            pool(m[:, :h, :w], self.hparams["pooling"], self.hparams["sharpness"])
+            for m, (h, w) in zip(maps, sizes, strict=True)
+        ]
+        return torch.stack(pooled)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Binary cross-entropy of the tags, mean over images and classes."""
+        return F.binary_cross_entropy_with_logits(self.logits(batch), tags(batch))
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        """Learn the tags."""
+        loss = self.loss(batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        """Average precision of the tags, mean over classes."""
+        self.precision(self.logits(batch).sigmoid(), tags(batch).long())
+        self.log("val/mAP", self.precision, prog_bar=True, batch_size=len(batch))
+
+    test_step = validation_step
+
+    def configure_optimizers(self) -> Any:
+        """As `optimiser`, over the trainer's steps."""
+        return self.optimiser(int(self.trainer.estimated_stepping_batches))
+
+    def optimiser(self, steps: int) -> Any:
+        """AdamW under one cycle: up for a fifth of the steps, then down to nothing."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(
+            parameters, lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
+        )
+        rise = (
+            0.25 if steps == 5 else 0.2
+        )  # a fifth of 5 is a rise of no steps, by which OneCycleLR divides
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, self.hparams["lr"], total_steps=steps, pct_start=rise
+        )
+        return [optimiser], [{"scheduler": schedule, "interval": "step"}]
+
+
+def pretrain(run: Run, hparams: Mapping[str, Any], data: pl.LightningDataModule) -> Path:
+    """Train a classifier on another model's backbone as the run's first stage; returns its checkpoint.
+
+    Args:
+        run: the run.
+        hparams: the model's settings; `pretraining` holds `steps` and what the classifier has otherwise.
+        data: with tags.
+    """
+    shared = {
+        name: hparams[name]
+        for name in ("num_classes", "backbone", "weights", "output_stride", "backbone_args")
+    }
+    return Stage.of(Classifier, "pretraining", hparams["pretraining"] or {}, **shared).train(
+        run, "1-classifier", data
+    )
+
+
+def tags(batch: Batch) -> Tensor:
+    """The batch's tags (N,C)."""
+    return torch.stack([sample["target"]["tags"] for sample in batch])
+
+
+def pool(maps: Tensor, how: Pooling, sharpness: float) -> Tensor:
+    """Pool maps (...,h,w) to (...,)."""
+    flat = maps.flatten(-2)
+    if how == "average":
+        return flat.mean(-1)
+    if how == "max":
+        return flat.amax(-1)
+    return log_mean_exp(maps, sharpness)

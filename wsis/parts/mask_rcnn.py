@@ -1,0 +1,328 @@
+"""Mask R-CNN (He et al., ICCV 2017) on a feature pyramid (Lin et al., CVPR 2017), from true masks or from pseudo-labels.
+
+The segmentor that several methods train last, and with true masks their upper bound. Proposals, sampling and heads are
+torchvision's; an object whose mask is not to be trusted teaches its box and class, and not the mask head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_loss
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_area, box_iou
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.poolers import initLevelMapper
+
+from wsis.errors import InputError
+from wsis.metrics import Evaluation
+from wsis.nn.backbone import Backbone
+from wsis.nn.masks import paste
+from wsis.nn.optimisation import Optimiser, optimise
+from wsis.nn.regions import looks
+from wsis.types import Batch, Prediction, Sample, Target
+
+__all__ = ["MaskRCNN"]
+
+_RATIOS = (0.5, 1.0, 2.0)
+_HALF = 0.5  # torchvision cuts mask targets with a pixel's centre at its index: IoU 0.993 of what is pasted so, else 0.960
+
+
+class MaskRCNN(pl.LightningModule):
+    """Learn boxes, classes and masks from masks.
+
+    Args:
+        num_classes: number of thing classes; taken from the data.
+        backbone: network that makes the features: any timm name with maps of several strides, or resnet18_ws, 50, 101.
+        weights: where the backbone starts from: "imagenet", "none" (random) or a weights file.
+        output_stride: stride of the backbone's last map: 8 or 16 by dilation; 32 leaves the network's own.
+        stage: the last feature map of the backbone that the pyramid is built on; -1 is the last there is.
+        freeze: backbone stages kept fixed, 0 (none) to 5 (all); 2 is the stem and the first stage of a ResNet.
+        backbone_args: further arguments of the backbone: model_args, mean, std.
+        features: channels of every map of the pyramid.
+        hidden: width of the two fully connected layers of the box head.
+        mask_width: channels of the mask head.
+        anchor: side of a map's anchors in its cells; 8 gives 32 pixels at stride 4, and twice as many at each next map.
+        anchors: anchors of an image that train the proposals, half of them on objects where there are enough.
+        proposals: most proposals of an image in training; in prediction half as many.
+        regions: proposals of an image that train the box head, a quarter of them on objects; those train the mask head.
+        skip_crowds: background that lies by more than half in a crowd's box teaches nothing, as crowds never do; else it is
+            background like any other, as usual.
+        optimiser: SGD with momentum 0.9 as in the paper, or AdamW for short schedules from random weights.
+        lr: learning rate of weights; biases learn twice as fast.
+        warmup: fraction of the schedule over which the learning rate rises from nothing.
+        weight_decay: of the weights; biases have none.
+        decay_at: fractions of the schedule at which the learning rate falls to a tenth.
+        test_side: short side in pixels that an image is scaled to for prediction; 0 keeps its size.
+        test_max_side: the long side is scaled to at most this length in pixels for prediction.
+        nms: box IoU above which the lower-scored of two detections of a class is dropped.
+        least_score: detections of a lower score are left out.
+        detections: most detections of an image, of all classes.
+    """
+
+    supervision = "masks"
+    needs_proposals = False
+
+    def __init__(
+        self,
+        num_classes: int = 20,
+        backbone: str = "resnet50",
+        weights: str = "imagenet",
+        output_stride: int = 32,
+        stage: int = -1,
+        freeze: int = 2,
+        backbone_args: dict[str, Any] | None = None,
+        features: int = 256,
+        hidden: int = 1024,
+        mask_width: int = 256,
+        anchor: float = 8.0,
+        anchors: int = 256,
+        proposals: int = 2000,
+        regions: int = 512,
+        skip_crowds: bool = False,
+        optimiser: Optimiser = "sgd",
+        lr: float = 0.02,
+        warmup: float = 0.02,
+        weight_decay: float = 1e-4,
+        decay_at: tuple[float, ...] = (0.67, 0.89),
+        test_side: int = 800,
+        test_max_side: int = 1333,
+        nms: float = 0.5,
+        least_score: float = 0.05,
+        detections: int = 100,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.backbone = Backbone(
+            backbone, weights, output_stride, stage, freeze, **(backbone_args or {})
+        )
+        self.pyramid = Pyramid(self.backbone, features)
+        sides = tuple((anchor * stride,) for stride in self.pyramid.strides)
+        self.rpn = Proposer(
+            AnchorGenerator(sides, (_RATIOS,) * len(sides)),
+            RPNHead(features, len(_RATIOS)),
+            fg_iou_thresh=0.7,
+            bg_iou_thresh=0.3,
+            batch_size_per_image=anchors,
+            positive_fraction=0.5,
+            pre_nms_top_n={"training": proposals, "testing": proposals // 2},
+            post_nms_top_n={"training": proposals, "testing": proposals // 2},
+            nms_thresh=0.7,
+        )
+        self.roi_heads = RoIHeads(
+            self.pyramid.pooler(7),
+            TwoMLPHead(features * 49, hidden),
+            FastRCNNPredictor(hidden, num_classes + 1),
+            fg_iou_thresh=0.5,
+            bg_iou_thresh=0.5,
+            batch_size_per_image=regions,
+            positive_fraction=0.25,
+            bbox_reg_weights=None,
+            score_thresh=least_score,
+            nms_thresh=nms,
+            detections_per_img=detections,
+            mask_roi_pool=self.pyramid.pooler(14),
+            mask_head=MaskRCNNHeads(features, [mask_width] * 4, 1),
+            mask_predictor=MaskRCNNPredictor(mask_width, mask_width, num_classes + 1),
+        )
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Evaluate whatever is predicted."""
+        return [Evaluation()]
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        """L = L_cls + L_box + L_mask, section 3 of the paper, and those of the region proposal network."""
+        skip = self.hparams["skip_crowds"]
+        losses = self.losses(
+            [sample["image"] for sample in batch],
+            [_learnable(sample["target"], skip) for sample in batch],
+        )
+        loss = torch.stack(list(losses.values())).sum()
+        self.log_dict(
+            {f"train/{name}": value for name, value in losses.items()}, batch_size=len(batch)
+        )
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Losses of images (3,H,W) and what they hold.
+
+        Args:
+            images: of any sizes.
+            targets: boxes (M,4), labels (M,) from 1, masks (M,H,W), unsure (M,) bool; where some background is to teach
+                nothing, `skipped` (N,4) boxes that it lies in.
+        """
+        features, padded = self._see(images)
+        with torch.autocast(
+            self.device.type, enabled=False
+        ):  # torchvision rounds boxes to the features' precision
+            proposals, found = self.rpn(padded, features, targets)
+            class_loss, box_loss, mask_loss = self._region_losses(
+                features, proposals, padded.image_sizes, targets
+            )
+        proposal_losses = {
+            "objectness": found["loss_objectness"],
+            "proposal": found["loss_rpn_box_reg"],
+        }
+        return {**proposal_losses, "class": class_loss, "box": box_loss, "mask": mask_loss}
+
+    def _region_losses(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        sizes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As torchvision's RoIHeads, but unsure masks take no part; the mask loss is the mean over those that do."""
+        heads = self.roi_heads
+        proposals = [own[~skipped(own, t)] for own, t in zip(proposals, targets, strict=True)]
+        regions, matched, labels, deltas = heads.select_training_samples(proposals, targets)
+        pooled = heads.box_roi_pool(features, regions, sizes)
+        class_loss, box_loss = fastrcnn_loss(
+            *heads.box_predictor(heads.box_head(pooled)), labels, deltas
+        )
+        taught = [
+            (label > 0) & _sure(t["unsure"])[m]
+            for label, t, m in zip(labels, targets, matched, strict=True)
+        ]
+        boxes, objects = (
+            [of[t] for of, t in zip(every, taught, strict=True)] for every in (regions, matched)
+        )
+        logits = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(features, boxes, sizes)))
+        masks, classes = ([target[name] for target in targets] for name in ("masks", "labels"))
+        return class_loss, box_loss, maskrcnn_loss(logits, boxes, masks, classes, objects)
+
+    def _see(self, images: Sequence[Tensor]) -> tuple[dict[str, Tensor], ImageList]:
+        """Maps of the pyramid in full precision, and the padded batch with the images' own sizes."""
+        padded = self.backbone.normalise(images)
+        maps = self.pyramid(self.backbone.network(padded))
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        return {name: map_.float() for name, map_ in maps.items()}, ImageList(padded, sizes)
+
+    def validation_step(self, batch: Batch, _: int) -> list[Prediction]:  # type: ignore[override]
+        """Predict each image."""
+        return [self.predict(sample) for sample in batch]
+
+    test_step = predict_step = validation_step  # type: ignore[assignment]
+
+    def predict(self, sample: Sample) -> Prediction:
+        """Detect in the scaled image; masks are stretched over their boxes in the original."""
+        size, side = (
+            (sample["image"].shape[-2], sample["image"].shape[-1]),
+            self.hparams["test_side"],
+        )
+        (look,) = looks(
+            sample["image"], (side,) if side else (), self.hparams["test_max_side"], flip=False
+        )
+        features, padded = self._see([look.image])
+        with torch.autocast(self.device.type, enabled=False):
+            proposals, _ = self.rpn(padded, features)
+            ((found,), _) = self.roi_heads(features, proposals, padded.image_sizes)
+        boxes, at = (look.view.to_original(found["boxes"] + shift) for shift in (0, _HALF))
+        masks = paste(found["masks"][:, 0], at, size)
+        return Prediction(
+            sample["image_id"],
+            size,
+            boxes.cpu(),
+            found["scores"].cpu(),
+            (found["labels"] - 1).cpu(),
+            masks,
+        )
+
+    def configure_optimizers(self) -> Any:
+        """As `optimise`, by the settings."""
+        return optimise(self)
+
+
+class Pyramid(nn.Module):
+    """A feature pyramid on the last map of each stride, 4 and more, that a backbone has; and a coarser map for large anchors.
+
+    Args:
+        backbone: gives the maps.
+        channels: of every map of the pyramid.
+
+    Raises:
+        InputError: the backbone has no such maps, or their strides do not double.
+    """
+
+    def __init__(self, backbone: Backbone, channels: int) -> None:
+        super().__init__()
+        last = {stride: level for level, stride in enumerate(backbone.strides) if stride >= 4}
+        if not last or any(coarse != 2 * fine for fine, coarse in pairwise(last)):
+            raise InputError(
+                f"the backbone's maps have strides {backbone.strides}; a pyramid needs 4 or more, each twice the one before"
+            )
+        self.levels, self.strides = list(last.values()), [*last, 2 * max(last)]
+        inputs = [backbone.widths[level] for level in self.levels]
+        self.fpn = FeaturePyramidNetwork(inputs, channels, LastLevelMaxPool())
+
+    def forward(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The backbone's maps -> the pyramid's, (N,channels,h,w) from fine to coarse: "0", "1", ... and "pool"."""
+        return self.fpn({str(i): maps[level] for i, level in enumerate(self.levels)})
+
+    def pooler(self, size: int) -> MultiScaleRoIAlign:
+        """Pools boxes from the maps that suit their size, eq. (1) of the pyramid's paper."""
+        pool = MultiScaleRoIAlign([str(i) for i in range(len(self.levels))], size, sampling_ratio=2)
+        strides = self.strides[:-1]
+        pool.scales = [
+            1 / stride for stride in strides
+        ]  # else guessed from the first batch, wrongly if its images are tiny
+        pool.map_levels = initLevelMapper(
+            round(math.log2(strides[0])), round(math.log2(strides[-1]))
+        )
+        return pool
+
+
+class Proposer(RegionProposalNetwork):  # type: ignore[misc]
+    """torchvision's, but anchors that are to teach nothing are neither object nor background."""
+
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Labels (A,) of each image's anchors, 1 object, 0 background, -1 neither, and the boxes (A,4) they are matched to."""
+        labels, boxes = super().assign_targets_to_anchors(anchors, targets)
+        for own, label, target in zip(anchors, labels, targets, strict=True):
+            label[(label == 0) & skipped(own, target)] = -1
+        return labels, boxes
+
+
+def skipped(boxes: Tensor, target: dict[str, Tensor]) -> Tensor:
+    """Which boxes (N,4) are on no object and lie by more than half in a box that is skipped."""
+    if not len(target.get("skipped", ())):
+        return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    regions, objects = target["skipped"], target["boxes"]
+    sides = torch.minimum(boxes[:, None, 2:], regions[:, 2:]) - torch.maximum(
+        boxes[:, None, :2], regions[:, :2]
+    )
+    inside = sides.clamp(min=0).prod(2).amax(1) > box_area(boxes) / 2
+    return inside & (box_iou(boxes, objects) < 0.5).all(1)
+
+
+def _learnable(target: Target, skip_crowds: bool = False) -> dict[str, Tensor]:
+    """What torchvision learns from, background being class 0; crowds are left out, and background in them if asked."""
+    kept = ~target["crowd"]
+    unsure = target.get("unsure", torch.zeros_like(kept))
+    boxes, masks = target["boxes"][kept], target["masks"][kept]
+    learnable = {
+        "boxes": boxes,
+        "labels": target["labels"][kept] + 1,
+        "masks": masks,
+        "unsure": unsure[kept],
+    }
+    return learnable | ({"skipped": target["boxes"][~kept]} if skip_crowds else {})
+
+
+def _sure(unsure: Tensor) -> Tensor:
+    """Whether each object's mask teaches; one entry more, as regions of an image without objects are matched to object 0."""
+    return torch.cat([~unsure, unsure.new_zeros(1)])

@@ -1,0 +1,1 @@
+"""Proposals: regions that may be objects. Make them from an image, read other tools' files, store them."""

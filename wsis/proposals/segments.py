@@ -1,0 +1,256 @@
+"""Segment proposals from pixels alone: superpixels, grouped in many ways, ranked without any label.
+
+Selective search (Uijlings et al., IJCV 2013) on one fine map of superpixels (Felzenszwalb and Huttenlocher, IJCV 2004), so that
+every proposal is a set of the same superpixels, with an order and an objectness that selective search lacks.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from skimage.segmentation import felzenszwalb
+from torchvision.ops import nms
+
+from wsis.proposals.grouping import Floats, Graph, Ints, Merges, group, neighbours
+from wsis.proposals.objectness import objectness
+from wsis.types import Proposals
+
+__all__ = ["propose", "settings"]
+
+VERSION = 1
+"""Goes up when the same image gets other proposals."""
+
+Image = NDArray[np.uint8]
+Labels = NDArray[np.int32]
+
+_COLOUR_BINS = 20
+_SPACES = (cv2.COLOR_RGB2LAB, cv2.COLOR_RGB2HSV_FULL)
+_MIXES = ((1, 1, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 0, 0))  # weights of colour, size, fill
+_STARTS = (
+    (cv2.COLOR_RGB2LAB, 75, 12),
+    (cv2.COLOR_RGB2HSV_FULL, 75, 12),
+    (cv2.COLOR_RGB2LAB, 200, 25),
+    (cv2.COLOR_RGB2HSV_FULL, 200, 25),
+    (cv2.COLOR_RGB2HSV_FULL, 30, 10),
+)  # colour space, scale, smallest segment of the starting partitions, at half size
+
+
+_NEWBORN = 0.002  # persistence lent to every region, so that superpixels are ranked by size
+_SIZE_POWER = 0.4
+_DOUBLES = (
+    (0.5, 1.0),
+    (0.7, 0.4),
+    (0.85, 0.15),
+    (1.0, 0.03),
+)  # factor of regions that overlap no better one by more
+
+
+class Regions(NamedTuple):
+    """Distinct sets of superpixels."""
+
+    members: NDArray[np.uint8]
+    """(P,ceil(S/8)) packed bits."""
+    boxes: Floats
+    """(P,4) xyxy in working pixels."""
+    sizes: Floats
+    """(P,) working pixels."""
+    persistence: Floats
+    """(P,) logarithm of how many times fewer regions were left at its end than at its birth, mean over groupings."""
+
+
+def propose(
+    image: Image,
+    limit: int = 2000,
+    superpixels: int = 1000,
+    work_side: int = 640,
+    min_size: float = 0.0003,
+    max_size: float = 0.9,
+) -> Proposals:
+    """Propose regions that may be objects.
+
+    Args:
+        image: (H,W,3) uint8 RGB.
+        limit: Proposals to keep at most.
+        superpixels: Superpixels of the label map at most.
+        work_side: Longer side in pixels at which superpixels are found; larger images are made smaller first.
+        min_size: Smallest proposal as a part of the image.
+        max_size: Largest proposal as a part of the image.
+
+    Returns:
+        Proposals in image pixels, no two with the same mask, in the order in which they cover most objects; scored by
+        `wsis.proposals.objectness`.
+    """
+    small = _shrink(image, work_side)
+    labels = _superpixels(small, superpixels)
+    graph = _graph(labels)
+    regions = _regions(group(graph, *_strategies(small, labels), _starts(small, labels)), graph)
+    share = regions.sizes / graph.area
+    fits = (share >= min_size) & (share <= max_size)
+    members, boxes, sizes, persistence = regions
+    regions = Regions(members[fits], boxes[fits], sizes[fits], persistence[fits])
+    best = _order(regions, share[fits])[:limit]
+    chosen = np.unpackbits(regions.members[best], axis=1, count=len(graph.sizes)).astype(bool)
+    return _proposals(chosen, objectness(small, labels, chosen), labels, image.shape[:2])
+
+
+def settings() -> dict[str, Any]:
+    """What `propose` does by default, for the provenance of files made with it."""
+    chosen = {
+        name: parameter.default
+        for name, parameter in inspect.signature(propose).parameters.items()
+        if name != "image"
+    }
+    return {**chosen, "version": VERSION}
+
+
+def _shrink(image: Image, side: int) -> Image:
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return image
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    smaller: Image = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(
+        np.uint8, copy=False
+    )
+    return smaller
+
+
+def _superpixels(image: Image, limit: int) -> Labels:
+    """Felzenszwalb's map in Lab; where it has more than `limit` regions, the most alike and smallest are merged."""
+    labels: Labels = felzenszwalb(
+        cv2.cvtColor(image, cv2.COLOR_RGB2LAB), scale=50, sigma=0.8, min_size=25
+    ).astype(np.int32)
+    count = int(labels.max()) + 1
+    if count > limit:
+        look = _histograms(labels, _quantised(image, cv2.COLOR_RGB2LAB))
+        weight = np.ones(1, np.float32)
+        merged = group(
+            _graph(labels), look[None], 3 * weight, weight, np.arange(count)[None], until=limit
+        )
+        labels = np.unique(merged.assignment[0], return_inverse=True)[1].astype(np.int32)[labels]
+    return labels
+
+
+def _graph(labels: Labels) -> Graph:
+    count = int(labels.max()) + 1
+    sizes = np.bincount(labels.ravel(), minlength=count)
+    return Graph(
+        neighbours(labels), sizes.astype(np.float32), _extents(labels, count), float(labels.size)
+    )
+
+
+def _extents(labels: Labels, count: int) -> Floats:
+    """Boxes (S,4) of the superpixels."""
+    boxes = np.empty((count, 4), np.float32)
+    width = labels.shape[1]
+    order = np.argsort(labels.ravel(), kind="stable")
+    starts = np.searchsorted(labels.ravel()[order], np.arange(count))
+    ys, xs = np.divmod(order, width)
+    for column, (values, extreme) in enumerate(
+        ((xs, np.minimum), (ys, np.minimum), (xs + 1, np.maximum), (ys + 1, np.maximum))
+    ):
+        boxes[:, column] = extreme.reduceat(values, starts)
+    return boxes
+
+
+def _quantised(image: Image, conversion: int) -> list[tuple[Ints, int]]:
+    """The three channels of a colour space as bin numbers, with the number of bins."""
+    converted = cv2.cvtColor(image, conversion)
+    return [
+        (converted[..., c].astype(np.int64) * _COLOUR_BINS // 256, _COLOUR_BINS) for c in range(3)
+    ]
+
+
+def _histograms(labels: Labels, channels: list[tuple[Ints, int]]) -> Floats:
+    """(S,D) histograms of the channels in each superpixel, side by side; each row sums to 1."""
+    count = int(labels.max()) + 1
+    counts = [
+        np.bincount((labels * bins + values).ravel(), minlength=count * bins).reshape(count, bins)
+        for values, bins in channels
+    ]
+    return (
+        np.concatenate(counts, 1)
+        / np.bincount(labels.ravel(), minlength=count)[:, None]
+        / len(channels)
+    ).astype(np.float32)
+
+
+def _strategies(image: Image, labels: Labels) -> tuple[Floats, Floats, Floats]:
+    """Signatures, size weights and fill weights of the groupings: every mix of similarities in every colour space."""
+    looks = [_histograms(labels, _quantised(image, space)) for space in _SPACES]
+    mixes = np.array(_MIXES, np.float32)
+    repeated = np.tile(mixes, (len(looks), 1))
+    return (
+        np.stack([mix[0] * look for look in looks for mix in mixes]),
+        repeated[:, 1],
+        repeated[:, 2],
+    )
+
+
+def _starts(image: Image, labels: Labels) -> Ints:
+    """(M,S) starting segments: none for the first, then coarser Felzenszwalb maps, each superpixel where most of it lies."""
+    height, width = labels.shape
+    count = int(labels.max()) + 1
+    half = cv2.resize(
+        image, (max(width // 2, 1), max(height // 2, 1)), interpolation=cv2.INTER_AREA
+    )
+    rows, columns = (np.minimum(np.arange(n) // 2, max(n // 2, 1) - 1) for n in (height, width))
+    partitions = [np.arange(count)]
+    for space, scale, min_size in _STARTS:
+        coarse = felzenszwalb(cv2.cvtColor(half, space), scale=scale, sigma=0.6, min_size=min_size)[
+            rows[:, None], columns
+        ]
+        segments = int(coarse.max()) + 1
+        overlap = np.bincount(
+            (labels.astype(np.int64) * segments + coarse).ravel(), minlength=count * segments
+        )
+        partitions.append(overlap.reshape(count, segments).argmax(1))
+    return np.stack([partitions[i % len(partitions)] for i in range(len(_SPACES) * len(_MIXES))])
+
+
+def _regions(merges: Merges, graph: Graph) -> Regions:
+    """The superpixels and the distinct regions of all groupings."""
+    count = len(graph.sizes)
+    total, groupings = merges.names.shape
+    lived = np.log((count - np.arange(total)[:, None]) / (count - merges.death + 1.0))
+    _, chosen, which = np.unique(merges.names.ravel(), return_index=True, return_inverse=True)
+    persistence = np.bincount(which.ravel(), lived.ravel()) / groupings
+    return Regions(
+        np.concatenate(
+            [
+                np.packbits(np.eye(count, dtype=bool), axis=1),
+                merges.members.reshape(total * groupings, (count + 7) // 8)[chosen],
+            ]
+        ),
+        np.concatenate([graph.boxes, merges.boxes.reshape(-1, 4)[chosen]]),
+        np.concatenate([graph.sizes, merges.sizes.ravel()[chosen]]),
+        np.concatenate([np.zeros(count), persistence]).astype(np.float32),
+    )
+
+
+def _order(regions: Regions, share: Floats) -> Ints:
+    """The regions (P,), most useful first: long-lived before fleeting, large before small, doubles last."""
+    raw = (regions.persistence + _NEWBORN) * share**_SIZE_POWER
+    boxes, order = torch.from_numpy(regions.boxes), torch.from_numpy(raw)
+    factors = np.full(len(raw), _DOUBLES[-1][1], np.float32)
+    for overlap, factor in reversed(_DOUBLES[:-1]):
+        factors[nms(boxes, order, overlap).numpy()] = factor
+    return np.argsort(-raw * factors, kind="stable")
+
+
+def _proposals(
+    members: NDArray[np.bool_], scores: Floats, labels: Labels, size: tuple[int, int]
+) -> Proposals:
+    """Bring the label map to the image's size and measure the boxes there."""
+    rows, columns = (np.arange(n) * k // n for n, k in zip(size, labels.shape, strict=True))
+    labels = labels[rows[:, None], columns]
+    extents = _extents(labels, members.shape[1])
+    sides = [np.where(members, extents[:, side], np.inf).min(1) for side in (0, 1)]
+    sides += [np.where(members, extents[:, side], 0).max(1) for side in (2, 3)]
+    boxes = np.stack(sides, 1).astype(np.float32)
+    return Proposals(*(torch.from_numpy(array) for array in (boxes, scores, labels, members)))

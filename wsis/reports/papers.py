@@ -1,0 +1,57 @@
+"""What the papers report, for runs in their setting."""
+
+from __future__ import annotations
+
+import csv
+from functools import cache
+from importlib.resources import files
+from typing import NamedTuple
+
+from wsis.reports.runs import Entry
+
+__all__ = ["Published", "published"]
+
+FREE = ("backbone", "weights", "panoptic")
+"""Settings that a run in a paper's setting may have as it likes: papers have a row for each backbone, columns say the rest."""
+
+
+class Published(NamedTuple):
+    """A paper's figures."""
+
+    figures: dict[str, float]
+    """From 0 to 1."""
+    source: str
+
+
+def published(entry: Entry) -> Published | None:
+    """Give the paper's figures where a run has the paper's recipe, backbone, classes and images; else None."""
+    index = entry.judged.index
+    if entry.supervision.startswith("labels by") or any(
+        name.rpartition(".")[2] not in FREE for name in entry.departures
+    ):
+        return None
+    place = (
+        entry.method,
+        index.name,
+        entry.backbone,
+        str(len(index.images)),
+        str(len(index.categories)),
+    )
+    row = _rows().get(place)
+    if row is None:
+        return None
+    figures = {
+        name: float(value) / 100
+        for name, value in row.items()
+        if value and name not in (*_PLACE, "source")
+    }
+    return Published(figures, row["source"])
+
+
+_PLACE = ("method", "data", "backbone", "images", "classes")
+
+
+@cache
+def _rows() -> dict[tuple[str, ...], dict[str, str]]:
+    text = (files("wsis.reports") / "papers.csv").read_text(encoding="utf-8")
+    return {tuple(row[name] for name in _PLACE): row for row in csv.DictReader(text.splitlines())}

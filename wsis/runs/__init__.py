@@ -1,0 +1,1 @@
+"""A run: its stages, checkpoints, logs, costs and pseudo-labels."""

@@ -1,0 +1,193 @@
+"""Where metrics go: always `metrics.csv` in the stage's folder, W&B when a project is named."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import netrc
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning_utilities.core.rank_zero import rank_zero_only
+from pytorch_lightning.loggers import Logger
+
+from wsis.files import whole
+
+__all__ = ["CSV", "WandB"]
+
+# where `wandb login` puts the key of W&B's own server, since release 0.31 and before
+HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
+
+
+@dataclass(frozen=True)
+class WandB:
+    """Weights & Biases, off until a project is named.
+
+    Attributes:
+        project: Name of the project; without one, metrics go to the run's folder only.
+        group: What to group runs by, such as the name of an ablation; the run's name if not given.
+        name: Name of this run; that of its folder if not given.
+        mode: auto is what WANDB_MODE says, else online with an API key.
+    """
+
+    project: str | None = None
+    group: str | None = None
+    name: str | None = None
+    mode: Literal["auto", "online", "offline"] = "auto"
+
+    def logger(self, run: Path, stage: str) -> Logger:
+        """One W&B run per stage, the same one when the stage is continued."""
+        import wandb  # takes a second to import
+        from pytorch_lightning.loggers import WandbLogger
+
+        if "WANDB_SWEEP_ID" not in os.environ:  # a sweep has one run for all stages
+            wandb.finish()  # Lightning would go on in the run of the stage before
+        folder = run / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        # Lightning's `offline` sets a variable, which W&B reads once a process
+        return WandbLogger(
+            save_dir=folder,
+            mode=self._mode,
+            **self._identity(folder, f"{self.name or run.name}/{stage}"),
+        )
+
+    def log_table(self, folder: Path, name: str, rows: Sequence[Mapping[str, str]]) -> None:
+        """Log a table as a run of its own: to look at, and as a versioned artifact.
+
+        Args:
+            folder: where W&B keeps its files.
+            name: of the table and the artifact, and of the run unless it has its own.
+            rows: with the same columns each; what reads as a number is one.
+        """
+        import wandb
+
+        wandb.finish()
+        columns = {column: _numbers([row[column] for row in rows]) for column in rows[0]}
+        table = wandb.Table(
+            columns=[*columns], data=[list(cells) for cells in zip(*columns.values(), strict=True)]
+        )
+        artifact = wandb.Artifact(name, type="table")
+        artifact.add(table, name)
+        with wandb.init(
+            dir=folder,
+            mode=self._mode,
+            job_type="table",
+            **self._identity(folder / name, self.name or name),
+        ) as run:
+            run.log({name: table})
+            run.log_artifact(artifact)
+
+    @property
+    def offline(self) -> bool:
+        """Whether runs stay on this machine, for `wandb sync`."""
+        return self._mode in ("offline", "dryrun")
+
+    @property
+    def _mode(self) -> Any:
+        """What `wandb.init` calls so."""
+        if self.mode != "auto":
+            return self.mode
+        return os.environ.get("WANDB_MODE") or ("online" if _has_api_key() else "offline")
+
+    def _identity(self, folder: Path, name: str) -> dict[str, Any]:
+        """What a W&B run is known by: the same each time for what is written to `folder`."""
+        return {
+            "project": self.project,
+            "group": self.group or name.rpartition("/")[0] or name,
+            "name": name,
+            "id": hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
+            "resume": None if self.offline else "allow",
+        }
+
+
+def _numbers(cells: Sequence[str]) -> Sequence[str | float | None]:
+    """A column as numbers and gaps, if that is what it holds."""
+    try:
+        return [float(cell) if cell else None for cell in cells]
+    except ValueError:
+        return cells
+
+
+def _has_api_key() -> bool:
+    server = os.environ.get("WANDB_BASE_URL", "").partition("//")[2].split("/")[0]
+    try:
+        hosts = [server] if server else HOSTS
+        return bool(os.environ.get("WANDB_API_KEY")) or any(
+            netrc.netrc().authenticators(host) for host in hosts
+        )
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+class CSV(Logger):
+    """Appends to `metrics.csv`; a run that was killed and continued leaves the file of an undisturbed one.
+
+    Args:
+        folder: Where the file is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+        self._columns: list[str] | None = None
+
+    @property
+    def name(self) -> str:
+        """Empty: the folder is the name."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Empty: one version per folder."""
+        return ""
+
+    @property
+    def log_dir(self) -> str:
+        """The folder of the file."""
+        return str(self.path.parent)
+
+    @property
+    def save_dir(self) -> str:
+        """The folder of the file."""
+        return self.log_dir
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: `config.yaml` lies beside the file."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append one row."""
+        row = {"step": step} | {
+            key: float(value) for key, value in metrics.items() if key != "epoch"
+        }  # a run is one epoch
+        if self._columns is None:
+            self._columns = self._read()[0]
+        if new := [key for key in row if key not in self._columns]:
+            self._write(self._columns + new, self._read()[1])
+        with open(self.path, "a", encoding="utf-8", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """Drop what was logged at `step` and later: training continues there and will log it again."""
+        columns, rows = self._read()
+        if rows:
+            self._write(columns, [row for row in rows if int(row["step"]) < step])
+
+    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
+        """Columns and rows; a row cut short by a crash is left out."""
+        if not self.path.is_file():
+            return [], []
+        with open(self.path, encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(line for line in file if line.endswith("\n"))
+            return list(reader.fieldnames or []), list(reader)
+
+    def _write(self, columns: list[str], rows: list[dict[str, str]]) -> None:
+        with whole(self.path) as scratch, open(scratch, "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        self._columns = columns
