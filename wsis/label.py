@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from jsonargparse import ArgumentParser
 
@@ -12,10 +11,7 @@ from wsis.command_line.messages import plain_errors
 from wsis.command_line.parser import Help, parse
 from wsis.data.module import Loading
 from wsis.datasets.folder import Folder
-from wsis.inference import load, trained
-from wsis.predict import classes_of, store_predictions
-from wsis.runs.labels import Labeller, write_labels
-from wsis.types import Index
+from wsis.inference import classes_of, labelling_stage, load, store_labels
 
 __all__ = ["label_images", "main"]
 
@@ -64,21 +60,15 @@ def label_images(
     Raises:
         InputError: not a finished run, its data is not there, or the file cannot be written.
     """
-    own_way = [name for name, model in trained(run).items() if hasattr(model, "label")]
-    model, data, _ = load(run, stage or next(reversed(own_way), None))
+    model, data, _ = load(run, stage or labelling_stage(run))
     if images is not None:
         names = [category["name"] for category in classes_of(run, data)[0]]
         wanted = () if getattr(model, "needs_boxes", False) else names
         data = _folder(images, labels, wanted, data.loading)  # type: ignore[attr-defined]
         split = "train"
-    index: Index = data.index(split)  # type: ignore[attr-defined]
-    with TemporaryDirectory() as folder:
-        results = store_predictions(
-            Labeller(model, score), data, split, Path(folder), accelerator, devices
-        )
-        if results is not None:
-            count = write_labels(out, results, index, model, str(run))
-            print(f"{count} labels on {len(index.images)} images: {out}")
+    count = store_labels(model, data, split, out, run, score, accelerator, devices)
+    if count is not None:
+        print(f"{count} labels on {len(data.index(split).images)} images: {out}")  # type: ignore[attr-defined]
     return out
 
 

@@ -7,34 +7,28 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
-import pytorch_lightning as pl
-import torch
-import torch.distributed as dist
 from jsonargparse import ArgumentParser
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from wsis.command_line.messages import plain_errors
-from wsis.command_line.parser import Help, new_trainer, parse
+from wsis.command_line.parser import Help, parse
 from wsis.data.index import read_coco
 from wsis.data.module import Augment, DataModule, Loading
 from wsis.errors import InputError
 from wsis.files import whole
 from wsis.images import draw
 from wsis.images.read import pictures, read_image
-from wsis.inference import load, trained
-from wsis.metrics.evaluation import Evaluation
+from wsis.inference import classes_of, load, store_predictions, trained
 from wsis.metrics.panoptic_results import PANOPTIC, read_panoptic
 from wsis.metrics.results import read_results
-from wsis.runs.checkpoints import intact
-from wsis.runs.run import Split, stages
 from wsis.types import Index, Proposals, Record
 
 if TYPE_CHECKING:
     from wsis.proposals.file import ProposalFile
 
-__all__ = ["main", "predict_images", "store_predictions"]
+__all__ = ["main", "predict_images"]
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
@@ -100,51 +94,6 @@ def predict_images(
             _draw_panoptic(out / PANOPTIC, index, out / "overlays" / "panoptic")
         print(f"{len(index.images)} images: {results}, {out / 'images.json'}, {out / 'overlays'}")
     return out / "predictions.json"
-
-
-def store_predictions(
-    model: pl.LightningModule,
-    data: Any,
-    split: str,
-    folder: Path,
-    accelerator: str = "auto",
-    devices: int = 1,
-) -> Path | None:
-    """Let `model` see every image of a split once, all devices sharing the work.
-
-    Returns:
-        `folder`/predictions.json on rank zero; None on the others, whose work ends here.
-    """
-    trainer = new_trainer(
-        default_root_dir=folder,
-        accelerator=accelerator,
-        devices=devices,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=sys.stderr.isatty(),
-        callbacks=[Evaluation([])],
-    )
-    try:
-        trainer.predict(model, datamodule=Split(data, split), return_predictions=False)
-    finally:
-        if (
-            dist.is_initialized()
-        ):  # Lightning leaves the group open, and gloo then aborts one exit in five
-            dist.destroy_process_group()
-    return folder / "predictions.json" if trainer.is_global_zero else None
-
-
-def classes_of(run: Path, data: Any) -> tuple[list[Record], list[Record]]:
-    """Give a run's things and stuff: from its checkpoint, which needs no data set at hand, else from the data."""
-    for folder, _ in reversed(stages(run)):
-        path = folder / "checkpoints" / "last.ckpt"
-        if intact(path):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            state = content.get(type(data).__qualname__) or {}
-            if "categories" in state:
-                return list(state["categories"]), list(state["stuff"])
-    return list(data.categories), list(data.stuff)
 
 
 class _Pictures(DataModule):

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from wsis.datasets.folder import index_of_folder
 from wsis.errors import InputError
-from wsis.images.read import SUFFIXES, image_size, pictures
 from wsis.proposals.convert import convert
 from wsis.proposals.file import ProposalFile, make
-from wsis.types import Index, Record
+from wsis.types import Index
 
-__all__ = ["index_of_folder", "main"]
+__all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> list[Path]:
@@ -102,26 +102,6 @@ def _places(names: list[str], out: Path | None, folder: Path) -> dict[str, Path]
         name: out if len(names) == 1 else out.with_name(f"{out.stem}-{name}{out.suffix}")
         for name in names
     }
-
-
-def index_of_folder(folder: Path) -> Index:
-    """Index the images under a folder, without annotations.
-
-    Raises:
-        InputError: no images there, or one that cannot be read.
-    """
-    files = pictures(folder)
-    if not files:
-        raise InputError(
-            f"no images in {folder}; give a folder with {', '.join(sorted(SUFFIXES))} files"
-        )
-    images: list[Record] = [
-        {"id": number, "file_name": str(path.relative_to(folder)), "height": height, "width": width}
-        for number, (path, (height, width)) in enumerate(
-            zip(files, map(image_size, files), strict=True), 1
-        )
-    ]
-    return Index("folder", folder, images, {image["id"]: [] for image in images}, [], [], {}, {})
 
 
 if __name__ == "__main__":

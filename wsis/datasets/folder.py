@@ -11,10 +11,10 @@ from wsis.data.index import read_coco
 from wsis.data.module import Augment, DataModule, Loading
 from wsis.data.transforms import PHOTOGRAPHS
 from wsis.errors import InputError
-from wsis.images.read import image_size
+from wsis.images.read import SUFFIXES, image_size, pictures
 from wsis.types import Index, Record
 
-__all__ = ["Folder", "read_tags"]
+__all__ = ["Folder", "index_of_folder", "read_tags"]
 
 _LOADING = Loading()
 _NAMES = {"train": ("labels.csv", "labels.json"), "val": ("val.csv", "val.json")}
@@ -178,3 +178,22 @@ def _rows(path: Path) -> list[tuple[int, str, list[str]]]:
 def _suggestion(word: str, names: Sequence[str]) -> str:
     near = difflib.get_close_matches(word, names, 1)
     return f'did you mean "{near[0]}"?' if near else f"the classes are {', '.join(names)}"
+
+
+def index_of_folder(folder: Path) -> Index:
+    """Index the images anywhere under a folder, without annotations.
+
+    Raises:
+        InputError: no images there, or one that cannot be read.
+    """
+    files = pictures(folder)
+    if not files:
+        raise InputError(
+            f"no images in {folder}; give a folder with {', '.join(sorted(SUFFIXES))} files"
+        )
+    images: list[Record] = []
+    for number, path in enumerate(files, 1):
+        height, width = image_size(path)
+        name = str(path.relative_to(folder))
+        images.append({"id": number, "file_name": name, "height": height, "width": width})
+    return Index("folder", folder, images, {image["id"]: [] for image in images}, [], [], {}, {})

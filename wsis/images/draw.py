@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as rle_masks
 from torch import Tensor
 
+from wsis.images.scale import resize_long_side
 from wsis.types import RLE, Prediction, Truth
 
 __all__ = [
@@ -168,12 +169,7 @@ def picture_of(image: Picture | Tensor) -> Picture:
 def _canvas(image: Picture | Tensor, long_side: int) -> tuple[Picture, float]:
     """Give a copy of the image to draw on, and its scale."""
     pixels = picture_of(image)
-    scale = long_side / max(pixels.shape[:2])
-    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
-    resized = cv2.resize(
-        pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    )
-    return np.array(resized, np.uint8), scale
+    return resize_long_side(pixels, long_side), long_side / max(pixels.shape[:2])
 
 
 def _enlarged(mask: NDArray[Any], canvas: Picture) -> NDArray[np.bool_]:

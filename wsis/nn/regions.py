@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.ops import box_area, roi_align, roi_pool
 
 from wsis.errors import InputError
+from wsis.images.scale import scaled_size
 from wsis.nn.masks import segments_of
 from wsis.ops import moi_pool, moi_pool_interpolated, segment_cells
 from wsis.ops.moi_pool import Compensation
@@ -172,7 +173,7 @@ def resize(image: Tensor, side: int, max_side: int) -> Tensor:
     """Resize (3,H,W) uint8 so that the short side is `side`, unless the long one would exceed `max_side`."""
     height, width = image.shape[-2:]
     scale = min(side / min(height, width), max_side / max(height, width))
-    size = max(round(height * scale), 1), max(round(width * scale), 1)
+    size = scaled_size((height, width), scale)
     if size == (height, width):
         return image
     resized = F.interpolate(image[None].float(), size=size, mode="bilinear", antialias=True)

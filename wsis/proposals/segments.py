@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from skimage.segmentation import felzenszwalb
 from torchvision.ops import nms
 
+from wsis.images.scale import resize_long_side
 from wsis.proposals.grouping import Floats, Graph, Ints, Merges, group, neighbours
 from wsis.proposals.objectness import objectness
 from wsis.types import Proposals
@@ -85,7 +86,7 @@ def propose(
         Proposals in image pixels, no two with the same mask, in the order in which they cover most objects; scored by
         `wsis.proposals.objectness`.
     """
-    small = _shrink(image, work_side)
+    small = resize_long_side(image, work_side, enlarge=None)
     labels = _superpixels(small, superpixels)
     graph = _graph(labels)
     regions = _regions(group(graph, *_strategies(small, labels), _starts(small, labels)), graph)
@@ -106,18 +107,6 @@ def settings() -> dict[str, Any]:
         if name != "image"
     }
     return {**chosen, "version": VERSION}
-
-
-def _shrink(image: Image, side: int) -> Image:
-    height, width = image.shape[:2]
-    scale = side / max(height, width)
-    if scale >= 1:
-        return image
-    size = (max(round(width * scale), 1), max(round(height * scale), 1))
-    smaller: Image = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(
-        np.uint8, copy=False
-    )
-    return smaller
 
 
 def _superpixels(image: Image, limit: int) -> Labels:
