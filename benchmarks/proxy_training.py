@@ -80,7 +80,7 @@ def figures(folder: Path, row: str, draw: int) -> list[float | None]:
     """FIGURES of the last stage, the mask IoU of the joint one, and the share of masks that are not learnt from."""
     run = place(folder, row, draw)
     final = read_json(
-        next(iter([*run.glob("3-mask-rcnn/metrics.json"), *run.glob("train/metrics.json")]))
+        next(iter([*run.glob("3-segmentor/metrics.json"), *run.glob("train/metrics.json")]))
     )
     known: list[float | None] = [100 * final[f"val/{name}"] for name in FIGURES]
     if not (run / "1-joint").is_dir():

@@ -13,6 +13,7 @@ from wsis.command_line.parser import Help, parse
 from wsis.data.module import Loading
 from wsis.datasets.folder import Folder
 from wsis.inference import load, trained
+from wsis.method import Method
 from wsis.predict import classes_of, store_predictions
 from wsis.runs.labels import Labeller, write_labels
 from wsis.types import Index
@@ -64,11 +65,11 @@ def label_images(
     Raises:
         InputError: not a finished run, its data is not there, or the file cannot be written.
     """
-    own_way = [name for name, model in trained(run).items() if hasattr(model, "label")]
+    own_way = [name for name, model in trained(run).items() if model.label is not Method.label]
     model, data, _ = load(run, stage or next(reversed(own_way), None))
     if images is not None:
         names = [category["name"] for category in classes_of(run, data)[0]]
-        wanted = () if getattr(model, "needs_boxes", False) else names
+        wanted = () if model.needs_boxes else names
         data = _folder(images, labels, wanted, data.loading)  # type: ignore[attr-defined]
         split = "train"
     index: Index = data.index(split)  # type: ignore[attr-defined]

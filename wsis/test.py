@@ -111,7 +111,7 @@ def evaluate(
         print("this model finds nothing in these images")
     names = [category["name"] for category in index.categories]
     judgement = judge(
-        found, truths_of(index), names, given_boxes=getattr(model, "needs_boxes", False)
+        found, truths_of(index), names, given_boxes=model is not None and model.needs_boxes
     )
     maps = _maps(panoptic, Path(file).with_name(PANOPTIC), index)
     if maps:
@@ -152,9 +152,7 @@ def judge(
     )
     if not given_boxes:
         metrics += [
-            VOCAP(0.5, points, kind, len(names))
-            for kind in kinds
-            for points in ("all", "11")
+            VOCAP(0.5, points, kind, len(names)) for kind in kinds for points in ("all", "11")
         ]
     values: dict[str, Any] = {}
     for metric in metrics:

@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsis.errors import InputError
 from wsis.evidence.cam import average_over_scales, finite, inside, normalise
+from wsis.method import Method
 from wsis.nn.backbone import Backbone
 from wsis.nn.regions import enlarge
 from wsis.types import Batch
@@ -40,7 +40,7 @@ __all__ = [
 _UNKNOWN = -1
 
 
-class AffinityNet(pl.LightningModule):
+class AffinityNet(Method):
     """Learn from tags which neighbouring cells belong together, on the frozen features of a classifier.
 
     Args:
@@ -58,7 +58,6 @@ class AffinityNet(pl.LightningModule):
         weight_decay: of AdamW.
     """
 
-    supervision = "tags"
     needs_proposals = False
 
     def __init__(
@@ -133,7 +132,7 @@ class AffinityNet(pl.LightningModule):
             self.hparams["radius"],
             tags.shape[1],
         )
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log_losses({}, loss, len(batch))
         return loss
 
     @torch.no_grad()

@@ -27,7 +27,7 @@ box is drawn from a random image, not from all boxes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
@@ -40,24 +40,21 @@ from torchvision.ops import box_area, box_iou, roi_align
 
 from wsis.errors import InputError
 from wsis.losses import mask_loss, neighbour_smoothness, tightness_loss
+from wsis.method import Method, Stages
 from wsis.metrics import Evaluation, MaskIoU
 from wsis.nn.backbone import Backbone
 from wsis.nn.masks import paste, pointwise, run_lengths, tight_boxes
 from wsis.nn.optimisation import Optimiser
-from wsis.parts.mask_rcnn import MaskRCNN
 from wsis.runs.checkpoints import load_weights
 from wsis.runs.stage import Stage
 from wsis.types import Batch, Prediction, Sample
-
-if TYPE_CHECKING:
-    from wsis.runs.run import Run
 
 __all__ = ["BoxCaseg", "merge_masks", "proxy_box_agreement"]
 
 _CHUNK = 32  # crops that are segmented at a time
 
 
-class BoxCaseg(pl.LightningModule):
+class BoxCaseg(Method):
     """Segment what a box holds, from boxes and salient images.
 
     Args:
@@ -89,10 +86,10 @@ class BoxCaseg(pl.LightningModule):
         weight_decay: of all weights.
     """
 
-    supervision = "boxes"
+    supervision = frozenset({"tags", "boxes"})
     needs_proposals = False
     needs_boxes = True
-    for_labels, for_later = (
+    label_settings, later_settings = (
         ("merge", "least_agreement"),
         ("segmentor",),
     )  # what the joint stage does not depend on
@@ -129,7 +126,7 @@ class BoxCaseg(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.salient_share, self.ignore_below = (
+        self.salient_share, self.min_mask_score = (
             salient_share,
             least_agreement,
         )  # what data and labels ask a model
@@ -160,7 +157,7 @@ class BoxCaseg(pl.LightningModule):
         """Evaluate masks given their boxes."""
         return [Evaluation([MaskIoU(self.hparams["num_classes"])])]
 
-    def stages(self, run: Run, data: pl.LightningDataModule) -> None:
+    def stages(self, run: Stages, data: pl.LightningDataModule) -> None:
         """Train the joint network, give every training box a proxy mask, and train Mask R-CNN on those."""
         last = self.hparams["segmentor"]
         same = (
@@ -169,14 +166,14 @@ class BoxCaseg(pl.LightningModule):
             else ("num_classes", "backbone", "weights", "backbone_args")
         )
         segmentor = (
-            Stage.of(MaskRCNN, "segmentor", last, **{name: self.hparams[name] for name in same})
+            Stage.of("segmentor", last, "mask_rcnn", **{name: self.hparams[name] for name in same})
             if last
             else None
         )
         joint = run.fit("1-joint", self, data)
         if segmentor is not None:
             load_weights(self, joint)
-            segmentor.train(run, "3-mask-rcnn", data, run.label("2-proxy-masks", self, data))
+            segmentor.train(run, "3-segmentor", data, run.label("2-proxy-masks", self, data))
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """L = L_MIL, on both kinds of images, + L_pix on salient ones, eq. (4)."""
@@ -204,10 +201,7 @@ class BoxCaseg(pl.LightningModule):
                     self.fuse([m[torch.tensor(known)] for m in features]), torch.stack(masks)
                 )  # eq. (3)
         loss = torch.stack(list(total.values())).sum()
-        self.log_dict(
-            {f"train/{name}": value for name, value in total.items()}, batch_size=len(batch)
-        )
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log_losses(total, loss, len(batch))
         return loss
 
     def features(self, images: Sequence[Tensor] | Tensor) -> list[Tensor]:
@@ -261,12 +255,6 @@ class BoxCaseg(pl.LightningModule):
         )
         return Crop(look(image, window[None], side)[0], *lines(box, window, side), None)
 
-    def validation_step(self, batch: Batch, _: int) -> list[Prediction]:  # type: ignore[override]
-        """Segment the given boxes of each image."""
-        return [self.predict(sample) for sample in batch]
-
-    test_step = predict_step = validation_step  # type: ignore[assignment]
-
     def predict(self, sample: Sample) -> Prediction:
         """A mask for each given box, in the order of the boxes."""
         if "boxes" not in sample["target"]:
@@ -295,7 +283,7 @@ class BoxCaseg(pl.LightningModule):
         )
         return (probabilities - low) / (high - low).clamp(min=1e-6)
 
-    def label(self, batch: Batch) -> list[Prediction]:
+    def label(self, batch: Batch, score_threshold: float = 0.0) -> list[Prediction]:
         """Proxy masks of each image's boxes but crowds, merged; the score is the agreement of mask and box."""
         return [
             merged(self.predict(without_crowds(sample)), self.hparams["merge"]) for sample in batch

@@ -10,13 +10,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from pycocotools import mask as rle
-from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from wsis.metrics import Evaluation
+from wsis.method import Method
 from wsis.nn.masks import run_lengths, segment_masks
 from wsis.nn.mil import detect
 from wsis.nn.regions import enlarge
@@ -26,7 +24,7 @@ from wsis.types import RLE, Batch, Prediction, Proposals, Sample
 __all__ = ["CAM"]
 
 
-class CAM(pl.LightningModule):
+class CAM(Method):
     """Classify, then answer each peak region of a class's map with the best-fitting proposal.
 
     Args:
@@ -43,7 +41,6 @@ class CAM(pl.LightningModule):
         nms: box IoU above which the lower-scored of two answers of a class is dropped.
     """
 
-    supervision = "tags"
     needs_segments = True
 
     def __init__(
@@ -74,25 +71,15 @@ class CAM(pl.LightningModule):
         )
         self.classifier = Classifier(*settings, lr=lr)
 
-    def configure_callbacks(self) -> list[Callback]:
-        """Evaluate whatever is predicted."""
-        return [Evaluation()]
-
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Train the classifier."""
         loss = self.classifier.loss(batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log_losses({}, loss, len(batch))
         return loss
 
     def configure_optimizers(self) -> Any:
         """The classifier's."""
         return self.classifier.optimiser(int(self.trainer.estimated_stepping_batches))
-
-    def validation_step(self, batch: Batch, _: int) -> list[Prediction]:  # type: ignore[override]
-        """Predict each image."""
-        return [self.predict(sample) for sample in batch]
-
-    test_step = predict_step = validation_step  # type: ignore[assignment]
 
     def predict(self, sample: Sample) -> Prediction:
         """Answer each piece of each class's map; a piece's score is the class probability times its share of the maximum."""

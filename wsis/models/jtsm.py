@@ -43,12 +43,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
@@ -56,7 +55,7 @@ from wsis.errors import InputError
 from wsis.evidence.grabcut import SIZE, Evidence, Request, resample
 from wsis.images.read import read_image
 from wsis.losses import NO_STUFF, image_loss, mask_loss, semantic_loss
-from wsis.metrics import Evaluation
+from wsis.method import Method, Stages
 from wsis.nn.backbone import Backbone
 from wsis.nn.detection import (
     Detection,
@@ -77,13 +76,10 @@ from wsis.ops.moi_pool import Compensation
 from wsis.parts.classifier import pretrain
 from wsis.types import RLE, Batch, Prediction, Proposals, Sample
 
-if TYPE_CHECKING:
-    from wsis.runs.run import Run
-
 __all__ = ["JTSM"]
 
 
-class JTSM(pl.LightningModule):
+class JTSM(Method):
     """Mine things and stuff together, from tags.
 
     Args:
@@ -125,7 +121,7 @@ class JTSM(pl.LightningModule):
         stuff_area: fewest pixels of a stuff class in the panoptic map.
     """
 
-    supervision = "tags"
+    supervision = frozenset({"tags", "stuff_tags"})
     needs_segments = True
 
     def __init__(
@@ -188,11 +184,7 @@ class JTSM(pl.LightningModule):
         )
         self.evidence = Evidence()
 
-    def configure_callbacks(self) -> list[Callback]:
-        """Evaluate whatever is predicted."""
-        return [Evaluation()]
-
-    def stages(self, run: Run, data: pl.LightningDataModule) -> None:
+    def stages(self, run: Stages, data: pl.LightningDataModule) -> None:
         """Train a classifier first where the backbone starts from nothing, then JTSM."""
         if self.hparams["pretraining"]:
             self.backbone.load(pretrain(run, self.hparams, data))
@@ -219,10 +211,7 @@ class JTSM(pl.LightningModule):
             )
             total["semantic"] = semantic_loss(logits, canvas)  # eq. (10)
         loss = torch.stack(list(total.values())).sum()
-        self.log_dict(
-            {f"train/{name}": value for name, value in total.items()}, batch_size=len(batch)
-        )
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log_losses(total, loss, len(batch))
         return loss
 
     def mining(self, features: Tensor, proposals: list[Proposals]) -> list[Detection]:
@@ -327,12 +316,6 @@ class JTSM(pl.LightningModule):
             [Request(sample["image_id"], image, sample["view"].to_original(boxes), sure)]
         )
         return windows.to(boxes.device), masks.to(boxes.device)
-
-    def validation_step(self, batch: Batch, _: int) -> list[Prediction]:  # type: ignore[override]
-        """Predict each image."""
-        return [self.predict(sample) for sample in batch]
-
-    test_step = predict_step = validation_step  # type: ignore[assignment]
 
     def predict(self, sample: Sample) -> Prediction:
         """Average scores and boxes of each proposal over the views, suppress, segment, and merge with stuff."""

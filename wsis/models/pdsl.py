@@ -43,18 +43,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from wsis.evidence.grabcut import Evidence, Request, resample
 from wsis.images.read import read_image
 from wsis.losses import correlation_loss, image_loss, instance_activation, mask_loss
-from wsis.metrics import Evaluation
+from wsis.method import Method, Stages
 from wsis.nn.backbone import Backbone
 from wsis.nn.detection import (
     Detection,
@@ -72,13 +71,10 @@ from wsis.nn.regions import Pooling, looks, mean_and_contrast, pool
 from wsis.parts.classifier import pretrain
 from wsis.types import Batch, Prediction, Proposals, Sample
 
-if TYPE_CHECKING:
-    from wsis.runs.run import Run
-
 __all__ = ["PDSL"]
 
 
-class PDSL(pl.LightningModule):
+class PDSL(Method):
     """Detect and segment in parallel, from tags.
 
     Args:
@@ -115,8 +111,6 @@ class PDSL(pl.LightningModule):
         test_flip: whether predictions are averaged with the mirror image's.
         nms: box IoU above which the lower-scored of two detections of a class is dropped.
     """
-
-    supervision = "tags"
 
     def __init__(
         self,
@@ -164,11 +158,7 @@ class PDSL(pl.LightningModule):
         self.masks = MaskHeads(self.backbone.channels, [1] + [num_classes] * mask_heads, mask_width)
         self.evidence = Evidence(evidence)
 
-    def configure_callbacks(self) -> list[Callback]:
-        """Evaluate whatever is predicted."""
-        return [Evaluation()]
-
-    def stages(self, run: Run, data: pl.LightningDataModule) -> None:
+    def stages(self, run: Stages, data: pl.LightningDataModule) -> None:
         """Train a classifier first where the backbone starts from nothing, then PDSL."""
         if self.hparams["pretraining"]:
             classifier = pretrain(run, self.hparams, data)
@@ -211,10 +201,7 @@ class PDSL(pl.LightningModule):
             target = (logits.detach() > 0).to(logits.dtype)
         weights = {"correlation": self.hparams["correlation"]}
         loss = torch.stack([weights.get(name, 1.0) * value for name, value in total.items()]).sum()
-        self.log_dict(
-            {f"train/{name}": value for name, value in total.items()}, batch_size=len(batch)
-        )
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log_losses(total, loss, len(batch))
         return loss
 
     def detection(self, features: Tensor, proposals: list[Proposals]) -> list[Detection]:
@@ -271,12 +258,6 @@ class PDSL(pl.LightningModule):
             target = resample(windows.to(b.device), evidence.to(b.device), nearest, b, 28)
             masks.append(target.flip(-1) if s["view"].flip else target)
         return torch.cat(masks).round()
-
-    def validation_step(self, batch: Batch, _: int) -> list[Prediction]:  # type: ignore[override]
-        """Predict each image."""
-        return [self.predict(sample) for sample in batch]
-
-    test_step = predict_step = validation_step  # type: ignore[assignment]
 
     def predict(self, sample: Sample) -> Prediction:
         """Average scores and boxes of each proposal over the views of the image, suppress, then average masks."""

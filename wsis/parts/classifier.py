@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -19,19 +19,17 @@ from torchmetrics.classification import MultilabelAveragePrecision
 
 from wsis.errors import InputError
 from wsis.losses import log_mean_exp
+from wsis.method import Method, Stages
 from wsis.nn.backbone import Backbone
 from wsis.runs.stage import Stage
 from wsis.types import Batch
-
-if TYPE_CHECKING:
-    from wsis.runs.run import Run
 
 __all__ = ["Classifier", "pretrain"]
 
 Pooling = Literal["average", "lse", "max"]
 
 
-class Classifier(pl.LightningModule):
+class Classifier(Method):
     """Learn from tags which classes an image holds.
 
     Args:
@@ -48,7 +46,6 @@ class Classifier(pl.LightningModule):
         weight_decay: of AdamW.
     """
 
-    supervision = "tags"
     needs_proposals = False
 
     def __init__(
@@ -103,15 +100,13 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Learn the tags."""
         loss = self.loss(batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log_losses({}, loss, len(batch))
         return loss
 
-    def validation_step(self, batch: Batch, _: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int = 0) -> None:
         """Average precision of the tags, mean over classes."""
         self.precision(self.logits(batch).sigmoid(), tags(batch).long())
         self.log("val/mAP", self.precision, prog_bar=True, batch_size=len(batch))
-
-    test_step = validation_step
 
     def configure_optimizers(self) -> Any:
         """As `optimiser`, over the trainer's steps."""
@@ -132,7 +127,7 @@ class Classifier(pl.LightningModule):
         return [optimiser], [{"scheduler": schedule, "interval": "step"}]
 
 
-def pretrain(run: Run, hparams: Mapping[str, Any], data: pl.LightningDataModule) -> Path:
+def pretrain(run: Stages, hparams: Mapping[str, Any], data: pl.LightningDataModule) -> Path:
     """Train a classifier on another model's backbone as the run's first stage; returns its checkpoint.
 
     Args:
@@ -144,7 +139,7 @@ def pretrain(run: Run, hparams: Mapping[str, Any], data: pl.LightningDataModule)
         name: hparams[name]
         for name in ("num_classes", "backbone", "weights", "output_stride", "backbone_args")
     }
-    return Stage.of(Classifier, "pretraining", hparams["pretraining"] or {}, **shared).train(
+    return Stage.of("pretraining", hparams["pretraining"] or {}, Classifier, **shared).train(
         run, "1-classifier", data
     )
 

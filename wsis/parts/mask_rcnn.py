@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -26,7 +24,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
 
 from wsis.errors import InputError
-from wsis.metrics import Evaluation
+from wsis.method import Method
 from wsis.nn.backbone import Backbone
 from wsis.nn.masks import paste
 from wsis.nn.optimisation import Optimiser, optimise
@@ -39,7 +37,7 @@ _RATIOS = (0.5, 1.0, 2.0)
 _HALF = 0.5  # torchvision cuts mask targets with a pixel's centre at its index: IoU 0.993 of what is pasted so, else 0.960
 
 
-class MaskRCNN(pl.LightningModule):
+class MaskRCNN(Method):
     """Learn boxes, classes and masks from masks.
 
     Args:
@@ -71,7 +69,7 @@ class MaskRCNN(pl.LightningModule):
         detections: most detections of an image, of all classes.
     """
 
-    supervision = "masks"
+    supervision = frozenset({"tags", "boxes", "masks"})
     needs_proposals = False
 
     def __init__(
@@ -137,10 +135,6 @@ class MaskRCNN(pl.LightningModule):
             mask_predictor=MaskRCNNPredictor(mask_width, mask_width, num_classes + 1),
         )
 
-    def configure_callbacks(self) -> list[Callback]:
-        """Evaluate whatever is predicted."""
-        return [Evaluation()]
-
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """L = L_cls + L_box + L_mask, section 3 of the paper, and those of the region proposal network."""
         skip = self.hparams["skip_crowds"]
@@ -149,10 +143,7 @@ class MaskRCNN(pl.LightningModule):
             [_learnable(sample["target"], skip) for sample in batch],
         )
         loss = torch.stack(list(losses.values())).sum()
-        self.log_dict(
-            {f"train/{name}": value for name, value in losses.items()}, batch_size=len(batch)
-        )
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log_losses(losses, loss, len(batch))
         return loss
 
     def losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -209,12 +200,6 @@ class MaskRCNN(pl.LightningModule):
         maps = self.pyramid(self.backbone.network(padded))
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         return {name: map_.float() for name, map_ in maps.items()}, ImageList(padded, sizes)
-
-    def validation_step(self, batch: Batch, _: int) -> list[Prediction]:  # type: ignore[override]
-        """Predict each image."""
-        return [self.predict(sample) for sample in batch]
-
-    test_step = predict_step = validation_step  # type: ignore[assignment]
 
     def predict(self, sample: Sample) -> Prediction:
         """Detect in the scaled image; masks are stretched over their boxes in the original."""

@@ -15,6 +15,7 @@ from wsis.command_line.settings import Config, recipe
 from wsis.errors import InputError
 from wsis.files import read_json
 from wsis.inference import make_data, read_run, trained
+from wsis.method import Method, describe_supervision
 from wsis.proposals.file import ProposalFile
 from wsis.reports.settings import departures, row_key
 from wsis.runs.run import stages
@@ -245,12 +246,12 @@ def _numbers(figures: Mapping[str, float | None]) -> dict[str, float]:
     return {name: math.nan if value is None else float(value) for name, value in figures.items()}
 
 
-def _supervision(cls: type, given: Mapping[str, Any], labels: Path | None) -> str:
+def _supervision(cls: type[Method], given: Mapping[str, Any], labels: Path | None) -> str:
     """What labels a run has seen, in whatever way."""
     if labels:
         return f"labels by {_source(labels)}"
     salient = " + salient masks" if given.get("salient_share") else ""
-    return f"{getattr(cls, 'supervision', 'tags')}{salient}"
+    return f"{describe_supervision(cls.supervision)}{salient}"
 
 
 def _source(path: Path) -> str:
@@ -262,9 +263,9 @@ def _source(path: Path) -> str:
     return path.name
 
 
-def _segments(cls: type, data: Mapping[str, Any]) -> str:
+def _segments(cls: type[Method], data: Mapping[str, Any]) -> str:
     given = data.get("proposals", "none")
-    if not getattr(cls, "needs_proposals", True) or given == "none":
+    if not cls.needs_proposals or given == "none":
         return "none"
     if given == "auto":
         return "wsis.propose, untrained"

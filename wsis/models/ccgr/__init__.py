@@ -27,10 +27,9 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pycocotools import mask as rle
@@ -41,16 +40,13 @@ from wsis.errors import InputError
 from wsis.evidence.affinity import AffinityNet
 from wsis.evidence.boxes import Form, refine_boxes, surround_part
 from wsis.files import read_json
+from wsis.method import Method, Stages
 from wsis.models.ccgr.branches import BagDetector, Boxes, Segmentation
 from wsis.models.ccgr.hints import write_first_hints, write_next_hints
 from wsis.nn.backbone import Backbone
 from wsis.parts.classifier import pretrain
-from wsis.parts.mask_rcnn import MaskRCNN
 from wsis.runs.stage import Stage
 from wsis.types import Batch, Prediction, Sample
-
-if TYPE_CHECKING:
-    from wsis.runs.run import Run
 
 __all__ = ["CCGR", "Refinement", "Segmentation"]
 
@@ -67,7 +63,7 @@ HINTS = (
 """Settings of the first round's peaks, bags and pixel labels."""
 
 
-class CCGR(pl.LightningModule):
+class CCGR(Method):
     """Learn instance masks from tags by three branches in turn.
 
     Args:
@@ -97,9 +93,6 @@ class CCGR(pl.LightningModule):
         segmentation: `steps` and settings of the semantic segmentation.
         segmentor: `steps` and settings of Mask R-CNN.
     """
-
-    supervision = "tags"
-    predictor = MaskRCNN
 
     def __init__(
         self,
@@ -132,7 +125,7 @@ class CCGR(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters()
 
-    def stages(self, run: Run, data: Any) -> None:
+    def stages(self, run: Stages, data: Any) -> None:
         """Classifier and affinities give the first hints; then detector, segmentation, refinement and Mask R-CNN, in rounds."""
         affinity, branches = self.affinities(), self.branches()
         check_depth(
@@ -158,7 +151,7 @@ class CCGR(pl.LightningModule):
             labels = run.label(
                 f"round-{number}-labels", refinement, data.variant(hints / "bags.json")
             )
-            segmentor.train(run, f"round-{number}-mask-rcnn", data, labels)
+            segmentor.train(run, f"round-{number}-segmentor", data, labels)
             if number < self.hparams["rounds"]:
                 found = run.label(
                     f"round-{number}-detections", segmentor.model, data, self.hparams["score"]
@@ -171,36 +164,36 @@ class CCGR(pl.LightningModule):
                 )
                 branches = self.branches()
 
-    def affinities(self) -> Stage[AffinityNet]:
+    def affinities(self) -> Stage:
         """The affinity network, on the classifier's features."""
         settings = {"output_stride": self.hparams["output_stride"], "stage": -1} | (
             self.hparams["pretraining"] or {}
         )
         return self.part(
-            AffinityNet,
             "affinity",
+            AffinityNet,
             output_stride=settings["output_stride"],
             stage=settings["stage"],
         )
 
-    def part(self, cls: type[pl.LightningModule], setting: str, **shared: Any) -> Stage[Any]:
+    def part(self, setting: str, default: str | type[Method], **shared: Any) -> Stage:
         """What a setting describes, on the method's backbone."""
         shared |= {
             name: self.hparams[name] for name in ("num_classes", "backbone", "backbone_args")
         }
-        return Stage.of(cls, setting, self.hparams[setting] or {}, **shared)
+        return Stage.of(setting, self.hparams[setting] or {}, default, **shared)
 
-    def branches(self) -> tuple[Stage[Any], Stage[Any], Stage[Any]]:
+    def branches(self) -> tuple[Stage, Stage, Stage]:
         """Detector, segmentation and Mask R-CNN, untrained."""
         mine = {"weights": "none"}  # they start from the classifier's
         detector, segmentation = (
-            self.part(BagDetector, "detector", **mine),
-            self.part(Segmentation, "segmentation", **mine),
+            self.part("detector", BagDetector, **mine),
+            self.part("segmentation", Segmentation, **mine),
         )
         return (
             detector,
             segmentation,
-            self.part(MaskRCNN, "segmentor", weights=self.hparams["weights"]),
+            self.part("segmentor", "mask_rcnn", weights=self.hparams["weights"]),
         )
 
     def refinement(
@@ -211,7 +204,7 @@ class CCGR(pl.LightningModule):
         return Refinement(detector, segmentation, peaks, *(self.hparams[name] for name in names))
 
 
-class Refinement(pl.LightningModule):
+class Refinement(Method):
     """Label images by the boxes of a detector, refined on the maps of a segmentation; both are trained.
 
     Args:
@@ -225,7 +218,7 @@ class Refinement(pl.LightningModule):
         whole: whether boxes are drawn around connected parts at last.
     """
 
-    supervision = "boxes"
+    supervision = frozenset({"tags", "boxes"})
     needs_proposals = False
 
     def __init__(
@@ -246,7 +239,7 @@ class Refinement(pl.LightningModule):
             int(image): torch.tensor(found).view(-1, 3) for image, found in read_json(peaks).items()
         }
 
-    def label(self, batch: Batch) -> list[Prediction]:
+    def label(self, batch: Batch, score_threshold: float = 0.0) -> list[Prediction]:
         """Masks of the images' boxes: what is segmented as a box's class inside it, once it is refined."""
         maps = [self.maps(sample) for sample in batch]
         chosen = (

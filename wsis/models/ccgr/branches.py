@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import pytorch_lightning as pl
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from wsis.losses import image_loss
+from wsis.method import Method
 from wsis.nn.backbone import Backbone
 from wsis.nn.mil import MILHead, Trunk
 from wsis.nn.optimisation import Optimiser, optimise
@@ -32,7 +32,7 @@ class Boxes(NamedTuple):
     """(K,)."""
 
 
-class BagDetector(pl.LightningModule):
+class BagDetector(Method):
     """The MIL branch: choose one box of each bag (section "Multiple instance learning branch").
 
     Args:
@@ -53,7 +53,7 @@ class BagDetector(pl.LightningModule):
         decay_at: fractions of the schedule at which the learning rate falls to a tenth.
     """
 
-    supervision = "boxes"
+    supervision = frozenset({"tags", "boxes"})
     needs_proposals = False
 
     def __init__(
@@ -101,7 +101,7 @@ class BagDetector(pl.LightningModule):
         wanted = F.one_hot(labels, self.hparams["num_classes"]).float()
         losses = [image_loss(bag, label) for bag, label in zip(scores, wanted, strict=True)]
         loss = torch.stack(losses).mean() if losses else 0 * self.head.detection.bias.sum()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log_losses({}, loss, len(batch))
         return loss
 
     def choose(self, batch: Batch) -> list[Boxes]:
@@ -123,7 +123,7 @@ class BagDetector(pl.LightningModule):
         return optimise(self)
 
 
-class Segmentation(pl.LightningModule):
+class Segmentation(Method):
     """The SS branch: a network of segmentation_models_pytorch on pixel labels, background last.
 
     Args:
@@ -141,7 +141,7 @@ class Segmentation(pl.LightningModule):
         decay_at: fractions of the schedule at which the learning rate falls to a tenth.
     """
 
-    supervision = "masks"
+    supervision = frozenset({"tags", "boxes", "masks"})
     needs_proposals = False
 
     def __init__(
@@ -191,7 +191,7 @@ class Segmentation(pl.LightningModule):
                 sample, self.hparams["num_classes"]
             )
         loss = F.cross_entropy(logits, labels, ignore_index=-1)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log_losses({}, loss, len(batch))
         return loss
 
     def configure_optimizers(self) -> Any:

@@ -38,25 +38,20 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import pytorch_lightning as pl
+from typing import Any, Literal
 
 from wsis.evidence.em import Distance
+from wsis.method import Method, Stages
 from wsis.models.em_paste.foregrounds import write_foregrounds, write_segments
 from wsis.parts.classifier import pretrain
-from wsis.parts.mask_rcnn import MaskRCNN
 from wsis.pasting.compose import Blend, Where
 from wsis.pasting.paster import Own, Paste
 from wsis.runs.stage import Stage
 
-if TYPE_CHECKING:
-    from wsis.runs.run import Run
-
 __all__ = ["EMPaste"]
 
 
-class EMPaste(pl.LightningModule):
+class EMPaste(Method):
     """Learn instance masks from tags by pasting foregrounds.
 
     Args:
@@ -89,9 +84,6 @@ class EMPaste(pl.LightningModule):
         pretraining: `steps` and settings of the classifier.
         segmentor: `steps` and settings of Mask R-CNN.
     """
-
-    supervision = "tags"
-    predictor = MaskRCNN
 
     def __init__(
         self,
@@ -126,7 +118,7 @@ class EMPaste(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters()
 
-    def stages(self, run: Run, data: Any) -> None:
+    def stages(self, run: Stages, data: Any) -> None:
         """Train a classifier, choose foregrounds by EM, and train Mask R-CNN on images they are pasted on."""
         self.paste(
             Path()
@@ -137,7 +129,7 @@ class EMPaste(pl.LightningModule):
         }
         skip = self.hparams["own"] == "ignore"
         segmentor = Stage.of(
-            MaskRCNN, "segmentor", self.hparams["segmentor"] or {}, skip_crowds=skip, **shared
+            "segmentor", self.hparams["segmentor"] or {}, "mask_rcnn", skip_crowds=skip, **shared
         )
         classifier = pretrain(run, self.hparams, data)
         how = {
@@ -161,7 +153,7 @@ class EMPaste(pl.LightningModule):
             "3-foregrounds", partial(write_foregrounds, segments=segments, data=data, **how), **how
         )
         segmentor.train(
-            run, "4-mask-rcnn", data.variant(found / "labels.json", paste=self.paste(found))
+            run, "4-segmentor", data.variant(found / "labels.json", paste=self.paste(found))
         )
 
     def paste(self, foregrounds: Path) -> Paste:
