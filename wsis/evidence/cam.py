@@ -63,7 +63,7 @@ def average_over_scales(
     Returns:
         (C,H,W); the largest of each map is 1 again.
     """
-    size = (image.shape[-2], image.shape[-1])
+    size = size_of(image)
     total: Tensor | float = 0.0
     for scale in scales:
         scaled = F.interpolate(
