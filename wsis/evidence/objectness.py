@@ -37,7 +37,7 @@ def objectness(image: NDArray[np.uint8], labels: NDArray[Any], members: NDArray[
     counts = _colours(image, labels, members.shape[1])
     sizes = counts.sum(1)
     looks = counts / sizes[:, None].clip(1)
-    selected = members.astype(np.float32)
+    selected = members.astype(np.float64)  # so that the order in which threads add is not seen in a float32
     area = selected @ sizes
     inside = selected @ counts / area[:, None].clip(1)
     touching = (_borders(labels, members.shape[1]) @ selected.T).T * ~members  # (P,S) pixels along which each is touched
@@ -53,7 +53,7 @@ def _colours(image: NDArray[np.uint8], labels: NDArray[Any], count: int) -> Floa
     """(S,bins) pixels of each Lab colour in each superpixel."""
     bins = lab_bins(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), _LEVELS)
     keys = labels.astype(np.int64) * _LEVELS**3 + bins
-    return np.bincount(keys.ravel(), minlength=count * _LEVELS**3).reshape(count, -1).astype(np.float32)
+    return np.bincount(keys.ravel(), minlength=count * _LEVELS**3).reshape(count, -1).astype(np.float64)
 
 
 def lab_bins(lab: NDArray[Any], levels: int) -> NDArray[np.int64]:
