@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 
 from wsis.nn.mil import (
     MILHead,
+    MLPHead,
     Pseudo,
     RefinementHead,
-    MLPHead,
     decode,
     detect,
     encode,

@@ -52,7 +52,8 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from wsis.errors import InputError
-from wsis.evidence.grabcut import SIZE, Evidence, Request, resample
+from wsis.evidence.grabcut import SIZE, resample
+from wsis.evidence.seed_masks import Evidence, Request
 from wsis.images.read import read_image
 from wsis.losses import NO_STUFF, image_loss, mask_loss, semantic_loss
 from wsis.method import Method, Stages, filled

@@ -50,7 +50,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from wsis.evidence.grabcut import Evidence, Request, resample
+from wsis.evidence.grabcut import resample
+from wsis.evidence.seed_masks import Evidence, Request
 from wsis.images.read import read_image
 from wsis.losses import correlation_loss, image_loss, instance_activation, mask_loss
 from wsis.method import Method, Stages, filled
