@@ -17,12 +17,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 from _runs import CONFIGS, call, on_small_coco
+from wsis.reports.tables import mean_and_range, print_table
 
 from wsis.datasets.coco import COCO
 from wsis.files import read_json
 from wsis.metrics import MaskIoU
 from wsis.nn.masks import run_lengths
-from wsis.reports.tables import mean_and_range, print_table
 from wsis.types import Prediction
 
 COLUMNS = ("mIoU", "IoU50", "IoU75")

@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from _runs import call
+from wsis.reports.tables import mean_and_range, print_table
 
 from wsis.files import read_json
 from wsis.machine import cores
-from wsis.reports.tables import mean_and_range, print_table
 
 OVERLAYS = Path(__file__).parents[1] / "configs" / "ablation"
 ROWS = {
@@ -80,7 +80,7 @@ def figures(folder: Path, row: str, draw: int) -> list[float | None]:
     """FIGURES of the last stage, the mask IoU of the joint one, and the share of masks that are not learnt from."""
     run = place(folder, row, draw)
     final = read_json(
-        next(iter([*run.glob("3-mask-rcnn/metrics.json"), *run.glob("train/metrics.json")]))
+        next(iter([*run.glob("3-segmentor/metrics.json"), *run.glob("train/metrics.json")]))
     )
     known: list[float | None] = [100 * final[f"val/{name}"] for name in FIGURES]
     if not (run / "1-joint").is_dir():

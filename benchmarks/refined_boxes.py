@@ -22,12 +22,12 @@ import torch
 from _runs import CONFIGS, call, on_small_coco
 from pycocotools import mask as rle
 from torchvision.ops import box_iou
+from wsis.reports.tables import mean_and_range, print_table
 
 from wsis.datasets.coco import COCO
 from wsis.datasets.shapes import Shapes
 from wsis.files import read_json
 from wsis.machine import cores
-from wsis.reports.tables import mean_and_range, print_table
 from wsis.test import truths_of
 
 OVERLAYS = CONFIGS / "ablation"
@@ -146,7 +146,7 @@ def external(folder: Path, draw: int, threads: int) -> Path:
 def figures(asked: argparse.Namespace, row: Row, draw: int) -> list[float | None]:
     """FIGURES of Mask R-CNN, and LEARNT of the labels that it learns from."""
     run = asked.folder / f"{row.run}-{draw}"
-    metrics = run / f"round-{row.round}-mask-rcnn/metrics.json"
+    metrics = run / f"round-{row.round}-segmentor/metrics.json"
     final = read_json(metrics) if metrics.exists() else {}
     labels = read_json(run / f"round-{row.round}-labels/labels.json")["annotations"]
     data = (

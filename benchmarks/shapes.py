@@ -15,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from _runs import call
+from wsis.reports.tables import mean_and_range, print_table
 
 from wsis.files import read_json
 from wsis.machine import cores
-from wsis.reports.tables import mean_and_range, print_table
 
 METHODS = {
     "cam": ["--model", "cam"],

@@ -44,7 +44,7 @@ def run(tmp_path_factory) -> Path:
         "--trainer.max_steps",
         "2",
     ]
-    words += ["--model.least_agreement", "0.8", "--model.segmentor", json.dumps(SEGMENTOR)]
+    words += ["--model.min_agreement", "0.8", "--model.segmentor", json.dumps(SEGMENTOR)]
     fit.main([*words, "--run_dir", str(place / "run")])
     return place / "run"
 
@@ -68,7 +68,7 @@ def test_a_run_is_its_last_trained_stage_or_the_one_asked_for(run, capsys):
     )  # the joint network's, as the setting names none
     assert isinstance(wsis.load(run, "1-joint").model, BoxCaseg)
     line = refused(testing, ["--run", run, "--stage", "2-proxy-masks"], capsys)
-    assert "no trained stage '2-proxy-masks'; it has 1-joint, 3-mask-rcnn" in line
+    assert "no trained stage '2-proxy-masks'; it has 1-joint, 3-segmentor" in line
 
 
 def test_masks_in_given_boxes_are_judged_by_their_overlap(run, capsys):
@@ -188,7 +188,7 @@ def test_boxes_where_they_do_not_belong(run, tmp_path, capsys):
     words = [tmp_path / "mine", "--run", run, "--out", tmp_path / "out"]
     assert "needs --boxes" in refused(predict, [*words, "--stage", "1-joint"], capsys)
     assert "does not take --boxes" in refused(
-        predict, [*words, "--stage", "3-mask-rcnn", "--boxes", path], capsys
+        predict, [*words, "--stage", "3-segmentor", "--boxes", path], capsys
     )
     content = json.loads(path.read_text())
     content["images"][0]["width"] += 1
@@ -258,7 +258,7 @@ def test_what_only_later_stages_need_trains_no_earlier_one_again(run, tmp_path, 
             str(run / "config.yaml"),
             "--run_dir",
             str(tmp_path / "run"),
-            "--model.least_agreement",
+            "--model.min_agreement",
             "0.1",
         ]
     )
@@ -276,4 +276,4 @@ def test_what_only_later_stages_need_trains_no_earlier_one_again(run, tmp_path, 
     fit.main([*words, "--model.segmentor", json.dumps(SEGMENTOR | {"nms": 0.4})])
     said = capsys.readouterr().out
     assert "2-proxy-masks: done before" in said
-    assert "3-mask-rcnn: settings or earlier stages have changed" in said
+    assert "3-segmentor: settings or earlier stages have changed" in said

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from pycocotools import mask as rle_masks
 
+from wsis.method import Method
 from wsis.metrics import Evaluation
 from wsis.types import Prediction
 
 __all__ = ["Peeper"]
 
 
-class Peeper(pl.LightningModule):
+class Peeper(Method):
     """Says what is there.
 
     Args:
@@ -21,7 +21,6 @@ class Peeper(pl.LightningModule):
         blind: Whether it finds nothing.
     """
 
-    supervision = "tags"
     needs_proposals = False
 
     def __init__(self, num_classes: int, blind: bool = False) -> None:

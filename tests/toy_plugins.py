@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from wsis.data.samplers import OrderSampler, StepSampler
+from wsis.method import Method
 from wsis.metrics import Evaluation
 from wsis.runs.run import Run
 from wsis.types import Prediction
@@ -20,7 +21,7 @@ from wsis.types import Prediction
 SLOW = float(os.environ.get("TOY_SLOW", 0))
 
 
-class Net(pl.LightningModule):
+class Net(Method):
     """A net with dropout and momentum: both remember.
 
     Args:
@@ -31,7 +32,6 @@ class Net(pl.LightningModule):
         sizes: Sizes of something.
     """
 
-    supervision = "tags"
     needs_proposals = False
 
     def __init__(

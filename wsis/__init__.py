@@ -1,7 +1,7 @@
 """Weakly supervised instance segmentation: five ways from tags and boxes to masks, on one footing.
 
-`wsis.PDSL` and every other model and data set, `wsis.load(RUN)` and `wsis.predict(model, image)` are imported when first
-used: `import wsis` alone loads neither torch nor a method.
+`wsis.PDSL` and every other model and data set, `wsis.Method`, `wsis.load(RUN)` and `wsis.predict(model, image)` are
+imported when first used: `import wsis` alone loads neither torch nor a method.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["load", "predict"]
+__all__ = ["Method", "load", "predict"]
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for."""
     if name == "load":
         return importlib.import_module("wsis.inference").load
+    if name == "Method":
+        return importlib.import_module("wsis.method").Method
     if name == "predict":
         return importlib.import_module("wsis.predict")
     if name[0].isupper():  # a submodule's name must not come this far: `registry` is one

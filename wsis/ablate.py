@@ -196,7 +196,7 @@ def _plan(row: Variant, settings: Sequence[str]) -> Planned:
         raise InputError(f"row {row.name}: {error}") from error
     config = cli.settings()
     given = config["model"]["init_args"]
-    later = {*getattr(cli.model, "for_labels", ()), *getattr(cli.model, "for_later", ())}
+    later = {*cli.model.label_settings, *cli.model.later_settings}
     first = {name: value for name, value in given.items() if name not in later}
     return Planned(
         config,
@@ -220,9 +220,8 @@ class _NoRun:
 
 
 def _check_stages(model: Any, data: Any) -> None:
-    if hasattr(model, "stages"):
-        with contextlib.suppress(_Begun):
-            model.stages(_NoRun(), data)
+    with contextlib.suppress(_Begun):
+        model.stages(_NoRun(), data)
 
 
 class _Progress:

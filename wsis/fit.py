@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -16,6 +16,7 @@ from wsis.command_line.parser import CLI, run_folder, write_settings
 from wsis.errors import InputError
 from wsis.files import clear_scratch
 from wsis.inference import read_run
+from wsis.method import Method
 from wsis.runs.run import OnlyStage, Run, rank, stages
 
 __all__ = ["main"]
@@ -32,7 +33,14 @@ def main(argv: Sequence[str] | None = None) -> Run:
             folder.append(place)
             config = cli.config
             asked = config.seed_everything, config.save_every, config.stage
-            run = Run(place, cli.make_trainer, *asked, announce=_say, reuse=config.reuse)
+            run = Run(
+                place,
+                cli.make_trainer,
+                *asked,
+                announce=_say,
+                reuse=config.reuse,
+                supervision=cli.model.supervision,
+            )
             if config.list_stages:
                 _list(place)
                 return run
@@ -94,15 +102,9 @@ def _open(cli: CLI, folder: Path) -> None:
         write_settings(folder / "config.yaml", cli.settings())
 
 
-def _work(run: Run, model: pl.LightningModule, data: pl.LightningDataModule) -> None:
+def _work(run: Run, model: Method, data: pl.LightningDataModule) -> None:
     try:
-        staged: Callable[[Run, pl.LightningDataModule], None] | None = getattr(
-            model, "stages", None
-        )
-        if staged is not None:
-            staged(run, data)
-        else:
-            run.fit("train", model, data)
+        model.stages(run, data)
     except OnlyStage as unfinished:
         if run.only not in run.names:
             raise InputError(

@@ -22,6 +22,7 @@ from wsis.command_line.parser import new_trainer
 from wsis.command_line.settings import Config, read_config
 from wsis.errors import InputError
 from wsis.images.read import read_image
+from wsis.method import Method
 from wsis.metrics.evaluation import Evaluation
 from wsis.runs.checkpoints import intact
 from wsis.runs.labels import Labeller, write_labels
@@ -48,7 +49,7 @@ __all__ = [
 class Loaded(NamedTuple):
     """A run, ready to use."""
 
-    model: pl.LightningModule
+    model: Method
     """Of the stage asked for, in evaluation mode, on the CPU."""
     data: pl.LightningDataModule
     """As it was trained on."""
@@ -79,11 +80,7 @@ def load(run: str | os.PathLike[str], stage: str | None = None) -> Loaded:
             f"{checkpoint} is damaged or missing; mend it with `python -m wsis.fit --resume {folder}`"
         )
     given = config["model"].get("init_args") or {}
-    later = {
-        setting: given[setting]
-        for setting in getattr(known[name], "for_labels", ())
-        if setting in given
-    }
+    later = {setting: given[setting] for setting in known[name].label_settings if setting in given}
     try:
         model = (
             known[name]
@@ -97,31 +94,26 @@ def load(run: str | os.PathLike[str], stage: str | None = None) -> Loaded:
     return Loaded(model, make_data(config["data"]), config)
 
 
-def trained(run: Path) -> dict[str, type[pl.LightningModule]]:
-    """Names and models of a run's trained stages, in order, from the first that trains the method itself.
+def trained(run: Path) -> dict[str, type[Method]]:
+    """Return names and classes of a run's trained stages that predict, in order; the method's own always counts.
 
     Raises:
-        InputError: not the folder of a run, or the method is not trained yet.
+        InputError: not the folder of a run, or no such stage is finished.
     """
-    cls = registry.find("model", read_run(run)["model"]["class_path"])
-    method, *_ = wanted = [
-        f"{c.__module__}.{c.__qualname__}" for c in (cls, getattr(cls, "predictor", cls))
-    ]
-    finished = takewhile(
-        lambda entry: entry[1]["finished"], stages(run)
-    )  # what follows is of other settings
-    done = [
-        (place, stage["settings"].get("model"))
+    method = registry.find("model", read_run(run)["model"]["class_path"])
+    finished = takewhile(lambda entry: entry[1]["finished"], stages(run))  # later ones are stale
+    models = {
+        place.name: registry.find("model", stage["settings"]["model"])
         for place, stage in finished
         if (place / "checkpoints").is_dir()
-    ]
-    while done and done[0][1] not in wanted:  # what was trained to begin with, such as a classifier
-        done.pop(0)
-    if not done:
+    }
+    known = {name: model for name, model in models.items() if model is method or model.predicts()}
+    if not known:
         raise InputError(
-            f"{run} has no finished stage that trains {method}; continue it: `python -m wsis.fit --resume {run}`"
+            f"{run} has no finished stage that predicts; "
+            f"continue it: `python -m wsis.fit --resume {run}`"
         )
-    return {place.name: registry.find("model", model) for place, model in done}
+    return known
 
 
 def read_run(folder: Path) -> Config:
@@ -172,7 +164,7 @@ def classes_of(run: Path, data: Any) -> tuple[list[Record], list[Record]]:
 
 
 def store_predictions(
-    model: pl.LightningModule,
+    model: Method,
     data: Any,
     split: str,
     folder: Path,
@@ -204,17 +196,17 @@ def store_predictions(
 
 def labelling_stage(run: Path) -> str | None:
     """Return the last trained stage whose model has its own `label`; None if there is none."""
-    able = [name for name, model in trained(run).items() if hasattr(model, "label")]
+    able = [name for name, model in trained(run).items() if model.label is not Method.label]
     return able[-1] if able else None
 
 
 def store_labels(
-    model: pl.LightningModule,
+    model: Method,
     data: Any,
     split: str,
     out: Path,
     run: Path,
-    score: float = 0.5,
+    score_threshold: float = 0.5,
     accelerator: str = "auto",
     devices: int = 1,
 ) -> int | None:
@@ -226,7 +218,7 @@ def store_labels(
         split: "train" or "val".
         out: file to write.
         run: the model's run, named as the source of each label.
-        score: threshold for labels that are not the best of their class.
+        score_threshold: lowest score of a label that is not the best of its class.
         accelerator: as Lightning calls it.
         devices: how many.
 
@@ -235,14 +227,14 @@ def store_labels(
     """
     index: Index = data.index(split)
     with TemporaryDirectory() as folder:
-        labeller, place = Labeller(model, score), Path(folder)
+        labeller, place = Labeller(model, score_threshold), Path(folder)
         results = store_predictions(labeller, data, split, place, accelerator, devices)
         return None if results is None else write_labels(out, results, index, model, str(run))
 
 
 @torch.no_grad()
 def predict(
-    model: pl.LightningModule,
+    model: Method,
     image: str | os.PathLike[str] | Image | NDArray[np.uint8] | Tensor,
     boxes: Tensor | None = None,
 ) -> Prediction:
@@ -273,7 +265,7 @@ def predict(
             "labels": none,
             "crowd": none.bool(),
         }
-    if getattr(model, "needs_proposals", True):
+    if model.needs_proposals:
         from wsis.proposals.segments import propose
 
         sample["proposals"] = _to(propose(pixels), model.device)

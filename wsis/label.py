@@ -63,7 +63,7 @@ def label_images(
     model, data, _ = load(run, stage or labelling_stage(run))
     if images is not None:
         names = [category["name"] for category in classes_of(run, data)[0]]
-        wanted = () if getattr(model, "needs_boxes", False) else names
+        wanted = () if model.needs_boxes else names
         data = _folder(images, labels, wanted, data.loading)  # type: ignore[attr-defined]
         split = "train"
     count = store_labels(model, data, split, out, run, score, accelerator, devices)

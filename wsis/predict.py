@@ -75,7 +75,7 @@ def predict_images(
         InputError: not a finished run, no image can be read, or boxes that no stage takes or that are of other images.
     """
     model, data, _ = load(run, stage or (_stage_for_boxes(run) if boxes else None))
-    if getattr(model, "needs_boxes", False) != (boxes is not None):
+    if model.needs_boxes != (boxes is not None):
         raise InputError(
             f"{type(model).__name__} of {run} {'does not take' if boxes else 'needs'} --boxes; choose a --stage of it"
         )
@@ -113,7 +113,7 @@ class _Pictures(DataModule):
         return self._index
 
     def proposal_file(self, split: str, workers: int | None = None) -> ProposalFile | None:
-        needed = getattr(self._model(), "needs_proposals", True)
+        needed = self._needs().needs_proposals
         return cast("ProposalFile", _FreshProposals()) if needed else None
 
 
@@ -133,7 +133,7 @@ class _FreshProposals:
 
 def _stage_for_boxes(run: Path) -> str:
     """The last trained stage whose model segments given boxes."""
-    able = [name for name, model in trained(run).items() if getattr(model, "needs_boxes", False)]
+    able = [name for name, model in trained(run).items() if model.needs_boxes]
     if not able:
         raise InputError(
             f"{run} has no trained stage that segments given boxes; leave out --boxes, or train boxcaseg"

@@ -22,6 +22,7 @@ from wsis.data.samples import Samples
 from wsis.datasets.coco import COCO
 from wsis.datasets.shapes import Shapes
 from wsis.errors import InputError
+from wsis.method import Method
 from wsis.types import Batch, Sample
 
 AUGMENT = Augment(short_sides=(48, 64), crop=0.9, jitter=1.5)
@@ -29,7 +30,7 @@ BOXES = {"tags", "boxes", "labels", "crowd"}
 KEYS = {"tags": {"tags"}, "boxes": BOXES, "masks": BOXES | {"masks", "unsure"}}
 
 
-class Toy(pl.LightningModule):
+class Toy(Method):
     """Learns from everything it is given, random numbers included."""
 
     panoptic = True  # asks for all there is

@@ -24,6 +24,7 @@ from wsis.datasets.shapes import Shapes
 from wsis.datasets.voc import VOC, read_voc
 from wsis.errors import InputError
 from wsis.images.panoptic import PanopticMaps, write_map
+from wsis.method import Method
 
 SHARED = Path(os.environ.get("WSIS_SHARED", Path(__file__).parents[3] / "shared")) / "data"
 needs_coco = pytest.mark.skipif(not (SHARED / "coco").is_dir(), reason="needs real COCO images")
@@ -42,7 +43,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Shapes:
     return data
 
 
-class Model(pl.LightningModule):
+class Model(Method):
     """Asks for panoptic truths, or not."""
 
     needs_proposals = False

@@ -14,6 +14,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader, Dataset
 
+from wsis.method import Method
 from wsis.metrics import CorLoc, Evaluation, InstanceAP
 from wsis.metrics.results import to_results
 from wsis.types import Prediction, Truth
@@ -66,7 +67,7 @@ class SceneData(pl.LightningDataModule):
     train_dataloader = test_dataloader = predict_dataloader = val_dataloader
 
 
-class Oracle(pl.LightningModule):
+class Oracle(Method):
     """Knows what `scene` says; trains one number."""
 
     def __init__(self) -> None:

@@ -14,6 +14,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from torch.utils.data import DataLoader, Dataset
 
 from wsis.errors import InputError
+from wsis.method import Method
 from wsis.metrics import Evaluation, PanopticQuality
 from wsis.metrics.panoptic_results import read_panoptic
 from wsis.types import Prediction, Truth
@@ -60,7 +61,7 @@ class SceneData(pl.LightningDataModule):
     test_dataloader = predict_dataloader = val_dataloader
 
 
-class Oracle(pl.LightningModule):
+class Oracle(Method):
     def __init__(self, panoptic: bool = True) -> None:
         super().__init__()
         self.panoptic = panoptic

@@ -18,6 +18,7 @@ from wsis.datasets.shapes import Augment, Shapes
 from wsis.errors import InputError
 from wsis.evidence.affinity import AffinityNet
 from wsis.evidence.peaks import Bags
+from wsis.method import Method
 from wsis.models.ccgr import CCGR, Refinement, cut_out, segmented
 from wsis.models.ccgr.branches import BagDetector, Boxes, Segmentation, pixels_of
 from wsis.models.ccgr.hints import _bag_records, write_first_hints, write_next_hints
@@ -453,7 +454,7 @@ def test_a_branch_that_cannot_be_made_is_told_before_anything_is_trained(
     assert not list(tmp_path.glob("run/*/checkpoints"))
 
 
-class Silent(pl.LightningModule):
+class Silent(Method):
     """Finds nothing."""
 
     def label(self, batch: list) -> list[Prediction]:

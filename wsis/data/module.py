@@ -24,6 +24,7 @@ from wsis.data.samples import Samples, Supervision
 from wsis.data.transforms import Augment
 from wsis.errors import InputError
 from wsis.files import cache_folder
+from wsis.method import Method
 from wsis.pasting.paster import Paste, Paster
 from wsis.types import Batch, Index, Record
 
@@ -218,7 +219,7 @@ class DataModule(pl.LightningDataModule):
             split: "train" or "val".
             workers: processes that make them; one per core if None.
         """
-        if self.proposals == "none" or not getattr(self._model(), "needs_proposals", True):
+        if self.proposals == "none" or not self._needs().needs_proposals:
             return None
         from wsis.proposals.convert import convert
         from wsis.proposals.file import ProposalFile, make
@@ -257,8 +258,9 @@ class DataModule(pl.LightningDataModule):
 
     def samples(self, split: str, train: bool, supervision: Supervision | None = None) -> Samples:
         """Give the samples of a split, for training (varied, only what supervision allows) or evaluation (whole)."""
-        model = self._model()
-        allowed = supervision or cast(Supervision, getattr(model, "supervision", "tags"))
+        fields = self._needs().supervision
+        level = "masks" if "masks" in fields else "boxes" if "boxes" in fields else "tags"
+        allowed = supervision or cast(Supervision, level)
         if train:
             _require(self.index(split), allowed, self.relabelled)
         return Samples(
@@ -266,9 +268,9 @@ class DataModule(pl.LightningDataModule):
             allowed,
             self.augment if train else None,
             self.proposal_file(split),
-            getattr(model, "needs_segments", False),
+            self._needs().needs_segments,
             self.max_proposals,
-            getattr(model, "panoptic", False),
+            self._needs().panoptic,
             Paster(self.paste, self.class_names)
             if train and split == "train" and self.paste
             else None,
@@ -368,6 +370,13 @@ class DataModule(pl.LightningDataModule):
 
     def _model(self) -> pl.LightningModule | None:
         return None if self.trainer is None else getattr(self.trainer, "lightning_module", None)
+
+    def _needs(self) -> type[Method] | Method:
+        """Return the model that samples are made for; without a trainer, what most methods need."""
+        model = self._model()
+        if model is None or isinstance(model, Method):
+            return model or Method
+        raise TypeError(f"{type(model).__name__} must derive from wsis.Method to be given samples")
 
     def _stage(self) -> str | None:
         return None if self.trainer is None else self.trainer.state.fn

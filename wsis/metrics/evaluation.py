@@ -56,7 +56,7 @@ class Evaluation(Callback):
             data = _data(trainer)
             classes = getattr(data, "num_classes", None)
             self.metrics = [InstanceAP(classes), CorLoc(classes)]
-            if classes and getattr(pl_module, "panoptic", False):
+            if classes and pl_module.panoptic:
                 self.metrics.append(PanopticQuality(classes, getattr(data, "num_stuff", 0)))
 
     def _begin(self, module: pl.LightningModule) -> None:

@@ -5,7 +5,7 @@ P proposals, C classes, K foreground proposals, G pseudo-labels, D a feature len
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,13 +17,28 @@ from wsis.nn.mil import Match, MILHead, Pseudo, RefinementHead, decode, encode, 
 __all__ = [
     "Detection",
     "Detector",
-    "Foreground",
-    "Refinement",
-    "average",
-    "foreground",
+    "HeadWidths",
+    "MaskSamples",
+    "Refined",
+    "mask_samples",
     "nearest_seeds",
     "refine",
 ]
+
+
+@dataclass(frozen=True)
+class HeadWidths:
+    """Widths of the heads.
+
+    Args:
+        hidden: Width of the first fully connected layer; 4096 for ResNet18-WS, 2048 for the deeper ones.
+        features: Width of the second fully connected layer.
+        mask: Channels of the mask branches.
+    """
+
+    hidden: int = 4096
+    features: int = 4096
+    mask: int = 256
 
 
 class Detection(NamedTuple):
@@ -41,31 +56,6 @@ class Detection(NamedTuple):
         if not self.logits:
             return self.mil
         return torch.stack([logits.softmax(1) for logits in self.logits]).mean(0)[:, :-1]
-
-
-def average(
-    heads: Sequence[Detection], flips: Sequence[bool], proposals: Tensor, size: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """Average what several views of an image say of its proposals.
-
-    Args:
-        heads: of each view.
-        flips: whether each view is a mirror image.
-        proposals: (P,4) in the image.
-        size: (H, W) of the image, which clips regressed boxes.
-
-    Returns:
-        scores (P,C), and boxes: (P,C,4) where heads regress them, else the proposals.
-    """
-    scores = torch.stack([of_view.scores() for of_view in heads]).mean(0)
-    deltas = [[delta for delta in of_view.deltas if delta is not None] for of_view in heads]
-    if not deltas[0]:
-        return scores, proposals
-    means = [torch.stack(of_view).mean(0) for of_view in deltas]
-    back = [
-        m * m.new_tensor([-1, 1, 1, 1]) if flip else m for m, flip in zip(means, flips, strict=True)
-    ]
-    return scores, decode(torch.stack(back).mean(0), proposals, size)
 
 
 class Detector(nn.Module):
@@ -113,7 +103,7 @@ class Detector(nn.Module):
         ]
 
 
-class Refinement(NamedTuple):
+class Refined(NamedTuple):
     """What the refinement heads of one image learn, and what the last of them mines."""
 
     refinement: Tensor
@@ -133,7 +123,7 @@ def refine(
     size: tuple[int, int],
     prior: Tensor | None = None,
     background: float = 1.0,
-) -> Refinement:
+) -> Refined:
     """Let each refinement head learn from the best proposals of the one before it (OICR; PDSL and JTSM eqs. 3-4).
 
     Args:
@@ -156,10 +146,10 @@ def refine(
             boxes_before = decode(deltas.detach(), proposals, size)
         scores = logits.detach().softmax(1)
     pseudo = mine(scores, tags, image_scores, boxes_before, prior)
-    return Refinement(classes, boxes, scores, pseudo, match(proposals, pseudo, len(tags)))
+    return Refined(classes, boxes, scores, pseudo, match(proposals, pseudo, len(tags)))
 
 
-class Foreground(NamedTuple):
+class MaskSamples(NamedTuple):
     """The proposals of one image that train the mask branch."""
 
     boxes: Tensor
@@ -176,12 +166,12 @@ class Foreground(NamedTuple):
     """(K,) box IoU with it."""
 
 
-def foreground(proposals: Tensor, pseudo: Pseudo, matched: Match, most: int) -> Foreground:
+def mask_samples(proposals: Tensor, pseudo: Pseudo, matched: Match, most: int) -> MaskSamples:
     """Take at most `most` of the proposals (P,4) that are matched to a class, at random, with their pseudo-labels' scores."""
     index = matched.foreground.nonzero().flatten()
     index = index[torch.randperm(len(index), device=index.device)[:most]]
     which = matched.pseudo[index]
-    return Foreground(
+    return MaskSamples(
         proposals[index],
         index,
         matched.labels[index],
@@ -191,7 +181,7 @@ def foreground(proposals: Tensor, pseudo: Pseudo, matched: Match, most: int) -> 
     )
 
 
-def nearest_seeds(found: Foreground, seeds: int) -> Tensor:
+def nearest_seeds(found: MaskSamples, seeds: int) -> Tensor:
     """Indices into the foreground (K,) of the `seeds` proposals nearest to each pseudo-label by box IoU."""
     groups = found.pseudo == torch.unique(found.pseudo)[:, None]  # (G,K)
     overlap = torch.where(groups, found.overlap, -1.0)

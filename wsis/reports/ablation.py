@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,8 +132,11 @@ def _read_variant(
     _check_keys(content, {"config", "set", "paper", "needs", "model"}, set(), place)
     if not content.get("model", model):
         raise InputError(f"{place} needs `model: NAME`, for itself or at the top of the file")
-    overlay = read_config(path.parent / content["config"]) if "config" in content else {}
-    settings = dict(_flatten(overlay)) | (content.get("set") or {})
+    settings = dict(content.get("set") or {})
+    model = content.get("model", model)
+    if "config" in content:
+        overlay = read_config(path.parent / content["config"])
+        settings = dict(_flatten(overlay, _groups(model))) | settings
     paper = content.get("paper") or [None] * len(metrics)
     if len(paper) != len(metrics):
         raise InputError(
@@ -140,7 +145,7 @@ def _read_variant(
         )
     known = {m: value / 100 for m, value in zip(metrics, paper, strict=True) if value is not None}
     words, needs = tuple(as_words(settings)), content.get("needs", "")
-    return Variant(name, words, known, needs, content.get("model", model))
+    return Variant(name, words, known, needs, model)
 
 
 def _check_keys(content: Any, known: set[str], required: set[str], place: str) -> None:
@@ -158,13 +163,21 @@ def _check_keys(content: Any, known: set[str], required: set[str], place: str) -
         raise InputError(f"{place} needs {', '.join(sorted(missing))}")
 
 
-def _flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield settings by dotted name; a dictionary that a model takes stays one."""
+def _flatten(config: Config, groups: Set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield settings by dotted name; a dictionary that is a value of the model stays one."""
     for key, value in config.items():
-        if isinstance(value, dict) and (prefix != "model." or key == "init_args"):
-            yield from _flatten(value, prefix if key == "init_args" else f"{prefix}{key}.")
+        name = prefix if key == "init_args" else f"{prefix}{key}."
+        is_group = prefix != "model." or key == "init_args" or key in groups
+        if isinstance(value, dict) and is_group:
+            yield from _flatten(value, groups, name)
         elif key != "class_path":
             yield f"{prefix}{key}", value
+
+
+def _groups(model: str) -> set[str]:
+    """Return the arguments of a model that are groups of settings."""
+    parameters = inspect.signature(registry.find("model", model)).parameters
+    return {name for name, p in parameters.items() if dataclasses.is_dataclass(p.default)}
 
 
 def row_of_runs(table: Table, variant: Variant, runs: Sequence[Path]) -> Row:

@@ -103,8 +103,7 @@ def evaluate_run(
     file = store_predictions(model, data, split, place, accelerator, devices)
     if file is None:
         return None
-    given_boxes = getattr(model, "needs_boxes", False)
-    return evaluate_file(file, data, split, place, panoptic, given_boxes, run)
+    return evaluate_file(file, data, split, place, panoptic, model.needs_boxes, run)
 
 
 def evaluate_file(

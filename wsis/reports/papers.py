@@ -11,7 +11,7 @@ from wsis.reports.runs import Entry
 
 __all__ = ["Published", "published"]
 
-FREE = ("backbone", "weights", "panoptic")
+FREE = ("backbone.name", "backbone.weights", "panoptic")
 """Settings that may differ from the paper's: other columns of the table show them."""
 
 
@@ -27,7 +27,7 @@ def published(entry: Entry) -> Published | None:
     """Return the metrics of a run's paper; None unless recipe, classes and images are the paper's."""
     index = entry.evaluation_set.index
     if entry.supervision.startswith("labels by") or any(
-        name.rpartition(".")[2] not in FREE for name in entry.departures
+        not name.endswith(FREE) for name in entry.departures
     ):
         return None
     place = (

@@ -16,6 +16,7 @@ from wsis.command_line.settings import Config, recipe
 from wsis.errors import InputError
 from wsis.files import read_json
 from wsis.inference import make_data, read_run, trained
+from wsis.method import Method, describe_supervision
 from wsis.proposals.file import ProposalFile
 from wsis.reports.evaluation import annotated_index, read_metrics
 from wsis.reports.settings import departures, row_key
@@ -199,7 +200,7 @@ def read_entry(folder: Path, results: Path, evaluation_set: EvaluationSet) -> En
         supervision=supervision,
         segments=segments,
         weights=weights,
-        backbone=", ".join(_each(given, "backbone")) or "-",
+        backbone=", ".join(_of_backbones(given, "name")) or "-",
         seed=(int(config.get("seed_everything") or 0), int(loading_seed or 0)),
         key=row_key(config, supervision, segments, weights),
         config=_config(config, changed),
@@ -262,12 +263,12 @@ def last_trained(folder: Path) -> Path:
     return folder / list(trained(folder))[-1] / "checkpoints" / "last.ckpt"
 
 
-def _supervision(cls: type, given: Mapping[str, Any], labels: Path | None) -> str:
+def _supervision(cls: type[Method], given: Mapping[str, Any], labels: Path | None) -> str:
     """Return the kinds of labels that a run has learnt from."""
     if labels:
         return f"labels by {_source(labels)}"
-    salient = " + salient masks" if given.get("salient_share") else ""
-    return f"{getattr(cls, 'supervision', 'tags')}{salient}"
+    salient = " + salient masks" if given.get("salient_fraction") else ""
+    return f"{describe_supervision(cls.supervision)}{salient}"
 
 
 def _source(path: Path) -> str:
@@ -279,9 +280,9 @@ def _source(path: Path) -> str:
     return path.name
 
 
-def _segments(cls: type, data: Mapping[str, Any]) -> str:
+def _segments(cls: type[Method], data: Mapping[str, Any]) -> str:
     given = data.get("proposals", "none")
-    if not getattr(cls, "needs_proposals", True) or given == "none":
+    if not cls.needs_proposals or given == "none":
         return "none"
     if given == "auto":
         return "wsis.propose, untrained"
@@ -295,14 +296,15 @@ def _segments(cls: type, data: Mapping[str, Any]) -> str:
 
 def _weights(given: Mapping[str, Any]) -> str:
     names = {"none": "random", "imagenet": "ImageNet"}
-    known = [names.get(weights, Path(weights).name) for weights in _each(given, "weights")]
+    known = [names.get(name, Path(name).name) for name in _of_backbones(given, "weights")]
     return ", ".join(dict.fromkeys(known)) or "-"
 
 
-def _each(given: Mapping[str, Any], setting: str) -> list[str]:
-    """Return the distinct values of a setting, of the model first, then of its parts."""
+def _of_backbones(given: Mapping[str, Any], setting: str) -> list[str]:
+    """Return the distinct values of a backbone setting, of the model first, then of its parts."""
     parts = [given, *(part for part in given.values() if isinstance(part, Mapping))]
-    return list(dict.fromkeys(str(part[setting]) for part in parts if part.get(setting)))
+    backbones = [part.get("backbone") or {} for part in parts]
+    return list(dict.fromkeys(str(group[setting]) for group in backbones if group.get(setting)))
 
 
 def _short(value: Any) -> str:

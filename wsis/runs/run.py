@@ -33,6 +33,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from wsis.errors import InputError
 from wsis.files import clear_scratch, whole
 from wsis.fingerprint import fingerprint, plain
+from wsis.method import Method, describe_supervision
 from wsis.runs.checkpoints import Reseed, Save, intact, newest
 from wsis.runs.cost import Clock, commit, device, peak_memory
 from wsis.runs.labels import Labeller, write_labels
@@ -74,6 +75,7 @@ class Run:
         only: name of the one stage to work on; None is all.
         announce: called with a line for the user.
         reuse: a folder of runs; what one of them has finished is taken from there where this run would do just the same.
+        supervision: the method's; stages see no more, unless their labels lie in this run's folder.
     """
 
     folder: Path
@@ -83,12 +85,11 @@ class Run:
     only: str | None = None
     announce: Callable[[str], None] = log.info
     reuse: Path | None = None
+    supervision: frozenset[str] = Method.supervision
     _history: list[str] = field(default_factory=list)
     _since: float = 0.0
 
-    def fit(
-        self, name: str, model: pl.LightningModule, data: pl.LightningDataModule, **trainer: Any
-    ) -> Path:
+    def fit(self, name: str, model: Method, data: pl.LightningDataModule, **trainer: Any) -> Path:
         """Train `model` to the end, measure it on the validation split, and return its last checkpoint.
 
         Args:
@@ -97,11 +98,12 @@ class Run:
             data: what to train on.
             **trainer: Trainer settings of this stage, such as `max_steps`.
         """
+        self._check_supervision(name, model, data)
         folder = self.folder / name
         last = folder / "checkpoints" / "last.ckpt"
         save, clock = Save(last, self.save_every), Clock()
         made = self.make_trainer(folder, [Reseed(self._seed_of(name)), save, clock], **trainer)
-        later = (*getattr(model, "for_labels", ()), *getattr(model, "for_later", ()))
+        later = (*model.label_settings, *model.later_settings)
         settings = self._describe(model, data, later) | {
             "trainer": {key: getattr(made, key, None) for key in SHAPING}
         }
@@ -118,9 +120,7 @@ class Run:
         _let_go(model, data)
         return last
 
-    def predict(
-        self, name: str, model: pl.LightningModule, data: pl.LightningDataModule, split: str
-    ) -> Path:
+    def predict(self, name: str, model: Method, data: pl.LightningDataModule, split: str) -> Path:
         """Let `model` see every image of `split` once, all ranks sharing the work; return its predictions.json.
 
         Args:
@@ -138,26 +138,30 @@ class Run:
         return folder / "predictions.json"
 
     def label(
-        self, name: str, model: pl.LightningModule, data: pl.LightningDataModule, score: float = 0.5
+        self, name: str, model: Method, data: pl.LightningDataModule, score_threshold: float = 0.5
     ) -> Path:
         """Let `model` label every training image, all ranks sharing the work; return its labels.json (COCO instances).
 
         Args:
             name: of the stage and its folder.
-            model: with a method `label`, or a `predict_step` whose detections of tagged classes are the labels.
+            model: its `label` makes the labels.
             data: what to label.
-            score: least score of a detection that is not the best of its class.
+            score_threshold: lowest score of a label that is not the best of its class.
 
         Raises:
             InputError: no image has a label.
         """
         folder = self.folder / name
         if not self._begin(
-            name, self._describe(model, data, getattr(model, "for_later", ())) | {"score": score}
+            name,
+            self._describe(model, data, model.later_settings)
+            | {"score_threshold": score_threshold},
         ):
             made = self.make_trainer(folder)
             made.predict(
-                Labeller(model, score), datamodule=Split(data, "train"), return_predictions=False
+                Labeller(model, score_threshold),
+                datamodule=Split(data, "train"),
+                return_predictions=False,
             )
             if rank() == 0:
                 index: Index = data.index("train")  # type: ignore[attr-defined]
@@ -220,6 +224,17 @@ class Run:
         )  # whether or not earlier stages ran in this process
         self._since = time.monotonic()
         return done
+
+    def _check_supervision(self, name: str, model: Method, data: pl.LightningDataModule) -> None:
+        """Raise InputError if a stage would train on labels that the run's method may not see."""
+        beyond = sorted(model.supervision - self.supervision)
+        labels: Path | None = data.relabelled if beyond else None  # type: ignore[attr-defined]
+        made_here = labels and labels.resolve().is_relative_to(self.folder.resolve())
+        if beyond and not made_here:
+            raise InputError(
+                f"stage '{name}': {type(model).__name__} trains on {', '.join(beyond)}, which a method that learns "
+                f"from {describe_supervision(self.supervision)} may not see; give the stage `labels` made in this run"
+            )
 
     def _seed_of(self, name: str) -> int:
         return zlib.crc32(f"{self.seed}/{name}".encode())
@@ -320,7 +335,7 @@ class Run:
             time.sleep(POLL)
 
     def _describe(
-        self, model: pl.LightningModule, data: pl.LightningDataModule, not_for: Collection[str] = ()
+        self, model: Method, data: pl.LightningDataModule, not_for: Collection[str] = ()
     ) -> dict[str, Any]:
         """What shapes the result, as far as model and data tell; settings that a model has for other stages do not."""
         told = data.fingerprint(model) if hasattr(data, "fingerprint") else dict(data.hparams)
@@ -365,7 +380,7 @@ class Split(pl.LightningDataModule):
         return self.data.dataloader(self.split, train=False)
 
 
-def _let_go(model: pl.LightningModule, data: pl.LightningDataModule) -> None:
+def _let_go(model: Method, data: pl.LightningDataModule) -> None:
     """Free what a stage's trainer held: optimiser state, gradients, the device's memory."""
     model.trainer = data.trainer = None
     model.zero_grad(set_to_none=True)
@@ -430,12 +445,9 @@ def _write(folder: Path, stage: dict[str, Any]) -> None:
         scratch.write_text(json.dumps(stage, indent=1))
 
 
-def _validate(
-    trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule
-) -> dict[str, float]:
+def _validate(trainer: pl.Trainer, model: Method, data: pl.LightningDataModule) -> dict[str, float]:
     """Metrics after training; none where model or data have no validation."""
-    able = type(model).validation_step is not pl.LightningModule.validation_step
-    if not able or type(data).val_dataloader is pl.LightningDataModule.val_dataloader:
+    if not model.validates() or type(data).val_dataloader is pl.LightningDataModule.val_dataloader:
         return {}
     loop = trainer.fit_loop.epoch_loop
     loop._batches_that_stepped = (

@@ -1,34 +1,29 @@
-"""A part that a method trains in a stage of its own, described by one of the method's settings."""
+"""A network that a method trains in a stage of its own, described by one of the method's settings."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
-
-import pytorch_lightning as pl
+from typing import Any, NamedTuple
 
 from wsis import registry
 from wsis.data.transforms import Augment
 from wsis.errors import InputError
+from wsis.method import Method, Stages
 from wsis.runs.checkpoints import load_weights
-
-if TYPE_CHECKING:
-    from wsis.runs.run import Run
 
 __all__ = ["Stage"]
 
-Part = TypeVar("Part", bound=pl.LightningModule)
 
+class Stage(NamedTuple):
+    """A network and how it is trained, such as the segmentor that a method ends with.
 
-class Stage(NamedTuple, Generic[Part]):
-    """A part and how it is trained, such as the Mask R-CNN that a method ends with.
-
-    Made before the first stage of a run, so that a wrong setting is told at once and not after hours.
+    Made before the first stage of a run, so that a wrong setting is reported at once and not after hours.
     """
 
-    model: Part
+    model: Any
+    """The network, a `Method`."""
     steps: int
     augment: Augment | None
     batch_size: int | None
@@ -36,50 +31,71 @@ class Stage(NamedTuple, Generic[Part]):
 
     @classmethod
     def of(
-        cls, part: type[Part], setting: str, given: Mapping[str, Any], **shared: Any
-    ) -> Stage[Part]:
-        """Make the part from the method's setting.
+        cls, setting: str, given: Mapping[str, Any], default: str | type[Method], **shared: Any
+    ) -> Stage:
+        """Make the network that a setting of a method describes.
 
         Args:
-            part: its class.
-            setting: the setting's name.
-            given: the setting: `steps`; `batch_size`, `accumulate` and `augment` where they differ from the data's and the
-                trainer's; and arguments of `part`.
-            **shared: arguments that the method has already; `given` may replace them.
+            setting: name of the setting, such as "segmentor".
+            given: its value: `model`, the name of another network than the default; `steps`; `batch_size`,
+                `accumulate` and `augment` where they differ from the data's and the trainer's; and arguments of the
+                network.
+            default: the network where `given` names none: a name as `--model` takes it, or a class.
+            **shared: arguments that the method passes on if the network has them; `given` takes precedence.
 
         Raises:
-            InputError: an unknown argument, or no steps.
+            InputError: no network of that name, an unknown argument, or no steps.
         """
-        own, where = dict(given), f"model.{setting}"
+        settings, place = dict(given), f"model.{setting}"
+        chosen = settings.pop("model", default)
+        network = registry.find("model", chosen) if isinstance(chosen, str) else chosen
         steps, augment, batch_size, accumulate = (
-            own.pop(name, None) for name in ("steps", "augment", "batch_size", "accumulate")
+            settings.pop(name, None) for name in ("steps", "augment", "batch_size", "accumulate")
         )
         if not isinstance(steps, int):
             raise InputError(
-                f"{where} needs `steps`, how long {part.__name__} is trained, as in {{steps: 1000}}"
+                f"{place} needs `steps`, how long {network.__name__} is trained, as in {{steps: 1000}}"
             )
-        varied = _make(Augment, f"{where}.augment", augment) if augment else None
-        return cls(_make(part, where, own, **shared), steps, varied, batch_size, accumulate)
+        _check_known(network, place, settings)
+        accepted = inspect.signature(network).parameters
+        passed = {name: value for name, value in shared.items() if name in accepted}
+        if "backbone" in passed:
+            settings["backbone"] = _on_same(passed["backbone"], settings.get("backbone") or {})
+        if augment:
+            _check_known(Augment, f"{place}.augment", augment)
+            augment = Augment(**augment)
+        return cls(network(**(passed | settings)), steps, augment, batch_size, accumulate)
 
-    def train(self, run: Run, name: str, data: Any, labels: Path | None = None) -> Path:
-        """Train as a stage of a run, on the labels of a COCO json in place of the data's own; returns the checkpoint.
+    def train(self, run: Stages, name: str, data: Any, labels: Path | None = None) -> Path:
+        """Train as a stage of a run and return the checkpoint.
 
-        The model has its weights afterwards, whether it was trained now or before.
+        The model has the trained weights afterwards, whether it was trained now or before.
+
+        Args:
+            run: the run.
+            name: of the stage.
+            data: the data module.
+            labels: a COCO json whose annotations replace the data's own.
         """
         if labels or self.augment or self.batch_size:
             data = data.variant(labels, self.augment, self.batch_size)
-        trainer = {"max_steps": self.steps} | (
-            {"accumulate_grad_batches": self.accumulate} if self.accumulate else {}
-        )
+        trainer = {"max_steps": self.steps}
+        if self.accumulate:
+            trainer["accumulate_grad_batches"] = self.accumulate
         checkpoint = run.fit(name, self.model, data, **trainer)
         load_weights(self.model, checkpoint)
         return checkpoint
 
 
-def _make(cls: Any, where: str, given: Mapping[str, Any], **shared: Any) -> Any:
-    """An instance; an argument that `cls` does not have is the user's mistake."""
+def _on_same(shared: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of a backbone: those given over those shared, which another network takes nothing from."""
+    same = given.get("name", shared["name"]) == shared["name"]
+    return {**(shared if same else {}), **given}
+
+
+def _check_known(cls: type, place: str, given: Mapping[str, Any]) -> None:
+    """Raise InputError, with the nearest name, for an argument that `cls` does not have."""
     known = inspect.signature(cls).parameters
     for name in given:
         if name not in known:
-            raise InputError(f"unknown setting '{where}.{name}'{registry.suggest(name, known)}")
-    return cls(**(shared | dict(given)))
+            raise InputError(f"unknown setting '{place}.{name}'{registry.suggest(name, known)}")
