@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from _runs import call, on_small_coco
 from numpy.typing import NDArray
-from wsis.reports.tables import mean_and_range, print_table
 
 from wsis.inference import make_data, read_run
 from wsis.models.em_paste.foregrounds import Segments, choose
+from wsis.reports.table import mean_and_range, print_table
 
 PROPOSALS = 300
 ROUNDS = 3

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 from _runs import call, on_small_coco
-from wsis.reports.tables import mean_and_range, print_table
 
 from wsis.datasets.coco import COCO
 from wsis.files import read_json
 from wsis.metrics import PanopticQuality
+from wsis.reports.table import mean_and_range, print_table
 from wsis.types import Prediction, Truth
 
 ROWS = {

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from _runs import call, on_small_coco
 from torchvision.ops import box_iou
-from wsis.reports.tables import mean_and_range, print_table
 
 from wsis.datasets.coco import COCO
 from wsis.files import read_json
 from wsis.metrics import CorLoc
+from wsis.reports.table import mean_and_range, print_table
 from wsis.types import Prediction, Proposals, Truth
 
 COLUMNS = (("train", "CorLoc"), ("train", "CorLoc_images"), ("val", "AP25"), ("val", "AP50"))

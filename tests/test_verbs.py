@@ -22,8 +22,8 @@ from wsis import compare, fit, label, predict
 from wsis import test as testing
 from wsis.data.index import read_coco
 from wsis.datasets.shapes import Shapes
+from wsis.method import tagged
 from wsis.metrics import InstanceAP
-from wsis.runs.labels import tagged
 from wsis.types import Index, Prediction
 
 LABELS = "annotations/instances_train2017.json"

@@ -167,7 +167,8 @@ def _flatten(config: Config, groups: Set[str], prefix: str = "") -> Iterator[tup
     """Yield settings by dotted name; a dictionary that is a value of the model stays one."""
     for key, value in config.items():
         name = prefix if key == "init_args" else f"{prefix}{key}."
-        is_group = prefix != "model." or key == "init_args" or key in groups
+        within_model = prefix.startswith("model.") and key != "init_args"
+        is_group = not within_model or (prefix == "model." and key in groups)
         if isinstance(value, dict) and is_group:
             yield from _flatten(value, groups, name)
         elif key != "class_path":

@@ -302,9 +302,13 @@ def _weights(given: Mapping[str, Any]) -> str:
 
 def _of_backbones(given: Mapping[str, Any], setting: str) -> list[str]:
     """Return the distinct values of a backbone setting, of the model first, then of its parts."""
-    parts = [given, *(part for part in given.values() if isinstance(part, Mapping))]
-    backbones = [part.get("backbone") or {} for part in parts]
-    return list(dict.fromkeys(str(group[setting]) for group in backbones if group.get(setting)))
+    values = []
+    for part in [given, *(part for part in given.values() if isinstance(part, Mapping))]:
+        backbone = part.get("backbone") or {}
+        if isinstance(backbone, str):  # a method of a user's own may have no group of settings
+            backbone = {"name": backbone, "weights": part.get("weights")}
+        values.append(backbone.get(setting))
+    return [str(value) for value in dict.fromkeys(values) if value]
 
 
 def _short(value: Any) -> str:
