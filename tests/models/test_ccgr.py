@@ -21,7 +21,7 @@ from wsis.evidence.peaks import Bags
 from wsis.method import Method
 from wsis.models.ccgr import CCGR, Refinement, cut_out, segmented
 from wsis.models.ccgr.branches import BagDetector, Boxes, Segmentation, pixels_of
-from wsis.models.ccgr.hints import _bag_records, write_first_hints, write_next_hints
+from wsis.models.ccgr.hints import _bag_records, write_first_labels, write_next_labels
 from wsis.runs.run import Run
 from wsis.types import Prediction
 
@@ -326,7 +326,7 @@ SETTINGS |= {"walk": 0, "scales": (1.0,), "background": 0.25}
 
 
 def test_first_hints_are_bags_around_peaks_and_pixels_of_tagged_classes(data, tmp_path):
-    write_first_hints(tmp_path, Sighted(data), data, **SETTINGS)
+    write_first_labels(tmp_path, Sighted(data), data, **SETTINGS)
     index, peaks = data.index("train"), json.loads((tmp_path / "peaks.json").read_text())
     bags, pixels = (read_coco(tmp_path / f"{name}.json", index.root) for name in ("bags", "pixels"))
     assert len(bags.images) == len(index.images)
@@ -355,7 +355,7 @@ def test_first_hints_are_bags_around_peaks_and_pixels_of_tagged_classes(data, tm
 
 
 def test_next_hints_are_bags_around_detections_and_unions_of_masks(data, tmp_path):
-    write_next_hints(
+    write_next_labels(
         tmp_path, data.index("train").root.parent / "annotations/instances_train2017.json", data, 3
     )
     index = data.index("train")
@@ -392,7 +392,7 @@ class OnceBlind(Sighted):
 
 
 def test_an_image_without_a_peak_is_left_out(data, tmp_path):
-    write_first_hints(tmp_path, OnceBlind(data), data, **SETTINGS)
+    write_first_labels(tmp_path, OnceBlind(data), data, **SETTINGS)
     index, peaks = data.index("train"), json.loads((tmp_path / "peaks.json").read_text())
     left = {image["id"] for image in index.images[1:]}
     assert peaks[str(index.images[0]["id"])] == []
@@ -419,7 +419,7 @@ def test_a_bag_without_proposals_is_left_out(data):
 
 def test_a_classifier_without_any_peak_is_told(data, tmp_path):
     with pytest.raises(InputError, match="no image has a peak"):
-        write_first_hints(tmp_path, Sighted(data, blind=True), data, **SETTINGS)
+        write_first_labels(tmp_path, Sighted(data, blind=True), data, **SETTINGS)
 
 
 @pytest.mark.parametrize(
