@@ -15,18 +15,15 @@ from wsis.nn.detection import Foreground
 SMALL = {
     "num_classes": 8,
     "num_stuff": 3,
-    "backbone": "test_byobnet",
-    "weights": "none",
-    "output_stride": 32,
-    "stage": 1,
-}
-SMALL |= {
-    "hidden": 16,
-    "features": 16,
-    "mask_width": 8,
-    "test_sides": (),
-    "test_flip": False,
-    "stuff_area": 100,
+    "backbone": {
+        "name": "test_byobnet",
+        "weights": "none",
+        "output_stride": 32,
+        "feature_level": 1,
+    },
+    "widths": {"hidden": 16, "features": 16, "mask": 8},
+    "inference": {"short_sides": (), "flip": False},
+    "min_stuff_area": 100,
 }
 
 

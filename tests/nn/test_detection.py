@@ -8,12 +8,12 @@ from wsis.nn.detection import (
     Detection,
     Foreground,
     _regression_loss,
-    average,
     foreground,
     nearest_seeds,
     refine,
 )
 from wsis.nn.mil import Pseudo, decode, encode, match, mine
+from wsis.nn.views import Inference, average, image_views
 
 
 def boxes_of(count: int, seed: int = 0) -> torch.Tensor:
@@ -79,8 +79,10 @@ def test_regression_loss_is_zero_where_the_deltas_arrive():
 def test_a_mirrored_view_says_the_same():
     proposals, deltas, logits = boxes_of(40), torch.randn(40, 5, 4) * 0.5, torch.randn(40, 6)
     mirrored = deltas * torch.tensor([-1, 1, 1, 1])
-    views = [Detection(torch.rand(40, 5), [logits], [seen]) for seen in (deltas, mirrored)]
-    scores, boxes = average(views, [False, True], proposals, (120, 150))
+    heads = [Detection(torch.rand(40, 5), [logits], [seen]) for seen in (deltas, mirrored)]
+    image = torch.zeros(3, 120, 150, dtype=torch.uint8)
+    views = list(image_views(image, Inference(short_sides=(), flip=True)))
+    scores, boxes = average(heads, views, proposals, (120, 150))
     torch.testing.assert_close(scores, logits.softmax(1)[:, :-1])
     torch.testing.assert_close(boxes, decode(deltas, proposals, (120, 150)))
 
