@@ -174,9 +174,9 @@ def test_commands_of_a_header(path, tmp_path, monkeypatch):
         own[own.index("--rows") + 1 :] if "--rows" in own else None,
     )
     for row in {row.model: row for _, row in ablation.choose(named)}.values():
-        data = Parsed("fit", ["--model", row.model, *settings, *row.words], options=run_options).names[
-            "data"
-        ]
+        data = Parsed(
+            "fit", ["--model", row.model, *settings, *row.words], options=run_options
+        ).names["data"]
     monkeypatch.chdir(tmp_path)
     runs = Path("runs/ablate", ablation.name, data)
     for place in ("cam/0", "cam/12", "wandb/offline-run-1"):

@@ -1,4 +1,4 @@
-"""Train the rows of a paper's ablation tables: `python -m wsis.ablate configs/ablation/pdsl.yaml --seeds 3`."""
+"""Train the rows of ablation tables: `python -m wsis.ablate configs/ablation/pdsl.yaml --seeds 3`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
         own, settings = _divide(list(sys.argv[1:] if argv is None else argv))
         parser = ArgumentParser(
             prog="python -m wsis.ablate",
-            usage="%(prog)s TABLES [--seeds N] [--rows ROW ...] [--jobs N] [--out DIR] [any setting of wsis.fit]",
+            usage="%(prog)s TABLES [--seeds N] [--rows ROW ...] [any setting of wsis.fit]",
             description=__doc__,
             exit_on_error=False,
             formatter_class=Help,
@@ -109,8 +109,8 @@ def ablate(
 ) -> list[Row]:
     """Train rows of a file of tables; write OUT/ablation.csv and OUT/ablation.md.
 
-    Each row and seed is an ordinary run in OUT/ROW/SEED. Stages that runs have in common are trained
-    once, and a repeated command continues where it was stopped. In a setting of wsis.fit, {seed}
+    Each row and seed is an ordinary run in OUT/ROW/SEED. Stages that runs have in common train once,
+    and a repeated command continues where it was stopped. In a setting of wsis.fit, {seed}
     stands for the run's seed: `--data.seed {seed}` generates other data for each seed.
 
     Args:
@@ -175,11 +175,13 @@ def _check_needs(chosen: Sequence[tuple[Table, Variant]], settings: Sequence[str
     for _, row in chosen:
         if row.needs and row.needs not in given:
             raise InputError(
-                f"row {row.name} needs --{row.needs}, which is for it alone; give it with --rows {row.name}"
+                f"row {row.name} needs --{row.needs}, which is for it alone; "
+                f"give it with --rows {row.name}"
             )
         if row.needs and len(chosen) > 1:
             raise InputError(
-                f"row {row.name} has --{row.needs} for itself; train it with --rows {row.name} alone"
+                f"row {row.name} has --{row.needs} for itself; "
+                f"train it with --rows {row.name} alone"
             )
 
 
@@ -303,7 +305,7 @@ def _write_sweep(
     seeds: Sequence[int],
     words: Sequence[str],
 ) -> None:
-    """Write a W&B sweep; agents log to the project of `--wandb.project`, wsis if it is not given."""
+    """Write a W&B sweep; agents log to the project of `--wandb.project`, by default wsis."""
     flag = "--wandb.project"
     pairs = zip(words, [*words[1:], ""], strict=True)
     named = [word.partition("=")[2] or after for word, after in pairs if word.split("=")[0] == flag]

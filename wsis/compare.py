@@ -71,14 +71,14 @@ def compare_runs(
 ) -> list[Row]:
     """Put runs into one table: printed, as OUT/DATA.csv, and on the page OUT/DATA.html.
 
-    The page also has metrics of each class, errors, pictures and training curves; OUT/DATA.jpg shows
+    The page also has metrics of each class, errors, pictures and training curves; OUT/DATA.jpg has
     all methods side by side on four images. Runs that differ only in their seed are one row. A run
     that has not been evaluated yet is evaluated first, as wsis.test does it.
 
     Args:
         runs: Folders of finished runs on the same data.
         split: Which images: val or train.
-        out: Folder to write DATA.csv, DATA.html and DATA.jpg to, DATA-train.* for the training images.
+        out: Folder to write DATA.csv, DATA.html and DATA.jpg to; DATA-train.* for training images.
         write: File such as README.md, to write the table between its lines `<!-- compare -->` and
             `<!-- /compare -->`.
         images: Maximum number of pictures on the page, those on which methods disagree most; 0

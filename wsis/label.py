@@ -17,7 +17,7 @@ __all__ = ["label_images", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
-    """Label what `argv` names; returns the file."""
+    """Label the images that `argv` names; return the file."""
     with plain_errors():
         parser = ArgumentParser(
             prog="python -m wsis.label",
@@ -42,18 +42,18 @@ def label_images(
 ) -> Path:
     """Write a model's labels of its own training images, or of others, as a COCO instances file.
 
-    A method that has its own way to label, such as masks in given boxes, uses it; of others, each tagged class gets its best
-    detection and those above `score`.
+    Methods with their own labels, such as masks in given boxes, write these; others write the best
+    detection of each tagged class and all above `score`.
 
     Args:
         run: Folder of a finished run.
-        out: File to write: a COCO instances json with `score`, `source` and `ignore` for each annotation.
+        out: COCO instances json to write, with `score`, `source` and `ignore` of each annotation.
         images: Folder of images to label in place of the run's own.
-        labels: What is known of them, relative to `images`: tags (.csv) or boxes (COCO json); labels.csv or labels.json there
-            if not given.
+        labels: Tags (.csv) or boxes (COCO json) of these images, relative to `images`; labels.csv or
+            labels.json there if not given.
         split: Which of the run's own images: train or val.
-        stage: Trained stage to use; the last whose model has its own way to label, or the last, if not given.
-        score: Least score of a label that is not the best of its class.
+        stage: Trained stage to use; by default the last with labels of its own, else the last.
+        score: Lowest score of a label that is not the best of its class.
         accelerator: What to compute on, as Lightning calls it: auto, cpu, gpu, ...
         devices: How many of them.
 
@@ -73,7 +73,7 @@ def label_images(
 
 
 def _folder(images: Path, labels: str, classes: Sequence[str], loading: Loading) -> Folder:
-    """A user's images; without `classes` those of its labels."""
+    """Return a user's images as data; without `classes`, those of the labels."""
     elsewhere = labels and not (images / labels).is_file()
     return Folder(
         images,

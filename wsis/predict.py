@@ -32,7 +32,7 @@ __all__ = ["main", "predict_images"]
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
-    """Predict what `argv` names; returns the results file."""
+    """Predict the images that `argv` names; return the results file."""
     with plain_errors():
         parser = ArgumentParser(
             prog="python -m wsis.predict",
@@ -56,15 +56,15 @@ def predict_images(
     accelerator: str = "auto",
     devices: int = 1,
 ) -> Path:
-    """Find objects in images and write predictions.json (COCO results), images.json and overlays/ into a folder.
+    """Predict images and write predictions.json (COCO results), images.json and overlays/.
 
-    A panoptic method also writes panoptic.json with panoptic/ (COCO's format) and overlays/panoptic/.
+    A panoptic method also writes panoptic.json and panoptic/ (COCO's format) and overlays/panoptic/.
 
     Args:
         images: Images, and folders of images.
         run: Folder of a finished run.
         out: Folder to write to.
-        boxes: COCO json with boxes of the images; the masks in them are predicted, by a method that learnt from boxes.
+        boxes: COCO json with boxes of the images, for a method that predicts the masks in them.
         stage: Trained stage to use; if not given the last, with `boxes` the last that takes boxes.
         score: Detections below this score are not drawn; predictions.json has them all.
         workers: Processes that read images and make proposals.
@@ -72,12 +72,14 @@ def predict_images(
         devices: How many of them.
 
     Raises:
-        InputError: not a finished run, no image can be read, or boxes that no stage takes or that are of other images.
+        InputError: not a finished run, no image can be read, or boxes that no stage takes or of
+            other images.
     """
     model, data, _ = load(run, stage or (_stage_for_boxes(run) if boxes else None))
     if model.needs_boxes != (boxes is not None):
         raise InputError(
-            f"{type(model).__name__} of {run} {'does not take' if boxes else 'needs'} --boxes; choose a --stage of it"
+            f"{type(model).__name__} of {run} {'does not take' if boxes else 'needs'} --boxes; "
+            "choose a --stage of it"
         )
     things, stuff = classes_of(run, data)
     index = Index("pictures", Path(), _readable(images), {}, things, stuff, {}, {})
@@ -97,7 +99,7 @@ def predict_images(
 
 
 class _Pictures(DataModule):
-    """Images without annotations, or with boxes alone; proposals are made by the loader's processes as images are read."""
+    """Images without annotations, or with boxes alone; proposals are made as images are read."""
 
     def __init__(self, index: Index, workers: int) -> None:
         super().__init__(
@@ -118,7 +120,7 @@ class _Pictures(DataModule):
 
 
 class _FreshProposals:
-    """Reads like a file of proposals, but makes them."""
+    """Makes proposals when they are read."""
 
     def read(self, file_name: str, size: tuple[int, int], segments: bool, limit: int) -> Proposals:
         from wsis.proposals.segments import propose
@@ -132,17 +134,18 @@ class _FreshProposals:
 
 
 def _stage_for_boxes(run: Path) -> str:
-    """The last trained stage whose model segments given boxes."""
+    """Return the last trained stage whose model segments given boxes."""
     able = [name for name, model in trained(run).items() if model.needs_boxes]
     if not able:
         raise InputError(
-            f"{run} has no trained stage that segments given boxes; leave out --boxes, or train boxcaseg"
+            f"{run} has no trained stage that segments given boxes; "
+            "leave out --boxes, or train boxcaseg"
         )
     return able[-1]
 
 
 def _with_boxes(index: Index, path: Path) -> Index:
-    """Give the images their boxes in a COCO json, which names them by the end of their paths; others are left out."""
+    """Add the boxes of a COCO json, which names images by the end of their paths; drop others."""
     given = read_coco(path, Path(), check_images=False)
     named = {image["file_name"]: image for image in given.images}
     images, boxes = [], {}
@@ -158,7 +161,8 @@ def _with_boxes(index: Index, path: Path) -> Index:
         if (mine["height"], mine["width"]) != (image["height"], image["width"]):
             theirs = f"{mine['width']} x {mine['height']}"
             raise InputError(
-                f"{path} has {image['file_name']} at {theirs} pixels, but it is {image['width']} x {image['height']}"
+                f"{path} has {image['file_name']} at {theirs} pixels, "
+                f"but it is {image['width']} x {image['height']}"
             )
         images.append(image)
         boxes[image["id"]] = [a for a in given.annotations[mine["id"]] if not a.get("iscrowd")]
@@ -170,7 +174,7 @@ def _with_boxes(index: Index, path: Path) -> Index:
 
 
 def _readable(given: Iterable[Path]) -> list[Record]:
-    """Records of the images that can be read; one line for each that cannot."""
+    """Return records of the images that can be read; print a line for each that cannot."""
     records: list[Record] = []
     for path in _files(given):
         try:
@@ -192,7 +196,7 @@ def _readable(given: Iterable[Path]) -> list[Record]:
 
 
 def _files(given: Iterable[Path]) -> list[Path]:
-    """Files named, and the pictures in folders named, each once."""
+    """Return the given files, and the pictures in the given folders, each once."""
     files: list[Path] = []
     for path in given:
         inside = pictures(path) if path.is_dir() else [path]
@@ -231,7 +235,7 @@ def _draw_panoptic(results: Path, index: Index, folder: Path) -> None:
 
 
 def _names(index: Index) -> list[str]:
-    """A name for each image's overlay: its stem, with its id where another could have that."""
+    """Name each image's overlay by its stem, and its id if another has that stem."""
     stems = [Path(image["file_name"]).stem for image in index.images]
     numbered = [f"{stem}-{image['id']}" for stem, image in zip(stems, index.images, strict=True)]
     taken = Counter([*stems, *numbered])

@@ -1,4 +1,4 @@
-"""Evaluate a run or a file: `python -m wsis.test --run RUN`, or `--predictions FILE --data NAME`."""
+"""Evaluate a run, `python -m wsis.test --run RUN`, or a file, `--predictions FILE --data NAME`."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ def evaluate(
         split: Which images: val or train. CorLoc is usually reported on train.
         stage: Trained stage of the run; the last if not given. One that segments given boxes is
             evaluated by mask IoU.
-        out: Folder to write to; RUN/test-SPLIT (-STAGE), or the folder of the predictions, if not given.
+        out: Folder to write to; RUN/test-SPLIT (-STAGE), or that of the predictions, if not given.
         per_class: Print a line for each class.
         panoptic: A COCO panoptic json beside its folder of pngs; panoptic.json beside the
             predictions if not given.
-        images: Maximum number of pictures in report.html, those furthest from the truth; 0 shows none.
+        images: Maximum number of pictures in report.html, those furthest from the truth first.
         accelerator: What to compute on, as Lightning calls it: auto, cpu, gpu, ...
         devices: How many of them.
 

@@ -66,7 +66,7 @@ class Ablation(NamedTuple):
         return {variant.name: variant for table in self.tables for variant in table.variants}
 
     def choose(self, names: Sequence[str] | None) -> list[tuple[Table, Variant]]:
-        """Return rows and tables of these names, or all rows; rows that need something by name only.
+        """Return rows and tables by name, or all rows; a row that needs something by its name only.
 
         Raises:
             InputError: a name that is neither a row nor a table.

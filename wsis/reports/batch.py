@@ -67,7 +67,7 @@ class Batch(NamedTuple):
         planned: Sequence[Planned],
         seeds: Sequence[int],
     ) -> Iterator[Job]:
-        """Yield a job for each row and seed; a row waits for the first with the same first stage."""
+        """Yield a job for each row and seed; rows wait for the first with the same first stage."""
         for number, ((table, variant), plan) in enumerate(zip(chosen, planned, strict=True)):
             alike = next(i for i, other in enumerate(planned) if other.first == plan.first)
             lenders = {chosen[i][1].name for i in (0, alike) if i < number}

@@ -12,7 +12,7 @@ from typing import NamedTuple
 __all__ = ["Curve", "chart", "read_curves"]
 
 MAX_POINTS = 200
-"""Points of a chart; longer curves are averaged, to keep the page small and noisy lines readable."""
+"""Points of a chart; longer curves are averaged, which keeps the page small and lines readable."""
 WIDTH, HEIGHT = 300, 120
 
 Points = list[tuple[float, float]]

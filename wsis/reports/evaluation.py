@@ -1,4 +1,4 @@
-"""Evaluate predictions against the ground truth of a data set, and keep the result as metrics.json."""
+"""Evaluate predictions against the ground truth of a data set; write and read metrics.json."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ def outline(mask: RLE, scale: float) -> list[Array]:
 def disagreement(sources: Sequence[Source], image: int) -> tuple[float, float]:
     """Return how far methods differ from one another on an image, and on average from the truth.
 
-    Both are from 0 to 1, of confident objects; with one method, both are its distance from the truth.
+    Both are from 0 to 1, of confident objects; of one method, both are its distance from the truth.
     """
     compared = [source for source in sources if source.role in ("truth", "method")]
     alike = agreement([source.objects[image] for source in compared])

@@ -1,4 +1,4 @@
-"""The page: one HTML file with tables, errors, training curves and pictures; it loads nothing else."""
+"""The page: one HTML file with tables, errors, pictures and training curves, without network."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def _pseudo_labels(
 
 
 def _label_file(entry: Entry, label_on: str | None) -> Path | None:
-    """Return a method's pseudo-labels: those it learnt from, or on other images those made since."""
+    """Return a method's pseudo-labels: those it learnt from, or those made since for other images."""
     shown, run = entry.evaluation_set, entry.folder
     paths = [folder / "labels.json" for folder, _ in stages(run)]
     learnt = [path for path in paths if path.is_file()]
@@ -178,7 +178,7 @@ def objects_of_truth(truth: Truth) -> Objects:
 def objects_of_prediction(
     prediction: Prediction, kinds: NDArray[Any] | None, threshold: float
 ) -> Objects:
-    """Return the best detections of an image; those with a score from `threshold` on are confident."""
+    """Return the best detections of an image; a score of `threshold` or more is confident."""
     confident = min(MAX_SHOWN, int((prediction.scores >= threshold).sum()))
     count = max(confident, min(MIN_SHOWN, len(prediction.scores)))
     known = [-1] * count if kinds is None else kinds[:count].tolist()

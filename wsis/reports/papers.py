@@ -24,7 +24,7 @@ class Published(NamedTuple):
 
 
 def published(entry: Entry) -> Published | None:
-    """Return the metrics of a run's paper; None unless recipe, classes and images are the paper's."""
+    """Return the paper's metrics; None unless recipe, classes and images are the paper's."""
     index = entry.evaluation_set.index
     if entry.supervision.startswith("labels by") or any(
         not name.endswith(FREE) for name in entry.departures
