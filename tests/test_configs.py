@@ -130,14 +130,6 @@ def test_sweep(path, tmp_path, monkeypatch):
         assert config["wandb"]["project"] == "wsis"
 
 
-def holds(settings: dict, part: dict) -> bool:
-    """Whether all values of `part` are in `settings`."""
-    return all(
-        holds(settings[name], value) if isinstance(value, dict) else settings[name] == value
-        for name, value in part.items()
-    )
-
-
 def holds(settings, some) -> bool:
     """Return whether settings have the values of `some`, group by group."""
     if not isinstance(some, dict):

@@ -413,7 +413,7 @@ def test_label_writes_annotations_of_tagged_classes(run, tmp_path, capsys):
 def test_label_takes_the_models_own_way(run, tmp_path, monkeypatch):
     from toy_detector import Peeper
 
-    def one_each(self, batch):
+    def one_each(self, batch, score_threshold=0.5):
         return [
             self.look(s)._replace(labels=torch.tensor([4]), **first(self.look(s))) for s in batch
         ]

@@ -23,10 +23,10 @@ PLACES += ("data.loading.seed",)
 
 def departures(config: Config) -> dict[str, Any]:
     """Return the settings that shape a run and differ from its recipe and the defaults, by name."""
-    usual, given = _usual(config), _flat(config)
-    for name in list(usual):
-        if not name.startswith("model."):
-            continue
+    defaults, given = _defaults(config), _flat(config)
+    usual = defaults | _recipe(config)
+    parts = [name for name in usual if name.startswith("model.") and name not in defaults]
+    for name in parts:
         parents = [name[:k] for k, letter in enumerate(name) if letter == "."]
         untrained = next((parent for parent in parents if parent in given), None)
         if untrained:  # a part that the recipe trains is switched off
@@ -63,8 +63,8 @@ def _leaves(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any
             yield name, value
 
 
-def _usual(config: Config) -> dict[str, Any]:
-    """Return the settings of a run for which only model and data are named."""
+def _defaults(config: Config) -> dict[str, Any]:
+    """Return the defaults of model, data and trainer."""
     usual: dict[str, Any] = {"trainer.accumulate_grad_batches": 1, "trainer.overfit_batches": 0.0}
     for kind in registry.KINDS:
         cls = registry.find(kind, config[kind]["class_path"])
@@ -76,14 +76,19 @@ def _usual(config: Config) -> dict[str, Any]:
             if parameter.default is not parameter.empty
         }
         usual |= {name: v for name, v in _leaves(defaults, kind) if name not in PLACES}
+    return usual
+
+
+def _recipe(config: Config) -> dict[str, Any]:
+    """Return the settings of the recipe of a run's model on its data; none if there is none."""
     names = (registry.short_name(kind, config[kind]["class_path"]) for kind in registry.KINDS)
     path = recipe(*names)
     if path is None:
-        return usual
+        return {}
     written = read_config(path)
     if registry.class_path("data", written["data"]["class_path"]) != config["data"]["class_path"]:
         written["data"] = {}  # a recipe for another data set
-    return usual | _flat(written)
+    return _flat(written)
 
 
 def _as_json(value: Any) -> Any:
