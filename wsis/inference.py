@@ -91,11 +91,7 @@ def trained(run: Path) -> dict[str, type[Method]]:
         for place, stage in finished
         if (place / "checkpoints").is_dir()
     }
-    known = {
-        name: model
-        for name, model in models.items()
-        if model is method or model.predicts()
-    }
+    known = {name: model for name, model in models.items() if model is method or model.predicts()}
     if not known:
         raise InputError(
             f"{run} has no finished stage that predicts; "

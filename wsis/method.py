@@ -6,19 +6,26 @@ A method derives from `Method`, sets the attributes in which it differs, and wri
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from wsis import registry
+from wsis.errors import InputError
 from wsis.metrics import Evaluation
 from wsis.types import Batch, Prediction, Sample
 
-__all__ = ["Method", "Stages", "describe_supervision", "tagged"]
+__all__ = ["Method", "Stages", "describe_supervision", "filled", "tagged"]
+
+Settings = TypeVar("Settings")
 
 
 class Stages(Protocol):
@@ -60,6 +67,15 @@ class Method(pl.LightningModule):
     """Constructor arguments that only `label` reads: training does not depend on them."""
     later_settings: tuple[str, ...] = ()
     """Constructor arguments that only later stages read."""
+
+    def save_hyperparameters(self, *names: Any, **options: Any) -> None:
+        """Do as Lightning, with groups of settings as dictionaries, so that checkpoints hold plain values alone."""
+        options.setdefault("frame", inspect.currentframe().f_back)  # type: ignore[union-attr]
+        super().save_hyperparameters(*names, **options)
+        for name, value in self.hparams.items():
+            if is_dataclass(value) and not isinstance(value, type):
+                self.hparams[name] = asdict(value)
+        self._hparams_initial = copy.deepcopy(self.hparams)
 
     @classmethod
     def predicts(cls) -> bool:
@@ -110,11 +126,30 @@ class Method(pl.LightningModule):
         self.log("train/loss", total, prog_bar=True, batch_size=batch_size)
 
 
-def describe_supervision(fields: frozenset[str]) -> str:
+def filled(default: Settings, given: Settings | Mapping[str, Any]) -> Settings:
+    """Return a group of settings, where `given` may say only what differs from `default`.
+
+    Raises:
+        InputError: `given` has a setting that the group does not have.
+    """
+    if not isinstance(given, Mapping):
+        return given
+    known = {field.name for field in fields(default)}  # type: ignore[arg-type]
+    for name in given:
+        if name not in known:
+            raise InputError(
+                f"{type(default).__name__} has no setting '{name}'{registry.suggest(name, known)}"
+            )
+    return replace(default, **given)  # type: ignore[type-var]
+
+
+def describe_supervision(supervision: frozenset[str]) -> str:
     """Return the fields as tables show them, without those that others imply: "boxes" for tags and boxes."""
     implied = {"boxes": {"tags"}, "masks": {"tags", "boxes"}}
-    weaker = {field for strong in fields for field in implied.get(strong, ())}
-    return " + ".join(field.replace("_", " ") for field in sorted(fields - weaker, reverse=True))
+    weaker = {field for strong in supervision for field in implied.get(strong, ())}
+    return " + ".join(
+        field.replace("_", " ") for field in sorted(supervision - weaker, reverse=True)
+    )
 
 
 def tagged(prediction: Prediction, tags: Tensor, score_threshold: float) -> Prediction:

@@ -24,6 +24,7 @@ __all__ = [
     "Truth",
     "View",
     "class_of",
+    "size_of",
 ]
 
 RLE = dict[str, Any]
@@ -176,3 +177,8 @@ class Index(NamedTuple):
 def class_of(categories: Iterable[Record]) -> dict[int, int]:
     """Give the class (0-based position) of each category id."""
     return {category["id"]: position for position, category in enumerate(categories)}
+
+
+def size_of(image: Tensor) -> tuple[int, int]:
+    """Return (H, W) of an image or map (...,H,W)."""
+    return image.shape[-2], image.shape[-1]

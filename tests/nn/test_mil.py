@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsis.nn.mil import MILHead, Pseudo, RefinementHead, Trunk, decode, detect, encode, match, mine
+from wsis.nn.mil import MILHead, Pseudo, RefinementHead, MLPHead, decode, detect, encode, match, mine
 
 
 def boxes_of(count, seed=0, side=100.0):
@@ -24,7 +24,7 @@ def iou(a, b):
 
 def test_heads_have_the_papers_shapes_and_scores_stay_within_their_image():
     torch.manual_seed(0)
-    trunk = Trunk(12, 16, 8).eval()
+    trunk = MLPHead(12, 16, 8).eval()
     features = trunk(torch.randn(7, 3, 2, 2))
     first, second = MILHead(8, 5)(features, [4, 3])
     assert first.shape == (4, 5)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +23,10 @@ from torch import Tensor, nn
 
 from wsis.errors import InputError
 from wsis.evidence.cam import average_over_scales, finite, inside, normalise
-from wsis.method import Method
-from wsis.nn.backbone import Backbone
+from wsis.method import Method, filled
+from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.nn.regions import enlarge
-from wsis.types import Batch
+from wsis.types import Batch, size_of
 
 __all__ = [
     "AffinityNet",
@@ -40,22 +41,22 @@ __all__ = [
 _UNKNOWN = -1
 
 
+_BACKBONE = BackboneSettings("resnet50", "none", output_stride=16)
+
+
 class AffinityNet(Method):
     """Learn from tags which neighbouring cells belong together, on the frozen features of a classifier.
 
     Args:
-        num_classes: number of thing classes.
-        backbone: the classifier's.
-        output_stride: the classifier's.
-        stage: the classifier's.
-        backbone_args: the classifier's.
-        finest: least stride of the feature maps that are used; affinities are between cells of the finest of them.
-        width: channels taken from each map, and of the features that are compared; a multiple of 4.
-        radius: cells this far apart or farther have no affinity; at least 2.
-        foreground: where the map of a tagged class is above this, it is sure to be there.
-        background: where all are below this, background is.
-        lr: peak learning rate of AdamW, reached after a tenth of the steps.
-        weight_decay: of AdamW.
+        num_classes: Number of thing classes.
+        backbone: The classifier's; its weights are read by `start` and stay fixed.
+        min_stride: Smallest stride of the feature maps that are used; affinities are between cells of the finest of them.
+        width: Channels taken from each map, and of the features that are compared; a multiple of 4.
+        radius: Cells this far apart or farther have no affinity; at least 2.
+        foreground_threshold: Value above which the map of a tagged class is certain to show it.
+        background_threshold: Value below which all maps are certain to show background.
+        lr: Peak learning rate of AdamW, reached after a tenth of the steps.
+        weight_decay: Weight decay of AdamW.
     """
 
     needs_proposals = False
@@ -63,32 +64,31 @@ class AffinityNet(Method):
     def __init__(
         self,
         num_classes: int = 20,
-        backbone: str = "resnet50",
-        output_stride: int = 16,
-        stage: int = -1,
-        backbone_args: dict[str, Any] | None = None,
-        finest: int = 8,
+        backbone: BackboneSettings = _BACKBONE,
+        min_stride: int = 8,
         width: int = 64,
         radius: int = 5,
-        foreground: float = 0.28,
-        background: float = 0.08,
+        foreground_threshold: float = 0.28,
+        background_threshold: float = 0.08,
         lr: float = 1e-2,
         weight_decay: float = 1e-4,
     ) -> None:
         super().__init__()
+        backbone = replace(filled(_BACKBONE, backbone), weights="none", frozen_stages=5)
         self.save_hyperparameters()
         if radius < 2:
             raise InputError(
                 f"radius {radius}: no cell has a neighbour nearer than that; give at least 2"
             )
-        self.backbone = Backbone(backbone, "none", output_stride, stage, 5, **(backbone_args or {}))
+        self.backbone = Backbone(backbone)
         self.head = nn.Conv2d(self.backbone.channels, num_classes, 1).requires_grad_(False)
         self.levels = [
-            level for level, stride in enumerate(self.backbone.strides) if stride >= finest
+            level for level, stride in enumerate(self.backbone.strides) if stride >= min_stride
         ]
         if not self.levels:
             raise InputError(
-                f"backbone {backbone} has no map of stride {finest} or more; choose a smaller finest"
+                f"backbone {backbone.name} has no map of stride {min_stride} or more; "
+                "choose a smaller min_stride"
             )
         self.stride = self.backbone.strides[self.levels[0]]
         self.embed = Embedding([self.backbone.widths[level] for level in self.levels], width)
@@ -114,17 +114,19 @@ class AffinityNet(Method):
         with torch.no_grad():
             maps = self.backbone.network(self.backbone.normalise(images))
         return self.embed([maps[level] for level in self.levels]), self.head(
-            maps[self.backbone.stage]
+            maps[self.backbone.feature_level]
         )
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Compare affinities with what the class activation maps are sure of."""
         features, logits = self([sample["image"] for sample in batch])
-        sizes = [(sample["image"].shape[-2], sample["image"].shape[-1]) for sample in batch]
+        sizes = [size_of(sample["image"]) for sample in batch]
         maps = normalise(logits * inside(sizes, logits, self.backbone.stride)[:, None])
         maps = F.interpolate(maps, size=features.shape[-2:], mode="bilinear")
         tags = torch.stack([sample["target"]["tags"] for sample in batch])
-        labels = sure_labels(maps, tags, self.hparams["foreground"], self.hparams["background"])
+        labels = sure_labels(
+            maps, tags, self.hparams["foreground_threshold"], self.hparams["background_threshold"]
+        )
         labels = labels.where(inside(sizes, features, self.stride), _UNKNOWN)
         loss = affinity_loss(
             affinities(features, self.hparams["radius"]),

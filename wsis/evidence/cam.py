@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wsis.errors import InputError
+from wsis.types import size_of
 
 __all__ = ["average_over_scales", "cam", "finite", "grad_cam", "inside", "normalise"]
 
@@ -63,7 +64,7 @@ def average_over_scales(
     Returns:
         (C,H,W); the largest of each map is 1 again.
     """
-    size = (image.shape[-2], image.shape[-1])
+    size = size_of(image)
     total: Tensor | float = 0.0
     for scale in scales:
         scaled = F.interpolate(

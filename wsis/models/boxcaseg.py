@@ -40,67 +40,61 @@ from torchvision.ops import box_area, box_iou, roi_align
 
 from wsis.errors import InputError
 from wsis.losses import mask_loss, neighbour_smoothness, tightness_loss
-from wsis.method import Method, Stages
+from wsis.method import Method, Stages, filled
 from wsis.metrics import Evaluation, MaskIoU
-from wsis.nn.backbone import Backbone
+from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.nn.masks import paste, pointwise, run_lengths, tight_boxes
-from wsis.nn.optimisation import Optimiser
 from wsis.runs.checkpoints import load_weights
 from wsis.runs.stage import Stage
-from wsis.types import Batch, Prediction, Sample
+from wsis.types import Batch, Prediction, Sample, size_of
 
 __all__ = ["BoxCaseg", "merge_masks", "proxy_box_agreement"]
 
 _CHUNK = 32  # crops that are segmented at a time
 
 
+_BACKBONE = BackboneSettings("hrnet_w48", output_stride=32, frozen_stages=0)
+
+
 class BoxCaseg(Method):
     """Segment what a box holds, from boxes and salient images.
 
     Args:
-        num_classes: number of thing classes; taken from the data, for Mask R-CNN at the end.
-        backbone: network that makes the features; all its maps from stride 4 on are used. The paper has hrnet_w48.
-        weights: where the backbone starts from: "imagenet", "none" (random) or a file.
-        freeze: backbone stages kept fixed, 0 (none) to 5 (all).
-        backbone_args: further arguments of the backbone: model_args, mean, std.
-        heads: which of the heads there are: "weak" learns from boxes, "salient" from masks, "transferred" too,
-            with weights made from the weak head's.
-        width: hidden channels of a head; null has as many as the features.
-        alpha: share of the salient head in the fused map; 0.7 on VOC, 0.6 in the code for COCO.
-        smoothness: weight of the differences between neighbours, eq. (2).
-        salient_share: share of salient images in a batch; the paper's best is 7 of 16.
-        salient_crop: what is trained on of a salient image: "image", nine tenths of it, as the paper has it, or "object", its
-            object in a box that is jittered as a training box is.
-        upside_down: chance that a salient crop is turned upside down.
-        crop: side in pixels of the crops that are trained on.
-        proxy_crop: side in pixels of the crops that proxy masks are made from.
-        shift: a training box moves by up to this share of half its side.
-        scale: a training box's side is multiplied by 1 - scale to 1 + scale.
-        crowded: boxes that overlap another by more than half are left out with this probability; 0.75 in the code for COCO.
-        merge: whether the smaller of two overlapping objects takes what both cover.
-        least_agreement: masks whose own box agrees less with the given one teach Mask R-CNN no mask.
-        segmentor: `steps`, settings of the Mask R-CNN that is trained on proxy masks, and of its batches; null trains none.
-            Its backbone starts as this one does, unless it has a `backbone` of its own.
-        optimiser: "sgd" with momentum 0.9, or "adamw".
-        lr: learning rate, falling to 0 by a power of 0.9.
-        weight_decay: of all weights.
+        num_classes: Number of thing classes; taken from the data, for the segmentor.
+        backbone: The network that makes the features; all its maps from stride 4 on are used. hrnet_w48 in the paper.
+        heads: Heads of the network: "weak" learns from boxes, "salient" from masks, "transferred" too, with weights made from
+            the weak head's.
+        width: Hidden channels of a head; null has as many as the features.
+        alpha: Weight of the salient head in the fused map; 0.7 on VOC, 0.6 in the code for COCO.
+        smoothness: Weight of the differences between neighbours, eq. (2).
+        salient_fraction: Fraction of salient images in a batch; the paper's best is 7 of 16.
+        salient_crop: Crop of a salient image: "image", nine tenths of it as in the paper, or "object", its object in a box
+            that is jittered as a training box is.
+        upside_down: Probability of turning a salient crop upside down.
+        crop: Side in pixels of the crops that train the network.
+        proxy_crop: Side in pixels of the crops that proxy masks are made from.
+        shift: Largest shift of a training box, as a fraction of half its side.
+        scale: A training box's side is multiplied by a factor in [1 - scale, 1 + scale].
+        crowded: Probability of dropping a box that overlaps another by more than half; 0.75 in the code for COCO.
+        merge: Whether the smaller of two overlapping objects takes the pixels that both cover.
+        min_agreement: Proxy masks whose bounding box has a lower IoU with the given box are ignored by the mask loss.
+        segmentor: Settings of the segmentor that is trained on proxy masks, with its `steps`; null trains none. `model` names
+            another than mask_rcnn; its backbone starts as this one does, unless it names another.
+        optimiser: SGD with momentum 0.9, or AdamW.
+        lr: Learning rate, which falls to 0 by a power of 0.9.
+        weight_decay: Weight decay of all weights.
     """
 
     supervision = frozenset({"tags", "boxes"})
     needs_proposals = False
     needs_boxes = True
-    label_settings, later_settings = (
-        ("merge", "least_agreement"),
-        ("segmentor",),
-    )  # what the joint stage does not depend on
+    label_settings = ("merge", "min_agreement")
+    later_settings = ("segmentor",)
 
     def __init__(
         self,
         num_classes: int = 20,
-        backbone: str = "hrnet_w48",
-        weights: str = "imagenet",
-        freeze: int = 0,
-        backbone_args: dict[str, Any] | None = None,
+        backbone: BackboneSettings = _BACKBONE,
         heads: tuple[Literal["weak", "salient", "transferred"], ...] = (
             "weak",
             "salient",
@@ -109,7 +103,7 @@ class BoxCaseg(Method):
         width: int | None = None,
         alpha: float = 0.7,
         smoothness: float = 0.05,
-        salient_share: float = 0.4375,
+        salient_fraction: float = 0.4375,
         salient_crop: Literal["image", "object"] = "image",
         upside_down: float = 0.5,
         crop: int = 288,
@@ -118,28 +112,26 @@ class BoxCaseg(Method):
         scale: float = 0.5,
         crowded: float = 0.0,
         merge: bool = True,
-        least_agreement: float = 0.0,
+        min_agreement: float = 0.0,
         segmentor: dict[str, Any] | None = None,
-        optimiser: Optimiser = "sgd",
+        optimiser: Literal["sgd", "adamw"] = "sgd",
         lr: float = 0.004,
         weight_decay: float = 1e-4,
     ) -> None:
         super().__init__()
+        backbone = filled(_BACKBONE, backbone)
         self.save_hyperparameters()
-        self.salient_share, self.min_mask_score = (
-            salient_share,
-            least_agreement,
-        )  # what data and labels ask a model
-        self.backbone = Backbone(backbone, weights, 32, -1, freeze, **(backbone_args or {}))
+        self.salient_share, self.min_mask_score = salient_fraction, min_agreement
+        self.backbone = Backbone(backbone)
         if any(side % self.backbone.divisor for side in (crop, proxy_crop)):
             raise InputError(
-                f"crop {crop}, proxy_crop {proxy_crop}: give multiples of {self.backbone.divisor} for {backbone}"
+                f"crop {crop}, proxy_crop {proxy_crop}: give multiples of {self.backbone.divisor} for {backbone.name}"
             )
         self.levels = [level for level, stride in enumerate(self.backbone.strides) if stride >= 4]
         channels = sum(self.backbone.widths[level] for level in self.levels)
-        if not salient_share and {"salient", "transferred"} & {*heads}:
+        if not salient_fraction and {"salient", "transferred"} & {*heads}:
             raise InputError(
-                f"BoxCaseg with heads {heads} learns from salient images: give salient_share above 0, or heads [weak]"
+                f"BoxCaseg with heads {heads} learns from salient images: give salient_fraction above 0, or heads [weak]"
             )
         if not heads or ("transferred" in heads and "weak" not in heads):
             raise InputError(
@@ -159,17 +151,12 @@ class BoxCaseg(Method):
 
     def stages(self, run: Stages, data: pl.LightningDataModule) -> None:
         """Train the joint network, give every training box a proxy mask, and train Mask R-CNN on those."""
-        last = self.hparams["segmentor"]
-        same = (
-            ("num_classes",)
-            if "backbone" in (last or {})
-            else ("num_classes", "backbone", "weights", "backbone_args")
-        )
-        segmentor = (
-            Stage.of("segmentor", last, "mask_rcnn", **{name: self.hparams[name] for name in same})
-            if last
-            else None
-        )
+        settings = self.hparams["segmentor"]
+        shared = {
+            "num_classes": self.hparams["num_classes"],
+            "backbone": self.backbone.settings.shared(),
+        }
+        segmentor = Stage.of("segmentor", settings, "mask_rcnn", **shared) if settings else None
         joint = run.fit("1-joint", self, data)
         if segmentor is not None:
             load_weights(self, joint)
@@ -263,7 +250,7 @@ class BoxCaseg(Method):
             )
         boxes, size = (
             sample["target"]["boxes"],
-            (sample["image"].shape[-2], sample["image"].shape[-1]),
+            size_of(sample["image"]),
         )
         crops = [
             self.segment(sample["image"], boxes[i : i + _CHUNK])

@@ -14,31 +14,30 @@ import torch
 from pycocotools import mask as rle
 from torch import Tensor
 
-from wsis.method import Method
+from wsis.method import Method, filled
+from wsis.nn.backbone import BackboneSettings
 from wsis.nn.masks import run_lengths, segment_masks
 from wsis.nn.mil import detect
 from wsis.nn.regions import enlarge
 from wsis.parts.classifier import Classifier, Pooling
-from wsis.types import RLE, Batch, Prediction, Proposals, Sample
+from wsis.types import RLE, Batch, Prediction, Proposals, Sample, size_of
 
 __all__ = ["CAM"]
+
+
+_BACKBONE = BackboneSettings("resnet50", output_stride=16, frozen_stages=1)
 
 
 class CAM(Method):
     """Classify, then answer each peak region of a class's map with the best-fitting proposal.
 
     Args:
-        num_classes: number of thing classes; taken from the data.
-        backbone: network that makes the features: a timm name, or resnet18_ws, resnet50_ws, resnet101_ws.
-        weights: where the backbone starts from: "imagenet", "none" (random) or a weights file.
-        output_stride: input pixels per feature cell, 8 or 16 by dilation; 32 leaves the network's own stride.
-        stage: which feature map of the backbone is used; -1 is the last.
-        freeze: stages kept fixed, 0 (none) to 5 (all); 1 is the stem.
-        backbone_args: further arguments of the backbone: model_args, mean, std.
-        pooling: how the map becomes one score: mean, log-mean-exp or maximum; small objects vanish in a mean.
-        lr: peak learning rate of AdamW.
-        threshold: a map is cut at this fraction of its maximum.
-        nms: box IoU above which the lower-scored of two answers of a class is dropped.
+        num_classes: Number of thing classes; taken from the data.
+        backbone: The network that makes the features.
+        pooling: How a class map becomes one score: mean, log-mean-exp or maximum; small objects vanish in a mean.
+        lr: Peak learning rate of AdamW, reached after a fifth of the steps.
+        threshold: Fraction of its maximum at which a class map is cut.
+        nms: Box IoU above which the lower-scored of two answers of a class is dropped.
     """
 
     needs_segments = True
@@ -46,30 +45,16 @@ class CAM(Method):
     def __init__(
         self,
         num_classes: int = 20,
-        backbone: str = "resnet50",
-        weights: str = "imagenet",
-        output_stride: int = 16,
-        stage: int = -1,
-        freeze: int = 1,
-        backbone_args: dict[str, Any] | None = None,
+        backbone: BackboneSettings = _BACKBONE,
         pooling: Pooling = "average",
         lr: float = 1e-3,
         threshold: float = 0.3,
         nms: float = 0.3,
     ) -> None:
         super().__init__()
+        backbone = filled(_BACKBONE, backbone)
         self.save_hyperparameters()
-        settings = (
-            num_classes,
-            backbone,
-            weights,
-            output_stride,
-            stage,
-            freeze,
-            backbone_args,
-            pooling,
-        )
-        self.classifier = Classifier(*settings, lr=lr)
+        self.classifier = Classifier(num_classes, backbone, pooling, lr=lr)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Train the classifier."""
@@ -83,7 +68,7 @@ class CAM(Method):
 
     def predict(self, sample: Sample) -> Prediction:
         """Answer each piece of each class's map; a piece's score is the class probability times its share of the maximum."""
-        size = sample["image"].shape[-2], sample["image"].shape[-1]
+        size = size_of(sample["image"])
         maps = self.classifier([sample["image"]])
         probability = self.classifier.pooled(maps, [sample])[0].sigmoid()
         maps = enlarge(maps.relu(), self.classifier.backbone.stride, size)[0].float().cpu().numpy()

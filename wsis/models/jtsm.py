@@ -55,70 +55,64 @@ from wsis.errors import InputError
 from wsis.evidence.grabcut import SIZE, Evidence, Request, resample
 from wsis.images.read import read_image
 from wsis.losses import NO_STUFF, image_loss, mask_loss, semantic_loss
-from wsis.method import Method, Stages
-from wsis.nn.backbone import Backbone
+from wsis.method import Method, Stages, filled
+from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.nn.detection import (
     Detection,
     Detector,
     Foreground,
-    average,
+    HeadWidths,
     foreground,
     nearest_seeds,
     refine,
 )
 from wsis.nn.masks import MaskHeads, of_class, paste, segment_masks, segments_of
-from wsis.nn.mil import Trunk, detect
-from wsis.nn.optimisation import Optimiser, optimise
+from wsis.nn.mil import MLPHead, detect
+from wsis.nn.optimisation import Optimisation, optimise
 from wsis.nn.panoptic import merge, paint
-from wsis.nn.regions import Look, Pooling, enlarge, looks, pool, pool_segments, see
+from wsis.nn.regions import Pooling, enlarge, pool, pool_segments
+from wsis.nn.views import ImageView, Inference, average, image_views, mean_masks, proposals_in
 from wsis.ops import segment_windows
 from wsis.ops.moi_pool import Compensation
 from wsis.parts.classifier import pretrain
-from wsis.types import RLE, Batch, Prediction, Proposals, Sample
+from wsis.types import Batch, Prediction, Proposals, Sample, size_of
 
 __all__ = ["JTSM"]
+
+
+_WIDTHS = HeadWidths()
+_INFERENCE = Inference()
+_BACKBONE = BackboneSettings("resnet18_ws_v2", output_stride=8, frozen_stages=5)
+_OPTIMISATION = Optimisation("sgd", lr=0.01, warmup=0.0, weight_decay=5e-4, decay_at=(0.7,))
 
 
 class JTSM(Method):
     """Mine things and stuff together, from tags.
 
     Args:
-        num_classes: number of thing classes, C; taken from the data.
-        num_stuff: number of stuff classes, S; taken from the data.
-        stuff: whether stuff is mined; without it things alone are detected and segmented.
-        instances: whether the instance branch refines masks; else they are the mined segments.
-        semantics: whether the semantic branch refines stuff; else it is painted from mined segments.
-        reestimate: whether mined segments are re-estimated with GrabCut before they teach.
-        backbone: network that makes the features: a timm name, or resnet18_ws_v2, 50, 101.
-        weights: where the backbone starts from: "imagenet", "none" (random) or a file.
-        output_stride: input pixels per feature cell, 8 or 16; 32 leaves the network's own.
-        stage: which feature map of the backbone is used; -1 is the last.
-        freeze: backbone stages kept fixed, 0 (none) to 5 (all, as the authors).
-        backbone_args: further arguments of the backbone: model_args, mean, std.
-        pretraining: `steps` and settings of a classifier that first trains the backbone.
-        pooling: moi_pool (shape-invariant), moi_pool_interpolated, roi_pool or roi_align.
-        compensation: factor of MoIPool for empty bins: bins, released or null, eq. (7).
-        refinements: number of refinement heads, n^r in eq. (4).
-        regression: whether refinement heads regress boxes.
-        mask_heads: instance heads, each taught by the one before; the last one predicts.
-        seeds: proposals per thing that get bottom-up evidence.
-        image_weight: weight of the image loss, a mean.
-        prior: power of objectness on scores where things are chosen; the paper has 0.
-        background: weight of background where refinement heads learn; 1 in the paper.
-        hidden: width of the first layer; 4096 for ResNet18-WS, 2048 for the deeper ones.
-        features: width of the second fully connected layer.
-        mask_width: channels of the instance and semantic branches.
-        foreground: most proposals of an image that train masks; the paper uses all matched.
-        optimiser: the paper's SGD with momentum 0.9, or AdamW for short schedules.
-        lr: learning rate; biases learn twice as fast.
-        warmup: fraction of the schedule over which the rate rises; the paper has none.
-        weight_decay: of the weights; biases have none.
-        decay_at: fractions of the schedule at which the rate falls to a tenth.
-        test_sides: short sides in pixels to average predictions over; empty takes the image's.
-        test_flip: whether predictions are averaged with the mirror image's.
-        nms: box IoU above which the lower-scored of two detections of a class is dropped.
-        least_score: of an instance in the panoptic map.
-        stuff_area: fewest pixels of a stuff class in the panoptic map.
+        num_classes: Number of thing classes, C; taken from the data.
+        num_stuff: Number of stuff classes, S; taken from the data.
+        stuff: Whether stuff is mined; without it things alone are detected and segmented.
+        instances: Whether the instance branch refines masks; else they are the mined segments.
+        semantics: Whether the semantic branch refines stuff; else it is painted from mined segments.
+        reestimate: Whether GrabCut re-estimates mined segments before they train a branch.
+        backbone: The network that makes the features.
+        pretraining: Settings of a classifier that first trains the backbone, with its `steps`; null trains none.
+        pooling: How segments or boxes are pooled; the paper has moi_pool, shape-invariant.
+        compensation: Factor of MoIPool for empty bins, eq. (7): bins, released or null.
+        refinements: Number of refinement heads, n^r in eq. (4).
+        regression: Whether refinement heads regress boxes.
+        mask_heads: Number of instance heads; each learns the masks of the one before, and the last one predicts.
+        seeds_per_class: Number of proposals per thing whose first mask is bottom-up evidence.
+        image_weight: Weight of the image loss, which is a mean.
+        objectness_power: Power of objectness in the scores by which things are chosen; 0 in the paper.
+        background_weight: Weight of background proposals in the loss of refinement heads; 1 in the paper.
+        widths: Widths of the heads; `mask` is also that of the semantic branch.
+        max_mask_samples: Largest number of proposals of an image that train masks; the paper uses all matched ones.
+        optimisation: How weights are optimised.
+        inference: How images are predicted.
+        score_threshold: Lowest score of an instance in the panoptic map.
+        min_stuff_area: Fewest pixels of a stuff class in the panoptic map.
     """
 
     supervision = frozenset({"tags", "stuff_tags"})
@@ -132,62 +126,53 @@ class JTSM(Method):
         instances: bool = True,
         semantics: bool = True,
         reestimate: bool = True,
-        backbone: str = "resnet18_ws_v2",
-        weights: str = "imagenet",
-        output_stride: int = 8,
-        stage: int = -1,
-        freeze: int = 5,
-        backbone_args: dict[str, Any] | None = None,
+        backbone: BackboneSettings = _BACKBONE,
         pretraining: dict[str, Any] | None = None,
         pooling: Pooling | Literal["moi_pool", "moi_pool_interpolated"] = "moi_pool",
         compensation: Compensation = "bins",
         refinements: int = 4,
         regression: bool = True,
         mask_heads: int = 2,
-        seeds: int = 10,
+        seeds_per_class: int = 10,
         image_weight: float = 1.0,
-        prior: float = 0.0,
-        background: float = 1.0,
-        hidden: int = 4096,
-        features: int = 4096,
-        mask_width: int = 256,
-        foreground: int = 512,
-        optimiser: Optimiser = "sgd",
-        lr: float = 0.01,
-        warmup: float = 0.0,
-        weight_decay: float = 5e-4,
-        decay_at: tuple[float, ...] = (0.7,),
-        test_sides: tuple[int, ...] = (480, 576, 672, 768, 864, 960, 1056, 1152),
-        test_flip: bool = True,
-        nms: float = 0.3,
-        least_score: float = 0.5,
-        stuff_area: int = 4096,
+        objectness_power: float = 0.0,
+        background_weight: float = 1.0,
+        widths: HeadWidths = _WIDTHS,
+        max_mask_samples: int = 512,
+        optimisation: Optimisation = _OPTIMISATION,
+        inference: Inference = _INFERENCE,
+        score_threshold: float = 0.5,
+        min_stuff_area: int = 4096,
     ) -> None:
         super().__init__()
+        backbone = filled(_BACKBONE, backbone)
+        self.optimisation = optimisation = filled(_OPTIMISATION, optimisation)
+        self.inference = inference = filled(_INFERENCE, inference)
+        widths = filled(_WIDTHS, widths)
         self.save_hyperparameters()
         if stuff and not num_stuff:
             raise InputError(
                 "these data know no stuff classes; mine things alone: --model.stuff false (COCO: --data.panoptic true)"
             )
         self.panoptic = stuff
-        self.backbone = Backbone(
-            backbone, weights, output_stride, stage, freeze, **(backbone_args or {})
-        )
+        self.backbone = Backbone(backbone)
         channels, classes = self.backbone.channels, num_classes + num_stuff * stuff
-        trunk = Trunk(channels * 49, hidden, features)
-        self.detector = Detector(trunk, features, classes, refinements, regression, num_classes)
+        trunk = MLPHead(channels * 49, widths.hidden, widths.features)
+        self.detector = Detector(
+            trunk, widths.features, classes, refinements, regression, num_classes
+        )
         self.masks = nn.ModuleList(
-            MaskHeads(channels, [num_classes], mask_width) for _ in range(mask_heads * instances)
+            MaskHeads(channels, [num_classes], widths.mask) for _ in range(mask_heads * instances)
         )
         self.semantic = (
-            SemanticHead(channels, num_stuff, mask_width) if stuff and semantics else None
+            SemanticHead(channels, num_stuff, widths.mask) if stuff and semantics else None
         )
         self.evidence = Evidence()
 
     def stages(self, run: Stages, data: pl.LightningDataModule) -> None:
         """Train a classifier first where the backbone starts from nothing, then JTSM."""
         if self.hparams["pretraining"]:
-            self.backbone.load(pretrain(run, self.hparams, data))
+            self.backbone.load(pretrain(run, self, self.backbone.settings, data))
         run.fit("2-jtsm" if self.hparams["pretraining"] else "train", self, data)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
@@ -233,10 +218,15 @@ class JTSM(Method):
         )
         things, prior = (
             heads._replace(mil=heads.mil[:, : len(tags)]),
-            proposals.scores ** self.hparams["prior"],
+            proposals.scores ** self.hparams["objectness_power"],
         )
         learnt = refine(
-            things, tags, proposals.boxes, (size[0], size[1]), prior, self.hparams["background"]
+            things,
+            tags,
+            proposals.boxes,
+            (size[0], size[1]),
+            prior,
+            self.hparams["background_weight"],
         )  # eqs. (3), (4)
         stuff_tags = sample["target"].get("stuff_tags", tags[:0])[: heads.mil.shape[1] - len(tags)]
         known = torch.cat([tags, stuff_tags])
@@ -245,7 +235,7 @@ class JTSM(Method):
         }  # eq. (2)
         losses |= {"refinement": learnt.refinement, "box": learnt.box}
         found = foreground(
-            proposals.boxes, learnt.pseudo, learnt.matched, self.hparams["foreground"]
+            proposals.boxes, learnt.pseudo, learnt.matched, self.hparams["max_mask_samples"]
         )
         labels = (
             stuff_tags.nonzero().flatten()
@@ -276,7 +266,7 @@ class JTSM(Method):
         found, proposals = mined.things, sample["proposals"]
         if not self.hparams["reestimate"]:
             return _segments(proposals, mined.best, found.boxes, (28, 28)).to(found.boxes.dtype)
-        seeds = nearest_seeds(found, self.hparams["seeds"])
+        seeds = nearest_seeds(found, self.hparams["seeds_per_class"])
         windows, evidence = self.reestimate(sample, mined.best[seeds], found.boxes[seeds])
         nearest = box_iou(found.boxes, found.boxes[seeds]).argmax(1) if len(seeds) else seeds
         masks = resample(
@@ -318,78 +308,60 @@ class JTSM(Method):
         return windows.to(boxes.device), masks.to(boxes.device)
 
     def predict(self, sample: Sample) -> Prediction:
-        """Average scores and boxes of each proposal over the views, suppress, segment, and merge with stuff."""
-        proposals, size = (
-            sample["proposals"],
-            (sample["image"].shape[-2], sample["image"].shape[-1]),
-        )
-        views = list(
-            looks(sample["image"], self.hparams["test_sides"], flip=self.hparams["test_flip"])
-        )
-        features = [self.backbone([look.image]) for look in views]
+        """Average scores and boxes of the proposals over views, suppress, segment, and merge with stuff."""
+        proposals, size = sample["proposals"], size_of(sample["image"])
+        views = list(image_views(sample["image"], self.inference))
+        features = [self.backbone([view.image]) for view in views]
         heads = [
-            self.mining(f, [see(proposals, look)])[0]
-            for f, look in zip(features, views, strict=True)
+            self.mining(feature, [proposals_in(view, proposals)])[0]
+            for feature, view in zip(features, views, strict=True)
         ]
-        scores, boxes = average(heads, [look.view.flip for look in views], proposals.boxes, size)
-        prior = proposals.scores[:, None] ** self.hparams["prior"]
-        things = scores[:, : self.hparams["num_classes"]]
-        at, kept, labels, index = detect(things * prior, boxes, self.hparams["nms"])
-        masks = (
-            self._masks(features, views, at, labels, size)
-            if self.masks
-            else segment_masks(proposals, index)
-        )
-        found = Prediction(sample["image_id"], size, at.cpu(), kept.cpu(), labels.cpu(), masks)
+        scores, boxes = average(heads, views, proposals.boxes, size)
+        objectness = proposals.scores[:, None] ** self.hparams["objectness_power"]
+        things = scores[:, : self.hparams["num_classes"]] * objectness
+        boxes, scores, labels, index = detect(things, boxes, self.inference.nms)
+        if self.masks:
+            logits = partial(self.mask_logits, labels=labels)
+            probabilities = mean_masks(features, views, boxes, self.backbone.stride, logits)
+            masks = paste(probabilities, boxes, size)
+        else:
+            masks = segment_masks(proposals, index)
+        found = boxes.cpu(), scores.cpu(), labels.cpu(), masks
+        prediction = Prediction(sample["image_id"], size, *found)
         if not self.hparams["stuff"]:
-            return found
-        stuff = self._stuff(features, views, heads, proposals, size)
-        classes, least, area = (
-            self.hparams[name] for name in ("num_classes", "least_score", "stuff_area")
+            return prediction
+        stuff = self.stuff_map(features, views, heads, proposals, size)
+        classes, threshold, area = (
+            self.hparams[name] for name in ("num_classes", "score_threshold", "min_stuff_area")
         )
-        return found._replace(panoptic=merge(found, stuff, classes, least, stuff_area=area))
+        merged = merge(prediction, stuff, classes, threshold, stuff_area=area)
+        return prediction._replace(panoptic=merged)
 
-    def _masks(
+    def mask_logits(self, regions: Tensor, labels: Tensor) -> Tensor:
+        """Return the last instance head's masks (N,28,28) of regions (N,D,14,14), each in the channel of its class."""
+        return of_class(self.masks[-1](regions)[0], labels)
+
+    def stuff_map(
         self,
         features: list[Tensor],
-        views: list[Look],
-        boxes: Tensor,
-        labels: Tensor,
-        size: tuple[int, int],
-    ) -> list[RLE]:
-        """Masks of the last instance head, the mean over the views."""
-        masks = []
-        for feature, look in zip(features, views, strict=True):
-            regions = pool(
-                feature, [look.view.to_input(boxes)], self.backbone.stride, 14, "roi_align"
-            )
-            logits = of_class(self.masks[-1](regions)[0], labels)
-            masks.append((logits.flip(-1) if look.view.flip else logits).sigmoid())
-        return paste(torch.stack(masks).mean(0), boxes, size)
-
-    def _stuff(
-        self,
-        features: list[Tensor],
-        views: list[Look],
+        views: list[ImageView],
         heads: list[Detection],
         proposals: Proposals,
         size: tuple[int, int],
     ) -> Tensor:
-        """The stuff class (H,W) of each pixel: the semantic branch's, or that of the best proposal the pixel belongs to."""
+        """Return each pixel's stuff class (H,W): the semantic branch's, or that of the best proposal on the pixel."""
         if self.semantic is None:
-            return paint(
-                proposals,
-                torch.stack([h.mil for h in heads]).mean(0)[:, self.hparams["num_classes"] :],
-            )
+            mil = torch.stack([h.mil for h in heads]).mean(0)
+            return paint(proposals, mil[:, self.hparams["num_classes"] :])
         maps = [
-            self.semantic.over(f, look, self.backbone.stride, size)
-            for f, look in zip(features, views, strict=True)
+            self.semantic.over(feature, view, self.backbone.stride, size)
+            for feature, view in zip(features, views, strict=True)
         ]
         return torch.stack(maps).mean(0).argmax(0)
 
     def configure_optimizers(self) -> Any:
-        """As `optimise`, by the settings."""
-        return optimise(self)
+        """Optimise as `optimisation` says."""
+        return optimise(self, self.optimisation)
 
 
 class Mined(NamedTuple):
@@ -416,12 +388,12 @@ class SemanticHead(nn.Sequential):
         )
         super().__init__(*layers, nn.Conv2d(width, classes, 1))
 
-    def over(self, features: Tensor, look: Look, stride: int, size: tuple[int, int]) -> Tensor:
-        """Probabilities (S,H,W) over the image of `size` that `look` is a view of."""
-        height, width = look.image.shape[-2:]
+    def over(self, features: Tensor, view: ImageView, stride: int, size: tuple[int, int]) -> Tensor:
+        """Probabilities (S,H,W) over the image of `size` that `view` is of."""
+        height, width = view.image.shape[-2:]
         probabilities = self(features).softmax(1)
         padded = enlarge(probabilities, stride, (height, width))
-        seen = padded.flip(-1) if look.view.flip else padded
+        seen = padded.flip(-1) if view.view.flip else padded
         return F.interpolate(seen, size=size, mode="bilinear")[0]
 
 

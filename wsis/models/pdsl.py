@@ -53,115 +53,103 @@ from torchvision.ops import box_iou
 from wsis.evidence.grabcut import Evidence, Request, resample
 from wsis.images.read import read_image
 from wsis.losses import correlation_loss, image_loss, instance_activation, mask_loss
-from wsis.method import Method, Stages
-from wsis.nn.backbone import Backbone
+from wsis.method import Method, Stages, filled
+from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.nn.detection import (
     Detection,
     Detector,
     Foreground,
-    average,
+    HeadWidths,
     foreground,
     nearest_seeds,
     refine,
 )
 from wsis.nn.masks import MaskHeads, of_class, paste
-from wsis.nn.mil import Trunk, detect
-from wsis.nn.optimisation import Optimiser, optimise
-from wsis.nn.regions import Pooling, looks, mean_and_contrast, pool
+from wsis.nn.mil import MLPHead, detect
+from wsis.nn.optimisation import Optimisation, optimise
+from wsis.nn.regions import Pooling, mean_and_contrast, pool
+from wsis.nn.views import Inference, average, image_views, mean_masks, proposals_in
 from wsis.parts.classifier import pretrain
-from wsis.types import Batch, Prediction, Proposals, Sample
+from wsis.types import Batch, Prediction, Proposals, Sample, size_of
 
 __all__ = ["PDSL"]
+
+
+_WIDTHS = HeadWidths()
+_INFERENCE = Inference()
+_BACKBONE = BackboneSettings("resnet18_ws", output_stride=8, frozen_stages=5)
+_OPTIMISATION = Optimisation("sgd", lr=0.01, warmup=0.0, weight_decay=5e-4, decay_at=(0.7,))
 
 
 class PDSL(Method):
     """Detect and segment in parallel, from tags.
 
     Args:
-        num_classes: number of thing classes, C; taken from the data.
-        backbone: network that makes the features: a timm name, or resnet18_ws, 50, 101.
-        weights: where the backbone starts from: "imagenet", "none" (random) or a file.
-        output_stride: input pixels per feature cell, 8 or 16; 32 leaves the network's own.
-        stage: which feature map of the backbone regions are pooled from; -1 is the last.
-        freeze: backbone stages kept fixed, 0 (none) to 5 (all, as the authors).
-        backbone_args: further arguments of the backbone: model_args, mean, std.
-        pretraining: `steps` and settings of a classifier that first trains the backbone.
-        refinements: number of refinement heads, n^r in eq. (4).
-        regression: whether refinement heads regress boxes.
-        mask_heads: class-specific mask heads, n^m in eq. (5); 0 leaves the class-agnostic one.
-        seeds: proposals per class whose mask is taken from bottom-up evidence, n^seed.
-        evidence: masks of seeds from fast colour models, or from GrabCut as the authors run it.
-        correlation: weight of the correlation loss, eq. (6); 0 switches it off.
-        correlation_target: whose score a mask's activation should equal: pseudo-label's or own.
-        image_weight: weight of the image loss, a mean; `num_classes` makes it the text's sum.
-        pooling: how regions are pooled for detection; the paper has roi_pool.
-        prior: power of objectness on scores where proposals are chosen; the paper has 0.
-        context: sides of a ring whose contrast linear heads read; 0 has the paper's layers.
-        background: weight of background where refinement heads learn; 1 in the paper.
-        hidden: width of the first layer; 4096 for ResNet18-WS, 2048 for the deeper ones.
-        features: width of the second fully connected layer.
-        mask_width: channels of the mask branch.
-        foreground: most proposals of an image that train masks; the paper uses all matched.
-        optimiser: the paper's SGD with momentum 0.9, or AdamW for short schedules.
-        lr: learning rate; biases learn twice as fast.
-        warmup: fraction of the schedule over which the rate rises; the paper has none.
-        weight_decay: of the weights; biases have none.
-        decay_at: fractions of the schedule at which the rate falls to a tenth.
-        test_sides: short sides in pixels to average predictions over; empty takes the image's.
-        test_flip: whether predictions are averaged with the mirror image's.
-        nms: box IoU above which the lower-scored of two detections of a class is dropped.
+        num_classes: Number of thing classes, C; taken from the data.
+        backbone: The network that makes the features.
+        pretraining: Settings of a classifier that first trains the backbone, with its `steps`; null trains none.
+        refinements: Number of refinement heads, n^r in eq. (4).
+        regression: Whether refinement heads regress boxes.
+        mask_heads: Number of class-specific mask heads, n^m in eq. (5); 0 leaves the class-agnostic one.
+        seeds_per_class: Number of proposals per class whose first mask is bottom-up evidence, n^seed.
+        evidence: Masks of seeds by fast colour models, or by GrabCut as the authors run it.
+        correlation_weight: Weight of the correlation loss, eq. (6); 0 switches it off.
+        correlation_target: Score that a mask's activation should equal: the pseudo-label's or the proposal's own.
+        image_weight: Weight of the image loss, which is a mean; `num_classes` makes it the text's sum.
+        pooling: How regions are pooled for detection; the paper has roi_pool.
+        objectness_power: Power of objectness in the scores by which proposals are chosen; 0 in the paper.
+        context: Side of the ring, in sides of the region, whose contrast linear heads read; 0 has the paper's layers.
+        background_weight: Weight of background proposals in the loss of refinement heads; 1 in the paper.
+        widths: Widths of the heads.
+        max_mask_samples: Largest number of proposals of an image that train masks; the paper uses all matched ones.
+        optimisation: How weights are optimised.
+        inference: How images are predicted.
     """
 
     def __init__(
         self,
         num_classes: int = 20,
-        backbone: str = "resnet18_ws",
-        weights: str = "imagenet",
-        output_stride: int = 8,
-        stage: int = -1,
-        freeze: int = 5,
-        backbone_args: dict[str, Any] | None = None,
+        backbone: BackboneSettings = _BACKBONE,
         pretraining: dict[str, Any] | None = None,
         refinements: int = 4,
         regression: bool = True,
         mask_heads: int = 4,
-        seeds: int = 10,
+        seeds_per_class: int = 10,
         evidence: Literal["fast", "authors"] = "fast",
-        correlation: float = 1.0,
+        correlation_weight: float = 1.0,
         correlation_target: Literal["pseudo", "own"] = "pseudo",
         image_weight: float = 1.0,
         pooling: Pooling = "roi_pool",
-        prior: float = 0.0,
+        objectness_power: float = 0.0,
         context: float = 0.0,
-        background: float = 1.0,
-        hidden: int = 4096,
-        features: int = 4096,
-        mask_width: int = 256,
-        foreground: int = 512,
-        optimiser: Optimiser = "sgd",
-        lr: float = 0.01,
-        warmup: float = 0.0,
-        weight_decay: float = 5e-4,
-        decay_at: tuple[float, ...] = (0.7,),
-        test_sides: tuple[int, ...] = (480, 576, 672, 768, 864, 960, 1056, 1152),
-        test_flip: bool = True,
-        nms: float = 0.3,
+        background_weight: float = 1.0,
+        widths: HeadWidths = _WIDTHS,
+        max_mask_samples: int = 512,
+        optimisation: Optimisation = _OPTIMISATION,
+        inference: Inference = _INFERENCE,
     ) -> None:
         super().__init__()
+        backbone = filled(_BACKBONE, backbone)
+        self.optimisation = optimisation = filled(_OPTIMISATION, optimisation)
+        self.inference = inference = filled(_INFERENCE, inference)
+        widths = filled(_WIDTHS, widths)
         self.save_hyperparameters()
-        self.backbone = Backbone(
-            backbone, weights, output_stride, stage, freeze, **(backbone_args or {})
-        )
-        trunk = nn.Identity() if context else Trunk(self.backbone.channels * 49, hidden, features)
-        features = 2 * self.backbone.channels if context else features
+        self.backbone = Backbone(backbone)
+        trunk: nn.Module = nn.Identity()
+        features = 2 * self.backbone.channels
+        if not context:
+            trunk = MLPHead(self.backbone.channels * 49, widths.hidden, widths.features)
+            features = widths.features
         self.detector = Detector(trunk, features, num_classes, refinements, regression)
-        self.masks = MaskHeads(self.backbone.channels, [1] + [num_classes] * mask_heads, mask_width)
+        self.masks = MaskHeads(
+            self.backbone.channels, [1] + [num_classes] * mask_heads, widths.mask
+        )
         self.evidence = Evidence(evidence)
 
     def stages(self, run: Stages, data: pl.LightningDataModule) -> None:
         """Train a classifier first where the backbone starts from nothing, then PDSL."""
         if self.hparams["pretraining"]:
-            classifier = pretrain(run, self.hparams, data)
+            classifier = pretrain(run, self, self.backbone.settings, data)
             self.backbone.load(classifier)
             if self.hparams["context"]:
                 self._start(classifier)
@@ -199,7 +187,7 @@ class PDSL(Method):
                 activation, scores
             )  # eqs. (6), (8)
             target = (logits.detach() > 0).to(logits.dtype)
-        weights = {"correlation": self.hparams["correlation"]}
+        weights = {"correlation": self.hparams["correlation_weight"]}
         loss = torch.stack([weights.get(name, 1.0) * value for name, value in total.items()]).sum()
         self.log_losses(total, loss, len(batch))
         return loss
@@ -227,13 +215,15 @@ class PDSL(Method):
             sample["proposals"].boxes,
             sample["image"].shape[-2:],
         )
-        prior = sample["proposals"].scores ** self.hparams["prior"]
+        prior = sample["proposals"].scores ** self.hparams["objectness_power"]
         learnt = refine(
-            heads, tags, proposals, (size[0], size[1]), prior, self.hparams["background"]
+            heads, tags, proposals, (size[0], size[1]), prior, self.hparams["background_weight"]
         )  # eqs. (3), (4)
         losses = {"mil": self.hparams["image_weight"] * image_loss(heads.mil, tags)}  # eq. (2)
         losses |= {"refinement": learnt.refinement, "box": learnt.box}
-        found = foreground(proposals, learnt.pseudo, learnt.matched, self.hparams["foreground"])
+        found = foreground(
+            proposals, learnt.pseudo, learnt.matched, self.hparams["max_mask_samples"]
+        )
         if self.hparams["correlation_target"] == "own":
             found = found._replace(scores=learnt.scores[found.proposals, found.labels])
         elif not heads.logits:  # S^0 sums to y over all proposals: y is the like of a score
@@ -242,7 +232,7 @@ class PDSL(Method):
 
     def seed_masks(self, found: Sequence[Foreground], batch: Batch) -> Tensor:
         """The first masks (K,28,28): n^seed proposals a class get evidence, the others their nearest seed's (section 3.3)."""
-        seeds = [nearest_seeds(f, self.hparams["seeds"]) for f in found]
+        seeds = [nearest_seeds(f, self.hparams["seeds_per_class"]) for f in found]
         boxes = [s["view"].to_original(f.boxes) for f, s in zip(found, batch, strict=True)]
         chosen = [b[index] for b, index in zip(boxes, seeds, strict=True)]
         images = [partial(read_image, s["path"], s["size"]) for s in batch]
@@ -260,39 +250,27 @@ class PDSL(Method):
         return torch.cat(masks).round()
 
     def predict(self, sample: Sample) -> Prediction:
-        """Average scores and boxes of each proposal over the views of the image, suppress, then average masks."""
-        proposals, size = (
-            sample["proposals"],
-            (sample["image"].shape[-2], sample["image"].shape[-1]),
-        )
-        views = list(
-            looks(sample["image"], self.hparams["test_sides"], flip=self.hparams["test_flip"])
-        )
-        features = [self.backbone([look.image]) for look in views]
-        heads = []
-        for feature, look in zip(features, views, strict=True):
-            heads += self.detection(
-                feature, [proposals._replace(boxes=look.view.to_input(proposals.boxes))]
-            )
-        scores, boxes = average(heads, [look.view.flip for look in views], proposals.boxes, size)
-        prior = proposals.scores[:, None] ** self.hparams["prior"]
-        at, kept, labels, _ = detect(scores * prior, boxes, self.hparams["nms"])
-        masks = torch.stack(
-            [
-                self._view_masks(f, look.view.to_input(at), labels, look.view.flip)
-                for f, look in zip(features, views, strict=True)
-            ]
-        ).mean(0)
-        return Prediction(
-            sample["image_id"], size, at.cpu(), kept.cpu(), labels.cpu(), paste(masks, at, size)
-        )
+        """Average scores and boxes of the proposals over views of the image, suppress, then average masks."""
+        proposals, size = sample["proposals"], size_of(sample["image"])
+        views = list(image_views(sample["image"], self.inference))
+        features = [self.backbone([view.image]) for view in views]
+        heads = [
+            self.detection(feature, [proposals_in(view, proposals)])[0]
+            for feature, view in zip(features, views, strict=True)
+        ]
+        scores, boxes = average(heads, views, proposals.boxes, size)
+        objectness = proposals.scores[:, None] ** self.hparams["objectness_power"]
+        boxes, scores, labels, _ = detect(scores * objectness, boxes, self.inference.nms)
+        logits = partial(self.mask_logits, labels=labels)
+        masks = mean_masks(features, views, boxes, self.backbone.stride, logits)
+        found = boxes.cpu(), scores.cpu(), labels.cpu(), paste(masks, boxes, size)
+        return Prediction(sample["image_id"], size, *found)
 
-    def _view_masks(self, features: Tensor, boxes: Tensor, labels: Tensor, flip: bool) -> Tensor:
-        """Mean over the class-specific heads of a view's mask logits, as probabilities (N,28,28) in the image's orientation."""
-        channels = self.masks(pool(features, [boxes], self.backbone.stride, 14, "roi_align"))
-        logits = torch.stack([of_class(c, labels) for c in channels[1:] or channels]).mean(0)
-        return (logits.flip(-1) if flip else logits).sigmoid()
+    def mask_logits(self, regions: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean over class-specific heads (N,28,28) of regions (N,D,14,14), each in the channel of its class."""
+        channels = self.masks(regions)
+        return torch.stack([of_class(c, labels) for c in channels[1:] or channels]).mean(0)
 
     def configure_optimizers(self) -> Any:
-        """As `optimise`, by the settings."""
-        return optimise(self)
+        """Optimise as `optimisation` says."""
+        return optimise(self, self.optimisation)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from wsis.errors import InputError
 from wsis.files import read_pickle
 from wsis.nn.resnet_ws import ResNetWS, released_weights
 
-__all__ = ["Backbone", "weights_follow"]
+__all__ = ["Backbone", "BackboneSettings", "weights_follow"]
 
 _RESNET_WS = re.compile(r"resnet(18|50|101)_ws(_v2)?")
 _WS_MEAN = (122.7717 / 255, 115.9465 / 255, 102.9801 / 255)
@@ -37,24 +38,55 @@ def weights_follow() -> Iterator[None]:
         _follow.reset(token)
 
 
-class Backbone(nn.Module):
-    """Images -> features (N, `channels`, H / `stride`, W / `stride`), H and W padded to what the network divides by.
-
-    `network` gives every map up to `stage`, from `normalise`d images; `widths` and `strides` list their channels and strides,
-    `divisor` is what it pads sides of images to a multiple of.
-
-    BatchNorm keeps its statistics and scales wherever weights are frozen, and everywhere once weights were read.
+@dataclass(frozen=True)
+class BackboneSettings:
+    """The network that makes the features.
 
     Args:
         name: A timm network that has `features_only`, or resnet18_ws, resnet50_ws, resnet101_ws (add _v2 for JTSM's pooling).
         weights: "imagenet" (downloaded by timm), "none" (random), or a file: safetensors, a PyTorch state dict, the authors'
             pickle of a ResNet-WS, or a checkpoint of this library's classifier.
-        output_stride: Stride of the last feature map, by dilation: 8 or 16; 32 leaves the network as timm builds it.
-        stage: Which of the network's feature maps to give, as in a list: -1 is the last.
-        freeze: Stages kept fixed, from the first: 0 none, 1 the stem, up to 5 all.
-        model_args: Further arguments for timm, such as pad_type "same" for weights made in TensorFlow.
-        mean: Mean per channel (RGB, of 0 to 1) that the weights expect; by default what timm or the ResNet-WS authors state.
-        std: Standard deviation per channel that the weights expect; by default what timm or the ResNet-WS authors state.
+        output_stride: Input pixels per cell of the last feature map: 8 or 16, by dilation; 32 leaves the network as it is.
+        feature_level: Index of the feature map that is used; -1 is the last.
+        frozen_stages: Number of stages that are not trained, from the first: 0 none, 1 the stem, up to 5 all.
+        model_args: Further arguments of the timm network, such as pad_type "same" for weights made in TensorFlow.
+        mean: Mean per channel (RGB, 0 to 1) that the weights expect; by default as timm or the ResNet-WS authors state.
+        std: Standard deviation per channel that the weights expect; by default as timm or the ResNet-WS authors state.
+    """
+
+    name: str = "resnet18_ws"
+    weights: str = "imagenet"
+    output_stride: int = 8
+    feature_level: int = -1
+    frozen_stages: int = 5
+    model_args: dict[str, Any] | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a stride or a number of stages that no network has."""
+        if self.output_stride not in (8, 16, 32) or not 0 <= self.frozen_stages <= 5:
+            raise InputError(
+                f"backbone output_stride {self.output_stride}, frozen_stages {self.frozen_stages}: "
+                "give a stride of 8, 16 or 32, and 0 to 5 stages"
+            )
+
+    def shared(self, *more: str) -> dict[str, Any]:
+        """Return what another network on the same backbone takes over: name, weights, input, and `more`."""
+        names = ("name", "weights", "model_args", "mean", "std", *more)
+        return {name: getattr(self, name) for name in names}
+
+
+class Backbone(nn.Module):
+    """Images -> features (N, `channels`, H / `stride`, W / `stride`), H and W padded to what the network divides by.
+
+    `network` returns every map up to `feature_level` from `normalise`d images; `widths` and `strides` list their channels and
+    strides; sides of images are padded to a multiple of `divisor`.
+
+    BatchNorm keeps its statistics and scales wherever weights are frozen, and everywhere once weights were read.
+
+    Args:
+        settings: see `BackboneSettings`.
 
     Raises:
         InputError: unknown network, stride it cannot take, or weights that cannot be had, are damaged or belong to another.
@@ -63,22 +95,12 @@ class Backbone(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self,
-        name: str = "resnet18_ws",
-        weights: str = "imagenet",
-        output_stride: int = 8,
-        stage: int = -1,
-        freeze: int = 5,
-        model_args: dict[str, Any] | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-    ) -> None:
+    def __init__(self, settings: BackboneSettings) -> None:
         super().__init__()
-        if output_stride not in (8, 16, 32) or not 0 <= freeze <= 5:
-            raise InputError(
-                f"backbone output_stride {output_stride}, freeze {freeze}: give a stride of 8, 16 or 32, freeze 0..5"
-            )
+        self.settings = settings
+        name, weights, stage = settings.name, settings.weights, settings.feature_level
+        output_stride, freeze = settings.output_stride, settings.frozen_stages
+        mean, std, model_args = settings.mean, settings.std, settings.model_args
         state = (
             _read_weights(Path(weights))
             if weights not in ("imagenet", "none") and not _follow.get()
@@ -101,11 +123,11 @@ class Backbone(nn.Module):
             self.channels, self.stride = channels[stage], reduction[stage]
         except IndexError:
             raise InputError(
-                f"backbone {name} has {len(channels)} feature maps, no stage {stage}; choose another"
+                f"backbone {name} has {len(channels)} feature maps, none at feature_level {stage}; choose another"
             ) from None
         upto = slice(stage + 1 or None)
         self.widths, self.strides = list(channels[upto]), list(reduction[upto])
-        self.network, self.stage = network, stage
+        self.network, self.feature_level = network, stage
         self._name = name
         self.divisor = max(reduction)
         self.register_buffer(
@@ -132,7 +154,7 @@ class Backbone(nn.Module):
         Returns:
             (N,D,h,w); smaller images of a list fill the top left, zeros (after normalisation) the rest.
         """
-        return self.network(self.normalise(images))[self.stage]
+        return self.network(self.normalise(images))[self.feature_level]
 
     def load(self, path: Path) -> None:
         """Take the backbone out of a checkpoint of this library whose network has at least the same stages.
@@ -231,7 +253,9 @@ def _timm(
             "output_stride 32 leaves its stride as it is"
         ) from error
     except IndexError as error:
-        raise InputError(f"backbone {name} has no stage {stage}; choose a smaller one") from error
+        raise InputError(
+            f"backbone {name} has no feature_level {stage}; choose a smaller one"
+        ) from error
     except Exception as error:  # the hub and its clients raise many kinds
         advice = (
             "another backbone or file"
@@ -329,6 +353,6 @@ def _leading_modules(network: nn.Module, stages: int, name: str) -> list[nn.Modu
     ]
     if not ends:
         raise InputError(
-            f"backbone {name} does not say where its stage {stages} ends; set freeze to 0 or 5"
+            f"backbone {name} does not say where its stage {stages} ends; set frozen_stages to 0 or 5"
         )
     return [module for _, module in modules[1 : ends[-1] + 1]]

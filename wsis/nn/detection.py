@@ -5,7 +5,7 @@ P proposals, C classes, K foreground proposals, G pseudo-labels, D a feature len
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,12 +18,27 @@ __all__ = [
     "Detection",
     "Detector",
     "Foreground",
+    "HeadWidths",
     "Refinement",
-    "average",
     "foreground",
     "nearest_seeds",
     "refine",
 ]
+
+
+@dataclass(frozen=True)
+class HeadWidths:
+    """Widths of the heads.
+
+    Args:
+        hidden: Width of the first fully connected layer; 4096 for ResNet18-WS, 2048 for the deeper ones.
+        features: Width of the second fully connected layer.
+        mask: Channels of the mask branches.
+    """
+
+    hidden: int = 4096
+    features: int = 4096
+    mask: int = 256
 
 
 class Detection(NamedTuple):
@@ -41,31 +56,6 @@ class Detection(NamedTuple):
         if not self.logits:
             return self.mil
         return torch.stack([logits.softmax(1) for logits in self.logits]).mean(0)[:, :-1]
-
-
-def average(
-    heads: Sequence[Detection], flips: Sequence[bool], proposals: Tensor, size: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """Average what several views of an image say of its proposals.
-
-    Args:
-        heads: of each view.
-        flips: whether each view is a mirror image.
-        proposals: (P,4) in the image.
-        size: (H, W) of the image, which clips regressed boxes.
-
-    Returns:
-        scores (P,C), and boxes: (P,C,4) where heads regress them, else the proposals.
-    """
-    scores = torch.stack([of_view.scores() for of_view in heads]).mean(0)
-    deltas = [[delta for delta in of_view.deltas if delta is not None] for of_view in heads]
-    if not deltas[0]:
-        return scores, proposals
-    means = [torch.stack(of_view).mean(0) for of_view in deltas]
-    back = [
-        m * m.new_tensor([-1, 1, 1, 1]) if flip else m for m, flip in zip(means, flips, strict=True)
-    ]
-    return scores, decode(torch.stack(back).mean(0), proposals, size)
 
 
 class Detector(nn.Module):

@@ -17,10 +17,10 @@ from wsis.losses import mil_scores
 
 __all__ = [
     "MILHead",
+    "MLPHead",
     "Match",
     "Pseudo",
     "RefinementHead",
-    "Trunk",
     "decode",
     "detect",
     "encode",
@@ -32,7 +32,7 @@ _DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 """Scale of (dx, dy, dw, dh), as in Fast R-CNN."""
 
 
-class Trunk(nn.Sequential):
+class MLPHead(nn.Sequential):
     """Two hidden layers with dropout, N(0, 0.005) weights and bias 0.1, from pooled features to proposal features.
 
     Args:

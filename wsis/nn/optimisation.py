@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 
-__all__ = ["Optimiser", "optimise", "rate"]
-
-Optimiser = Literal["sgd", "adamw"]
+__all__ = ["Optimisation", "optimise", "rate"]
 
 
-def optimise(module: pl.LightningModule) -> Any:
-    """Give what `configure_optimizers` returns, as the code of PDSL and JTSM has it.
+@dataclass(frozen=True)
+class Optimisation:
+    """How weights are optimised.
 
     Args:
-        module: what is trained, frozen parameters left out. Its settings say how: `optimiser`, SGD with momentum 0.9 or AdamW;
-            `lr` and `weight_decay` of weights; `warmup` and `decay_at`, as in `rate`, of the trainer's schedule.
+        optimiser: SGD with momentum 0.9, as in the papers, or AdamW for short schedules.
+        lr: Learning rate of weights; biases learn at twice the rate.
+        warmup: Fraction of the schedule over which the learning rate rises from nothing.
+        weight_decay: Weight decay of weights; biases have none.
+        decay_at: Fractions of the schedule at which the learning rate falls to a tenth.
     """
-    how, lr, weight_decay, warmup, decay_at = (
-        module.hparams[name] for name in ("optimiser", "lr", "weight_decay", "warmup", "decay_at")
-    )
+
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.01
+    warmup: float = 0.0
+    weight_decay: float = 5e-4
+    decay_at: tuple[float, ...] = (0.7,)
+
+
+def optimise(module: pl.LightningModule, settings: Optimisation) -> Any:
+    """Return what `configure_optimizers` returns, as the code of PDSL and JTSM has it; frozen parameters are left out."""
+    lr, weight_decay = settings.lr, settings.weight_decay
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     groups = [
         {
@@ -38,12 +49,12 @@ def optimise(module: pl.LightningModule) -> Any:
     ]
     optimiser = (
         torch.optim.SGD(groups, lr=lr, momentum=0.9)
-        if how == "sgd"
+        if settings.optimiser == "sgd"
         else torch.optim.AdamW(groups, lr=lr)
     )
     steps = int(module.trainer.estimated_stepping_batches)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, partial(rate, steps=steps, warmup=warmup, decay_at=decay_at)
+        optimiser, partial(rate, steps=steps, warmup=settings.warmup, decay_at=settings.decay_at)
     )
     return [optimiser], [{"scheduler": schedule, "interval": "step"}]
 

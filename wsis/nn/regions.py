@@ -1,9 +1,8 @@
-"""Features of regions, and the views of an image over which predictions are averaged."""
+"""Features of regions of a feature map."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,18 +13,14 @@ from wsis.errors import InputError
 from wsis.nn.masks import segments_of
 from wsis.ops import moi_pool, moi_pool_interpolated, segment_cells
 from wsis.ops.moi_pool import Compensation
-from wsis.types import Proposals, View
+from wsis.types import Proposals
 
 __all__ = [
-    "Look",
     "Pooling",
     "enlarge",
-    "looks",
     "mean_and_contrast",
     "pool",
     "pool_segments",
-    "resize",
-    "see",
 ]
 
 Pooling = Literal["roi_pool", "roi_align"]
@@ -134,46 +129,3 @@ def mean_and_contrast(features: Tensor, boxes: list[Tensor], stride: int, reach:
     area, outer = (box_area(torch.cat(b)) for b in (boxes, windows))
     ring = outer / (outer - area).maximum(0.01 * outer).clamp(min=1e-6)
     return torch.cat([inside, (inside - within) * ring[:, None].to(inside.dtype)], 1)
-
-
-class Look(NamedTuple):
-    """One view of an image at test time."""
-
-    image: Tensor
-    """(3,h,w) uint8."""
-    view: View
-
-
-def looks(
-    image: Tensor, sides: tuple[int, ...], max_side: int = 4000, flip: bool = True
-) -> Iterator[Look]:
-    """Give an image (3,H,W) at each short side, and its mirror image (methods: 8 sides x flip); no sides: as it is."""
-    height, width = image.shape[-2:]
-    for side in sides or (min(height, width),):
-        small = resize(image, side, max_side)
-        scale = small.shape[-1] / width, small.shape[-2] / height
-        for mirrored in (False, True) if flip else (False,):
-            look = small.flip(-1) if mirrored else small
-            yield Look(look, View(scale, (0.0, 0.0), small.shape[-1], mirrored))
-
-
-def see(proposals: Proposals, look: Look) -> Proposals:
-    """Carry an image's proposals into one view of it; label maps by the nearest pixel."""
-    boxes = look.view.to_input(proposals.boxes)
-    if proposals.labels is None:
-        return proposals._replace(boxes=boxes)
-    labels = F.interpolate(
-        proposals.labels[None, None].double(), size=look.image.shape[-2:], mode="nearest-exact"
-    )[0, 0].int()
-    return proposals._replace(boxes=boxes, labels=labels.flip(-1) if look.view.flip else labels)
-
-
-def resize(image: Tensor, side: int, max_side: int) -> Tensor:
-    """Resize (3,H,W) uint8 so that the short side is `side`, unless the long one would exceed `max_side`."""
-    height, width = image.shape[-2:]
-    scale = min(side / min(height, width), max_side / max(height, width))
-    size = max(round(height * scale), 1), max(round(width * scale), 1)
-    if size == (height, width):
-        return image
-    resized = F.interpolate(image[None].float(), size=size, mode="bilinear", antialias=True)
-    return resized[0].round().clamp(0, 255).to(torch.uint8)

@@ -7,11 +7,9 @@ that CAM, CCGR and EM-Paste start from. Zhou et al., CVPR 2016; log-mean-exp poo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,8 +17,8 @@ from torchmetrics.classification import MultilabelAveragePrecision
 
 from wsis.errors import InputError
 from wsis.losses import log_mean_exp
-from wsis.method import Method, Stages
-from wsis.nn.backbone import Backbone
+from wsis.method import Method, Stages, filled
+from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.runs.stage import Stage
 from wsis.types import Batch
 
@@ -29,21 +27,19 @@ __all__ = ["Classifier", "pretrain"]
 Pooling = Literal["average", "lse", "max"]
 
 
+_BACKBONE = BackboneSettings("resnet50", output_stride=16, frozen_stages=1)
+
+
 class Classifier(Method):
     """Learn from tags which classes an image holds.
 
     Args:
-        num_classes: number of thing classes; taken from the data.
-        backbone: network that makes the features: a timm name, or resnet18_ws, resnet50_ws, resnet101_ws.
-        weights: where the backbone starts from: "imagenet", "none" (random) or a weights file.
-        output_stride: input pixels per feature cell, 8 or 16 by dilation; 32 leaves the network's own stride.
-        stage: which feature map of the backbone is used; -1 is the last.
-        freeze: stages kept fixed, 0 (none) to 5 (all); 1 is the stem.
-        backbone_args: further arguments of the backbone: model_args, mean, std.
-        pooling: how the map becomes one score: mean, log-mean-exp or maximum; small objects vanish in a mean.
-        sharpness: of log-mean-exp pooling, above 0; near 0 it is the mean, the higher the nearer the maximum.
-        lr: peak learning rate of AdamW, reached after a fifth of the steps.
-        weight_decay: of AdamW.
+        num_classes: Number of thing classes; taken from the data.
+        backbone: The network that makes the features.
+        pooling: How a class map becomes one score: mean, log-mean-exp or maximum; small objects vanish in a mean.
+        sharpness: Of log-mean-exp pooling, above 0: near 0 it is the mean, and the higher the nearer the maximum.
+        lr: Peak learning rate of AdamW, reached after a fifth of the steps.
+        weight_decay: Weight decay of AdamW.
     """
 
     needs_proposals = False
@@ -51,24 +47,18 @@ class Classifier(Method):
     def __init__(
         self,
         num_classes: int = 20,
-        backbone: str = "resnet50",
-        weights: str = "imagenet",
-        output_stride: int = 16,
-        stage: int = -1,
-        freeze: int = 1,
-        backbone_args: dict[str, Any] | None = None,
+        backbone: BackboneSettings = _BACKBONE,
         pooling: Pooling = "average",
         sharpness: float = 4.0,
         lr: float = 1e-3,
         weight_decay: float = 1e-2,
     ) -> None:
         super().__init__()
+        backbone = filled(_BACKBONE, backbone)
         self.save_hyperparameters()
         if sharpness <= 0:
             raise InputError(f"sharpness {sharpness}: give a number above 0, or pooling average")
-        self.backbone = Backbone(
-            backbone, weights, output_stride, stage, freeze, **(backbone_args or {})
-        )
+        self.backbone = Backbone(backbone)
         self.head = nn.Conv2d(self.backbone.channels, num_classes, 1)
         self.precision = MultilabelAveragePrecision(num_classes)
 
@@ -127,21 +117,21 @@ class Classifier(Method):
         return [optimiser], [{"scheduler": schedule, "interval": "step"}]
 
 
-def pretrain(run: Stages, hparams: Mapping[str, Any], data: pl.LightningDataModule) -> Path:
-    """Train a classifier on another model's backbone as the run's first stage; returns its checkpoint.
+def pretrain(run: Stages, method: Method, backbone: BackboneSettings, data: Any) -> Path:
+    """Train a classifier on a method's backbone as the run's first stage, and return its checkpoint.
 
     Args:
         run: the run.
-        hparams: the model's settings; `pretraining` holds `steps` and what the classifier has otherwise.
+        method: its setting `pretraining` holds `steps` and other settings of the classifier.
+        backbone: the method's; the classifier has a `feature_level` and `frozen_stages` of its own.
         data: with tags.
     """
     shared = {
-        name: hparams[name]
-        for name in ("num_classes", "backbone", "weights", "output_stride", "backbone_args")
+        "num_classes": method.hparams["num_classes"],
+        "backbone": backbone.shared("output_stride"),
     }
-    return Stage.of("pretraining", hparams["pretraining"] or {}, Classifier, **shared).train(
-        run, "1-classifier", data
-    )
+    stage = Stage.of("pretraining", method.hparams["pretraining"] or {}, Classifier, **shared)
+    return stage.train(run, "1-classifier", data)
 
 
 def tags(batch: Batch) -> Tensor:

@@ -24,12 +24,12 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
 
 from wsis.errors import InputError
-from wsis.method import Method
-from wsis.nn.backbone import Backbone
+from wsis.method import Method, filled
+from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.nn.masks import paste
-from wsis.nn.optimisation import Optimiser, optimise
-from wsis.nn.regions import looks
-from wsis.types import Batch, Prediction, Sample, Target
+from wsis.nn.optimisation import Optimisation, optimise
+from wsis.nn.views import Inference, image_views
+from wsis.types import Batch, Prediction, Sample, Target, size_of
 
 __all__ = ["MaskRCNN"]
 
@@ -37,36 +37,30 @@ _RATIOS = (0.5, 1.0, 2.0)
 _HALF = 0.5  # torchvision cuts mask targets with a pixel's centre at its index: IoU 0.993 of what is pasted so, else 0.960
 
 
+_BACKBONE = BackboneSettings("resnet50", output_stride=32, frozen_stages=2)
+_OPTIMISATION = Optimisation("sgd", lr=0.02, warmup=0.02, weight_decay=1e-4, decay_at=(0.67, 0.89))
+
+
 class MaskRCNN(Method):
     """Learn boxes, classes and masks from masks.
 
     Args:
-        num_classes: number of thing classes; taken from the data.
-        backbone: network that makes the features: any timm name with maps of several strides, or resnet18_ws, 50, 101.
-        weights: where the backbone starts from: "imagenet", "none" (random) or a weights file.
-        output_stride: stride of the backbone's last map: 8 or 16 by dilation; 32 leaves the network's own.
-        stage: the last feature map of the backbone that the pyramid is built on; -1 is the last there is.
-        freeze: backbone stages kept fixed, 0 (none) to 5 (all); 2 is the stem and the first stage of a ResNet.
-        backbone_args: further arguments of the backbone: model_args, mean, std.
-        features: channels of every map of the pyramid.
-        hidden: width of the two fully connected layers of the box head.
-        mask_width: channels of the mask head.
-        anchor: side of a map's anchors in its cells; 8 gives 32 pixels at stride 4, and twice as many at each next map.
-        anchors: anchors of an image that train the proposals, half of them on objects where there are enough.
-        proposals: most proposals of an image in training; in prediction half as many.
-        regions: proposals of an image that train the box head, a quarter of them on objects; those train the mask head.
-        skip_crowds: background that lies by more than half in a crowd's box teaches nothing, as crowds never do; else it is
-            background like any other, as usual.
-        optimiser: SGD with momentum 0.9 as in the paper, or AdamW for short schedules from random weights.
-        lr: learning rate of weights; biases learn twice as fast.
-        warmup: fraction of the schedule over which the learning rate rises from nothing.
-        weight_decay: of the weights; biases have none.
-        decay_at: fractions of the schedule at which the learning rate falls to a tenth.
-        test_side: short side in pixels that an image is scaled to for prediction; 0 keeps its size.
-        test_max_side: the long side is scaled to at most this length in pixels for prediction.
-        nms: box IoU above which the lower-scored of two detections of a class is dropped.
-        least_score: detections of a lower score are left out.
-        detections: most detections of an image, of all classes.
+        num_classes: Number of thing classes; taken from the data.
+        backbone: The network that makes the features; the pyramid ends with its `feature_level`.
+        features: Channels of every map of the pyramid.
+        hidden: Width of the two fully connected layers of the box head.
+        mask_width: Channels of the mask head.
+        anchor_size: Side of a map's anchors in its cells; 8 gives 32 pixels at stride 4, and twice as many at each next map.
+        anchors_per_image: RPN anchors sampled per image, up to half of them positive.
+        max_proposals: Largest number of proposals of an image in training; in prediction half as many.
+        regions_per_image: Regions sampled per image for the box head, up to a quarter positive; those train the mask head.
+        ignore_crowds: Exclude background proposals that lie more than half inside a crowd box from the loss.
+        optimisation: How weights are optimised.
+        test_side: Short side in pixels that an image is scaled to for prediction; 0 keeps its size.
+        test_max_side: Longest side in pixels of an image that is scaled for prediction.
+        nms: Box IoU above which the lower-scored of two detections of a class is dropped.
+        score_threshold: Lowest score of a detection.
+        max_detections: Largest number of detections of an image, over all classes.
     """
 
     supervision = frozenset({"tags", "boxes", "masks"})
@@ -75,47 +69,38 @@ class MaskRCNN(Method):
     def __init__(
         self,
         num_classes: int = 20,
-        backbone: str = "resnet50",
-        weights: str = "imagenet",
-        output_stride: int = 32,
-        stage: int = -1,
-        freeze: int = 2,
-        backbone_args: dict[str, Any] | None = None,
+        backbone: BackboneSettings = _BACKBONE,
         features: int = 256,
         hidden: int = 1024,
         mask_width: int = 256,
-        anchor: float = 8.0,
-        anchors: int = 256,
-        proposals: int = 2000,
-        regions: int = 512,
-        skip_crowds: bool = False,
-        optimiser: Optimiser = "sgd",
-        lr: float = 0.02,
-        warmup: float = 0.02,
-        weight_decay: float = 1e-4,
-        decay_at: tuple[float, ...] = (0.67, 0.89),
+        anchor_size: float = 8.0,
+        anchors_per_image: int = 256,
+        max_proposals: int = 2000,
+        regions_per_image: int = 512,
+        ignore_crowds: bool = False,
+        optimisation: Optimisation = _OPTIMISATION,
         test_side: int = 800,
         test_max_side: int = 1333,
         nms: float = 0.5,
-        least_score: float = 0.05,
-        detections: int = 100,
+        score_threshold: float = 0.05,
+        max_detections: int = 100,
     ) -> None:
         super().__init__()
+        backbone = filled(_BACKBONE, backbone)
+        self.optimisation = optimisation = filled(_OPTIMISATION, optimisation)
         self.save_hyperparameters()
-        self.backbone = Backbone(
-            backbone, weights, output_stride, stage, freeze, **(backbone_args or {})
-        )
+        self.backbone = Backbone(backbone)
         self.pyramid = Pyramid(self.backbone, features)
-        sides = tuple((anchor * stride,) for stride in self.pyramid.strides)
+        sides = tuple((anchor_size * stride,) for stride in self.pyramid.strides)
         self.rpn = Proposer(
             AnchorGenerator(sides, (_RATIOS,) * len(sides)),
             RPNHead(features, len(_RATIOS)),
             fg_iou_thresh=0.7,
             bg_iou_thresh=0.3,
-            batch_size_per_image=anchors,
+            batch_size_per_image=anchors_per_image,
             positive_fraction=0.5,
-            pre_nms_top_n={"training": proposals, "testing": proposals // 2},
-            post_nms_top_n={"training": proposals, "testing": proposals // 2},
+            pre_nms_top_n={"training": max_proposals, "testing": max_proposals // 2},
+            post_nms_top_n={"training": max_proposals, "testing": max_proposals // 2},
             nms_thresh=0.7,
         )
         self.roi_heads = RoIHeads(
@@ -124,12 +109,12 @@ class MaskRCNN(Method):
             FastRCNNPredictor(hidden, num_classes + 1),
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.5,
-            batch_size_per_image=regions,
+            batch_size_per_image=regions_per_image,
             positive_fraction=0.25,
             bbox_reg_weights=None,
-            score_thresh=least_score,
+            score_thresh=score_threshold,
             nms_thresh=nms,
-            detections_per_img=detections,
+            detections_per_img=max_detections,
             mask_roi_pool=self.pyramid.pooler(14),
             mask_head=MaskRCNNHeads(features, [mask_width] * 4, 1),
             mask_predictor=MaskRCNNPredictor(mask_width, mask_width, num_classes + 1),
@@ -137,7 +122,7 @@ class MaskRCNN(Method):
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """L = L_cls + L_box + L_mask, section 3 of the paper, and those of the region proposal network."""
-        skip = self.hparams["skip_crowds"]
+        skip = self.hparams["ignore_crowds"]
         losses = self.losses(
             [sample["image"] for sample in batch],
             [_learnable(sample["target"], skip) for sample in batch],
@@ -198,18 +183,14 @@ class MaskRCNN(Method):
         """Maps of the pyramid in full precision, and the padded batch with the images' own sizes."""
         padded = self.backbone.normalise(images)
         maps = self.pyramid(self.backbone.network(padded))
-        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        sizes = [size_of(image) for image in images]
         return {name: map_.float() for name, map_ in maps.items()}, ImageList(padded, sizes)
 
     def predict(self, sample: Sample) -> Prediction:
         """Detect in the scaled image; masks are stretched over their boxes in the original."""
-        size, side = (
-            (sample["image"].shape[-2], sample["image"].shape[-1]),
-            self.hparams["test_side"],
-        )
-        (look,) = looks(
-            sample["image"], (side,) if side else (), self.hparams["test_max_side"], flip=False
-        )
+        size, side = size_of(sample["image"]), self.hparams["test_side"]
+        inference = Inference((side,) if side else (), flip=False)
+        (look,) = image_views(sample["image"], inference, self.hparams["test_max_side"])
         features, padded = self._see([look.image])
         with torch.autocast(self.device.type, enabled=False):
             proposals, _ = self.rpn(padded, features)
@@ -226,8 +207,8 @@ class MaskRCNN(Method):
         )
 
     def configure_optimizers(self) -> Any:
-        """As `optimise`, by the settings."""
-        return optimise(self)
+        """Optimise as `optimisation` says."""
+        return optimise(self, self.optimisation)
 
 
 class Pyramid(nn.Module):

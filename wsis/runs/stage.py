@@ -59,6 +59,8 @@ class Stage(NamedTuple):
         _check_known(network, place, settings)
         accepted = inspect.signature(network).parameters
         passed = {name: value for name, value in shared.items() if name in accepted}
+        if "backbone" in passed:
+            settings["backbone"] = _on_same(passed["backbone"], settings.get("backbone") or {})
         if augment:
             _check_known(Augment, f"{place}.augment", augment)
             augment = Augment(**augment)
@@ -83,6 +85,12 @@ class Stage(NamedTuple):
         checkpoint = run.fit(name, self.model, data, **trainer)
         load_weights(self.model, checkpoint)
         return checkpoint
+
+
+def _on_same(shared: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of a backbone: those given over those shared, which another network takes nothing from."""
+    same = given.get("name", shared["name"]) == shared["name"]
+    return {**(shared if same else {}), **given}
 
 
 def _check_known(cls: type, place: str, given: Mapping[str, Any]) -> None:

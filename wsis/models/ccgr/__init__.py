@@ -40,10 +40,10 @@ from wsis.errors import InputError
 from wsis.evidence.affinity import AffinityNet
 from wsis.evidence.boxes import Form, refine_boxes, surround_part
 from wsis.files import read_json
-from wsis.method import Method, Stages
+from wsis.method import Method, Stages, filled
 from wsis.models.ccgr.branches import BagDetector, Boxes, Segmentation
 from wsis.models.ccgr.hints import write_first_hints, write_next_hints
-from wsis.nn.backbone import Backbone
+from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.parts.classifier import pretrain
 from wsis.runs.stage import Stage
 from wsis.types import Batch, Prediction, Sample
@@ -53,69 +53,67 @@ __all__ = ["CCGR", "Refinement", "Segmentation"]
 HINTS = (
     "bag_size",
     "penalty",
-    "least_peak",
+    "min_peak",
     "peak_window",
     "peak_smoothing",
-    "walk",
+    "walk_steps",
     "scales",
-    "background",
+    "background_score",
 )
 """Settings of the first round's peaks, bags and pixel labels."""
+
+
+_BACKBONE = BackboneSettings("resnet50", output_stride=16)
 
 
 class CCGR(Method):
     """Learn instance masks from tags by three branches in turn.
 
     Args:
-        num_classes: number of thing classes; taken from the data.
-        backbone: network of classifier, detector and segmentation: a timm name with five feature maps.
-        weights: where the classifier's backbone starts from, "imagenet", "none" (random) or a file; the others start from its.
-        output_stride: stride of the classifier's map, 8 or 16 by dilation; 32 leaves the network's own.
-        backbone_args: further arguments of the backbone: model_args, mean, std.
-        rounds: how often the branches are trained; the paper has three to five.
-        bag_size: most proposals in a bag.
-        penalty: weight of a proposal's background in its rank, eq. (4).
-        least_peak: lowest peak of a class map as a share of its maximum.
-        peak_window: side in cells of the window that a peak is the maximum of, odd.
-        peak_smoothing: side in cells of the square over which class maps are averaged before, odd.
-        scales: factors on an image's size over which class activation maps are averaged.
-        walk: steps of the random walk along affinities; 0 takes class activation maps as they are.
-        background: score of background where pixels are labelled by class activation maps.
-        boxes: "detector" has the detector choose boxes, "segmentation" draws one around what is segmented as a class.
-        refinement: steps of gradient descent on the centre-context gap; 0 leaves boxes as they are.
-        context: side of the surrounding box over that of the box.
-        form: "ring", or "printed" for the gap as the paper prints it.
-        whole: whether a box is at last drawn around the connected part that it holds most of.
-        score: least score of a detection that makes a bag, unless it is the best of its class.
-        pretraining: `steps` and settings of the classifier.
-        affinity: `steps` and settings of the affinity network.
-        detector: `steps` and settings of the detector.
-        segmentation: `steps` and settings of the semantic segmentation.
-        segmentor: `steps` and settings of Mask R-CNN.
+        num_classes: Number of thing classes; taken from the data.
+        backbone: The network under classifier, detector and segmentation, with five feature maps; `feature_level` and
+            `frozen_stages` are set for each of them. The classifier starts from its weights, the others from the classifier.
+        rounds: Number of times the branches are trained; the paper has three to five.
+        bag_size: Largest number of proposals in a bag.
+        penalty: Weight of a proposal's background in its rank, eq. (4).
+        min_peak: Lowest peak of a class map, as a fraction of its maximum.
+        peak_window: Side in cells, odd, of the window in which a peak is the maximum.
+        peak_smoothing: Side in cells, odd, of the square over which class maps are averaged first.
+        scales: Factors on the image's size over which class activation maps are averaged.
+        walk_steps: Steps of the random walk along affinities; 0 takes class activation maps as they are.
+        background_score: Score of background where pixels are labelled by class activation maps.
+        boxes: Boxes that are refined: those chosen by the detector, or one around each class of the segmentation.
+        refinement: Steps of gradient descent on the centre-context gap; 0 leaves boxes as they are.
+        context: Side of the surrounding box, in sides of the box.
+        form: Form of the gap: "ring", or "printed" as in the paper.
+        whole: Whether a box is finally drawn around the connected part that it holds most of.
+        score_threshold: Lowest score of a detection that makes a bag, unless it is the best of its class.
+        pretraining: Settings of the classifier, with its `steps`.
+        affinity: Settings of the affinity network, with its `steps`.
+        detector: Settings of the detector, with its `steps`.
+        segmentation: Settings of the semantic segmentation, with its `steps`.
+        segmentor: Settings of the segmentor that is trained last, with its `steps`; `model` names another than mask_rcnn.
     """
 
     def __init__(
         self,
         num_classes: int = 20,
-        backbone: str = "resnet50",
-        weights: str = "imagenet",
-        output_stride: int = 16,
-        backbone_args: dict[str, Any] | None = None,
+        backbone: BackboneSettings = _BACKBONE,
         rounds: int = 3,
         bag_size: int = 10,
         penalty: float = 0.1,
-        least_peak: float = 0.5,
+        min_peak: float = 0.5,
         peak_window: int = 3,
         peak_smoothing: int = 1,
         scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0),
-        walk: int = 256,
-        background: float = 0.25,
+        walk_steps: int = 256,
+        background_score: float = 0.25,
         boxes: Literal["detector", "segmentation"] = "detector",
         refinement: int = 200,
         context: float = 1.5,
         form: Form = "ring",
         whole: bool = False,
-        score: float = 0.5,
+        score_threshold: float = 0.5,
         pretraining: dict[str, Any] | None = None,
         affinity: dict[str, Any] | None = None,
         detector: dict[str, Any] | None = None,
@@ -123,6 +121,7 @@ class CCGR(Method):
         segmentor: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.settings = backbone = filled(_BACKBONE, backbone)
         self.save_hyperparameters()
 
     def stages(self, run: Stages, data: Any) -> None:
@@ -133,7 +132,7 @@ class CCGR(Method):
             detector=branches[0].model.backbone,
             segmentation=branches[1].model.backbone,
         )
-        classifier = pretrain(run, self.hparams, data)
+        classifier = pretrain(run, self, self.settings, data)
         affinity.model.start(classifier)
         affinity.train(run, "2-affinity", data)
         how = {name: self.hparams[name] for name in HINTS}
@@ -154,7 +153,10 @@ class CCGR(Method):
             segmentor.train(run, f"round-{number}-segmentor", data, labels)
             if number < self.hparams["rounds"]:
                 found = run.label(
-                    f"round-{number}-detections", segmentor.model, data, self.hparams["score"]
+                    f"round-{number}-detections",
+                    segmentor.model,
+                    data,
+                    self.hparams["score_threshold"],
                 )
                 how = {"size": self.hparams["bag_size"]}
                 hints = run.make(
@@ -165,35 +167,24 @@ class CCGR(Method):
                 branches = self.branches()
 
     def affinities(self) -> Stage:
-        """The affinity network, on the classifier's features."""
-        settings = {"output_stride": self.hparams["output_stride"], "stage": -1} | (
-            self.hparams["pretraining"] or {}
-        )
-        return self.part(
-            "affinity",
-            AffinityNet,
-            output_stride=settings["output_stride"],
-            stage=settings["stage"],
-        )
+        """Return the affinity network, on the classifier's features."""
+        classifier = (self.hparams["pretraining"] or {}).get("backbone") or {}
+        backbone = self.settings.shared("output_stride") | classifier
+        return self.part("affinity", AffinityNet, backbone)
 
-    def part(self, setting: str, default: str | type[Method], **shared: Any) -> Stage:
-        """What a setting describes, on the method's backbone."""
-        shared |= {
-            name: self.hparams[name] for name in ("num_classes", "backbone", "backbone_args")
-        }
+    def part(self, setting: str, default: str | type[Method], backbone: dict[str, Any]) -> Stage:
+        """Return the network that a setting describes, on a backbone."""
+        shared = {"num_classes": self.hparams["num_classes"], "backbone": backbone}
         return Stage.of(setting, self.hparams[setting] or {}, default, **shared)
 
     def branches(self) -> tuple[Stage, Stage, Stage]:
-        """Detector, segmentation and Mask R-CNN, untrained."""
-        mine = {"weights": "none"}  # they start from the classifier's
-        detector, segmentation = (
-            self.part("detector", BagDetector, **mine),
-            self.part("segmentation", Segmentation, **mine),
-        )
+        """Return detector, segmentation and segmentor, untrained."""
+        backbone = self.settings.shared()
+        untrained = backbone | {"weights": "none"}  # loaded from the classifier
         return (
-            detector,
-            segmentation,
-            self.part("segmentor", "mask_rcnn", weights=self.hparams["weights"]),
+            self.part("detector", BagDetector, untrained),
+            self.part("segmentation", Segmentation, untrained),
+            self.part("segmentor", "mask_rcnn", backbone),
         )
 
     def refinement(
@@ -297,7 +288,8 @@ def check_depth(classifier: Backbone, **branches: Backbone) -> None:
         if len(backbone.strides) > known:
             raise InputError(
                 f"model.{setting} needs {len(backbone.strides)} feature maps of the backbone, but the classifier that it "
-                f"starts from has {known}; give a higher model.pretraining.stage, or a smaller depth to model.{setting}"
+                f"starts from has {known}; give a "
+                f"higher model.pretraining.backbone.feature_level or a smaller depth to model.{setting}"
             )
 
 

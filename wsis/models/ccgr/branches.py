@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import segmentation_models_pytorch as smp
@@ -11,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wsis.losses import image_loss
-from wsis.method import Method
-from wsis.nn.backbone import Backbone
-from wsis.nn.mil import MILHead, Trunk
-from wsis.nn.optimisation import Optimiser, optimise
+from wsis.method import Method, filled
+from wsis.nn.backbone import Backbone, BackboneSettings
+from wsis.nn.mil import MILHead, MLPHead
+from wsis.nn.optimisation import Optimisation, optimise
 from wsis.nn.regions import pool
 from wsis.types import Batch, Sample, Target
 
@@ -32,25 +33,20 @@ class Boxes(NamedTuple):
     """(K,)."""
 
 
+_BACKBONE = BackboneSettings("resnet50", output_stride=16, frozen_stages=1)
+_OPTIMISATION = Optimisation("adamw", lr=1e-4, warmup=0.0, weight_decay=1e-4, decay_at=())
+
+
 class BagDetector(Method):
     """The MIL branch: choose one box of each bag (section "Multiple instance learning branch").
 
     Args:
-        num_classes: number of thing classes.
-        backbone: network that makes the features.
-        weights: where the backbone starts from: "imagenet", "none" (random) or a file.
-        output_stride: stride of the feature map, 8 or 16 by dilation; 32 leaves the network's own.
-        stage: which feature map of the backbone is used; -1 is the last.
-        freeze: backbone stages kept fixed, 0 (none) to 5 (all).
-        backbone_args: further arguments of the backbone: model_args, mean, std.
-        hidden: width of the first fully connected layer.
-        features: width of the second.
-        dropout: probability of dropping a unit of either.
-        optimiser: "adamw", or "sgd" with momentum 0.9.
-        lr: learning rate.
-        warmup: fraction of the schedule over which the learning rate rises from nothing.
-        weight_decay: of weights; biases have none.
-        decay_at: fractions of the schedule at which the learning rate falls to a tenth.
+        num_classes: Number of thing classes.
+        backbone: The network that makes the features.
+        hidden: Width of the first fully connected layer.
+        features: Width of the second.
+        dropout: Probability of dropping a unit of either.
+        optimisation: How weights are optimised.
     """
 
     supervision = frozenset({"tags", "boxes"})
@@ -59,27 +55,18 @@ class BagDetector(Method):
     def __init__(
         self,
         num_classes: int = 20,
-        backbone: str = "resnet50",
-        weights: str = "imagenet",
-        output_stride: int = 16,
-        stage: int = -1,
-        freeze: int = 1,
-        backbone_args: dict[str, Any] | None = None,
+        backbone: BackboneSettings = _BACKBONE,
         hidden: int = 1024,
         features: int = 1024,
         dropout: float = 0.5,
-        optimiser: Optimiser = "adamw",
-        lr: float = 1e-4,
-        warmup: float = 0.0,
-        weight_decay: float = 1e-4,
-        decay_at: tuple[float, ...] = (),
+        optimisation: Optimisation = _OPTIMISATION,
     ) -> None:
         super().__init__()
+        backbone = filled(_BACKBONE, backbone)
+        self.optimisation = optimisation = filled(_OPTIMISATION, optimisation)
         self.save_hyperparameters()
-        self.backbone = Backbone(
-            backbone, weights, output_stride, stage, freeze, **(backbone_args or {})
-        )
-        self.trunk = Trunk(self.backbone.channels * 7 * 7, hidden, features, dropout)
+        self.backbone = Backbone(backbone)
+        self.trunk = MLPHead(self.backbone.channels * 7 * 7, hidden, features, dropout)
         self.head = MILHead(features, num_classes)
 
     def forward(self, batch: Batch) -> list[Tensor]:
@@ -120,25 +107,18 @@ class BagDetector(Method):
 
     def configure_optimizers(self) -> Any:
         """As the other detectors."""
-        return optimise(self)
+        return optimise(self, self.optimisation)
 
 
 class Segmentation(Method):
     """The SS branch: a network of segmentation_models_pytorch on pixel labels, background last.
 
     Args:
-        num_classes: number of thing classes.
-        backbone: timm name of the encoder.
-        weights: where the encoder starts from: "imagenet", "none" (random) or a file.
-        freeze: encoder stages kept fixed, 0 (none) to 5 (all).
-        backbone_args: further arguments of the backbone: model_args, mean, std.
-        architecture: PSPNet, DeepLabV3Plus, FPN, Unet, ...
-        architecture_args: further arguments of it, such as {encoder_depth: 5, output_stride: 8, upsampling: 8} of PSPNet.
-        optimiser: "adamw", or "sgd" with momentum 0.9.
-        lr: learning rate.
-        warmup: fraction of the schedule over which the learning rate rises from nothing.
-        weight_decay: of weights; biases have none.
-        decay_at: fractions of the schedule at which the learning rate falls to a tenth.
+        num_classes: Number of thing classes.
+        backbone: The encoder, a network of timm.
+        architecture: Network of segmentation_models_pytorch: PSPNet, DeepLabV3Plus, FPN, Unet, ...
+        architecture_args: Further arguments of it, such as {encoder_depth: 5, output_stride: 8, upsampling: 8} of PSPNet.
+        optimisation: How weights are optimised.
     """
 
     supervision = frozenset({"tags", "boxes", "masks"})
@@ -147,35 +127,27 @@ class Segmentation(Method):
     def __init__(
         self,
         num_classes: int = 20,
-        backbone: str = "resnet50",
-        weights: str = "imagenet",
-        freeze: int = 1,
-        backbone_args: dict[str, Any] | None = None,
+        backbone: BackboneSettings = _BACKBONE,
         architecture: str = "PSPNet",
         architecture_args: dict[str, Any] | None = None,
-        optimiser: Optimiser = "adamw",
-        lr: float = 1e-4,
-        warmup: float = 0.0,
-        weight_decay: float = 1e-4,
-        decay_at: tuple[float, ...] = (),
+        optimisation: Optimisation = _OPTIMISATION,
     ) -> None:
         super().__init__()
+        backbone = filled(_BACKBONE, backbone)
+        self.optimisation = optimisation = filled(_OPTIMISATION, optimisation)
         self.save_hyperparameters()
-        how = {
-            "encoder_name": f"tu-{backbone}",
-            "encoder_weights": None,
-            "classes": num_classes + 1,
+        self.network = smp.create_model(
+            architecture,
+            encoder_name=f"tu-{backbone.name}",
+            encoder_weights=None,
+            classes=num_classes + 1,
             **(architecture_args or {}),
-        }
-        self.network = smp.create_model(architecture, **how)
-        encoder = self.network.encoder
-        stage, stride = (
-            len(encoder.model.feature_info.channels()) - 1,
-            max(encoder.output_stride, 8),
         )
-        self.backbone = Backbone(
-            backbone, weights, stride, stage, freeze, **(backbone_args or {})
-        )  # trained and saved once:
+        encoder = self.network.encoder
+        level = len(encoder.model.feature_info.channels()) - 1
+        stride = max(encoder.output_stride, 8)
+        settings = replace(backbone, output_stride=stride, feature_level=level)
+        self.backbone = Backbone(settings)  # also the encoder: trained and saved once
         encoder.model = self.backbone.network
 
     def forward(self, images: Sequence[Tensor]) -> Tensor:
@@ -196,7 +168,7 @@ class Segmentation(Method):
 
     def configure_optimizers(self) -> Any:
         """As the other parts."""
-        return optimise(self)
+        return optimise(self, self.optimisation)
 
 
 def pixels_of(sample: Sample, background: int) -> Tensor:

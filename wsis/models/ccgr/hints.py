@@ -30,12 +30,12 @@ def write_first_hints(
     data: Any,
     bag_size: int,
     penalty: float,
-    least_peak: float,
+    min_peak: float,
     peak_window: int,
     peak_smoothing: int,
-    walk: int,
+    walk_steps: int,
     scales: tuple[float, ...],
-    background: float,
+    background_score: float,
 ) -> None:
     """Write the first round's bags.json, pixels.json and peaks.json, from a classifier with affinities."""
     index, samples = data.index("train"), data.samples("train", train=False, supervision="tags")
@@ -50,10 +50,12 @@ def write_first_hints(
         )
         maps, cells = net([image])[1], net.backbone.stride
         found = class_peaks(
-            maps, tags[None], cells, [sample["size"]], least_peak, peak_window, peak_smoothing
+            maps, tags[None], cells, [sample["size"]], min_peak, peak_window, peak_smoothing
         )
-        carried = net.refine(image, tags, scales, steps=walk)
-        labels, foreground = pixel_labels(carried, tags, net.stride, sample["size"], background)
+        carried = net.refine(image, tags, scales, steps=walk_steps)
+        labels, foreground = pixel_labels(
+            carried, tags, net.stride, sample["size"], background_score
+        )
         proposals = sample["proposals"]
         own = bags(
             found.points.cpu(),

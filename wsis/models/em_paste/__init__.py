@@ -41,8 +41,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wsis.evidence.em import Distance
-from wsis.method import Method, Stages
+from wsis.method import Method, Stages, filled
 from wsis.models.em_paste.foregrounds import write_foregrounds, write_segments
+from wsis.nn.backbone import BackboneSettings
 from wsis.parts.classifier import pretrain
 from wsis.pasting.compose import Blend, Where
 from wsis.pasting.paster import Own, Paste
@@ -51,71 +52,71 @@ from wsis.runs.stage import Stage
 __all__ = ["EMPaste"]
 
 
+_BACKBONE = BackboneSettings("resnet50", output_stride=32)
+
+
 class EMPaste(Method):
     """Learn instance masks from tags by pasting foregrounds.
 
     Args:
-        num_classes: number of thing classes; taken from the data.
-        backbone: network of the classifier and, unless its settings say otherwise, Mask R-CNN: a timm name.
-        weights: where both start from: "imagenet", "none" (random) or a weights file.
-        output_stride: stride of the classifier's map, 8 or 16 by dilation; 32 leaves the network's own.
-        backbone_args: further arguments of the backbone: model_args, mean, std.
-        cam_share: share of a class map's cells, the highest, whose centre the first choice is near.
-        object_like: share of the segments of 1 to 80 % of an image, those of high scores, that may be chosen.
-        candidates: segments nearest to that centre, of which the classifier chooses.
-        patch: side in pixels at which a segment is shown to the classifier.
-        rounds: of expectation and maximisation; 0 takes the first choices.
-        keep: share of a class's images whose choices make the next mean.
-        distance: to the mean: "cosine" or "mahalanobis".
-        centre: whether the mean of all segments is subtracted from features; not so in the authors' code.
-        every_segment: whether rounds may choose segments of any size, as in the authors' code.
-        least_probability: foregrounds that the classifier is less sure of are dropped.
-        objects: how many foregrounds are pasted on an image: a number, or the fewest and the most.
-        select: "uniform" pastes every foreground as often, "balanced" every class, for long tails.
-        where: "random" pastes anywhere, "space" where most room is left.
-        blend: edges of pasted objects: "gaussian", "poisson" or "none".
-        scale: least and largest factor on a foreground's own size.
-        rotation: largest turn of a foreground either way, in degrees.
-        least_area: foregrounds whose box has fewer square pixels are not pasted.
-        backgrounds: "none" pastes on training images alone, "black" on black ones, too, a folder on its pictures.
-        share: of the images that have such a background; the paper has 10,000 in 31,000.
-        own: what an image's own foregrounds are: "annotate" objects like pasted ones, "nothing" background;
-            "ignore" has what lies in them or in high class maps teach nothing.
-        pretraining: `steps` and settings of the classifier.
-        segmentor: `steps` and settings of Mask R-CNN.
+        num_classes: Number of thing classes; taken from the data.
+        backbone: The network under the classifier and, unless its settings name another, the segmentor; `feature_level` and
+            `frozen_stages` are set for each of them.
+        cam_fraction: Fraction of a class map's cells, the highest, whose centre the first choice is near.
+        object_like: Fraction of the segments of 1 to 80 % of an image, those of high scores, that may be chosen.
+        candidates: Number of segments nearest to that centre, of which the classifier chooses one.
+        patch_size: Side in pixels at which a segment is shown to the classifier.
+        rounds: Rounds of expectation and maximisation; 0 takes the first choices.
+        keep: Fraction of a class's images whose choices make the next mean.
+        distance: Distance of features to the mean.
+        centre: Whether the mean of all segments is subtracted from features; not so in the authors' code.
+        every_segment: Whether rounds may choose segments of any size, as in the authors' code.
+        min_probability: Foregrounds of a lower class probability are dropped.
+        objects: Number of foregrounds pasted on an image: one number, or the fewest and the most.
+        select: Sampling of foregrounds: "uniform" over foregrounds, or "balanced" over classes, for long tails.
+        where: Place of a pasted object: "random", or "space" where most room is left.
+        blend: Edges of pasted objects.
+        scale: Smallest and largest factor on a foreground's size.
+        rotation: Largest rotation of a foreground either way, in degrees.
+        min_area: Foregrounds whose box has fewer square pixels are not pasted.
+        backgrounds: Images that are pasted on: "none" for training images alone, "black", or a folder of pictures, for a
+            `background_fraction` of them.
+        background_fraction: Fraction of training images whose background is replaced; 10,000 of 31,000 in the paper.
+        own: How to treat the image's own objects: "annotate" trains on them like pasted ones, "ignore" excludes their pixels
+            and high class activations from the loss, "nothing" treats them as background.
+        pretraining: Settings of the classifier, with its `steps`.
+        segmentor: Settings of the segmentor that is trained last, with its `steps`; `model` names another than mask_rcnn.
     """
 
     def __init__(
         self,
         num_classes: int = 20,
-        backbone: str = "resnet50",
-        weights: str = "imagenet",
-        output_stride: int = 32,
-        backbone_args: dict[str, Any] | None = None,
-        cam_share: float = 0.2,
+        backbone: BackboneSettings = _BACKBONE,
+        cam_fraction: float = 0.2,
         object_like: float = 1.0,
         candidates: int = 3,
-        patch: int = 224,
+        patch_size: int = 224,
         rounds: int = 2,
         keep: float = 0.5,
         distance: Distance = "cosine",
         centre: bool = True,
         every_segment: bool = False,
-        least_probability: float = 0.1,
+        min_probability: float = 0.1,
         objects: int | tuple[int, int] = 4,
         select: Literal["uniform", "balanced"] = "uniform",
         where: Where = "random",
         blend: Blend = "gaussian",
         scale: tuple[float, float] = (0.3, 1.0),
         rotation: float = 30.0,
-        least_area: float = 700.0,
+        min_area: float = 700.0,
         backgrounds: str = "none",
-        share: float = 0.33,
+        background_fraction: float = 0.33,
         own: Own = "annotate",
         pretraining: dict[str, Any] | None = None,
         segmentor: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.settings = backbone = filled(_BACKBONE, backbone)
         self.save_hyperparameters()
 
     def stages(self, run: Stages, data: Any) -> None:
@@ -124,16 +125,15 @@ class EMPaste(Method):
             Path()
         ).pictures()  # what is wrong with settings is told before anything is trained
         shared = {
-            name: self.hparams[name]
-            for name in ("num_classes", "backbone", "weights", "backbone_args")
+            "num_classes": self.hparams["num_classes"],
+            "backbone": self.settings.shared(),
+            "ignore_crowds": self.hparams["own"] == "ignore",
         }
-        skip = self.hparams["own"] == "ignore"
-        segmentor = Stage.of(
-            "segmentor", self.hparams["segmentor"] or {}, "mask_rcnn", skip_crowds=skip, **shared
-        )
-        classifier = pretrain(run, self.hparams, data)
+        segmentor = Stage.of("segmentor", self.hparams["segmentor"] or {}, "mask_rcnn", **shared)
+        classifier = pretrain(run, self, self.settings, data)
         how = {
-            name: self.hparams[name] for name in ("object_like", "candidates", "cam_share", "patch")
+            name: self.hparams[name]
+            for name in ("object_like", "candidates", "cam_fraction", "patch_size")
         }
         segments = run.make(
             "2-segments", partial(write_segments, checkpoint=classifier, data=data, **how), **how
@@ -146,7 +146,7 @@ class EMPaste(Method):
                 "distance",
                 "centre",
                 "every_segment",
-                "least_probability",
+                "min_probability",
             )
         }
         found = run.make(
@@ -160,15 +160,11 @@ class EMPaste(Method):
         """How foregrounds are pasted, by the settings."""
         objects: int | tuple[int, int] = self.hparams["objects"]
         fewest, most = (objects, objects) if isinstance(objects, int) else objects
-        names = (
-            "select",
-            "where",
-            "blend",
-            "scale",
-            "rotation",
-            "least_area",
-            "backgrounds",
-            "share",
-            "own",
+        names = ("select", "where", "blend", "scale", "rotation", "backgrounds", "own")
+        return Paste(
+            foregrounds,
+            (fewest, most),
+            least_area=self.hparams["min_area"],
+            share=self.hparams["background_fraction"],
+            **{name: self.hparams[name] for name in names},
         )
-        return Paste(foregrounds, (fewest, most), **{name: self.hparams[name] for name in names})

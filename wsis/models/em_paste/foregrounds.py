@@ -117,8 +117,8 @@ def write_segments(
     data: Any,
     object_like: float,
     candidates: int,
-    cam_share: float,
-    patch: int,
+    cam_fraction: float,
+    patch_size: int,
 ) -> None:
     """Write what a classifier says of every segment of the training images, and each tagged class's first choice.
 
@@ -129,8 +129,8 @@ def write_segments(
         data: with tags and segments.
         object_like: share of the segments of 1 to 80 % of an image, those of the highest scores, that may be chosen.
         candidates: segments nearest to a class map's centre, from which the classifier chooses.
-        cam_share: of a class map's cells whose centre counts.
-        patch: side in pixels at which a segment is shown to the classifier.
+        cam_fraction: of a class map's cells whose centre counts.
+        patch_size: side in pixels at which a segment is shown to the classifier.
 
     Raises:
         InputError: no image has a segment that may be chosen, or features are not finite.
@@ -151,13 +151,13 @@ def write_segments(
         for i in tqdm(range(len(samples)), desc="segments", unit="image"):
             sample = samples.sample(i)
             labels = sample["target"]["tags"].nonzero()[:, 0]
-            looks, seen = describe(net, sample, patch)
+            looks, seen = describe(net, sample, patch_size)
             if not looks.isfinite().all():
                 raise InputError(
                     f"features of {sample['path']} hold NaN or infinity: the classifier has diverged; lower its learning rate"
                 )
             maps = class_maps(net, sample)[labels]
-            centres = cam_centroid(maps, cam_share, net.backbone.stride)
+            centres = cam_centroid(maps, cam_fraction, net.backbone.stride)
             first, may_be = first_choice(
                 centres, sample, seen[:, labels].T, candidates, object_like
             )
@@ -285,7 +285,7 @@ def write_foregrounds(
     distance: Distance,
     centre: bool,
     every_segment: bool,
-    least_probability: float,
+    min_probability: float,
 ) -> None:
     """Write the chosen segments as a pool, as the images' own labels (labels.json), and on a sheet for each class.
 
@@ -298,7 +298,7 @@ def write_foregrounds(
         distance: as `choose` has it.
         centre: as `choose` has it.
         every_segment: as `choose` has it.
-        least_probability: choices that the classifier is less sure of are dropped.
+        min_probability: choices that the classifier is less sure of are dropped.
 
     Raises:
         InputError: none is left.
@@ -314,19 +314,19 @@ def write_foregrounds(
     chosen = choose(found, **how)
     sure = np.array(
         [
-            c >= 0 and p[c] >= least_probability
+            c >= 0 and p[c] >= min_probability
             for c, p in zip(chosen, found.probabilities, strict=True)
         ],
         bool,
     )
     if not sure.any():
         raise InputError(
-            f"no foreground reaches a probability of {least_probability:g}: lower model.least_probability, or train the "
+            f"no foreground reaches a probability of {min_probability:g}: lower model.min_probability, or train the "
             "classifier longer"
         )
     cut = _Cutter(found, np.where(sure, chosen, -1), data)
     proposals = data.proposal_file("train")
-    how |= {"least_probability": least_probability, "supervision": "tags"}
+    how |= {"min_probability": min_probability, "supervision": "tags"}
     how["proposals"] = None if proposals is None else proposals.provenance
     write_pool(folder, data.class_names, cut, how)
     write_coco(folder / "labels.json", index._replace(annotations=cut.labels))
