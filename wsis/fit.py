@@ -13,7 +13,8 @@ from jsonargparse.typing import PositiveInt
 from pytorch_lightning.cli import LightningArgumentParser
 
 from wsis.command_line.messages import plain_errors
-from wsis.command_line.parser import CLI, run_folder, write_settings
+from wsis.command_line.parser import CLI
+from wsis.command_line.trainers import run_folder, write_settings
 from wsis.errors import InputError
 from wsis.files import clear_scratch
 from wsis.method import Method

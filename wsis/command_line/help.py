@@ -50,9 +50,7 @@ class Help(DefaultHelpFormatter):
         return "null" if action.default is None else str(action.default)
 
     def _wrap(self, line: str) -> str:
-        lines = textwrap.wrap(
-            line, WIDTH, subsequent_indent=" " * COLUMN, break_on_hyphens=False
-        )
+        lines = textwrap.wrap(line, WIDTH, subsequent_indent=" " * COLUMN, break_on_hyphens=False)
         return "".join(f"{part}\n" for part in lines)
 
 
@@ -63,7 +61,8 @@ def list_names(verb: str, kinds: Sequence[str]) -> str:
     for kind in kinds:
         lines += ["", f"--{kind} NAME, one of:"]
         lines += [f"  {name:<14}{registry.summary(kind, name)}" for name in registry.names(kind)]
-    lines += ["", f"settings: python -m wsis.{verb} --model NAME --help; of the Trainer: --help trainer"]
+    lines += ["", f"settings: python -m wsis.{verb} --model NAME --help"]
+    lines += ["more: --help data, --help trainer, --help wandb"]
     return "\n".join(lines)
 
 

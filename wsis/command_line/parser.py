@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
-import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -26,12 +24,11 @@ from wsis import registry
 from wsis.command_line.help import Help, list_names
 from wsis.command_line.messages import gist
 from wsis.command_line.settings import Config, arrange, read_config, read_run, recipe, spelled
+from wsis.command_line.trainers import Record, new_trainer
 from wsis.errors import InputError
-from wsis.files import whole
 from wsis.runs.loggers import CSV, WandB
-from wsis.runs.run import rank
 
-__all__ = ["CLI", "Help", "new_trainer", "overlay", "parse", "run_folder", "write_settings"]
+__all__ = ["CLI", "Help", "overlay", "parse"]
 
 TRAINER = MappingProxyType(
     {
@@ -47,8 +44,8 @@ STEPS = 1000
 SEED = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 LINKED = ("num_classes", "num_stuff")
 """Arguments of models that are taken from the data."""
-OF_TRAINING = ("model", "trainer", "wandb", "seed_everything")
-"""What a verb that makes no model leaves out of a settings file."""
+SECTIONS = ("model", "data", "trainer", "wandb")
+"""What a settings file holds besides a verb's own settings."""
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
@@ -85,7 +82,7 @@ def overlay(
             init_args = content.get("init_args") or {}
             inside = {**content, **init_args}
             content = {key: inside[key] for key in inside if key not in ("class_path", "init_args")}
-        if content is not None:
+        if content not in (None, {}):
             plain[section] = content
     known = _keys(parser) - {"config"}
     for key in _dotted(plain, known):
@@ -122,7 +119,10 @@ class CLI(LightningCLI):
     ) -> None:
         self.verb, self.kinds, self.options = verb, kinds, options
         self.typed = list(sys.argv[1:] if argv is None else argv)
-        self.help = _help_topic(self.typed)
+        self.sections = SECTIONS if "model" in kinds else tuple(kinds)
+        self.help = _help_topic(self.typed, self.sections)
+        if self.help:
+            self.sections = (self.help,)
         chosen, run, files, self.words = arrange(self.typed, run_flag)
         self.run = _folder_of_run(run, self.typed) if run and not self.help else None
         self.files = [*([self.run / "config.yaml"] if self.run else []), *files]
@@ -173,25 +173,19 @@ class CLI(LightningCLI):
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the seed, which LightningCLI looks for under this name; its own takes any number."""
-        parser.add_argument(
-            "--seed_everything",
-            type=SEED,
-            default=0,
-            help="Seed of weights and of all that is random in training.",
-        )
+        if self.help in ("", self.kinds[0]):
+            sentence = "Seed of weights and of all that is random in training."
+            parser.add_argument("--seed_everything", type=SEED, default=0, help=sentence)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add Trainer, model and data, of those what the verb needs and `--help` asks for."""
-        if self.help != "settings" and "model" in self.kinds:
-            parser.add_class_arguments(
-                pl.Trainer, "trainer", fail_untyped=False, instantiate=False
-            )
+        """Add the sections that the verb needs, and for `--help` the one that is asked for."""
+        if "trainer" in self.sections:
+            parser.add_class_arguments(pl.Trainer, "trainer", fail_untyped=False, instantiate=False)
             parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER.items()})
-        if self.help == "trainer":
-            return
-        for kind, cls in self.classes.items():
-            parser.add_class_arguments(cls, kind, fail_untyped=False)
-        if len(self.classes) < 2:
+        for kind in self.classes.keys() & {*self.sections}:
+            hidden = {*LINKED} if self.help and kind == "model" else set()
+            parser.add_class_arguments(self.classes[kind], kind, fail_untyped=False, skip=hidden)
+        if self.help or len(self.classes) < 2:
             return
         for name in set(LINKED) & inspect.signature(self.classes["model"]).parameters.keys():
             ask = partial(_ask_data, name=name, path=self.paths["data"])
@@ -199,26 +193,27 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add W&B and the verb's own settings."""
-        self.own: set[str] = set()
-        if self.help != "trainer":
-            if "model" in self.kinds:
-                parser.add_class_arguments(WandB, "wandb")
-            before = _keys(parser)
+        if "wandb" in self.sections:
+            parser.add_class_arguments(WandB, "wandb")
+        before = _keys(parser)
+        if self.help in ("", self.kinds[0]):
             self.options(parser)
-            self.own = _keys(parser) - before
+        self.own = _keys(parser) - before
 
     def parse_arguments(self, parser: LightningArgumentParser, args: object) -> None:
         """Parse the files, each on top of the one before, and then the words."""
-        if self.help == "settings" and "model" in self.kinds and "model" not in self.classes:
+        if self.help == "model" and "model" not in self.classes:
             print(list_names(self.verb, self.kinds))
             raise SystemExit(0)
         below = None
-        for path in [] if self.help == "trainer" else self.files:
+        for path in self.files:
             config = self._for_this(read_config(path, self.typed))
             below = overlay(parser, config, str(path), below)
         if self.help:
             parser.set_defaults({k: v for k, v in (below or {}).items() if k != "config"})
             print(parser.format_help(), end="")
+            if self.help == "model":
+                print("more: --help data, --help trainer, --help wandb")
             raise SystemExit(0)
         words = [word.replace(".init_args.", ".", 1) for word in self.words]
         if "--trainer.logger" in " ".join(words) and any(w.endswith("Logger") for w in words):
@@ -234,8 +229,9 @@ class CLI(LightningCLI):
 
     def _for_this(self, config: Config) -> Config:
         """Leave out sections that are for other classes than the chosen ones, or for other verbs."""
-        left_out = set() if "model" in self.kinds else set(OF_TRAINING)
-        left_out |= {"trainer"} if self.help else set()
+        left_out = {*SECTIONS} - {*self.sections}
+        if "model" not in self.sections:
+            left_out.add("seed_everything")
         for kind in registry.KINDS:
             name = (config.get(kind) or {}).get("class_path")
             if name and registry.class_path(kind, name, typed=True) != self.paths.get(kind):
@@ -297,7 +293,7 @@ class CLI(LightningCLI):
             given["enable_progress_bar"] = sys.stderr.isatty()
         settings = self.settings()
         settings["trainer"] |= trainer
-        given["callbacks"] = [*(given["callbacks"] or []), *callbacks, _Record(folder, settings)]
+        given["callbacks"] = [*(given["callbacks"] or []), *callbacks, Record(folder, settings)]
         given["logger"] = self.loggers(folder)
         return new_trainer(**given)
 
@@ -320,59 +316,6 @@ class CLI(LightningCLI):
         return loggers
 
 
-class _Record(Callback):
-    """Write the resolved settings to the stage's folder and every logger as training begins."""
-
-    def __init__(self, folder: Path, settings: Config) -> None:
-        self.folder, self.settings = folder, settings
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.is_global_zero:
-            write_settings(self.folder / "config.yaml", self.settings)
-            for logger in trainer.loggers:
-                logger.log_hyperparams(self.settings)
-
-
-def new_trainer(**settings: Any) -> pl.Trainer:
-    """Make Lightning's Trainer.
-
-    Raises:
-        InputError: settings that it refuses, such as an accelerator that is not there.
-    """
-    try:
-        return pl.Trainer(**settings)
-    except (ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"the Trainer refuses its settings: {reason}") from error
-
-
-def write_settings(path: Path, settings: Config) -> None:
-    """Save settings as a file that `--config` takes."""
-    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-    with whole(path) as scratch:
-        scratch.write_text(text, encoding="utf-8")
-
-
-def run_folder(model: str, data: str, given: Path | None) -> Path:
-    """Return the folder of a new run, the same on every rank: `runs/MODEL/DATA/TIME`, or `given`.
-
-    Raises:
-        InputError: the ranks were started by another program and cannot agree on a time.
-    """
-    if given is not None:
-        return given
-    if rank():
-        if "WSIS_RUN_DIR" not in os.environ:
-            raise InputError(
-                "several processes started from outside need one folder: give --run_dir"
-            )
-        return Path(os.environ["WSIS_RUN_DIR"])
-    folder = Path("runs", model, data, f"{datetime.now():%Y%m%d-%H%M%S}")
-    while folder.exists():  # two runs within a second
-        folder = folder.with_name(f"{folder.name}-2")
-    return folder
-
-
 def _folder_of_run(folder: Path, typed: Sequence[str]) -> Path:
     """Return the folder of a run, given it or that of one of its stages."""
     folder = folder.parent if (folder / "stage.json").is_file() else folder
@@ -380,12 +323,12 @@ def _folder_of_run(folder: Path, typed: Sequence[str]) -> Path:
     return folder
 
 
-def _help_topic(words: Sequence[str]) -> str:
-    """Return what help is asked for: "settings", "trainer" or ""."""
+def _help_topic(words: Sequence[str], sections: Sequence[str]) -> str:
+    """Return the section whose help is asked for, the first by default; "" if no help is."""
     for word, after in zip(words, [*words[1:], ""], strict=False):
         flag, _, topic = word.partition("=")
         if flag in ("-h", "--help"):
-            return "trainer" if "trainer" in (topic, after) else "settings"
+            return next((s for s in sections if s in (topic, after)), sections[0])
     return ""
 
 
@@ -414,6 +357,4 @@ def _check_known(name: str, known: Collection[str], place: str = "") -> None:
     parts = name.removesuffix("+").split(".")
     if not any(".".join(parts[: i + 1]) in known for i in range(len(parts))):
         nearest = known if "." in name else {other.partition(".")[0] for other in known}
-        raise InputError(
-            f"unknown setting '{name}'{place}{registry.suggest(name, nearest)}"
-        )
+        raise InputError(f"unknown setting '{name}'{place}{registry.suggest(name, nearest)}")

@@ -2,44 +2,24 @@
 
 Settings come from, weakest first: constructor defaults, the recipe of this model on this data
 (`configs/`), `--config` files in order, flags.
-
-Files may be somebody else's, so they are read as data: a class that a file names is a registered
-or installed model or data set, or a part of the Trainer that comes with Lightning. What the user
-types in the same command is his own code.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 from jsonargparse import get_loader
-from pytorch_lightning import accelerators, callbacks, loggers, profilers, strategies
-from lightning_fabric.plugins import CheckpointIO, ClusterEnvironment
-from pytorch_lightning.plugins import Precision
 
 from wsis import registry
+from wsis.command_line.trust import check_code
 from wsis.errors import InputError
 
 __all__ = ["Config", "Words", "arrange", "read_config", "read_run", "recipe", "spelled"]
 
 Config = dict[str, Any]
-TRAINER_PARTS = (
-    accelerators.Accelerator,
-    callbacks.Callback,
-    loggers.Logger,
-    profilers.Profiler,
-    strategies.Strategy,
-    CheckpointIO,
-    Precision,
-    ClusterEnvironment,
-)
-"""What a file may name in the section of the Trainer, as Lightning brings it."""
 
 
 class Words(NamedTuple):
@@ -120,7 +100,7 @@ def read_config(path: Path, typed: Collection[str] = ()) -> Config:
                 f"settings file {path}: `{kind}` is a name, or "
                 "{class_path: NAME, init_args: {SETTING: VALUE}}"
             )
-    _check_code(config, path, " ".join(typed))
+    check_code(config, path, " ".join(typed))
     return config
 
 
@@ -168,59 +148,3 @@ def _is_section(section: Any) -> bool:
         and isinstance(section.get("class_path", ""), str)
         and isinstance(section.get("init_args") or {}, dict)
     )
-
-
-def _check_code(config: Config, path: Path, typed: str) -> None:
-    """Raise InputError where a file names code that is neither installed nor typed by the user."""
-    for kind in registry.KINDS:
-        name = (config.get(kind) or {}).get("class_path")
-        if name:
-            try:
-                registry.class_path(kind, name, typed=name in typed)
-            except InputError as error:
-                raise InputError(f"{path}: {error}") from error
-    for setting, name in _named_code(config, ""):
-        if name not in typed and not _is_trainer_part(setting, name):
-            raise InputError(
-                f"{path}: {setting} names the code {name}, and a file may name only parts of the "
-                "Trainer that come with Lightning; leave it out or type it as a flag"
-            )
-
-
-def _named_code(value: Any, setting: str) -> Iterator[tuple[str, str]]:
-    """Yield settings and the names in them that jsonargparse would import and call."""
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            below = f"{setting}.{key}".lstrip(".")
-            if key == "class_path" and setting not in registry.KINDS:
-                yield setting, str(part)
-            elif key != "class_path":
-                yield from _named_code(part, below)
-    elif isinstance(value, list):
-        for part in value:
-            yield from _named_code(part, setting)
-    elif isinstance(value, str) and "trainer." in setting and _names_module(value):
-        yield setting, value
-
-
-def _names_module(text: str) -> bool:
-    """Return whether a text is a dotted name that begins with a module of this machine."""
-    if not re.fullmatch(r"[A-Za-z_]\w*([.:][A-Za-z_]\w*)+", text):
-        return False
-    return importlib.util.find_spec(re.split("[.:]", text)[0]) is not None
-
-
-def _is_trainer_part(setting: str, name: str) -> bool:
-    """Return whether a setting of the Trainer names a part of it that comes with Lightning."""
-    if "trainer." not in setting:
-        return False
-    if "." not in name:  # one of those that are imported already
-        return True
-    module, _, attribute = name.rpartition(".")
-    if module.partition(".")[0] not in ("pytorch_lightning", "lightning_fabric"):
-        return False
-    try:
-        part = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError):
-        return False
-    return isinstance(part, type) and issubclass(part, TRAINER_PARTS)

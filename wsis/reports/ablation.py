@@ -129,7 +129,10 @@ def _read_row(path: Path, name: str, content: Any, figures: Sequence[str], model
     _check_keys(content, {"config", "set", "paper", "needs", "model"}, set(), where)
     if not content.get("model", model):
         raise InputError(f"{where} needs `model: NAME`, for itself or at the top of the file")
-    registry.class_path("model", content.get("model", model))  # a file names no other code
+    try:
+        registry.class_path("model", content.get("model", model))  # a file names no other code
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
     overlay = read_config(path.parent / content["config"]) if "config" in content else {}
     settings = dict(_flatten(overlay)) | (content.get("set") or {})
     settings.pop(content.get("needs"), None)
