@@ -48,6 +48,9 @@ class Net(Method):
             torch.nn.Linear(4, width), torch.nn.Dropout(), torch.nn.Linear(width, num_classes)
         )
 
+    def configure_callbacks(self):
+        return []
+
     def training_step(self, batch, i):
         time.sleep(SLOW)
         loss = (self.net(stack(batch)) - 1).square().mean()

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 from numpy.typing import NDArray
 from torch import Tensor
 
 from wsis import registry
-from wsis.command_line.settings import Config, read_config
+from wsis.command_line.parser import overlay
+from wsis.command_line.settings import Config, read_run
 from wsis.errors import InputError
 from wsis.images.read import read_image
 from wsis.method import Method
@@ -99,39 +100,17 @@ def trained(run: Path) -> dict[str, type[Method]]:
     return known
 
 
-def read_run(folder: Path) -> Config:
-    """The settings of a run.
-
-    Raises:
-        InputError: not the folder of a run.
-    """
-    if not (folder / "config.yaml").is_file():
-        raise InputError(f"{folder} is not the folder of a run: it has no config.yaml")
-    config = read_config(folder / "config.yaml")
-    if not all((config.get(kind) or {}).get("class_path") for kind in registry.KINDS):
-        raise InputError(
-            f"{folder / 'config.yaml'} does not name the model and data of a run; give the folder of another run"
-        )
-    return config
-
-
 def make_data(section: Config) -> pl.LightningDataModule:
-    """The data module that a run's `data` settings describe.
+    """Make the data module that the `data` section of a run's settings describes.
 
     Raises:
-        InputError: settings that it does not have, or of the wrong type.
+        InputError: settings that it does not have or of the wrong type, or code not installed.
     """
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(
-        registry.find("data", section["class_path"]), "data", fail_untyped=False, sub_configs=True
-    )
-    try:
-        known = parser.parse_object({"data": section.get("init_args") or {}})
-    except ArgumentError as error:
-        raise InputError(
-            f"the run's settings are not those of {section['class_path']}: {' '.join(str(error).split())}"
-        ) from error
-    return parser.instantiate_classes(known).data
+    data = registry.find("data", section["class_path"])
+    parser.add_class_arguments(data, "data", fail_untyped=False)
+    settings = overlay(parser, {"data": section}, "the settings of the run")
+    return parser.instantiate(settings).data
 
 
 @torch.no_grad()

@@ -16,7 +16,8 @@ from jsonargparse import ArgumentParser
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from wsis.command_line.messages import plain_errors
-from wsis.command_line.parser import Help, new_trainer, parse
+from wsis.command_line.parser import Help, parse
+from wsis.command_line.trainers import new_trainer
 from wsis.data.index import read_coco
 from wsis.data.module import Augment, DataModule, Loading
 from wsis.errors import InputError

@@ -1,8 +1,7 @@
-"""Make or convert proposals: `python -m wsis.propose --data coco --data.root DIR`, or `--images DIR` for a plain folder."""
+"""Make or convert proposals: `python -m wsis.propose --data coco --data.root DIR`."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,15 @@ __all__ = ["index_of_folder", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> list[Path]:
-    """Write the proposal files that `argv` asks for and say where they are; started again, it goes on where it was stopped."""
+    """Write the proposal files that `argv` asks for and print where they are.
+
+    Started again, it continues where it was stopped.
+    """
     from wsis.command_line.messages import plain_errors
     from wsis.command_line.parser import CLI
 
     with plain_errors(lambda: "; the same command continues"):
-        cli = CLI(
-            "propose",
-            list(sys.argv[1:] if argv is None else argv),
-            kinds=("data",),
-            options=_options,
-        )
+        cli = CLI("propose", argv, kinds=("data",), options=_options)
         config, data = cli.config, cli.datamodule
         if config.images is None and config.out is None:  # where the data set itself looks
             data.proposals = "auto" if config["from"] is None else str(config["from"])
