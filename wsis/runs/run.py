@@ -338,8 +338,9 @@ class Run:
         self, model: Method, data: pl.LightningDataModule, not_for: Collection[str] = ()
     ) -> dict[str, Any]:
         """What shapes the result, as far as model and data tell; settings that a model has for other stages do not."""
-        told = data.fingerprint(model) if hasattr(data, "fingerprint") else dict(data.hparams)
-        hparams = {name: value for name, value in model.hparams.items() if name not in not_for}
+        told = data.fingerprint() if hasattr(data, "fingerprint") else dict(data.hparams)
+        left_out = {*not_for, *model.data_settings}
+        hparams = {name: value for name, value in model.hparams.items() if name not in left_out}
         return {"model": _path(model), "hparams": hparams, "data": [_path(data), told]}
 
     def _continue(self, name: str, start: Path | None, trainer: pl.Trainer) -> None:

@@ -46,7 +46,7 @@ from wsis.models.em_paste.foregrounds import write_foregrounds, write_segments
 from wsis.nn.backbone import BackboneSettings
 from wsis.parts.classifier import pretrain
 from wsis.pasting.compose import Blend, Where
-from wsis.pasting.paster import Own, Paste
+from wsis.pasting.paster import Own, Paste, Paster
 from wsis.runs.stage import Stage
 
 __all__ = ["EMPaste"]
@@ -153,7 +153,11 @@ class EMPaste(Method):
             "3-foregrounds", partial(write_foregrounds, segments=segments, data=data, **how), **how
         )
         segmentor.train(
-            run, "4-segmentor", data.variant(found / "labels.json", paste=self.paste(found))
+            run,
+            "4-segmentor",
+            data.variant(
+                found / "labels.json", transform=Paster(self.paste(found), data.class_names)
+            ),
         )
 
     def paste(self, foregrounds: Path) -> Paste:
