@@ -23,7 +23,7 @@ def on_small_coco(model: str, data: Path, weights: Path) -> list[str]:
         config,
         "--data.root",
         str(data),
-        "--model.weights",
+        "--model.backbone.weights",
         str(weights),
     ]
 

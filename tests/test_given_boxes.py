@@ -44,7 +44,7 @@ def run(tmp_path_factory) -> Path:
         "--trainer.max_steps",
         "2",
     ]
-    words += ["--model.least_agreement", "0.8", "--model.segmentor", json.dumps(SEGMENTOR)]
+    words += ["--model.min_agreement", "0.8", "--model.segmentor", json.dumps(SEGMENTOR)]
     fit.main([*words, "--run_dir", str(place / "run")])
     return place / "run"
 
@@ -258,7 +258,7 @@ def test_what_only_later_stages_need_trains_no_earlier_one_again(run, tmp_path, 
             str(run / "config.yaml"),
             "--run_dir",
             str(tmp_path / "run"),
-            "--model.least_agreement",
+            "--model.min_agreement",
             "0.1",
         ]
     )

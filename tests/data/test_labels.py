@@ -182,6 +182,6 @@ def test_wrong_labels_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFix
     )
     words = f"--model mask_rcnn --data coco --data.root {root} --data.labels {path} --run_dir {tmp_path / 'run'}"
     with pytest.raises(SystemExit):
-        fit.main([*words.split(), "--trainer.max_steps=1", "--model.weights=none"])
+        fit.main([*words.split(), "--trainer.max_steps=1", "--model.backbone.weights=none"])
     assert "wrong.json labels other.jpg, not a training image of coco" in capsys.readouterr().err
     assert not list(root.glob("proposals*"))

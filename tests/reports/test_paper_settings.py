@@ -132,7 +132,7 @@ def test_the_papers_figures_go_to_runs_in_their_setting():
         "voc",
         "--model.backbone",
         "resnet50_ws",
-        "--model.weights",
+        "--model.backbone.weights",
         "mine.pt",
     )
     assert papers.published(entry(other, "voc", 1449, 20, "resnet50_ws", "pdsl")).figures[

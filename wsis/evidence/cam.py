@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wsis.errors import InputError
+from wsis.types import size_of
 
 __all__ = ["average_over_scales", "cam", "finite", "grad_cam", "inside", "normalise"]
 
