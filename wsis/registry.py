@@ -11,6 +11,7 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import entry_points
@@ -19,7 +20,7 @@ from typing import Any
 
 from wsis.errors import InputError
 
-__all__ = ["KINDS", "class_path", "exports", "find", "names", "short_name", "suggest", "summary"]
+__all__ = ["KINDS", "arguments", "class_path", "exports", "find", "names", "short_name", "suggest", "summary"]
 
 KINDS = {"model": "wsis.models", "data": "wsis.data"}
 """What can be chosen by name, with the group of entry points that adds to it."""
@@ -69,6 +70,16 @@ def find(kind: str, name: str) -> type[Any]:
         ) from error
     except AttributeError as error:
         raise InputError(f"--{kind} {name}: module '{module}' has no class '{cls}'") from error
+
+
+def arguments(cls: type[Any]) -> dict[str, inspect.Parameter]:
+    """Return the arguments of a constructor, with those that its `**settings` pass on to the base class."""
+    known = dict(inspect.signature(cls).parameters)
+    passes_on = [name for name, p in known.items() if p.kind is p.VAR_KEYWORD]
+    if not passes_on:
+        return known
+    del known[passes_on[0]]
+    return {**arguments(cls.__mro__[1]), **known}
 
 
 def short_name(kind: str, path: str) -> str:

@@ -37,8 +37,8 @@ def data(tmp_path_factory) -> Shapes:
 
 
 def batch_of(data: Shapes) -> list:
-    weak = data.samples("train", train=True, supervision="boxes")
-    salient = data.samples("salient", train=True, supervision="masks")
+    weak = data.samples("train", train=True, supervision={"tags", "boxes"})
+    salient = data.samples("salient", train=True, supervision={"tags", "boxes", "masks"})
     return [*(weak.sample(i, 1) for i in range(3)), *(salient.sample(i, 1) for i in range(2))]
 
 
@@ -187,7 +187,7 @@ def test_agreement_is_the_iou_of_boxes():
 
 def test_predictions_are_masks_in_the_given_boxes(data):
     model = BoxCaseg(**SMALL).eval()
-    samples = data.samples("val", train=False, supervision="boxes")
+    samples = data.samples("val", train=False, supervision={"tags", "boxes"})
     with torch.no_grad():
         found = model.predict(samples.sample(0))
         one = model.segment(samples.sample(0)["image"], found.boxes[1:2])
