@@ -16,6 +16,7 @@ from wsis.data.index import write_coco
 from wsis.data.module import Augment, Loading
 from wsis.datasets.folder import Folder
 from wsis.errors import InputError
+from wsis.method import Method
 from wsis.proposals.file import ProposalFile, write
 from wsis.types import Proposals
 
@@ -38,7 +39,7 @@ def root(tmp_path: Path) -> Path:
 def attach(data: Folder, **model: Any) -> Folder:
     """Give the data a trainer with such a model, as Lightning does."""
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
-        lightning_module=SimpleNamespace(**model),
+        lightning_module=type("Model", (Method,), model)(),
         global_rank=0,
         world_size=1,
         max_steps=4,

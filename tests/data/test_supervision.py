@@ -14,7 +14,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pycocotools import mask as rle
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 
 from wsis.data.module import Augment, Loading
@@ -324,6 +324,9 @@ def test_loading_leaves_the_random_state_of_training_alone(clean: Path) -> None:
 
 class Witness(Toy):
     """Writes down which sampler each rank has, and which images it gave."""
+
+    def configure_callbacks(self) -> list[Callback]:
+        return []
 
     def predict_step(self, batch: Batch, _: int) -> None:
         self.seen += [sample["path"].name for sample in batch]

@@ -94,7 +94,7 @@ def test_equal_draws_give_equal_bits_in_any_worker(data, pool):
     batches = []
     for workers in (0, 2):
         one.loading = Loading(2, workers, 0)
-        module = MaskRCNN(8, "test_byobnet", "none")
+        module = MaskRCNN(8, {"name": "test_byobnet", "weights": "none"})
         one.trainer = SimpleNamespace(
             global_rank=0,
             world_size=1,
