@@ -45,7 +45,7 @@ def test_python_runs(tmp_path, monkeypatch):
     train, pooling = PYTHON
     for long, short in {
         "wsis.Shapes()": "wsis.Shapes(train=4, val=2)",
-        "test_sides=()": "test_sides=(), hidden=8, features=8, mask_width=8",
+        "inference=": "widths={'hidden': 8, 'features': 8, 'mask': 8}, inference=",
         "pl.Trainer(max_steps=100)": "pl.Trainer(max_steps=1, accelerator='cpu')",
     }.items():
         assert train.count(long) == 1

@@ -23,8 +23,7 @@ from wsis.models.boxcaseg import (
 
 SMALL = {
     "num_classes": 8,
-    "backbone": "test_byobnet",
-    "weights": "none",
+    "backbone": {"name": "test_byobnet", "weights": "none"},
     "crop": 64,
     "proxy_crop": 64,
 }
