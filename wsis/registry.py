@@ -20,7 +20,17 @@ from typing import Any
 
 from wsis.errors import InputError
 
-__all__ = ["KINDS", "arguments", "class_path", "exports", "find", "names", "short_name", "suggest", "summary"]
+__all__ = [
+    "KINDS",
+    "arguments",
+    "class_path",
+    "exports",
+    "find",
+    "names",
+    "short_name",
+    "suggest",
+    "summary",
+]
 
 KINDS = {"model": "wsis.models", "data": "wsis.data"}
 """What can be chosen by name, with the group of entry points that adds to it."""

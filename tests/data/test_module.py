@@ -218,7 +218,9 @@ def test_pseudo_labels_take_the_place_of_annotations(root: Path, tmp_path: Path)
     )
     labelled = data.variant(tmp_path / "pseudo.json")
     assert [i["file_name"] for i in labelled.index("train").images] == ["a.png", "b.png"]
-    target = labelled.samples("train", train=False, supervision={"tags", "boxes", "masks"}).sample(1)["target"]
+    target = labelled.samples("train", train=False, supervision={"tags", "boxes", "masks"}).sample(
+        1
+    )["target"]
     assert target["boxes"].tolist() == [[20, 10, 50, 30]]
     assert (target["labels"].tolist(), target["crowd"].tolist(), target["unsure"].tolist()) == (
         [1],

@@ -99,7 +99,10 @@ def test_the_command_line_knows_its_settings_and_those_it_passes_on(plugin, tmp_
     assert "--data.name" not in said
     assert "--data.folder" not in said
     words = ["--data.count", "3", "--data.proposals", "none", "--data.loading.workers", "0"]
-    cli = CLI("fit", ["--model=cam", "--data=colours_plugin.Colours", f"--data.root={tmp_path}", *words, *TINY])
+    cli = CLI(
+        "fit",
+        ["--model=cam", "--data=colours_plugin.Colours", f"--data.root={tmp_path}", *words, *TINY],
+    )
     assert (cli.datamodule.count, cli.datamodule.proposals) == (3, "none")
     assert cli.datamodule.loading.workers == 0
 

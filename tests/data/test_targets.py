@@ -8,10 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from pycocotools import mask as rle
+from poison import poison
 from torch import Tensor
 
 from wsis.data.samples import Samples
@@ -33,36 +32,10 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data.folder
 
 
-def change(path: Path, change: Any) -> None:
-    content = json.loads(path.read_text())
-    for annotation in content["annotations"]:
-        change(annotation)
-    path.write_text(json.dumps(content, default=int))
-
-
 def poisoned(clean: Path, folder: Path, fields: Iterable[str]) -> Path:
     """Copy a data set, with noise in what `fields` are read from."""
     shutil.copytree(clean, folder)
-    rng = np.random.default_rng(5)
-
-    def lie(annotation: dict[str, Any]) -> None:
-        mask = rle.encode(np.asfortranarray(rng.random((256, 256)) < 0.5, np.uint8))
-        lies = {
-            "boxes": {"bbox": [*rng.integers(1, 99, 4)]},
-            "masks": {"segmentation": {"size": [256, 256], "counts": mask["counts"].decode()}},
-        }
-        annotation["area"] = int(rng.integers(1, 999))
-        for field in lies.keys() & set(fields):
-            annotation |= lies[field]
-
-    def lie_of_stuff(annotation: dict[str, Any]) -> None:
-        for segment in annotation["segments_info"]:
-            stuff = segment["category_id"] > 100
-            segment["category_id"] = int(rng.integers(101, 104)) if stuff else 1
-
-    change(folder / "annotations/instances_train2017.json", lie)
-    if "stuff_tags" in fields:
-        change(folder / "annotations/panoptic_train2017.json", lie_of_stuff)
+    poison(folder, fields)
     return folder
 
 
@@ -108,11 +81,12 @@ def test_unknown_fields_are_one_line(clean, wrong):
 
 
 def test_a_field_that_no_annotation_has(tmp_path, clean):
-    def forget(annotation):
-        del annotation["segmentation"]
-
     folder = shutil.copytree(clean, tmp_path / "boxes")
-    change(folder / "annotations/instances_train2017.json", forget)
+    path = folder / "annotations/instances_train2017.json"
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+    path.write_text(json.dumps(content))
     data = COCO(folder, proposals="none")
     assert len(data.samples("train", train=True, supervision={"tags", "boxes"})) == 6
     with pytest.raises(InputError, match="no masks to train with"):
@@ -170,7 +144,9 @@ def test_a_new_field_is_one_entry(monkeypatch, clean):
     middle = torch.tensor([a["point"] for a in index.annotations[image["id"]]])
     target: Any = samples.sample(0)["target"]
     assert {*target} == {"tags", "points", "labels"}
-    assert torch.allclose(target["points"], torch.tensor([256.0, 0.0]) + middle * torch.tensor([-1.0, 1.0]))
+    assert torch.allclose(
+        target["points"], torch.tensor([256.0, 0.0]) + middle * torch.tensor([-1.0, 1.0])
+    )
 
     whole: Any = Samples(index, {"tags", "points", "masks"}).sample(0)["target"]
     half = Cut(0, 0, 256, 128, (512, 256), False)

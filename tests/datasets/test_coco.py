@@ -82,7 +82,9 @@ def test_tags_boxes_and_masks(root: Path) -> None:
         11: [1],
     }  # an image without objects is not trained on
     assert data.index("val").tags == {10: [0, 2], 11: [1], 12: []}
-    target = data.samples("val", train=False, supervision={"tags", "boxes", "masks"}).sample(0)["target"]
+    target = data.samples("val", train=False, supervision={"tags", "boxes", "masks"}).sample(0)[
+        "target"
+    ]
     assert target["boxes"].tolist() == [[2, 1, 6, 4], [0, 0, 1, 2]]
     assert target["labels"].tolist() == [2, 0]
     assert target["crowd"].tolist() == [False, True]
@@ -230,7 +232,9 @@ def test_sizes_may_be_written_as_fractions(root: Path) -> None:
     for image in value["images"]:
         image["height"] = 6.0
     write(root, value)
-    samples = COCO(root, proposals="none").samples("train", train=True, supervision={"tags", "boxes", "masks"})
+    samples = COCO(root, proposals="none").samples(
+        "train", train=True, supervision={"tags", "boxes", "masks"}
+    )
     assert samples.sample(0)["target"]["masks"].any()
 
 

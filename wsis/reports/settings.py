@@ -16,7 +16,10 @@ __all__ = ["departures", "row_key"]
 TRAINER = ("max_steps", *SHAPING)
 """Settings of the trainer that shape a result."""
 PLACES = (
-    *(f"data.{name}" for name in ("root", "labels", "proposals", "loading.workers", "loading.seed")),
+    *(
+        f"data.{name}"
+        for name in ("root", "labels", "proposals", "loading.workers", "loading.seed")
+    ),
     "model.salient",
 )
 """Settings that say where things are; what they hold is said in other columns. A seed is no setting."""
@@ -59,9 +62,7 @@ def _flat(config: Config) -> dict[str, Any]:
             inside = isinstance(value, Mapping) and value
             parts = {f"{name}.{k}": v for k, v in value.items()} if inside else {name: value}
             flat |= {
-                f"{kind}.{part}": v
-                for part, v in parts.items()
-                if f"{kind}.{part}" not in PLACES
+                f"{kind}.{part}": v for part, v in parts.items() if f"{kind}.{part}" not in PLACES
             }
     trainer = config.get("trainer") or {}
     return flat | {
