@@ -459,7 +459,7 @@ def test_a_branch_that_cannot_be_made_is_told_before_anything_is_trained(
 class Silent(Method):
     """Finds nothing."""
 
-    def label(self, batch: list) -> list[Prediction]:
+    def label(self, batch: list, score_threshold: float = 0.5) -> list[Prediction]:
         none = torch.zeros(0, dtype=torch.int64)
         return [
             Prediction(s["image_id"], s["size"], torch.zeros(0, 4), torch.zeros(0), none, [])

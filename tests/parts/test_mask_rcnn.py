@@ -17,7 +17,7 @@ from wsis.datasets.shapes import Shapes
 from wsis.errors import InputError
 from wsis.metrics import InstanceAP
 from wsis.nn.masks import paste
-from wsis.nn.regions import resize
+from wsis.nn.views import resize
 from wsis.parts.mask_rcnn import MaskRCNN, _learnable, skipped
 from wsis.types import Sample, Target, Truth
 
