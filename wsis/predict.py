@@ -87,7 +87,9 @@ def predict_images(
             f"{type(model).__name__} of {run} {'does not take' if boxes else 'needs'} --boxes; choose a --stage of it"
         )
     things, stuff = classes_of(run, data)
-    index = Index("pictures", Path(), _readable(images), {}, things, stuff, {}, {})
+    index = Index(
+        name="pictures", root=Path(), images=_readable(images), categories=things, stuff=stuff
+    )
     given = _Pictures(_with_boxes(index, boxes) if boxes else index, workers)
     results = store_predictions(model, given, "train", out, accelerator, devices)
     if results is not None:

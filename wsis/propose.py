@@ -118,7 +118,7 @@ def index_of_folder(folder: Path) -> Index:
             zip(files, map(image_size, files), strict=True), 1
         )
     ]
-    return Index("folder", folder, images, {image["id"]: [] for image in images}, [], [], {}, {})
+    return Index(name="folder", root=folder, images=images, categories=[])
 
 
 if __name__ == "__main__":

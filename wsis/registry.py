@@ -15,6 +15,7 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import entry_points
@@ -25,6 +26,7 @@ from wsis.errors import InputError
 
 __all__ = [
     "KINDS",
+    "arguments",
     "class_path",
     "description",
     "exports",
@@ -110,6 +112,16 @@ def find(kind: str, name: str, typed: bool = False) -> Any:
     if not callable(thing) if base is None else not _derives_from(thing, base):
         raise InputError(f"{kind} {name} is no {base or 'function'}; correct the name")
     return thing
+
+
+def arguments(cls: type[Any]) -> dict[str, inspect.Parameter]:
+    """Return the arguments of a constructor, with those that its `**settings` pass on to the base class."""
+    known = dict(inspect.signature(cls).parameters)
+    passes_on = [name for name, p in known.items() if p.kind is p.VAR_KEYWORD]
+    if not passes_on:
+        return known
+    del known[passes_on[0]]
+    return {**arguments(cls.__mro__[1]), **known}
 
 
 def short_name(kind: str, path: str) -> str:

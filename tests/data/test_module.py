@@ -16,6 +16,7 @@ from wsis.data.index import write_coco
 from wsis.data.module import Augment, Loading
 from wsis.datasets.folder import Folder
 from wsis.errors import InputError
+from wsis.method import Method
 from wsis.proposals.file import ProposalFile, write
 from wsis.types import Proposals
 
@@ -38,7 +39,7 @@ def root(tmp_path: Path) -> Path:
 def attach(data: Folder, **model: Any) -> Folder:
     """Give the data a trainer with such a model, as Lightning does."""
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
-        lightning_module=SimpleNamespace(**model),
+        lightning_module=type("Model", (Method,), model)(),
         global_rank=0,
         world_size=1,
         max_steps=4,
@@ -217,7 +218,9 @@ def test_pseudo_labels_take_the_place_of_annotations(root: Path, tmp_path: Path)
     )
     labelled = data.variant(tmp_path / "pseudo.json")
     assert [i["file_name"] for i in labelled.index("train").images] == ["a.png", "b.png"]
-    target = labelled.samples("train", train=False, supervision="masks").sample(1)["target"]
+    target = labelled.samples("train", train=False, supervision={"tags", "boxes", "masks"}).sample(
+        1
+    )["target"]
     assert target["boxes"].tolist() == [[20, 10, 50, 30]]
     assert (target["labels"].tolist(), target["crowd"].tolist(), target["unsure"].tolist()) == (
         [1],

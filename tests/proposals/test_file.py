@@ -166,7 +166,7 @@ def pictures(folder, count=6, size=(48, 64)):
         cv2.circle(pixels, (20 + 4 * i, 24), 12, (30, 200, 240), -1)
         cv2.imwrite(str(folder / f"{i}.png"), pixels)
         images.append({"id": i + 1, "file_name": f"{i}.png", "height": size[0], "width": size[1]})
-    return Index("pictures", folder, images, {}, [], [], {}, {})
+    return Index(name="pictures", root=folder, images=images, categories=[])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -250,7 +250,7 @@ def _supervision(cls: type[Method], given: Mapping[str, Any], labels: Path | Non
     """What labels a run has seen, in whatever way."""
     if labels:
         return f"labels by {_source(labels)}"
-    salient = " + salient masks" if given.get("salient_share") else ""
+    salient = " + salient masks" if given.get("salient_fraction") else ""
     return f"{describe_supervision(cls.supervision)}{salient}"
 
 

@@ -228,9 +228,10 @@ class Run:
     def _check_supervision(self, name: str, model: Method, data: pl.LightningDataModule) -> None:
         """Raise InputError if a stage would train on labels that the run's method may not see."""
         beyond = sorted(model.supervision - self.supervision)
-        labels: Path | None = data.relabelled if beyond else None  # type: ignore[attr-defined]
-        made_here = labels and labels.resolve().is_relative_to(self.folder.resolve())
-        if beyond and not made_here:
+        sources: list[Any] = [data, *data.others.values()] if beyond else []  # type: ignore[attr-defined]
+        inside = self.folder.resolve()
+        labels = [source.relabelled for source in sources]
+        if not all(path and path.resolve().is_relative_to(inside) for path in labels):
             raise InputError(
                 f"stage '{name}': {type(model).__name__} trains on {', '.join(beyond)}, which a method that learns "
                 f"from {describe_supervision(self.supervision)} may not see; give the stage `labels` made in this run"
@@ -338,8 +339,9 @@ class Run:
         self, model: Method, data: pl.LightningDataModule, not_for: Collection[str] = ()
     ) -> dict[str, Any]:
         """What shapes the result, as far as model and data tell; settings that a model has for other stages do not."""
-        told = data.fingerprint(model) if hasattr(data, "fingerprint") else dict(data.hparams)
-        hparams = {name: value for name, value in model.hparams.items() if name not in not_for}
+        told = data.fingerprint() if hasattr(data, "fingerprint") else dict(data.hparams)
+        left_out = {*not_for, *model.data_settings}
+        hparams = {name: value for name, value in model.hparams.items() if name not in left_out}
         return {"model": _path(model), "hparams": hparams, "data": [_path(data), told]}
 
     def _continue(self, name: str, start: Path | None, trainer: pl.Trainer) -> None:
