@@ -20,7 +20,7 @@ from wsis.errors import InputError
 from wsis.images.read import read_image
 from wsis.method import Method
 from wsis.runs.checkpoints import intact
-from wsis.runs.run import stages
+from wsis.runs.record import stages
 from wsis.types import Prediction, Proposals, Sample, View
 
 if TYPE_CHECKING:
@@ -84,9 +84,9 @@ def trained(run: Path) -> dict[str, type[Method]]:
         InputError: not the folder of a run, or no such stage is finished.
     """
     method = registry.find("model", read_run(run)["model"]["class_path"])
-    finished = takewhile(lambda entry: entry[1]["finished"], stages(run))  # later ones are stale
+    finished = takewhile(lambda entry: entry[1].finished, stages(run))  # later ones are stale
     models = {
-        place.name: registry.find("model", stage["settings"]["model"])
+        place.name: registry.find("model", stage.model)
         for place, stage in finished
         if (place / "checkpoints").is_dir()
     }

@@ -28,7 +28,8 @@ from wsis.metrics.evaluation import Evaluation
 from wsis.metrics.panoptic_results import PANOPTIC, read_panoptic
 from wsis.metrics.results import read_results
 from wsis.runs.checkpoints import intact
-from wsis.runs.run import Split, stages
+from wsis.runs.record import stages
+from wsis.runs.run import Split
 from wsis.types import Index, Proposals, Record
 
 if TYPE_CHECKING:

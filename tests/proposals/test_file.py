@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from wsis.data import _proposals
 from wsis.errors import InputError
+from wsis.proposals import file as _proposals
 from wsis.proposals.file import ProposalFile, make, write
 from wsis.types import Index, Proposals
 

@@ -25,9 +25,9 @@ from wsis.files import whole as whole_file
 from wsis.fingerprint import fingerprint
 from wsis.inference import trained
 from wsis.runs.checkpoints import newest
-from wsis.runs.run import adopt
+from wsis.runs.record import adopt
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(["toy_plugins", "wsis.fit"])  # a process to kill costs milliseconds
 WORDS = [
@@ -296,7 +296,7 @@ def test_what_follows_an_unfinished_stage_is_of_other_settings(tmp_path, whole):
     folder = shutil.copytree(whole, tmp_path / "run")
     entry = folder / "2-files/stage.json"
     entry.write_text(json.dumps(json.loads(entry.read_text()) | {"finished": False}))
-    with pytest.raises(InputError, match="no finished stage that trains"):
+    with pytest.raises(InputError, match="no finished stage that predicts"):
         trained(folder)
 
 

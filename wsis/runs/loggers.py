@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import pytorch_lightning as pl
 from lightning_utilities.core.rank_zero import rank_zero_only
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
 from wsis.files import whole
 
-__all__ = ["CSV", "WandB"]
+__all__ = ["CSV", "LogStep", "WandB"]
 
 # where `wandb login` puts the key of W&B's own server, since release 0.31 and before
 HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
@@ -120,6 +122,19 @@ def _has_api_key() -> bool:
         )
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+class LogStep(Callback):
+    """Log metrics of the validation after training at the number of optimiser steps.
+
+    Lightning would log them at the step of a counter that it does not restore where a checkpoint
+    leaves no step to train; a metric called "step" takes precedence over it.
+    """
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the step, except in a validation during training."""
+        if trainer.state.fn == "validate":
+            pl_module.log("step", float(trainer.global_step), sync_dist=True)
 
 
 class CSV(Logger):
