@@ -19,6 +19,7 @@ from wsis.command_line.settings import Config, read_config
 from wsis.errors import InputError
 from wsis.images.read import read_image
 from wsis.method import Method
+from wsis.proposals.proposers import BUILT_IN, propose
 from wsis.runs.checkpoints import intact
 from wsis.runs.record import stages
 from wsis.types import Prediction, Proposals, Sample, View
@@ -90,11 +91,7 @@ def trained(run: Path) -> dict[str, type[Method]]:
         for place, stage in finished
         if (place / "checkpoints").is_dir()
     }
-    known = {
-        name: model
-        for name, model in models.items()
-        if model is method or model.predicts()
-    }
+    known = {name: model for name, model in models.items() if model is method or model.predicts()}
     if not known:
         raise InputError(
             f"{run} has no finished stage that predicts; "
@@ -143,6 +140,7 @@ def predict(
     model: Method,
     image: str | os.PathLike[str] | Image | NDArray[np.uint8] | Tensor,
     boxes: Tensor | None = None,
+    proposer: str = BUILT_IN,
 ) -> Prediction:
     """Objects in one image, in its own pixels.
 
@@ -150,6 +148,7 @@ def predict(
         model: a trained model; it stays on its device.
         image: a file, a PIL image, (H,W,3) uint8 RGB, or a (3,H,W) uint8 RGB tensor.
         boxes: (K,4) xyxy, for a model that segments what given boxes hold; its labels are all 0.
+        proposer: name of what proposes regions, for a model that needs proposals.
 
     Raises:
         InputError: not an image.
@@ -172,9 +171,7 @@ def predict(
             "crowd": none.bool(),
         }
     if model.needs_proposals:
-        from wsis.proposals.segments import propose
-
-        sample["proposals"] = _to(propose(pixels), model.device)
+        sample["proposals"] = _to(propose(pixels, proposer), model.device)
     was_training = model.training
     try:
         return model.eval().predict_step([sample], 0)[0]

@@ -22,7 +22,7 @@ BATCH = [{"target": {"tags": torch.tensor([0.0, 1.0])}}]
 
 
 class Detector(Method):
-    def predict_step(self, batch, batch_idx):
+    def predict_step(self, batch, batch_idx=0):
         return [FOUND for _ in batch]
 
 

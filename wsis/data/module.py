@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +20,7 @@ from wsis.data.samplers import Key, OrderSampler, StepSampler
 from wsis.data.samples import Samples, Supervision
 from wsis.data.transforms import Augment
 from wsis.errors import InputError
-from wsis.files import cache_folder
+from wsis.fingerprint import digest
 from wsis.method import Method
 from wsis.pasting.paster import Paste, Paster
 from wsis.types import Batch, Index, Record
@@ -62,7 +59,7 @@ class DataModule(pl.LightningDataModule):
     Args:
         name: what the data set is called in files.
         folder: where things made for this data set are kept.
-        proposals: "auto" makes segment proposals on first use, "none" gives none, else a file or folder of proposals.
+        proposals: name of a proposer ("segments" is built in), a file or folder of proposals, or "none".
         max_proposals: the best so many proposals of an image are used.
         augment: how training images are varied.
         loading: how batches are loaded.
@@ -211,9 +208,7 @@ class DataModule(pl.LightningDataModule):
                 self.proposal_file(split)
 
     def proposal_file(self, split: str, workers: int | None = None) -> ProposalFile | None:
-        """Give the proposals of a split, made now where "auto" lacks some; None with "none".
-
-        What is made belongs to the folder of images, so subsets and draws of a data set share it.
+        """Return the proposals of a split, made now as far as they are missing; None with "none".
 
         Args:
             split: "train" or "val".
@@ -221,40 +216,9 @@ class DataModule(pl.LightningDataModule):
         """
         if self.proposals == "none" or not self._needs().needs_proposals:
             return None
-        from wsis.proposals.convert import convert
-        from wsis.proposals.file import ProposalFile, make
+        from wsis.proposals.source import proposals_of_index
 
-        index, given = self.index(split), None if self.proposals == "auto" else Path(self.proposals)
-        if given is not None and not given.exists():
-            raise InputError(
-                f'no proposals {given}; give an existing file or folder, or "auto" to have them made'
-            )
-        if given is not None and _is_ours(given):
-            file = ProposalFile(given)
-            file.check(index.images)  # now, not hours into training
-            return file
-        parts = (
-            index.root.relative_to(self.folder).parts
-            if index.root.is_relative_to(self.folder)
-            else (index.root.name,)
-        )
-        if given is not None:
-            parts += (
-                _digest([str(given.resolve()), given.stat().st_size, given.stat().st_mtime_ns])[
-                    :12
-                ],
-            )
-        name = "-".join(("proposals", *parts)) + ".sqlite"
-        for folder in (
-            self.folder,
-            _writable(self.folder),
-        ):  # data that cannot be written may have brought its own
-            if _holds(folder / name, index.images):
-                return ProposalFile(folder / name)
-        path = _writable(self.folder) / name
-        return ProposalFile(
-            make(index, path, workers) if given is None else convert(given, index, path)
-        )
+        return proposals_of_index(self.index(split), self.folder, self.proposals, workers)
 
     def samples(self, split: str, train: bool, supervision: Supervision | None = None) -> Samples:
         """Give the samples of a split, for training (varied, only what supervision allows) or evaluation (whole)."""
@@ -336,7 +300,7 @@ class DataModule(pl.LightningDataModule):
         ]
         salient = self._salient_content() if _salient_share(model) else []
         pasted = [self.paste.content()] if self.paste else []
-        return _digest(
+        return digest(
             [self.name, learned, asked, self._proposal_content(), settings, salient, *pasted]
         )
 
@@ -356,10 +320,11 @@ class DataModule(pl.LightningDataModule):
             )
 
     def _proposal_content(self) -> Any:
-        if self.proposals in ("auto", "none"):
-            return self.proposals
-        file = self.proposal_file("train")
-        return None if file is None else [file.provenance, file.digest()]
+        if self.proposals == "none":
+            return "none"
+        from wsis.proposals.source import content_of
+
+        return content_of(self.proposals, lambda: self.proposal_file("train"))
 
     def _salient_content(self) -> Any:
         index = self.index("salient")
@@ -427,38 +392,6 @@ def _salient_share(model: pl.LightningModule | None) -> float:
     return float(getattr(model, "salient_share", 0.0))
 
 
-def _writable(folder: Path) -> Path:
-    """Give `folder` where it can be written, else a folder for it in the user's cache."""
-    if folder.is_dir() and os.access(folder, os.W_OK):
-        return folder
-    return cache_folder() / f"{folder.name}-{_digest([str(folder.resolve())])[:12]}"
-
-
-def _holds(path: Path, images: Sequence[Record]) -> bool:
-    """Say whether a file has the proposals of all images."""
-    from wsis.proposals.file import ProposalFile
-
-    begun = (
-        path.exists() and path.stat().st_size
-    )  # else the disk was full, or the power went, as it was made
-    made = ProposalFile(path).files() if begun else {}
-    return all(
-        made.get(image["file_name"]) == (image["height"], image["width"]) for image in images
-    )
-
-
-def _is_ours(path: Path) -> bool:
-    """Say whether a file is a proposal file of this library (SQLite), not one of the formats that are converted."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(15) == b"SQLite format 3"
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=_plain).encode()).hexdigest()
-
-
 def _require(index: Index, supervision: Supervision, labels: Path | None) -> None:
     """Refuse to train with a supervision that the annotations do not have."""
     needed = {"tags": None, "boxes": "bbox", "masks": "segmentation"}[supervision]
@@ -471,10 +404,6 @@ def _require(index: Index, supervision: Supervision, labels: Path | None) -> Non
 
 def _as_is(batch: Batch) -> Batch:
     return batch
-
-
-def _plain(value: Any) -> Any:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _begin_worker(_: int) -> None:

@@ -57,7 +57,7 @@ class COCO(DataModule):
         labels: a COCO json to train on, such as wsis.label writes; empty takes the set's own.
         salient: folder of salient images and masks, such as DUTS-TR or ECSSD, which BoxCaseg learns from too.
         salient_limit: so many of the salient images are used, the same each time; 0 uses all.
-        proposals: "auto" makes segment proposals on first use, "none" gives none, else a file or folder of proposals.
+        proposals: name of a proposer ("segments" is built in), a file or folder of proposals, or "none".
         max_proposals: the best so many proposals of an image are used.
         augment: how training images are varied.
         loading: how batches are loaded.
@@ -73,7 +73,7 @@ class COCO(DataModule):
         labels: str = "",
         salient: str = "",
         salient_limit: int = 0,
-        proposals: str = "auto",
+        proposals: str = "segments",
         max_proposals: int = 2000,
         augment: Augment = PHOTOGRAPHS,
         loading: Loading = _LOADING,

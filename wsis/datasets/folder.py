@@ -33,7 +33,7 @@ class Folder(DataModule):
         classes: class names in order; empty takes the tags that occur, sorted, or the json's categories.
         salient: folder of salient images and masks, such as DUTS-TR or ECSSD, which BoxCaseg learns from too.
         salient_limit: so many of the salient images are used, the same each time; 0 uses all.
-        proposals: "auto" makes segment proposals on first use, "none" gives none, else a file or folder of proposals.
+        proposals: name of a proposer ("segments" is built in), a file or folder of proposals, or "none".
         max_proposals: the best so many proposals of an image are used.
         augment: how training images are varied.
         loading: how batches are loaded.
@@ -47,7 +47,7 @@ class Folder(DataModule):
         classes: tuple[str, ...] = (),
         salient: str = "",
         salient_limit: int = 0,
-        proposals: str = "auto",
+        proposals: str = "segments",
         max_proposals: int = 2000,
         augment: Augment = PHOTOGRAPHS,
         loading: Loading = _LOADING,

@@ -64,7 +64,7 @@ class Shapes(DataModule):
         mark: radius of the mark that tells two classes of a body apart, in half object lengths.
         rotation: objects turn by up to this many radians either way.
         labels: a COCO json to train on, such as wsis.label writes; empty takes the set's own.
-        proposals: "auto" makes segment proposals on first use, "none" gives none, else a file or folder of proposals.
+        proposals: name of a proposer ("segments" is built in), a file or folder of proposals, or "none".
         max_proposals: the best so many proposals of an image are used.
         augment: how training images are varied.
         loading: how batches are loaded.
@@ -81,7 +81,7 @@ class Shapes(DataModule):
         mark: float = 0.3,
         rotation: float = 0.3,
         labels: str = "",
-        proposals: str = "auto",
+        proposals: str = "segments",
         max_proposals: int = 2000,
         augment: Augment = _AUGMENT,
         loading: Loading = _LOADING,

@@ -16,6 +16,7 @@ from wsis.errors import InputError
 from wsis.files import read_json
 from wsis.inference import make_data, read_run, trained
 from wsis.method import Method, describe_supervision
+from wsis.proposals import proposers
 from wsis.proposals.file import ProposalFile
 from wsis.reports.settings import departures, row_key
 from wsis.runs.record import stages
@@ -267,8 +268,10 @@ def _segments(cls: type[Method], data: Mapping[str, Any]) -> str:
     given = data.get("proposals", "none")
     if not cls.needs_proposals or given == "none":
         return "none"
-    if given == "auto":
-        return "wsis.propose, untrained"
+    if given in proposers.names():
+        proposer = proposers.find(given)
+        learned = proposer.supervision
+        return f"{given}, {'untrained' if learned == 'none' else f'trained from {learned}'}"
     path = Path(given)
     try:
         known = ProposalFile(path).provenance if path.suffix == ".sqlite" else {}
