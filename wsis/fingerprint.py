@@ -12,15 +12,15 @@ from typing import Any
 __all__ = ["digest", "file_hash", "fingerprint", "plain"]
 
 
-def digest(*parts: Any) -> str:
-    """Return sixteen hexadecimal digits of values as JSON has them; strings and paths are text."""
-    text = json.dumps(parts, sort_keys=True, default=_text)
+def digest(content: Any) -> str:
+    """Return sixteen hexadecimal digits of a value as JSON has it; strings and paths are text."""
+    text = json.dumps(content, sort_keys=True, default=_text)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def fingerprint(*parts: Any) -> str:
     """Return the digest of values in which each file stands for its content, wherever it is."""
-    return digest(*map(plain, parts))
+    return digest([plain(part) for part in parts])
 
 
 def plain(value: Any, inside: Path | None = None) -> Any:

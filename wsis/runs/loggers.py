@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import netrc
 import os
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
 from wsis.files import whole
+from wsis.fingerprint import digest
 
 __all__ = ["CSV", "LogStep", "WandB"]
 
@@ -100,7 +100,7 @@ class WandB:
             "project": self.project,
             "group": self.group or name.rpartition("/")[0] or name,
             "name": name,
-            "id": hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
+            "id": digest(str(folder.resolve())),
             "resume": None if self.offline else "allow",
         }
 
