@@ -18,7 +18,8 @@ from wsis.command_line.trainers import run_folder, write_settings
 from wsis.errors import InputError
 from wsis.files import clear_scratch
 from wsis.method import Method
-from wsis.runs.run import OnlyStage, Run, rank, stages
+from wsis.runs.record import stages
+from wsis.runs.run import OnlyStage, Run, rank
 
 __all__ = ["main", "options"]
 
@@ -130,15 +131,13 @@ def _work(run: Run, model: Method, data: pl.LightningDataModule) -> None:
 
 def _list(folder: Path) -> None:
     for path, stage in stages(folder):
-        print(f"{path.name:<24}{'finished' if stage['finished'] else 'begun'}")
+        print(f"{path.name:<24}{'finished' if stage.finished else 'begun'}")
 
 
 def _report(folder: Path) -> None:
     """Where things are, and the main metrics."""
     for path, stage in stages(folder):
-        metrics = {
-            name: value for name, value in (stage.get("metrics") or {}).items() if "/" in name
-        }
+        metrics = {name: value for name, value in stage.metrics.items() if "/" in name}
         shown = "  ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:8])
         _say(f"{path}  {shown}".rstrip())
 

@@ -20,8 +20,9 @@ from wsis.command_line.settings import Config, read_run
 from wsis.errors import InputError
 from wsis.images.read import read_image
 from wsis.method import Method
+from wsis.proposals.proposers import BUILT_IN, propose
 from wsis.runs.checkpoints import intact
-from wsis.runs.run import stages
+from wsis.runs.record import stages
 from wsis.types import Prediction, Proposals, Sample, View
 
 if TYPE_CHECKING:
@@ -85,9 +86,9 @@ def trained(run: Path) -> dict[str, type[Method]]:
         InputError: not the folder of a run, or no such stage is finished.
     """
     method = registry.find("model", read_run(run)["model"]["class_path"])
-    finished = takewhile(lambda entry: entry[1]["finished"], stages(run))  # later ones are stale
+    finished = takewhile(lambda entry: entry[1].finished, stages(run))  # later ones are stale
     models = {
-        place.name: registry.find("model", stage["settings"]["model"])
+        place.name: registry.find("model", stage.model)
         for place, stage in finished
         if (place / "checkpoints").is_dir()
     }
@@ -118,6 +119,7 @@ def predict(
     model: Method,
     image: str | os.PathLike[str] | Image | NDArray[np.uint8] | Tensor,
     boxes: Tensor | None = None,
+    proposer: str = BUILT_IN,
 ) -> Prediction:
     """Objects in one image, in its own pixels.
 
@@ -125,6 +127,7 @@ def predict(
         model: a trained model; it stays on its device.
         image: a file, a PIL image, (H,W,3) uint8 RGB, or a (3,H,W) uint8 RGB tensor.
         boxes: (K,4) xyxy, for a model that segments what given boxes hold; its labels are all 0.
+        proposer: name of what proposes regions, for a model that needs proposals.
 
     Raises:
         InputError: not an image.
@@ -147,9 +150,7 @@ def predict(
             "crowd": none.bool(),
         }
     if model.needs_proposals:
-        from wsis.proposals.segments import propose
-
-        sample["proposals"] = _to(propose(pixels), model.device)
+        sample["proposals"] = _to(propose(pixels, proposer), model.device)
     was_training = model.training
     try:
         return model.eval().predict_step([sample], 0)[0]

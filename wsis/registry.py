@@ -182,11 +182,10 @@ def _plugins(kind: str) -> dict[str, str]:
 
 
 def _is_installed(kind: str, path: str) -> bool:
-    """Return whether a path lies in a package of this kind or in the module of a plug-in."""
-    packages = [f"wsis.{package}" for package in _PACKAGES.get(kind, ())]
+    """Return whether a path lies in this library or in the module of a plug-in of this kind."""
     plugins = [plugin.rpartition(".")[0] for plugin in _plugins(kind).values()]
-    inside = any(path.startswith(f"{place}.") for place in [*packages, *plugins])
-    return inside or path in _FUNCTIONS.get(kind, {}).values()
+    inside = any(path.startswith(f"{place}.") for place in ["wsis", *plugins])
+    return inside if kind in _BASES else path in _FUNCTIONS.get(kind, {}).values()
 
 
 def _derives_from(thing: Any, base: str) -> bool:

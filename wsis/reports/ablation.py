@@ -13,7 +13,7 @@ from wsis import registry
 from wsis.command_line.settings import Config, read_config
 from wsis.errors import InputError
 from wsis.reports.tables import markdown_table, mean_and_range
-from wsis.runs.run import stages
+from wsis.runs.record import stages
 
 __all__ = [
     "Ablation",
@@ -203,18 +203,13 @@ class Outcome:
 def outcome(table: Table, row: Row, runs: Sequence[Path]) -> Outcome:
     """Read figures and costs of a row's finished runs."""
     done = [[stage for _, stage in stages(run)] for run in runs]
-    metrics = [
-        {k: v for stage in entries for k, v in (stage.get("metrics") or {}).items()}
-        for entries in done
-    ]
+    metrics = [{k: v for stage in entries for k, v in stage.metrics.items()} for entries in done]
     figures = {}
     for figure in table.figures:
         found = [100 * known[f"val/{figure}"] for known in metrics if f"val/{figure}" in known]
         figures[figure] = found if len(found) == len(runs) else []
-    minutes = [sum(stage.get("minutes", 0.0) for stage in entries) for entries in done]
-    memory = max(
-        (float(stage.get("memory", 0)) for entries in done for stage in entries), default=0.0
-    )
+    minutes = [sum(stage.minutes or 0.0 for stage in entries) for entries in done]
+    memory = max((float(stage.memory or 0) for entries in done for stage in entries), default=0.0)
     return Outcome(table, row, figures, minutes, memory, list(runs))
 
 
