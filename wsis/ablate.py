@@ -16,8 +16,9 @@ from jsonargparse import ArgumentParser
 
 from wsis.command_line.messages import plain_errors
 from wsis.command_line.options import run_options
-from wsis.command_line.parser import CLI, Help, parse, write_settings
+from wsis.command_line.parser import CLI, Help, parse
 from wsis.command_line.settings import spelled
+from wsis.command_line.trainers import write_settings
 from wsis.errors import InputError
 from wsis.files import whole
 from wsis.fingerprint import fingerprint

@@ -9,8 +9,8 @@ from jsonargparse import ArgumentParser
 
 from wsis.command_line.messages import plain_errors
 from wsis.command_line.parser import Help, parse
+from wsis.command_line.settings import read_run
 from wsis.errors import InputError
-from wsis.inference import read_run
 from wsis.reports.evaluation import evaluate_run, results_folder
 from wsis.reports.gallery import make_gallery, write_picture
 from wsis.reports.page import write_page

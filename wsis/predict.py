@@ -23,7 +23,9 @@ from wsis.images.read import pictures, read_image
 from wsis.inference import classes_of, load, store_predictions, trained
 from wsis.metrics.panoptic_results import PANOPTIC, read_panoptic
 from wsis.metrics.results import read_results
-from wsis.types import Index, Proposals, Record
+from wsis.proposals.make import Fresh
+from wsis.proposals.source import proposer_of
+from wsis.types import Index, Record
 
 if TYPE_CHECKING:
     from wsis.proposals.file import ProposalFile
@@ -75,15 +77,18 @@ def predict_images(
         InputError: not a finished run, no image can be read, or boxes that no stage takes or of
             other images.
     """
-    model, data, _ = load(run, stage or (_stage_for_boxes(run) if boxes else None))
+    model, data, config = load(run, stage or (_stage_for_boxes(run) if boxes else None))
     if model.needs_boxes != (boxes is not None):
         raise InputError(
             f"{type(model).__name__} of {run} {'does not take' if boxes else 'needs'} --boxes; "
             "choose a --stage of it"
         )
     things, stuff = classes_of(run, data)
-    index = Index("pictures", Path(), _readable(images), {}, things, stuff, {}, {})
-    given = _Pictures(_with_boxes(index, boxes) if boxes else index, workers)
+    index = Index(
+        name="pictures", root=Path(), images=_readable(images), categories=things, stuff=stuff
+    )
+    index = _with_boxes(index, boxes) if boxes else index
+    given = _Pictures(index, workers, proposer_of(config["data"]))
     results = store_predictions(model, given, "train", out, accelerator, devices)
     if results is not None:
         index = given.index("train")
@@ -101,10 +106,9 @@ def predict_images(
 class _Pictures(DataModule):
     """Images without annotations, or with boxes alone; proposals are made as images are read."""
 
-    def __init__(self, index: Index, workers: int) -> None:
-        super().__init__(
-            "pictures", Path(), "auto", 2000, Augment(), Loading(batch_size=1, workers=workers)
-        )
+    def __init__(self, index: Index, workers: int, proposer: str) -> None:
+        loading = Loading(batch_size=1, workers=workers)
+        super().__init__("pictures", Path(), proposer, 2000, Augment(), loading)
         self._index = index
 
     @property
@@ -116,21 +120,7 @@ class _Pictures(DataModule):
 
     def proposal_file(self, split: str, workers: int | None = None) -> ProposalFile | None:
         needed = self._needs().needs_proposals
-        return cast("ProposalFile", _FreshProposals()) if needed else None
-
-
-class _FreshProposals:
-    """Makes proposals when they are read."""
-
-    def read(self, file_name: str, size: tuple[int, int], segments: bool, limit: int) -> Proposals:
-        from wsis.proposals.segments import propose
-
-        boxes, scores, labels, members = propose(
-            read_image(Path(file_name), size).permute(1, 2, 0).numpy()
-        )
-        if not segments or members is None:
-            return Proposals(boxes[:limit], scores[:limit])
-        return Proposals(boxes[:limit], scores[:limit], labels, members[:limit])
+        return cast("ProposalFile", Fresh(self.proposals)) if needed else None
 
 
 def _stage_for_boxes(run: Path) -> str:

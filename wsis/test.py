@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 
 from wsis.command_line.messages import plain_errors
 from wsis.command_line.parser import CLI
-from wsis.command_line.settings import as_words
 from wsis.errors import InputError
-from wsis.inference import read_run
 from wsis.reports.evaluation import (
     PANOPTIC_METRICS,
     Metrics,
@@ -37,8 +34,7 @@ PER_CLASS = ("AP", "AP25", "AP50", "AP70", "AP75", "box_AP50", "CorLoc")
 def main(argv: Sequence[str] | None = None) -> Metrics | None:
     """Evaluate what `argv` names; None on all ranks but the first."""
     with plain_errors():
-        words = _with_data_of_run(list(sys.argv[1:] if argv is None else argv))
-        cli = CLI("test", words, kinds=("data",), options=_options)
+        cli = CLI("test", argv, kinds=("data",), options=_options, run_flag="--run")
         return evaluate(cli.datamodule, **{name: cli.config[name] for name in cli.own})
 
 
@@ -115,34 +111,6 @@ def _write_page(path: Path, entry: Entry, stage: str | None, images: int) -> Non
 def _options(parser: LightningArgumentParser) -> None:
     parser.add_function_arguments(evaluate, skip={"data", "per_class"})
     parser.add_argument("--per_class", action="store_true", help="Print a line for each class.")
-
-
-def _with_data_of_run(words: list[str]) -> list[str]:
-    """Put the data settings of the `--run` in front of the words."""
-    runs = [
-        value or after
-        for (flag, _, value), after in zip(
-            (w.partition("=") for w in words), [*words[1:], ""], strict=True
-        )
-        if flag == "--run"
-    ]
-    if not runs or "--help" in words or "-h" in words:
-        return words
-    section = read_run(Path(runs[-1]))["data"]
-    return [
-        "--data",
-        section["class_path"],
-        *as_words(dict(_dotted(section.get("init_args") or {}, "data"))),
-        *words,
-    ]
-
-
-def _dotted(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}.{key}")
-        else:
-            yield f"{prefix}.{key}", value
 
 
 def _print(metrics: Metrics, per_class: bool) -> None:

@@ -113,7 +113,7 @@ def segments_of(proposals: Proposals) -> tuple[Tensor, Tensor]:
     """
     if proposals.labels is None or proposals.members is None:
         raise InputError(
-            "these proposals are boxes alone, and segments are needed: use --data.proposals auto, or a file that has masks"
+            "these proposals are boxes alone, and segments are needed: use --data.proposals segments, or a file that has masks"
         )
     return proposals.labels, proposals.members
 

@@ -6,8 +6,7 @@ every proposal is a set of the same superpixels, with an order and an objectness
 
 from __future__ import annotations
 
-import inspect
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -21,7 +20,7 @@ from wsis.proposals.grouping import Floats, Graph, Ints, Merges, group, neighbou
 from wsis.proposals.objectness import objectness
 from wsis.types import Proposals
 
-__all__ = ["propose", "settings"]
+__all__ = ["propose"]
 
 VERSION = 1
 """Goes up when the same image gets other proposals."""
@@ -99,14 +98,6 @@ def propose(
     return _proposals(chosen, objectness(small, labels, chosen), labels, image.shape[:2])
 
 
-def settings() -> dict[str, Any]:
-    """What `propose` does by default, for the provenance of files made with it."""
-    chosen = {
-        name: parameter.default
-        for name, parameter in inspect.signature(propose).parameters.items()
-        if name != "image"
-    }
-    return {**chosen, "version": VERSION}
 
 
 def _superpixels(image: Image, limit: int) -> Labels:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsis import registry
-from wsis.command_line.settings import Config, as_words, read_config
+from wsis.command_line.settings import Config, read_config
 from wsis.errors import InputError
 from wsis.reports.papers import Published
 from wsis.reports.table import GIB, Row, complete, lines_of, markdown_table
-from wsis.runs.run import stages
+from wsis.runs.record import stages
 
 __all__ = [
     "Ablation",
@@ -134,9 +134,15 @@ def _read_variant(
         raise InputError(f"{place} needs `model: NAME`, for itself or at the top of the file")
     settings = dict(content.get("set") or {})
     model = content.get("model", model)
+    try:
+        registry.class_path("model", model)  # a file names no other code
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
     if "config" in content:
         overlay = read_config(path.parent / content["config"])
         settings = dict(_flatten(overlay, _groups(model))) | settings
+    for key in {"model", "data", "config"} & settings.keys():
+        raise InputError(f"{place}: `set` takes settings such as {key}.NAME, not {key} itself")
     paper = content.get("paper") or [None] * len(metrics)
     if len(paper) != len(metrics):
         raise InputError(
@@ -144,7 +150,7 @@ def _read_variant(
             "null where it has none"
         )
     known = {m: value / 100 for m, value in zip(metrics, paper, strict=True) if value is not None}
-    words, needs = tuple(as_words(settings)), content.get("needs", "")
+    words, needs = tuple(_as_words(settings)), content.get("needs", "")
     return Variant(name, words, known, needs, model)
 
 
@@ -177,22 +183,28 @@ def _flatten(config: Config, groups: Set[str], prefix: str = "") -> Iterator[tup
 
 def _groups(model: str) -> set[str]:
     """Return the arguments of a model that are groups of settings."""
-    parameters = inspect.signature(registry.find("model", model)).parameters
+    parameters = registry.arguments(registry.find("model", model))
     return {name for name, p in parameters.items() if dataclasses.is_dataclass(p.default)}
+
+
+def _as_words(settings: Config) -> list[str]:
+    """Return settings as flags of wsis.fit."""
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in settings.items()}
+    return [f"--{key}={text}" for key, text in texts.items()]
 
 
 def row_of_runs(table: Table, variant: Variant, runs: Sequence[Path]) -> Row:
     """Read metrics and costs of a variant's finished runs, in order of their seeds."""
     done = [[stage for _, stage in stages(run)] for run in runs]
     logged = [
-        {name: value for stage in run for name, value in (stage.get("metrics") or {}).items()}
+        {name: value for stage in run for name, value in stage.metrics.items()}
         for run in done
     ]
     validated = complete(
         [{m: run.get(f"val/{m}", math.nan) for m in table.metrics} for run in logged]
     )
-    minutes = [sum(stage.get("minutes", 0.0) for stage in run) for run in done]
-    memory = [float(stage.get("memory", 0)) for run in done for stage in run]
+    minutes = [sum(stage.minutes or 0.0 for stage in run) for run in done]
+    memory = [float(stage.memory or 0) for run in done for stage in run]
     return Row(
         name=variant.name,
         runs=list(runs),

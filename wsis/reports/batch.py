@@ -15,7 +15,7 @@ from wsis.reports.ablation import Ablation, Table, Variant, row_of_runs
 from wsis.reports.table import Row
 from wsis.runs.jobs import Job
 from wsis.runs.loggers import WandB
-from wsis.runs.run import stages
+from wsis.runs.record import stages
 
 __all__ = ["Batch", "Planned", "with_seed"]
 
@@ -95,7 +95,7 @@ class Batch(NamedTuple):
         mark, done = self._mark(job), stages(self.out / job.name)
         return (
             bool(done)
-            and all(stage["finished"] for _, stage in done)
+            and all(stage.finished for _, stage in done)
             and mark.exists()
             and read_json(mark) == job.key
         )
@@ -126,5 +126,5 @@ class Batch(NamedTuple):
     def peak_memory(self) -> int:
         """Return the peak memory of finished runs in bytes, 0 before one has finished."""
         runs = [path.parent for path in self.out.glob("*/*/finished.json")]
-        memory = [int(stage.get("memory", 0)) for run in runs for _, stage in stages(run)]
+        memory = [int(stage.memory or 0) for run in runs for _, stage in stages(run)]
         return max(memory, default=0)

@@ -23,7 +23,7 @@ from wsis.reports.evaluation import ground_truth
 from wsis.reports.gallery import Objects, Source, rank_images
 from wsis.reports.runs import Entry
 from wsis.reports.table import Row
-from wsis.runs.run import stages
+from wsis.runs.record import stages
 from wsis.types import Index, Prediction, Record, Truth
 
 __all__ = ["Panels", "make_panels"]

@@ -17,10 +17,11 @@ from wsis.errors import InputError
 from wsis.files import read_json
 from wsis.inference import make_data, read_run, trained
 from wsis.method import Method, describe_supervision
+from wsis.proposals import proposers
 from wsis.proposals.file import ProposalFile
 from wsis.reports.evaluation import annotated_index, read_metrics
 from wsis.reports.settings import departures, row_key
-from wsis.runs.run import stages
+from wsis.runs.record import stages
 from wsis.types import Index
 
 __all__ = [
@@ -165,7 +166,7 @@ def check_finished(folder: Path) -> None:
     """Raise InputError unless this is the folder of a finished run."""
     read_run(folder)
     begun = stages(folder)
-    waiting = [path.name for path, stage in begun if not stage["finished"]]
+    waiting = [path.name for path, stage in begun if not stage.finished]
     if not begun or waiting:
         what = f"stage {waiting[0]} is not finished" if waiting else "it has not begun"
         raise InputError(f"{folder}: {what}; finish it with python -m wsis.fit --resume {folder}")
@@ -189,7 +190,8 @@ def read_entry(folder: Path, results: Path, evaluation_set: EvaluationSet) -> En
     metrics = read_metrics(results / "metrics.json", evaluation_set.index)
     overall = dict(metrics.overall)
     if results.name.startswith("test-val"):
-        overall.setdefault("mIoU", _pseudo_label_iou(done))
+        reached = [s.metrics["val/mIoU"] for s in done if "val/mIoU" in s.metrics]
+        overall.setdefault("mIoU", reached[0] if reached else math.nan)
     supervision = _supervision(cls, given, evaluation_set.labels)
     segments, weights = _segments(cls, data), _weights(given)
     loading_seed = (data.get("loading") or {}).get("seed")
@@ -205,10 +207,10 @@ def read_entry(folder: Path, results: Path, evaluation_set: EvaluationSet) -> En
         key=row_key(config, supervision, segments, weights),
         config=_config(config, changed),
         departures=changed,
-        minutes=sum(stage.get("minutes", math.nan) for stage in done),
-        memory=max((stage.get("memory", math.nan) for stage in done), default=math.nan),
-        device=_distinct(done, "device"),
-        commit=_distinct(done, "commit"),
+        minutes=sum(math.nan if stage.minutes is None else stage.minutes for stage in done),
+        memory=max((stage.memory or math.nan for stage in done), default=math.nan),
+        device=", ".join(dict.fromkeys(stage.device for stage in done if stage.device)),
+        commit=", ".join(dict.fromkeys(stage.commit for stage in done if stage.commit)),
         metrics=overall,
         per_class=metrics.per_class,
         evaluation_set=evaluation_set,
@@ -241,21 +243,11 @@ def entry_of_file(predictions: Path, results: Path, evaluation_set: EvaluationSe
     )
 
 
-def _pseudo_label_iou(done: Sequence[Mapping[str, Any]]) -> float:
-    """Return the mask IoU in given boxes that a stage before the last has reached, or nan."""
-    known = (stage.get("metrics") or {} for stage in done)
-    return next((metrics["val/mIoU"] for metrics in known if "val/mIoU" in metrics), math.nan)
-
-
 def _config(config: Config, changed: Mapping[str, Any]) -> str:
     names = {kind: registry.short_name(kind, config[kind]["class_path"]) for kind in registry.KINDS}
     path = recipe(**names)
     used = f"{path.parent.name}/{path.name}" if path else "no recipe"
     return " ".join([used, *(f"{name}={_short(value)}" for name, value in changed.items())])
-
-
-def _distinct(done: Sequence[Mapping[str, Any]], fact: str) -> str:
-    return ", ".join(dict.fromkeys(stage[fact] for stage in done if fact in stage))
 
 
 def last_trained(folder: Path) -> Path:
@@ -284,8 +276,10 @@ def _segments(cls: type[Method], data: Mapping[str, Any]) -> str:
     given = data.get("proposals", "none")
     if not cls.needs_proposals or given == "none":
         return "none"
-    if given == "auto":
-        return "wsis.propose, untrained"
+    if given in proposers.names():
+        proposer = proposers.find(given)
+        learned = proposer.supervision
+        return f"{given}, {'untrained' if learned == 'none' else f'trained from {learned}'}"
     path = Path(given)
     try:
         known = ProposalFile(path).provenance if path.suffix == ".sqlite" else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,8 +15,8 @@ __all__ = ["departures", "row_key"]
 
 TRAINER = ("max_steps", *SHAPING)
 """Settings of the trainer that shape a result."""
-PLACES = ("data.root", "data.labels", "data.proposals", "data.salient", "data.loading.workers")
-PLACES += ("data.loading.seed",)
+PLACES = ("data.root", "data.labels", "data.proposals", "data.loading.workers")
+PLACES += ("data.loading.seed", "model.salient")
 """Paths, which other columns describe, and what does not tell one row from another."""
 
 
@@ -72,7 +71,7 @@ def _defaults(config: Config) -> dict[str, Any]:
             name: dataclasses.asdict(parameter.default)
             if dataclasses.is_dataclass(parameter.default)
             else parameter.default
-            for name, parameter in inspect.signature(cls).parameters.items()
+            for name, parameter in registry.arguments(cls).items()
             if parameter.default is not parameter.empty
         }
         usual |= {name: v for name, v in _leaves(defaults, kind) if name not in PLACES}
