@@ -316,7 +316,7 @@ class DataModule(pl.LightningDataModule):
             self.transform.content() if self.transform else None,
         ]
         others = {name: other.fingerprint() for name, other in self.others.items()}
-        return _digest([self.name, learned, asked, self._proposal_content(), settings, others])
+        return digest([self.name, learned, asked, self._proposal_content(), settings, others])
 
     def state_dict(self) -> dict[str, Any]:
         """Give the classes, so that a checkpoint knows their names."""
