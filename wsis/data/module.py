@@ -21,6 +21,7 @@ from wsis.data.samples import Samples, Transform
 from wsis.data.targets import FIELDS, check_fields
 from wsis.data.transforms import PHOTOGRAPHS, Augment
 from wsis.errors import InputError
+from wsis.fingerprint import digest
 from wsis.method import Method
 from wsis.types import Batch, Index, Record
 
