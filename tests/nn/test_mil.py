@@ -3,7 +3,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsis.nn.mil import MILHead, Pseudo, RefinementHead, MLPHead, decode, detect, encode, match, mine
+from wsis.nn.mil import (
+    MILHead,
+    MLPHead,
+    Pseudo,
+    RefinementHead,
+    decode,
+    detect,
+    encode,
+    match,
+    mine,
+)
 
 
 def boxes_of(count, seed=0, side=100.0):
