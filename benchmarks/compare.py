@@ -135,7 +135,7 @@ def write_run(folder: Path, data: Path, seed: int, detections: int) -> Path:
         "class_path": "wsis.datasets.coco.COCO",
         "init_args": {"root": str(data), "proposals": "none"},
     }
-    settings = {"backbone": "resnet50"} if seed < len(METHODS) else {"backbone": "resnet18"}
+    settings = {"backbone": {"name": "resnet50" if seed < len(METHODS) else "resnet18"}}
     config = {
         "seed_everything": 0,
         "model": {"class_path": path, "init_args": settings},

@@ -63,9 +63,9 @@ def refused(verb, argv, capsys) -> str:
 def test_a_run_is_its_last_trained_stage_or_the_one_asked_for(run, capsys):
     segmentor = wsis.load(run).model
     assert isinstance(segmentor, MaskRCNN)
-    assert (
-        segmentor.hparams["backbone"] == "test_byobnet"
-    )  # the joint network's, as the setting names none
+    assert segmentor.hparams["backbone"]["name"] == "test_byobnet", (
+        "the joint network's, as the setting names none"
+    )
     assert isinstance(wsis.load(run, "1-joint").model, BoxCaseg)
     line = refused(judging, ["--run", run, "--stage", "2-proxy-masks"], capsys)
     assert "no trained stage '2-proxy-masks'; it has 1-joint, 3-segmentor" in line
@@ -220,7 +220,7 @@ def test_one_image_from_python(run):
         ),
         ({"features": 16}, "needs `steps`"),
         (
-            {"steps": 1, "augment": {"flop": 1}, "weights": "none"},
+            {"steps": 1, "augment": {"flop": 1}, "backbone": {"weights": "none"}},
             "'model.segmentor.augment.flop'; did you mean 'flip'?",
         ),
     ],
@@ -270,7 +270,7 @@ def test_what_only_later_stages_need_trains_no_earlier_one_again(run, tmp_path, 
         "annotations"
     ]
     assert all(a["ignore"] == (a["score"] < 0.1 or not a["area"]) for a in annotations)
-    assert wsis.load(tmp_path / "run", "1-joint").model.ignore_below == 0.1
+    assert wsis.load(tmp_path / "run", "1-joint").model.min_mask_score == 0.1
     capsys.readouterr()
     words = ["--config", str(tmp_path / "run/config.yaml"), "--run_dir", str(tmp_path / "run")]
     fit.main([*words, "--model.segmentor", json.dumps(SEGMENTOR | {"nms": 0.4})])

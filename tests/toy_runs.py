@@ -42,7 +42,7 @@ def make_run(
         "trainer": {"max_steps": steps},
         "model": {
             "class_path": classes[method],
-            "init_args": {"backbone": "test_byobnet", "weights": "none", **model},
+            "init_args": {"backbone": {"name": "test_byobnet", "weights": "none"}, **model},
         },
         "data": {"class_path": "wsis.datasets.shapes.Shapes", "init_args": data},
     }

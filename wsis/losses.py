@@ -7,6 +7,7 @@ connected to the graph.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ __all__ = [
     "instance_activation",
     "log_mean_exp",
     "mask_loss",
+    "mean_losses",
     "mil_scores",
     "neighbour_smoothness",
     "refinement_loss",
@@ -165,3 +167,8 @@ def neighbour_smoothness(probabilities: Tensor) -> Tensor:
     pairs += [(p[:, 1:, 1:], p[:, :-1, :-1]), (p[:, 1:, :-1], p[:, :-1, 1:])]
     total = torch.stack([(a - b).square().sum() for a, b in pairs]).sum()
     return total / max(sum(a.numel() for a, _ in pairs), 1)
+
+
+def mean_losses(losses: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Average each part of a loss over the images of a batch."""
+    return {name: torch.stack([of_image[name] for of_image in losses]).mean() for name in losses[0]}

@@ -2,81 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from wsis.losses import image_loss
-from wsis.metrics import Evaluation
-from wsis.nn.backbone import Backbone
+from wsis.method import Method, filled
+from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.nn.masks import segment_masks
 from wsis.nn.mil import MILHead, detect
 from wsis.nn.regions import pool
 from wsis.types import Batch, Prediction, Sample
 
+BACKBONE = BackboneSettings("resnet18", output_stride=32, feature_level=2, frozen_stages=0)
 
-class WSDDN(pl.LightningModule):
-    """Score proposals for each class by what they show and by how they compare; learn that the sums are the tags.
+
+class WSDDN(Method):
+    """Score proposals for each class by what they show and by how they compare; the sums are tags.
 
     Args:
-        num_classes: number of thing classes; taken from the data.
-        backbone: network that makes the features: any timm name.
-        weights: where the backbone starts from: "imagenet", "none" (random) or a weights file.
-        stage: which feature map of the backbone is used.
-        lr: learning rate of AdamW.
+        num_classes: Number of thing classes; taken from the data.
+        backbone: The network that makes the features.
+        lr: Learning rate of AdamW.
     """
 
-    supervision = "tags"  # all that training samples hold
     needs_segments = True  # proposals come with their pixels
 
     def __init__(
-        self,
-        num_classes: int = 20,
-        backbone: str = "resnet18",
-        weights: str = "imagenet",
-        stage: int = 2,
-        lr: float = 1e-3,
+        self, num_classes: int = 20, backbone: BackboneSettings = BACKBONE, lr: float = 1e-3
     ) -> None:
         super().__init__()
+        backbone = filled(BACKBONE, backbone)  # a dictionary may say only what differs
         self.save_hyperparameters()
-        self.backbone = Backbone(backbone, weights, output_stride=32, stage=stage, freeze=0)
+        self.backbone = Backbone(backbone)
         self.head = MILHead(self.backbone.channels * 3 * 3, num_classes)
 
     def forward(self, batch: Batch) -> list[Tensor]:
-        maps, boxes = (
-            self.backbone([s["image"] for s in batch]),
-            [s["proposals"].boxes for s in batch],
-        )
+        """Score the proposals of each image, (P,C)."""
+        maps = self.backbone([sample["image"] for sample in batch])
+        boxes = [sample["proposals"].boxes for sample in batch]
         pooled = pool(maps, boxes, self.backbone.stride, size=3, how="roi_align")
-        return self.head(pooled.flatten(1), [len(own) for own in boxes])
+        return self.head(pooled.flatten(1), [len(of_image) for of_image in boxes])
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        losses = [
-            image_loss(scores, s["target"]["tags"])
-            for scores, s in zip(self(batch), batch, strict=True)
-        ]
-        loss = torch.stack(losses).mean()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        """Compare the sum of each class's scores in an image with its tag."""
+        tags = [sample["target"]["tags"] for sample in batch]
+        loss = torch.stack([*map(image_loss, self(batch), tags)]).mean()
+        self.log_losses({}, loss, len(batch))
         return loss
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Optimise all that is not frozen."""
         return torch.optim.AdamW(self.parameters(), lr=self.hparams["lr"])
 
-    def configure_callbacks(self) -> list[pl.Callback]:
-        return [Evaluation()]  # mask AP and CorLoc of whatever is predicted
-
-    def predict_step(self, batch: Batch, _: int) -> list[Prediction]:
-        return [
-            self.predict(sample, scores) for sample, scores in zip(batch, self(batch), strict=True)
-        ]
-
-    validation_step = test_step = predict_step
-
-    def predict(self, sample: Sample, scores: Tensor) -> Prediction:
-        proposals = sample["proposals"]
+    def predict(self, sample: Sample) -> Prediction:
+        """Keep the proposals of high scores, with their segments as masks."""
+        (scores,), proposals = self([sample]), sample["proposals"]
         boxes, best, labels, which = detect(scores, proposals.boxes)
-        return Prediction(
-            sample["image_id"], sample["size"], boxes, best, labels, segment_masks(proposals, which)
-        )
+        masks = segment_masks(proposals, which)
+        return Prediction(sample["image_id"], sample["size"], boxes, best, labels, masks)

@@ -22,7 +22,15 @@ from wsis.evidence.affinity import (
 )
 from wsis.parts.classifier import Classifier
 
-SMALL = {"num_classes": 2, "backbone": "test_byobnet", "output_stride": 32, "stage": 2}
+SMALL = {
+    "num_classes": 2,
+    "backbone": {
+        "name": "test_byobnet",
+        "weights": "none",
+        "output_stride": 32,
+        "feature_level": 2,
+    },
+}
 
 
 def generator(seed: int) -> torch.Generator:
@@ -249,7 +257,7 @@ def classifier(tmp_path_factory) -> str:
     """A checkpoint as a run leaves it, of random weights."""
     pl.seed_everything(0, verbose=False)
     path = tmp_path_factory.mktemp("classifier") / "last.ckpt"
-    torch.save({"state_dict": Classifier(weights="none", **SMALL).state_dict()}, path)
+    torch.save({"state_dict": Classifier(**SMALL).state_dict()}, path)
     return path
 
 
@@ -263,7 +271,7 @@ def batch() -> list:
 
 def net(classifier, **settings) -> AffinityNet:
     pl.seed_everything(0, verbose=False)
-    model = AffinityNet(**{**SMALL, "finest": 4, "width": 8, "radius": 3, **settings})
+    model = AffinityNet(**{**SMALL, "min_stride": 4, "width": 8, "radius": 3, **settings})
     model.start(classifier)
     return model
 
@@ -297,7 +305,7 @@ def test_trains_what_is_its_own_and_can_be_loaded(classifier, tmp_path):
 
 def test_padding_takes_no_part_in_the_loss(classifier):
     """Every cell that begins in its image is sure with these thresholds, no other is."""
-    model, seen = net(classifier, foreground=-1.0), {}
+    model, seen = net(classifier, foreground_threshold=-1.0), {}
     model.log = lambda *_, **__: None
     assert model.stride == 4
     original = affinity_loss
@@ -334,7 +342,7 @@ def test_refined_without_a_walk_are_the_classifiers_logits(classifier):
     model, image = net(classifier), two_regions()
     model.head.bias.data += 0.1
     refined = model.refine(image, torch.tensor([1.0, 0.0]), scales=(1.0,), steps=0)[0]
-    whole = Classifier(weights="none", **SMALL).eval()
+    whole = Classifier(**SMALL).eval()
     whole.load_state_dict(
         {k: v for k, v in model.state_dict().items() if not k.startswith("embed")}, strict=False
     )
@@ -349,8 +357,8 @@ def test_refined_without_a_walk_are_the_classifiers_logits(classifier):
 
 
 def test_a_backbone_without_such_a_map():
-    with pytest.raises(InputError, match="finest"):
-        AffinityNet(**SMALL, finest=64)
+    with pytest.raises(InputError, match="min_stride"):
+        AffinityNet(**SMALL, min_stride=64)
 
 
 def test_what_is_no_such_classifier_is_told(classifier, tmp_path):
@@ -376,4 +384,4 @@ def test_bfloat16_takes_no_loss_to_infinity():
 
 def test_a_radius_without_neighbours():
     with pytest.raises(InputError, match=r"radius 1: .* give at least 2"):
-        AffinityNet(3, "test_byobnet", radius=1)
+        AffinityNet(**SMALL, radius=1)

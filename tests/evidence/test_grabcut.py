@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from wsis.errors import InputError
-from wsis.evidence.grabcut import SIZE, Evidence, Request, crops, foreground, resample
+from wsis.evidence.grabcut import SIZE, crops, foreground, resample
+from wsis.evidence.seed_masks import Evidence, Request
 
 COCO = Path(os.environ.get("WSIS_SHARED", Path(__file__).parents[3] / "shared")) / "data/coco"
 

@@ -29,26 +29,27 @@ from wsis.types import Prediction, Proposals
 METHODS = registry.names("model")
 MASK_RCNN = {
     "steps": 2,
-    "weights": "none",
-    "freeze": 0,
+    "backbone": {"weights": "none", "frozen_stages": 0},
     "features": 16,
     "hidden": 16,
     "mask_width": 8,
     "test_side": 0,
 }
+GROUPS = {  # of settings that several methods have
+    "backbone": {
+        "name": "test_byobnet",
+        "weights": "none",
+        "output_stride": 32,
+        "feature_level": 2,
+        "frozen_stages": 0,
+    },
+    "widths": {"hidden": 32, "features": 32, "mask": 8},
+    "inference": {"short_sides": []},
+}
 TINY = {
-    "backbone": "test_byobnet",
-    "weights": "none",
-    "output_stride": 32,
-    "stage": 2,
-    "freeze": 0,
-    "hidden": 32,
-    "features": 32,
-    "mask_width": 8,
+    **GROUPS,
     "crop": 64,
     "proxy_crop": 64,
-    "test_sides": (),
-    "test_side": 0,
     "num_stuff": 3,
     "pretraining": None,
     "segmentor": MASK_RCNN,
@@ -57,15 +58,13 @@ STAGED = {  # methods that are trained in stages alone
     "ccgr": {
         "rounds": 2,
         "scales": [1.0],
-        "walk": 2,
+        "walk_steps": 2,
         "refinement": 5,
-        "pretraining": {"steps": 2, "stage": 2, "freeze": 0},
+        "pretraining": {"steps": 2, "backbone": {"feature_level": 2, "frozen_stages": 0}},
         "affinity": {"steps": 2, "width": 8},
         "detector": {
             "steps": 2,
-            "output_stride": 32,
-            "stage": 2,
-            "freeze": 5,
+            "backbone": {"output_stride": 32, "feature_level": 2, "frozen_stages": 5},
             "hidden": 16,
             "features": 16,
         },
@@ -77,12 +76,12 @@ STAGED = {  # methods that are trained in stages alone
         "segmentor": MASK_RCNN,
     },
     "em_paste": {
-        "patch": 32,
-        "least_probability": 0.0,
-        "least_area": 0,
+        "patch_size": 32,
+        "min_probability": 0.0,
+        "min_area": 0,
         "objects": [1, 3],
         "backgrounds": "black",
-        "pretraining": {"steps": 2, "stage": 2, "freeze": 0},
+        "pretraining": {"steps": 2, "backbone": {"feature_level": 2, "frozen_stages": 0}},
         "segmentor": MASK_RCNN,
     },
 }
@@ -262,7 +261,7 @@ def test_poison_changes_no_bit_of_any_stage(name, data, tmp_path):
     [
         name
         for name in METHODS
-        if "salient_share" in inspect.signature(registry.find("model", name)).parameters
+        if "salient_fraction" in inspect.signature(registry.find("model", name)).parameters
     ],
 )
 def test_salient_masks_are_learned_from(name, data, tmp_path):
@@ -279,20 +278,20 @@ def test_methods_in_stages_have_their_small_settings():
     assert {*METHODS} == {*TRAINED, *STAGED}
 
 
+def word(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def words(name: str, root: Path, run: Path, steps: int = 4) -> list[str]:
-    settings = {
-        **TINY,
-        "pretraining": "null",
-        "test_sides": "[]",
-        "segmentor": json.dumps(MASK_RCNN),
-    }
-    settings |= {
-        key: value if isinstance(value, str) else json.dumps(value)
-        for key, value in STAGED.get(name, {}).items()
-    }
+    settings = TINY | STAGED.get(name, {})
     del settings["num_stuff"]  # the data's to say
     accepted = inspect.signature(registry.find("model", name)).parameters
-    flags = [f"--model.{key}={value}" for key, value in settings.items() if key in accepted]
+    flags = []
+    for key, value in settings.items():
+        if key in GROUPS and key in accepted:
+            flags += [f"--model.{key}.{part}={word(given)}" for part, given in value.items()]
+        elif key in accepted:
+            flags += [f"--model.{key}={word(value)}"]
     flags += [
         f"--data.root={root}",
         "--data.train=8",

@@ -22,8 +22,7 @@ from wsis.models.boxcaseg import (
 
 SMALL = {
     "num_classes": 8,
-    "backbone": "test_byobnet",
-    "weights": "none",
+    "backbone": {"name": "test_byobnet", "weights": "none"},
     "crop": 64,
     "proxy_crop": 64,
 }
@@ -207,7 +206,7 @@ def test_predictions_are_masks_in_the_given_boxes(data):
 
 def test_batches_hold_both_kinds_in_the_ratio_asked_for(data, tmp_path):
     data.loading = type(data.loading)(batch_size=8)
-    model, seen = BoxCaseg(**SMALL, salient_share=0.375), []
+    model, seen = BoxCaseg(**SMALL, salient_fraction=0.375), []
     learn = model.training_step
 
     def watched(batch, batch_idx):
@@ -252,5 +251,5 @@ def test_an_image_of_crowded_objects_is_no_background(data):
 
 def test_heads_that_need_salient_images():
     with pytest.raises(InputError, match="learns from salient images"):
-        BoxCaseg(**SMALL, salient_share=0.0)
-    assert BoxCaseg(**SMALL, salient_share=0.0, heads=("weak",)).salient is None
+        BoxCaseg(**SMALL, salient_fraction=0.0)
+    assert BoxCaseg(**SMALL, salient_fraction=0.0, heads=("weak",)).salient is None

@@ -21,11 +21,12 @@ from wsis.evidence.peaks import Bags
 from wsis.method import Method
 from wsis.models.ccgr import CCGR, Refinement, cut_out, segmented
 from wsis.models.ccgr.branches import BagDetector, Boxes, Segmentation, pixels_of
-from wsis.models.ccgr.hints import _bag_records, write_first_hints, write_next_hints
+from wsis.models.ccgr.hints import _bag_records, write_first_labels, write_next_labels
 from wsis.runs.run import Run
 from wsis.types import Prediction
 
-SMALL = {"num_classes": 3, "backbone": "test_byobnet", "weights": "none"}
+BACKBONE = {"name": "test_byobnet", "weights": "none"}
+COARSE = BACKBONE | {"output_stride": 32, "feature_level": 2}
 UNET = {
     "architecture": "Unet",
     "architecture_args": {"encoder_depth": 3, "decoder_channels": [16, 8, 8]},
@@ -55,9 +56,7 @@ def sample_of(bags: list[int], labels: list[int], seed: int = 0) -> dict:
 
 def detector(**settings) -> BagDetector:
     torch.manual_seed(0)
-    model = BagDetector(
-        **SMALL, output_stride=32, stage=2, hidden=16, features=16, dropout=0.0, **settings
-    )
+    model = BagDetector(3, COARSE, hidden=16, features=16, dropout=0.0, **settings)
     model.log = lambda *_, **__: None
     return model
 
@@ -120,7 +119,7 @@ def test_bags_follow_their_boxes_through_augmentation():
 
 def test_segmentation_learns_from_all_pixels_of_the_images_and_no_padding():
     torch.manual_seed(0)
-    model = Segmentation(**SMALL, freeze=0, **UNET).eval()
+    model = Segmentation(3, BACKBONE | {"frozen_stages": 0}, **UNET).eval()
     model.log = lambda *_, **__: None
     batch = []
     for seed, size in enumerate(((64, 96), (96, 64))):
@@ -142,7 +141,7 @@ def test_segmentation_learns_from_all_pixels_of_the_images_and_no_padding():
 
 
 def test_segmentation_starts_from_and_freezes_the_backbone_that_it_saves_once(tmp_path):
-    model = Segmentation(**SMALL, freeze=5, **UNET).train()
+    model = Segmentation(3, BACKBONE | {"frozen_stages": 5}, **UNET).train()
     assert model.network.encoder.model is model.backbone.network
     assert not any(p.requires_grad for p in model.network.encoder.parameters())
     assert not any(
@@ -299,7 +298,7 @@ class Sighted(AffinityNet):
     """Maps that know where objects are."""
 
     def __init__(self, data: Shapes, blind: bool = False) -> None:
-        super().__init__(num_classes=8, backbone="test_byobnet", output_stride=32, stage=2, width=8)
+        super().__init__(8, COARSE, width=8)
         samples = data.samples("train", train=False, supervision="masks")
         self.known = {
             s["image"].float().mean().item(): s["target"]
@@ -321,12 +320,12 @@ class Sighted(AffinityNet):
         return self.maps(image, self.stride)
 
 
-SETTINGS = {"bag_size": 4, "penalty": 0.1, "least_peak": 0.5, "peak_window": 3, "peak_smoothing": 1}
-SETTINGS |= {"walk": 0, "scales": (1.0,), "background": 0.25}
+SETTINGS = {"bag_size": 4, "penalty": 0.1, "min_peak": 0.5, "peak_window": 3, "peak_smoothing": 1}
+SETTINGS |= {"walk_steps": 0, "scales": (1.0,), "background_score": 0.25}
 
 
 def test_first_hints_are_bags_around_peaks_and_pixels_of_tagged_classes(data, tmp_path):
-    write_first_hints(tmp_path, Sighted(data), data, **SETTINGS)
+    write_first_labels(tmp_path, Sighted(data), data, **SETTINGS)
     index, peaks = data.index("train"), json.loads((tmp_path / "peaks.json").read_text())
     bags, pixels = (read_coco(tmp_path / f"{name}.json", index.root) for name in ("bags", "pixels"))
     assert len(bags.images) == len(index.images)
@@ -355,7 +354,7 @@ def test_first_hints_are_bags_around_peaks_and_pixels_of_tagged_classes(data, tm
 
 
 def test_next_hints_are_bags_around_detections_and_unions_of_masks(data, tmp_path):
-    write_next_hints(
+    write_next_labels(
         tmp_path, data.index("train").root.parent / "annotations/instances_train2017.json", data, 3
     )
     index = data.index("train")
@@ -392,7 +391,7 @@ class OnceBlind(Sighted):
 
 
 def test_an_image_without_a_peak_is_left_out(data, tmp_path):
-    write_first_hints(tmp_path, OnceBlind(data), data, **SETTINGS)
+    write_first_labels(tmp_path, OnceBlind(data), data, **SETTINGS)
     index, peaks = data.index("train"), json.loads((tmp_path / "peaks.json").read_text())
     left = {image["id"] for image in index.images[1:]}
     assert peaks[str(index.images[0]["id"])] == []
@@ -419,14 +418,17 @@ def test_a_bag_without_proposals_is_left_out(data):
 
 def test_a_classifier_without_any_peak_is_told(data, tmp_path):
     with pytest.raises(InputError, match="no image has a peak"):
-        write_first_hints(tmp_path, Sighted(data, blind=True), data, **SETTINGS)
+        write_first_labels(tmp_path, Sighted(data, blind=True), data, **SETTINGS)
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
         ({"hiden": 8}, "unknown setting 'model.detector.hiden'; did you mean 'hidden'?"),
-        ({"stage": 4}, "model.detector needs 5 feature maps"),  # deeper than the classifier
+        (
+            {"backbone": {"feature_level": 4}},
+            "model.detector needs 5 feature maps",
+        ),  # deeper than the classifier
     ],
 )
 def test_a_branch_that_cannot_be_made_is_told_before_anything_is_trained(
@@ -457,7 +459,7 @@ def test_a_branch_that_cannot_be_made_is_told_before_anything_is_trained(
 class Silent(Method):
     """Finds nothing."""
 
-    def label(self, batch: list) -> list[Prediction]:
+    def label(self, batch: list, score_threshold: float = 0.5) -> list[Prediction]:
         none = torch.zeros(0, dtype=torch.int64)
         return [
             Prediction(s["image_id"], s["size"], torch.zeros(0, 4), torch.zeros(0), none, [])
@@ -476,7 +478,8 @@ def test_labels_of_no_image_at_all_are_told(data, tmp_path):
 
 def test_without_settings_of_the_classifier_they_are_asked_for(data, tmp_path):
     model = CCGR(
-        **SMALL,
+        3,
+        BACKBONE,
         affinity={"steps": 1},
         detector={"steps": 1},
         segmentation={"steps": 1, **UNET},

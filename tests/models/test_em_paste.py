@@ -24,12 +24,14 @@ from wsis.models.em_paste.foregrounds import (
     write_foregrounds,
     write_segments,
 )
+from wsis.nn.backbone import BackboneSettings
 from wsis.parts.classifier import Classifier
 from wsis.pasting.pool import ForegroundPool
 
-HOW = {"object_like": 1.0, "candidates": 3, "cam_share": 0.2, "patch": 32}
+HOW = {"object_like": 1.0, "candidates": 3, "cam_fraction": 0.2, "patch_size": 32}
 HOW_EM = {"rounds": 1, "keep": 0.5, "distance": "cosine", "centre": True, "every_segment": False}
-EM = {**HOW_EM, "least_probability": 0.0}
+BACKBONE = BackboneSettings("test_byobnet", "none", 32, feature_level=2, frozen_stages=0)
+EM = {**HOW_EM, "min_probability": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def save(net: Classifier, folder: Path) -> Path:
 
 def classifier(**settings) -> Classifier:
     torch.manual_seed(0)
-    return Classifier(8, "test_byobnet", "none", 32, 2, 0, **settings).eval()
+    return Classifier(8, BACKBONE, **settings).eval()
 
 
 @pytest.fixture(scope="module")
@@ -208,13 +210,13 @@ def test_unsure_foregrounds_are_dropped(data, segments, tmp_path):
         float(p[c]) for p, c in zip(found.probabilities, choose(found, **HOW_EM), strict=True)
     )
     limit = (sure[2] + sure[3]) / 2
-    write_foregrounds(tmp_path, segments, data, **{**EM, "least_probability": limit})
+    write_foregrounds(tmp_path, segments, data, **{**EM, "min_probability": limit})
     labels = read_coco(tmp_path / "labels.json", data.index("train").root)
     kept = [a["score"] for found in labels.annotations.values() for a in found if not a["iscrowd"]]
     assert len(kept) == len(sure) - 3
     assert min(kept) >= limit
     with pytest.raises(InputError, match="no foreground reaches a probability of 1"):
-        write_foregrounds(tmp_path, segments, data, **{**EM, "least_probability": 1})
+        write_foregrounds(tmp_path, segments, data, **{**EM, "min_probability": 1})
 
 
 def with_proposals(data: Shapes, change) -> SimpleNamespace:

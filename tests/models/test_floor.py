@@ -12,10 +12,12 @@ from wsis.types import Proposals
 
 SMALL = {
     "num_classes": 2,
-    "backbone": "test_byobnet",
-    "weights": "none",
-    "output_stride": 32,
-    "stage": 2,
+    "backbone": {
+        "name": "test_byobnet",
+        "weights": "none",
+        "output_stride": 32,
+        "feature_level": 2,
+    },
 }
 
 

@@ -10,23 +10,20 @@ from wsis.datasets.shapes import Shapes
 from wsis.errors import InputError
 from wsis.losses import image_loss, semantic_loss
 from wsis.models.jtsm import JTSM, Mined
-from wsis.nn.detection import Foreground
+from wsis.nn.detection import MaskSamples
 
 SMALL = {
     "num_classes": 8,
     "num_stuff": 3,
-    "backbone": "test_byobnet",
-    "weights": "none",
-    "output_stride": 32,
-    "stage": 1,
-}
-SMALL |= {
-    "hidden": 16,
-    "features": 16,
-    "mask_width": 8,
-    "test_sides": (),
-    "test_flip": False,
-    "stuff_area": 100,
+    "backbone": {
+        "name": "test_byobnet",
+        "weights": "none",
+        "output_stride": 32,
+        "feature_level": 1,
+    },
+    "widths": {"hidden": 16, "features": 16, "mask": 8},
+    "inference": {"short_sides": (), "flip": False},
+    "min_stuff_area": 100,
 }
 
 
@@ -156,7 +153,9 @@ def truly_mined(sample) -> Mined:
     iou = both / (segments[:, None] | masks).flatten(2).sum(2)
     best = iou.argmax(0)
     one = torch.ones(len(best))
-    found = Foreground(proposals.boxes[best], best, truth.labels, one, torch.arange(len(best)), one)
+    found = MaskSamples(
+        proposals.boxes[best], best, truth.labels, one, torch.arange(len(best)), one
+    )
     none = torch.zeros(0, dtype=torch.int64)
     return Mined(found, best, none, none)
 

@@ -4,17 +4,19 @@ import torch
 
 from wsis.datasets.shapes import Shapes
 from wsis.models.pdsl import PDSL
-from wsis.nn.detection import Foreground
+from wsis.nn.detection import MaskSamples
 
 SMALL = {
     "num_classes": 8,
-    "backbone": "test_byobnet",
-    "weights": "none",
-    "output_stride": 32,
-    "stage": 1,
-    "hidden": 16,
+    "backbone": {
+        "name": "test_byobnet",
+        "weights": "none",
+        "output_stride": 32,
+        "feature_level": 1,
+    },
+    "widths": {"hidden": 16, "features": 16, "mask": 8},
+    "inference": {"short_sides": (), "flip": False},
 }
-SMALL |= {"features": 16, "mask_width": 8, "test_sides": (), "test_flip": False}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ def step(data: Shapes, **settings) -> tuple[dict, PDSL]:
 
 def test_the_loss_is_the_sum_of_its_parts(data):
     for weight in (0.0, 0.5, 1.0):
-        logged, _ = step(data, correlation=weight)
+        logged, _ = step(data, correlation_weight=weight)
         parts = (
             logged["train/mil"]
             + logged["train/refinement"]
@@ -53,7 +55,10 @@ def test_the_loss_is_the_sum_of_its_parts(data):
 
 
 def test_correlation_teaches_the_masks_and_not_the_detection(data):
-    (_, without), (_, with_it) = step(data, correlation=0.0), step(data, correlation=1.0)
+    (_, without), (_, with_it) = (
+        step(data, correlation_weight=0.0),
+        step(data, correlation_weight=1.0),
+    )
     for (name, a), b in zip(without.named_parameters(), with_it.parameters(), strict=True):
         if name.startswith("masks"):
             assert not torch.equal(a.grad, b.grad)
@@ -62,7 +67,8 @@ def test_correlation_teaches_the_masks_and_not_the_detection(data):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"refinements": 0}, {"mask_heads": 0}, {"seeds": 1}, {"correlation_target": "own"}]
+    "settings",
+    [{"refinements": 0}, {"mask_heads": 0}, {"seeds_per_class": 1}, {"correlation_target": "own"}],
 )
 def test_ablations_train_and_predict(data, settings):
     logged, model = step(data, **settings)
@@ -83,7 +89,7 @@ def test_seed_masks_follow_a_flip(data):
     boxes = sample["truth"].boxes
     labels = sample["truth"].labels
     one = torch.ones(len(boxes))
-    found = Foreground(boxes, torch.arange(len(boxes)), labels, one, torch.arange(len(boxes)), one)
+    found = MaskSamples(boxes, torch.arange(len(boxes)), labels, one, torch.arange(len(boxes)), one)
     mirrored = boxes.clone()
     mirrored[:, 0], mirrored[:, 2] = width - boxes[:, 2], width - boxes[:, 0]
     flipped = {**sample, "view": sample["view"]._replace(flip=True)}
@@ -96,7 +102,7 @@ def test_seed_masks_follow_a_flip(data):
 
 def test_predictions_average_over_views_in_the_images_frame(data):
     torch.manual_seed(0)
-    model = PDSL(**{**SMALL, "test_sides": (256,), "test_flip": True}).eval()
+    model = PDSL(**SMALL | {"inference": {"short_sides": (256,), "flip": True}}).eval()
     sample = data.samples("val", train=False, supervision="tags").sample(0)
     mirrored = {**sample, "image": sample["image"].flip(-1)}
     boxes = sample["proposals"].boxes.clone()

@@ -8,20 +8,26 @@ from wsis.models.pdsl import PDSL
 from wsis.parts.classifier import Classifier
 from wsis.types import Proposals
 
-SMALL = {"backbone": "test_byobnet", "weights": "none", "output_stride": 32, "stage": 2}
+SMALL = {
+    "num_classes": 5,
+    "backbone": {
+        "name": "test_byobnet",
+        "weights": "none",
+        "output_stride": 32,
+        "feature_level": 2,
+    },
+    "widths": {"mask": 8},
+    "inference": {"short_sides": ()},
+    "refinements": 2,
+    "regression": False,
+    "context": 1.8,
+}
 BOXES = torch.tensor([[0.0, 0, 40, 40], [10, 10, 60, 60], [12, 12, 62, 58], [30, 0, 64, 64]])
 
 
 def build(**settings):
     torch.manual_seed(0)
-    rest = {
-        "mask_width": 8,
-        "test_sides": (),
-        "refinements": 2,
-        "regression": False,
-        "context": 1.8,
-    }
-    return PDSL(5, **SMALL, **rest, **settings)
+    return PDSL(**SMALL, **settings)
 
 
 class Stages:
@@ -44,7 +50,10 @@ class Stages:
 
 
 def test_begins_as_its_classifier(tmp_path):
-    model, run = build(pretraining={"steps": 3, "stage": 2}).eval(), Stages(tmp_path)
+    model, run = (
+        build(pretraining={"steps": 3, "backbone": {"feature_level": 2}}).eval(),
+        Stages(tmp_path),
+    )
     model.stages(run, None)
     assert run.made == ["1-classifier", "2-pdsl"]
     classifier = Classifier.load_from_checkpoint(tmp_path / "1-classifier.ckpt", weights_only=True)
@@ -64,12 +73,12 @@ def test_begins_as_its_classifier(tmp_path):
 
 @pytest.mark.parametrize("background", [0.0, 1.0])
 def test_background_weight_decides_whether_background_teaches(background):
-    model = build(background=background)
+    model = build(background_weight=background)
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
     tags = torch.tensor([0.0, 0, 1, 0, 0])
     far = torch.tensor([[0.0, 0, 4, 4], [60, 60, 64, 64]])
     proposals = Proposals(torch.cat([BOXES[:1], far]), torch.tensor([1.0, 0, 0]))
-    model.hparams["prior"] = 1.0  # only the first can be the pseudo-label
+    model.hparams["objectness_power"] = 1.0  # only the first can be the pseudo-label
     (heads,) = model.detection(model.backbone([image]), [proposals])
     losses, _ = model.detection_losses(
         heads, {"image": image, "proposals": proposals, "target": {"tags": tags}}

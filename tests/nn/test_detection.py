@@ -6,14 +6,14 @@ from torchvision.ops import box_iou
 from wsis.losses import refinement_loss
 from wsis.nn.detection import (
     Detection,
-    Foreground,
+    MaskSamples,
     _regression_loss,
-    average,
-    foreground,
+    mask_samples,
     nearest_seeds,
     refine,
 )
 from wsis.nn.mil import Pseudo, decode, encode, match, mine
+from wsis.nn.views import Inference, average, image_views
 
 
 def boxes_of(count: int, seed: int = 0) -> torch.Tensor:
@@ -33,7 +33,7 @@ def pseudo_of(boxes: torch.Tensor, labels: list[int]) -> Pseudo:
 def test_foreground_holds_what_was_matched_and_no_more_than_asked():
     proposals, pseudo = boxes_of(200), pseudo_of(boxes_of(3, 1), [5, 0, 2])
     matched = match(proposals, pseudo, 8)
-    found = foreground(proposals, pseudo, matched, 10_000)
+    found = mask_samples(proposals, pseudo, matched, 10_000)
     assert sorted(found.proposals.tolist()) == matched.foreground.nonzero().flatten().tolist()
     assert torch.equal(found.boxes, proposals[found.proposals])
     assert torch.equal(found.labels, pseudo.labels[found.pseudo])
@@ -41,21 +41,21 @@ def test_foreground_holds_what_was_matched_and_no_more_than_asked():
     assert torch.allclose(
         found.overlap, box_iou(found.boxes, pseudo.boxes).gather(1, found.pseudo[:, None])[:, 0]
     )
-    few = foreground(proposals, pseudo, matched, 5)
+    few = mask_samples(proposals, pseudo, matched, 5)
     assert len(few.boxes) == 5 == len(set(few.proposals.tolist()))
 
 
 def test_seeds_are_each_pseudo_labels_nearest_foreground():
     torch.manual_seed(0)
     which, overlap = torch.tensor([0, 2, 0, 2, 0, 2, 2]), torch.rand(7)
-    found = Foreground(boxes_of(7), torch.arange(7), which, overlap, which, overlap)
+    found = MaskSamples(boxes_of(7), torch.arange(7), which, overlap, which, overlap)
     expected = set()
     for g in (0, 2):
         members = [k for k in range(7) if which[k] == g]
         expected |= set(sorted(members, key=lambda k: -overlap[k])[:3])
     assert set(nearest_seeds(found, 3).tolist()) == expected
     assert set(nearest_seeds(found, 100).tolist()) == set(range(7))
-    assert nearest_seeds(Foreground(*(part[:0] for part in found)), 3).tolist() == []
+    assert nearest_seeds(MaskSamples(*(part[:0] for part in found)), 3).tolist() == []
 
 
 def test_regression_loss_is_zero_where_the_deltas_arrive():
@@ -79,8 +79,10 @@ def test_regression_loss_is_zero_where_the_deltas_arrive():
 def test_a_mirrored_view_says_the_same():
     proposals, deltas, logits = boxes_of(40), torch.randn(40, 5, 4) * 0.5, torch.randn(40, 6)
     mirrored = deltas * torch.tensor([-1, 1, 1, 1])
-    views = [Detection(torch.rand(40, 5), [logits], [seen]) for seen in (deltas, mirrored)]
-    scores, boxes = average(views, [False, True], proposals, (120, 150))
+    heads = [Detection(torch.rand(40, 5), [logits], [seen]) for seen in (deltas, mirrored)]
+    image = torch.zeros(3, 120, 150, dtype=torch.uint8)
+    views = list(image_views(image, Inference(short_sides=(), flip=True)))
+    scores, boxes = average(heads, views, proposals, (120, 150))
     torch.testing.assert_close(scores, logits.softmax(1)[:, :-1])
     torch.testing.assert_close(boxes, decode(deltas, proposals, (120, 150)))
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from wsis.nn.optimisation import optimise, rate
+from wsis.nn.optimisation import Optimisation, optimise, rate
 
 
 @pytest.mark.parametrize(
@@ -20,15 +20,8 @@ def test_rate(step, factor):
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_biases_learn_twice_as_fast_and_do_not_decay(kind):
     model = nn.Linear(2, 1)
-    model.hparams = {
-        "optimiser": kind,
-        "lr": 0.1,
-        "weight_decay": 0.5,
-        "warmup": 0.0,
-        "decay_at": (),
-    }
     model.trainer = SimpleNamespace(estimated_stepping_batches=10)
-    (optimiser,), _ = optimise(model)
+    (optimiser,), _ = optimise(model, Optimisation(kind, lr=0.1, weight_decay=0.5, decay_at=()))
     known = {
         id(p): (g["initial_lr"], g["weight_decay"])
         for g in optimiser.param_groups

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from wsis.nn.regions import enlarge, looks, mean_and_contrast, pool, resize
+from wsis.nn.regions import enlarge, mean_and_contrast, pool
 
 
 def test_pool_takes_the_maximum_of_each_bin():
@@ -61,24 +61,6 @@ def test_contrast_tells_an_object_from_its_part_and_is_zero_without_surroundings
     assert contrast[0] > contrast[1] + 0.5
     assert contrast[2] == 0
     assert mean_and_contrast(features, [boxes[:0]], 8, 1.8).shape == (0, 2)
-
-
-def test_looks_scale_and_mirror_boxes_with_the_pixels():
-    image = torch.zeros(3, 40, 60, dtype=torch.uint8)
-    image[:, 10:20, 5:25] = 255
-    box = torch.tensor([[5.0, 10.0, 25.0, 20.0]])
-    for look in looks(image, (40, 80)):
-        x1, y1, x2, y2 = look.view.to_input(box)[0].round().int().tolist()
-        assert (look.image[:, y1:y2, x1:x2].float().mean() > 240).item()
-        assert look.image.float().sum() / 255 / 3 < 1.1 * (x2 - x1) * (y2 - y1)
-        assert torch.allclose(look.view.to_original(look.view.to_input(box)), box, atol=1e-4)
-    assert len(list(looks(image, (40, 80)))) == 4
-    assert [tuple(look.image.shape) for look in looks(image, (), flip=False)] == [(3, 40, 60)]
-
-
-def test_resize_obeys_the_long_side():
-    assert resize(torch.zeros(3, 100, 400, dtype=torch.uint8), 200, 400).shape == (3, 100, 400)
-    assert resize(torch.zeros(3, 100, 200, dtype=torch.uint8), 50, 4000).shape == (3, 50, 100)
 
 
 @pytest.mark.parametrize("how", ["roi_pool", "roi_align"])

@@ -10,7 +10,8 @@ from pycocotools import mask as rle
 from wsis.errors import InputError
 from wsis.nn.masks import segment_masks
 from wsis.nn.panoptic import paint
-from wsis.nn.regions import looks, pool, pool_segments, see
+from wsis.nn.regions import pool, pool_segments
+from wsis.nn.views import Inference, image_views, proposals_in
 from wsis.types import Proposals
 
 
@@ -95,15 +96,16 @@ def test_boxes_without_segments_are_refused(how):
 
 def test_views_carry_segments_along():
     proposals = proposals_of(60, 80)
-    plain, mirrored, large, _ = looks(torch.zeros(3, 60, 80, dtype=torch.uint8), (60, 120))
-    assert torch.equal(see(proposals, plain).labels, proposals.labels)
-    assert torch.equal(see(proposals, mirrored).labels, proposals.labels.flip(1))
+    image = torch.zeros(3, 60, 80, dtype=torch.uint8)
+    plain, mirrored, large, _ = image_views(image, Inference((60, 120), flip=True))
+    assert torch.equal(proposals_in(plain, proposals).labels, proposals.labels)
+    assert torch.equal(proposals_in(mirrored, proposals).labels, proposals.labels.flip(1))
     assert torch.equal(
-        see(proposals, large).labels,
+        proposals_in(large, proposals).labels,
         proposals.labels.repeat_interleave(2, 0).repeat_interleave(2, 1),
     )
-    for look in (plain, mirrored, large):
-        seen = see(proposals, look)
+    for view in (plain, mirrored, large):
+        seen = proposals_in(view, proposals)
         for box, mask in zip(seen.boxes.int(), masks_of(seen), strict=True):
             ys, xs = mask.nonzero(as_tuple=True)
             assert box.tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], (

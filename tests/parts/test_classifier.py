@@ -8,11 +8,13 @@ from wsis.parts.classifier import Classifier, pool
 
 SMALL = {
     "num_classes": 3,
-    "backbone": "test_byobnet",
-    "weights": "none",
-    "output_stride": 32,
-    "stage": 2,
-    "freeze": 0,
+    "backbone": {
+        "name": "test_byobnet",
+        "weights": "none",
+        "output_stride": 32,
+        "feature_level": 2,
+        "frozen_stages": 0,
+    },
 }
 
 

@@ -17,14 +17,13 @@ from wsis.datasets.shapes import Shapes
 from wsis.errors import InputError
 from wsis.metrics import InstanceAP
 from wsis.nn.masks import paste
-from wsis.nn.regions import resize
+from wsis.nn.views import resize
 from wsis.parts.mask_rcnn import MaskRCNN, _learnable, skipped
 from wsis.types import Sample, Target, Truth
 
+BACKBONE = {"name": "test_byobnet", "weights": "none", "frozen_stages": 0}
 TINY = {
-    "backbone": "test_byobnet",
-    "weights": "none",
-    "freeze": 0,
+    "backbone": BACKBONE,
     "features": 32,
     "hidden": 64,
     "mask_width": 16,
@@ -96,7 +95,7 @@ MASK_HEAD, OTHERS = (
 def pair() -> tuple[MaskRCNN, Peer]:
     """Ours and torchvision's ResNet-50-FPN, with the same random weights; timm's ResNet-50 has the names of torchvision's."""
     torch.manual_seed(0)
-    ours = MaskRCNN(3, "resnet50", "none", freeze=0, test_side=0)
+    ours = MaskRCNN(3, BACKBONE | {"name": "resnet50"}, test_side=0)
     peer = maskrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=4, min_size=96, max_size=160
     )
@@ -192,7 +191,7 @@ def test_masks_are_pasted_where_their_targets_were_cut() -> None:
 
 
 def test_prediction_of_a_scaled_image_is_in_its_own_pixels() -> None:
-    model = tiny(test_side=64, least_score=0.0).eval()
+    model = tiny(test_side=64, score_threshold=0.0).eval()
     picture = image((128, 192))
     with torch.no_grad():
         (found,) = model.predict_step([{"image": picture, "image_id": 0}], 0)
@@ -261,7 +260,7 @@ def test_images_without_an_object_train(others: tuple) -> None:
 
 def test_a_tiny_first_image_does_not_spoil_later_ones() -> None:
     """torchvision guesses from the first images it sees at which scale its maps are."""
-    first, second = tiny(least_score=0.0).eval(), tiny(least_score=0.0).eval()
+    first, second = tiny(score_threshold=0.0).eval(), tiny(score_threshold=0.0).eval()
     with torch.no_grad():
         first.predict_step([{"image": image((40, 9)), "image_id": 0}], 0)
         a, b = (
@@ -274,7 +273,7 @@ def test_a_tiny_first_image_does_not_spoil_later_ones() -> None:
 
 def test_boxes_keep_their_precision_where_the_network_has_half() -> None:
     """bfloat16 has eight bits: a box at 1000 pixels would move in steps of 4."""
-    model = tiny(least_score=0.0).eval()
+    model = tiny(score_threshold=0.0).eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         (found,) = model.predict_step([{"image": image(), "image_id": 0}], 0)
     assert found.boxes.dtype == found.scores.dtype == torch.float32
@@ -285,14 +284,18 @@ def test_boxes_keep_their_precision_where_the_network_has_half() -> None:
         )
 
 
+def strides(**backbone) -> list[int]:
+    return tiny(backbone=BACKBONE | backbone).pyramid.strides
+
+
 def test_pyramid_is_built_on_the_maps_there_are() -> None:
-    assert tiny().pyramid.strides == [4, 8, 16, 32, 64]
-    assert tiny(stage=2).pyramid.strides == [4, 8, 16]
-    assert tiny(stage=-2).pyramid.strides == [4, 8, 16, 32]
-    assert tiny(backbone="resnet18", output_stride=8).pyramid.strides == [4, 8, 16]
-    assert tiny(backbone="resnet18_ws", output_stride=16).pyramid.strides == [4, 8, 16, 32]
+    assert strides() == [4, 8, 16, 32, 64]
+    assert strides(feature_level=2) == [4, 8, 16]
+    assert strides(feature_level=-2) == [4, 8, 16, 32]
+    assert strides(name="resnet18", output_stride=8) == [4, 8, 16]
+    assert strides(name="resnet18_ws", output_stride=16) == [4, 8, 16, 32]
     with pytest.raises(InputError, match=r"strides \[2\]; a pyramid needs"):
-        tiny(stage=0)
+        strides(feature_level=0)
 
 
 def test_masks_are_asked_for_without_proposals(tmp_path) -> None:
@@ -312,7 +315,7 @@ def test_it_learns_one_image_by_heart(tmp_path) -> None:
     data = Shapes(tmp_path, train=1, val=1, proposals="none")
     sample = data.samples("train", train=True, supervision="masks").sample(0)
     torch.manual_seed(0)
-    model = MaskRCNN(8, **TINY, test_side=0, anchors=64, regions=64)
+    model = MaskRCNN(8, **TINY, test_side=0, anchors_per_image=64, regions_per_image=64)
     model.log = model.log_dict = lambda *_, **__: None
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(60):
@@ -366,9 +369,7 @@ def test_an_image_that_is_all_crowd_has_no_background_if_asked():
     for skip in (False, True):
         learnable = _learnable(target, skip)
         assert len(learnable["boxes"]) == 1
-        model = MaskRCNN(
-            2, "test_byobnet", "none", skip_crowds=skip, features=8, hidden=8, mask_width=8
-        )
+        model = MaskRCNN(2, BACKBONE, features=8, hidden=8, mask_width=8, ignore_crowds=skip)
         anchors = model.rpn.anchor_generator(
             ImageList(torch.zeros(1, 3, 64, 64), [(64, 64)]), [torch.zeros(1, 8, 16, 16)] * 5
         )

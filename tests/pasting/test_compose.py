@@ -94,6 +94,18 @@ def test_what_holds_for_every_composition(
     )
 
 
+def test_equal_seeds_give_equal_bits_wherever_memory_lies() -> None:
+    """All results are kept, so that each call is given other memory; OpenCV's distances depend on where theirs lies."""
+    sizes, seed = [(22, 27), (2, 34), (4, 24)], 8037
+    inputs = (
+        noise(seed, 27, 47),
+        [noise(seed + 1 + k, *size) for k, size in enumerate(sizes)],
+        blobs(seed, sizes),
+    )
+    results = [compose(*inputs, "space", seed=seed, scale=(0.2, 1.5)) for _ in range(50)]
+    assert all(same(results[0], other) for other in results)
+
+
 @given(st.integers(0, 10_000))
 @settings(max_examples=20, deadline=None)
 def test_another_seed_gives_another_image(seed: int) -> None:
@@ -215,6 +227,17 @@ def test_space_fills_the_largest_free_circle(seed: int, side: int, count: int) -
         assert mask.sum() == pytest.approx(area, abs=3 * room), "within half a pixel all around"
         assert not (mask & ~free).any()
         free &= ~mask
+
+
+def test_space_takes_the_first_of_equal_circles() -> None:
+    """Discs cut out of what is full; an even one has four pixels in its middle, of which the upper left one is taken."""
+    existing = torch.ones(1, 60, 90, dtype=torch.bool)
+    for y, x in ((33, 2), (4, 62), (4, 32)):
+        existing[0, y : y + 24, x : x + 24] &= ~disc(24)
+    box = compose(
+        noise(0, 60, 90), [noise(1, 21, 21)], [disc(21)], "space", existing=existing
+    ).boxes[0]
+    assert torch.equal((box[:2] + box[2:]) / 2, torch.tensor([32 + 11.5, 4 + 11.5]))
 
 
 @pytest.mark.parametrize("margin", [0, 1])

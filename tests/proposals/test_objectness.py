@@ -55,6 +55,15 @@ def test_against_a_look_at_every_pixel():
         np.testing.assert_allclose(score, by_pixels(image, labels, member[labels]), atol=1e-5)
 
 
+def test_no_bit_depends_on_the_order_in_which_superpixels_are_added():
+    """As it does not on the number of threads that add them."""
+    rng = np.random.default_rng(0)
+    labels = np.kron(rng.permutation(300).reshape(15, 20), np.ones((4, 4), int))
+    image, members = rng.integers(0, 256, (60, 80, 3), np.uint8), rng.random((400, 300)) < 0.3
+    found, order = objectness(image, labels, members), rng.permutation(300)
+    assert np.array_equal(objectness(image, order[labels], members[:, np.argsort(order)]), found)
+
+
 def test_the_whole_object_beats_its_part_and_the_background():
     labels = np.zeros((60, 60), int)
     labels[15:45, 15:45] = 1

@@ -130,7 +130,7 @@ def test_the_papers_figures_go_to_runs_in_their_setting():
         "pdsl",
         "--data",
         "voc",
-        "--model.backbone",
+        "--model.backbone.name",
         "resnet50_ws",
         "--model.backbone.weights",
         "mine.pt",
@@ -168,7 +168,7 @@ def test_every_paper_row_can_be_met_by_a_recipe():
         assert all(0 < value < 100 for value in values)
         assert row["source"]
         usual = config("--model", method, "--data", data)["model"]["init_args"]
-        assert usual["backbone"] == backbone.split(", ")[0] or backbone in (
+        assert usual["backbone"]["name"] == backbone.split(", ")[0] or backbone in (
             "resnet50_ws",
             "resnet101_ws",
             "resnet50",

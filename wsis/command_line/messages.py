@@ -39,7 +39,7 @@ def plain_errors(hint: Callable[[], str] = lambda: "") -> Iterator[None]:
         sys.exit(
             _stop(
                 2,
-                f"error: {str(error).strip().splitlines()[-1].removeprefix('wsis.files.InputError: ')}",
+                f"error: {str(error).strip().splitlines()[-1].removeprefix('wsis.errors.InputError: ')}",
             )
         )
     except OSError as error:

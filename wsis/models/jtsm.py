@@ -1,7 +1,8 @@
 """JTSM: joint thing-and-stuff mining for weakly supervised panoptic segmentation (Shen et al., CVPR 2021).
 
-Tags of things and stuff train a mining branch on segment proposals, whose features MoIPool takes from their own pixels. What
-it mines is re-estimated with GrabCut and teaches an instance and a semantic branch; their masks merge to a panoptic map.
+Tags of things and stuff train a mining branch on segment proposals, whose features MoIPool takes from their own pixels. The
+segments it finds are re-estimated with GrabCut and train an instance and a semantic branch, whose masks are merged into a
+panoptic map.
 
     symbol         name              shape
     t              tags              (C + S,)      1 where the image holds the thing or stuff class
@@ -9,34 +10,34 @@ it mines is re-estimated with GrabCut and teaches an instance and a semantic bra
     Phi^p          pooled            (P,D,7,7)     MoIPool, eqs. (5)-(8): `wsis.ops.moi_pool`
     S^MIL          mil               (P,C + S)     two-stream scores
     y              image scores      (C + S,)      sum of S^MIL over the proposals
-    M^IS, M-hat    logits, target    (K,28,28)     instance masks of K foreground proposals, eq. (9)
+    M^IS, M-hat    logits, target    (K,28,28)     instance masks of K matched proposals, eq. (9)
     M^SS, M-hat    logits, canvas    (S,H,W)       stuff, eq. (10); 255 where nothing is known
-    n^r            refinements                     refinement heads
+    n^r            refinements                     number of refinement heads
 
 Where we follow the released code instead of the text, and why:
 
     eq. (2)     mean over classes with clamped scores; a sum makes the weight depend on the number of classes
-    eq. (3)     softmax, the text forgets an exponential; over the number of weighted proposals
+    eq. (3)     softmax (the text forgets an exponential), divided by the number of weighted proposals
     n^r heads   things only: a box cannot tell stuff from the things on it, and boxes decide which proposals are positive
-    seeds       ten proposals per thing get evidence, the others take the nearest one's; the text has one mask per class
-    eq. (9)     mean over foreground and pixels, unweighted; a second head learns from the first's masks, and is used
+    seeds       ten proposals per thing get evidence, the others that of the nearest one; the text has one mask per class
+    eq. (9)     mean over proposals and pixels, unweighted; a second head learns the first one's masks, and predicts
     stuff       the best proposal by S^MIL, painted in ascending order of score
     regression  boxes are regressed; the text has none
     features    pooled features are multiplied by the proposal's objectness + 1 (in neither text)
     NMS         0.3; the text says 0.5
     test sides  eight; the text has five (480, 576, 688, 864, 1200), which the recipes take
 
-As in PDSL, at most `foreground` matched proposals, drawn at random, train masks and are seeds, and deltas, not boxes, are
-averaged over views.
+As in PDSL, at most `max_mask_samples` matched proposals, drawn at random, train masks and are seeds, and deltas, not boxes,
+are averaged over views.
 
 Where we follow the text instead of the code:
 
-    eq. (5)     the maximum over a bin's own cells, 0 where it has none, half-open bins
-    eq. (7)     s^2 over non-empty bins, so that a full rectangle is RoIPool; `compensation="released"` counts one more
+    eq. (5)     the maximum over a bin's own cells, 0 where it has none; half-open bins
+    eq. (7)     s^2 over non-empty bins, so that a full rectangle equals RoIPool; `compensation="released"` counts one more
     GrabCut     pixels of the mined segment are sure foreground; the code starts from the box alone
-    semantics   a learned head whatever the number of stuff classes; with one class it says "everywhere", as the code's dummy
+    semantics   a learned head for any number of stuff classes; with one class it answers "everywhere", as the code's dummy
 
-`prior`, `background`, `image_weight`, `optimiser` and `warmup` are PDSL's, off by default.
+`objectness_power`, `background_weight`, `image_weight` and AdamW with warm-up are as in PDSL, and off by default.
 """
 
 from __future__ import annotations
@@ -45,24 +46,24 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from wsis.errors import InputError
-from wsis.evidence.grabcut import SIZE, Evidence, Request, resample
+from wsis.evidence.grabcut import SIZE, resample
+from wsis.evidence.seed_masks import Evidence, Request
 from wsis.images.read import read_image
-from wsis.losses import NO_STUFF, image_loss, mask_loss, semantic_loss
+from wsis.losses import NO_STUFF, image_loss, mask_loss, mean_losses, semantic_loss
 from wsis.method import Method, Stages, filled
 from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.nn.detection import (
     Detection,
     Detector,
-    Foreground,
     HeadWidths,
-    foreground,
+    MaskSamples,
+    mask_samples,
     nearest_seeds,
     refine,
 )
@@ -169,91 +170,67 @@ class JTSM(Method):
         )
         self.evidence = Evidence()
 
-    def stages(self, run: Stages, data: pl.LightningDataModule) -> None:
-        """Train a classifier first where the backbone starts from nothing, then JTSM."""
-        if self.hparams["pretraining"]:
-            self.backbone.load(pretrain(run, self, self.backbone.settings, data))
-        run.fit("2-jtsm" if self.hparams["pretraining"] else "train", self, data)
+    def stages(self, run: Stages, data: Any) -> None:
+        """Train a classifier first if `pretraining` asks for one, then JTSM."""
+        if not self.hparams["pretraining"]:
+            run.fit("train", self, data)
+            return
+        self.backbone.load(pretrain(run, self, self.backbone.settings, data))
+        run.fit("2-jtsm", self, data)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """L = L_PM + L_IS + L_SS, eq. (1)."""
         features = self.backbone([sample["image"] for sample in batch])
         heads = self.mining(features, [sample["proposals"] for sample in batch])
-        losses, mined = zip(
-            *(self.mining_losses(h, s) for h, s in zip(heads, batch, strict=True)), strict=True
-        )
-        total = {
-            name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]
-        }  # L_PM, eq. (4)
+        pairs = [self.mining_losses(h, s) for h, s in zip(heads, batch, strict=True)]
+        total = mean_losses([losses for losses, _ in pairs])  # L_PM, eq. (4)
+        mined = [found for _, found in pairs]
         if self.masks:
             total["instance"] = self.instance_loss(features, mined, batch)
         if self.semantic is not None:
-            logits, canvas = (
-                self.semantic(features),
-                torch.stack(
-                    [self.canvas(m, s, features) for m, s in zip(mined, batch, strict=True)]
-                ),
-            )
-            total["semantic"] = semantic_loss(logits, canvas)  # eq. (10)
+            canvas = [self.canvas(m, s, features) for m, s in zip(mined, batch, strict=True)]
+            total["semantic"] = semantic_loss(self.semantic(features), torch.stack(canvas))  # (10)
         loss = torch.stack(list(total.values())).sum()
         self.log_losses(total, loss, len(batch))
         return loss
 
     def mining(self, features: Tensor, proposals: list[Proposals]) -> list[Detection]:
-        """Run the panoptic mining branch (section 3.2) on the proposals of each image of a batch of features (N,D,H,W)."""
-        how, stride = self.hparams["pooling"], self.backbone.stride
-        if how in ("roi_pool", "roi_align"):
-            pooled = pool(features, [p.boxes for p in proposals], stride, how=how)
+        """Run the panoptic mining branch (section 3.2) on the proposals of each image of features (N,D,H,W)."""
+        pooling, stride = self.hparams["pooling"], self.backbone.stride
+        boxes = [p.boxes for p in proposals]
+        if pooling in ("roi_pool", "roi_align"):
+            pooled = pool(features, boxes, stride, how=pooling)
         else:
-            pooled = pool_segments(features, proposals, stride, how, self.hparams["compensation"])
-        objectness = torch.cat([p.scores for p in proposals])
-        return self.detector(pooled, [p.boxes for p in proposals], objectness)
+            compensation = self.hparams["compensation"]
+            pooled = pool_segments(features, proposals, stride, pooling, compensation)
+        return self.detector(pooled, boxes, torch.cat([p.scores for p in proposals]))
 
     def mining_losses(self, heads: Detection, sample: Sample) -> tuple[dict[str, Tensor], Mined]:
-        """Things and stuff share the two streams; refinement heads go on with things. The last one chooses the foreground."""
-        tags, proposals, size = (
-            sample["target"]["tags"],
-            sample["proposals"],
-            sample["image"].shape[-2:],
-        )
-        things, prior = (
-            heads._replace(mil=heads.mil[:, : len(tags)]),
-            proposals.scores ** self.hparams["objectness_power"],
-        )
-        learnt = refine(
-            things,
-            tags,
-            proposals.boxes,
-            (size[0], size[1]),
-            prior,
-            self.hparams["background_weight"],
-        )  # eqs. (3), (4)
+        """Train both streams on things and stuff, and refinement heads on things; the last one chooses mask samples."""
+        tags, proposals = sample["target"]["tags"], sample["proposals"]
+        things = heads._replace(mil=heads.mil[:, : len(tags)])
+        objectness = proposals.scores ** self.hparams["objectness_power"]
+        background, size = self.hparams["background_weight"], size_of(sample["image"])
+        learnt = refine(things, tags, proposals.boxes, size, objectness, background)  # (3), (4)
         stuff_tags = sample["target"].get("stuff_tags", tags[:0])[: heads.mil.shape[1] - len(tags)]
         known = torch.cat([tags, stuff_tags])
+        image = image_loss(heads.mil[:, : len(known)], known)  # eq. (2)
         losses = {
-            "mil": self.hparams["image_weight"] * image_loss(heads.mil[:, : len(known)], known)
-        }  # eq. (2)
-        losses |= {"refinement": learnt.refinement, "box": learnt.box}
-        found = foreground(
-            proposals.boxes, learnt.pseudo, learnt.matched, self.hparams["max_mask_samples"]
-        )
-        labels = (
-            stuff_tags.nonzero().flatten()
-            if len(proposals.boxes)
-            else stuff_tags.new_zeros(0).long()
-        )
-        best = heads.mil.detach()[:, len(tags) + labels]
-        order = best.amax(0).argsort() if len(labels) else labels
-        top = best.argmax(0)[order] if len(labels) else labels
-        return losses, Mined(found, learnt.pseudo.proposals[found.pseudo], labels[order], top)
+            "mil": self.hparams["image_weight"] * image,
+            "refinement": learnt.refinement,
+            "box": learnt.box,
+        }
+        most = self.hparams["max_mask_samples"]
+        samples = mask_samples(proposals.boxes, learnt.pseudo, learnt.matched, most)
+        stuff, best = best_of_stuff(heads.mil.detach()[:, len(tags) :], stuff_tags)
+        return losses, Mined(samples, learnt.pseudo.proposals[samples.pseudo], stuff, best)
 
     def instance_loss(self, features: Tensor, mined: Sequence[Mined], batch: Batch) -> Tensor:
-        """Each instance head learns the masks of the one before it, the first one those that were mined, eq. (9)."""
+        """Train each instance head on the masks of the one before, the first one on those that were mined, eq. (9)."""
         target = torch.cat([self.instance_masks(m, s) for m, s in zip(mined, batch, strict=True)])
         labels = torch.cat([m.things.labels for m in mined])
-        regions = pool(
-            features, [m.things.boxes for m in mined], self.backbone.stride, 14, "roi_align"
-        )
+        boxes = [m.things.boxes for m in mined]
+        regions = pool(features, boxes, self.backbone.stride, 14, "roi_align")
         loss = features.new_zeros(())
         for head in self.masks:
             logits = of_class(head(regions)[0], labels)
@@ -262,49 +239,47 @@ class JTSM(Method):
         return loss
 
     def instance_masks(self, mined: Mined, sample: Sample) -> Tensor:
-        """M-hat^IS (K,28,28): the best segment of each thing, re-estimated around the seeds nearest to it (section 3.4)."""
-        found, proposals = mined.things, sample["proposals"]
+        """Return M-hat^IS (K,28,28): the best segment of each thing, re-estimated around the seeds nearest to it (3.4)."""
+        things, view = mined.things, sample["view"]
         if not self.hparams["reestimate"]:
-            return _segments(proposals, mined.best, found.boxes, (28, 28)).to(found.boxes.dtype)
-        seeds = nearest_seeds(found, self.hparams["seeds_per_class"])
-        windows, evidence = self.reestimate(sample, mined.best[seeds], found.boxes[seeds])
-        nearest = box_iou(found.boxes, found.boxes[seeds]).argmax(1) if len(seeds) else seeds
-        masks = resample(
-            windows, evidence, nearest, sample["view"].to_original(found.boxes), 28
-        ).round()
-        return masks.flip(-1) if sample["view"].flip else masks
+            found = segments_in(sample["proposals"], mined.best, things.boxes, (28, 28))
+            return found.to(things.boxes.dtype)
+        seeds = nearest_seeds(things, self.hparams["seeds_per_class"])
+        windows, evidence = self.reestimate(sample, mined.best[seeds], things.boxes[seeds])
+        nearest = box_iou(things.boxes, things.boxes[seeds]).argmax(1) if len(seeds) else seeds
+        masks = resample(windows, evidence, nearest, view.to_original(things.boxes), 28).round()
+        return masks.flip(-1) if view.flip else masks
 
     def canvas(self, mined: Mined, sample: Sample, features: Tensor) -> Tensor:
-        """M-hat^SS (H,W) int64: the best segment of each stuff class, re-estimated, those with higher scores on top."""
-        height, width = features.shape[-2:]
-        stride, count = self.backbone.stride, len(mined.stuff)
-        whole = mined.things.boxes.new_tensor([[0, 0, width * stride, height * stride]]).expand(
-            count, 4
-        )
+        """Return M-hat^SS (H,W) int64: the best segment of each stuff class, re-estimated, higher scores on top."""
+        size, count = size_of(features), len(mined.stuff)
+        extent = torch.tensor([[0, 0, size[1], size[0]]]) * self.backbone.stride
+        whole = extent.to(mined.things.boxes).expand(count, 4)
         if self.hparams["reestimate"]:
-            boxes = sample["proposals"].boxes[mined.stuff_best]
+            boxes, view = sample["proposals"].boxes[mined.stuff_best], sample["view"]
             windows, evidence = self.reestimate(sample, mined.stuff_best, boxes)
-            which, seen = (
-                torch.arange(count, device=boxes.device),
-                sample["view"].to_original(whole),
-            )
-            masks = resample(windows, evidence, which, seen, (height, width)) >= 0.5
-            masks = masks.flip(-1) if sample["view"].flip else masks
+            each = torch.arange(count, device=boxes.device)
+            masks = resample(windows, evidence, each, view.to_original(whole), size) >= 0.5
+            masks = masks.flip(-1) if view.flip else masks
         else:
-            masks = _segments(sample["proposals"], mined.stuff_best, whole, (height, width))
-        canvas = torch.full((height, width), NO_STUFF, device=features.device)
+            masks = segments_in(sample["proposals"], mined.stuff_best, whole, size)
+        canvas = torch.full(size, NO_STUFF, device=features.device)
         for label, mask in zip(mined.stuff.tolist(), masks, strict=True):
             canvas[mask] = label
         return canvas
 
     def reestimate(self, sample: Sample, segments: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """GrabCut in boxes (B,4) with pixels of segments (B,) sure: windows (B,4) in the original image, masks (B,m,m)."""
-        sure = _segments(sample["proposals"], segments, boxes, (SIZE, SIZE))
+        """Run GrabCut in boxes (B,4) with the pixels of segments (B,) as sure foreground.
+
+        Returns:
+            windows (B,4) in the original image, and masks (B,m,m) over them.
+        """
+        sure = segments_in(sample["proposals"], segments, boxes, (SIZE, SIZE))
         sure = sure.flip(-1) if sample["view"].flip else sure
         image = partial(read_image, sample["path"], sample["size"])
-        ((windows, masks),) = self.evidence(
-            [Request(sample["image_id"], image, sample["view"].to_original(boxes), sure)]
-        )
+        original = sample["view"].to_original(boxes)
+        request = Request(sample["image_id"], image, original, sure)
+        ((windows, masks),) = self.evidence([request])
         return windows.to(boxes.device), masks.to(boxes.device)
 
     def predict(self, sample: Sample) -> Prediction:
@@ -367,13 +342,28 @@ class JTSM(Method):
 class Mined(NamedTuple):
     """What the mining branch finds in one image, for the segmentation branches to learn."""
 
-    things: Foreground
+    things: MaskSamples
     best: Tensor
-    """(K,) int64, the proposal that is the pseudo-label of each foreground proposal."""
+    """(K,) int64, the proposal that is the pseudo-label of each sample."""
     stuff: Tensor
     """(G,) int64, the stuff classes of the image in ascending order of score."""
     stuff_best: Tensor
     """(G,) int64, the best proposal of each."""
+
+
+def best_of_stuff(scores: Tensor, tags: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the tagged stuff classes (G,), those with the lowest best score first, and the best proposal of each (G,).
+
+    Args:
+        scores: (P,S).
+        tags: (S,) 1 where the image holds the class.
+    """
+    labels = tags.nonzero().flatten() if len(scores) else tags.new_zeros(0).long()
+    if not len(labels):
+        return labels, labels
+    tagged = scores[:, labels]
+    order = tagged.amax(0).argsort()
+    return labels[order], tagged.argmax(0)[order]
 
 
 class SemanticHead(nn.Sequential):
@@ -397,7 +387,9 @@ class SemanticHead(nn.Sequential):
         return F.interpolate(seen, size=size, mode="bilinear")[0]
 
 
-def _segments(proposals: Proposals, which: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Segments (B,) seen through boxes (B,4): (B,h,w) bool."""
+def segments_in(
+    proposals: Proposals, index: Tensor, boxes: Tensor, size: tuple[int, int]
+) -> Tensor:
+    """Return the segments of proposals (B,) in boxes (B,4) as masks (B,h,w) bool."""
     labels, members = segments_of(proposals)
-    return segment_windows(labels, members[which], boxes, size)
+    return segment_windows(labels, members[index], boxes, size)

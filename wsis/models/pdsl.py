@@ -1,8 +1,8 @@
-"""PDSL: parallel detection-and-segmentation learning for weakly supervised instance segmentation (Shen et al., ICCV 2021).
+"""PDSL: parallel detection-and-segmentation learning for weakly supervised instance segmentation.
 
-Tags alone train two branches on the same proposals. The detection branch is WSDDN with refinement heads. The segmentation
-branch learns from GrabCut inside a few boxes, class-agnostic first, then class by class from its own predictions. A
-correlation loss asks the activation of a proposal's mask to equal the score of its detection.
+Shen et al., ICCV 2021. Tags alone train two branches on the same proposals. The detection branch is WSDDN with refinement
+heads. The segmentation branch learns from GrabCut inside a few boxes, first without classes, then class by class from its own
+predictions. A correlation loss makes the activation of a proposal's mask equal the score of its detection.
 
     symbol     name                shape
     t          tags                (C,)        1 where the image holds the class
@@ -10,32 +10,39 @@ correlation loss asks the activation of a proposal's mask to equal the score of 
     y          image_scores        (C,)        sum of S^0 over the proposals
     S^r        probabilities       (P,C+1)     softmax of refinement head r; background is class C
     B^r        boxes               (P,C,4)     boxes regressed by head r
-    M^m        logits              (K,28,28)   mask head m on the K foreground proposals, channel of their class
-    a, a-hat   activation, scores  (K,)        eq. (7), and the score it should have
-    n^r, n^m   refinements, mask_heads         refinement heads, class-specific mask heads
-    n^seed     seeds                           proposals per class that get a GrabCut mask
+    M^m        logits              (K,28,28)   mask head m on K matched proposals, in the channel of their class
+    a, a-hat   activation, scores  (K,)        eq. (7), and the score it should equal
+    n^r, n^m   refinements, mask_heads         number of refinement heads and of class-specific mask heads
+    n^seed     seeds_per_class                 proposals per class that get a GrabCut mask
 
 Where we follow the released code instead of the text, and why:
 
     eq. (2)    mean over classes with clamped scores; a sum makes the weight depend on the number of classes
-    eq. (3)    cross-entropy over the number of weighted proposals, L1 over the number of all; the printed sums grow with P
-    eq. (5)    a sign in L_BCE is wrong as printed; mean over foreground and pixels, unweighted; targets cut at 0.5, no gradient
-    eq. (6)    the class-agnostic head takes part in the correlation too
+    eq. (3)    cross-entropy divided by the number of weighted proposals, L1 by the number of all; the printed sums grow
+               with P
+    eq. (5)    a sign in L_BCE is wrong as printed; mean over proposals and pixels, unweighted; targets are cut at 0.5 and
+               have no gradient
+    eq. (6)    the class-agnostic head takes part in the correlation, too
     eq. (7)    on sigmoid probabilities; on logits the activation has no bound and cannot equal a score
-    eq. (8)    absolute value, mean over foreground; the 2-norm of a number is that
-    a-hat      the pseudo-label's score; the text's own score of the proposal is `correlation_target="own"`
+    eq. (8)    absolute value, mean over proposals; the 2-norm of a number is that
+    a-hat      the pseudo-label's score; the proposal's own score, as in the text, is `correlation_target="own"`
     features   pooled features are multiplied by the proposal's objectness + 1 (in neither text)
     NMS        0.3; the text says 0.5
 
-Beyond both, for data that are few and off by default: `prior`, because parts of objects score as well as wholes (on the
-generated data the best proposal of a class is a whole object in 6 of 10 images with it, in 3 without); `background`, because
-most proposals are background and the scores of classes stay low in a short schedule; `context`, linear heads on a region's
-mean and its contrast to the ring around it, started from the classifier of `pretraining`.
+Beyond both, for small data sets, and off by default:
 
-Where we differ from both: head 0 is class-agnostic as the text means it (the release sets a misspelt key); a mask target is
-cut at 0.5 on its own 28 x 28 grid, where the release pastes it into the image and cuts the same box out again; masks, and
-the choice of seeds, know at most `foreground` matched proposals, drawn at random; deltas are averaged over views and decoded
-once, where the code averages boxes.
+    objectness_power     parts of objects score as well as whole ones: on the generated data the best proposal of a class is
+                         a whole object in 6 of 10 images that hold the class, in 3 without
+    background_weight    most proposals are background, and class scores stay low in a short schedule
+    context              linear heads on a region's mean and its contrast to the ring around it, started from the classifier
+                         of `pretraining`
+
+Where we differ from both:
+
+    head 0       is class-agnostic as the text means it; the release sets a misspelt key
+    mask target  is cut at 0.5 on its own 28 x 28 grid; the release pastes it into the image and cuts the same box out again
+    samples      masks and the choice of seeds use at most `max_mask_samples` matched proposals, drawn at random
+    views        deltas are averaged over views and decoded once; the code averages boxes
 """
 
 from __future__ import annotations
@@ -45,22 +52,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from wsis.evidence.grabcut import Evidence, Request, resample
+from wsis.evidence.grabcut import resample
+from wsis.evidence.seed_masks import Evidence, Request
 from wsis.images.read import read_image
-from wsis.losses import correlation_loss, image_loss, instance_activation, mask_loss
+from wsis.losses import (
+    correlation_loss,
+    image_loss,
+    instance_activation,
+    mask_loss,
+    mean_losses,
+)
 from wsis.method import Method, Stages, filled
 from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.nn.detection import (
     Detection,
     Detector,
-    Foreground,
     HeadWidths,
-    foreground,
+    MaskSamples,
+    mask_samples,
     nearest_seeds,
     refine,
 )
@@ -146,17 +159,19 @@ class PDSL(Method):
         )
         self.evidence = Evidence(evidence)
 
-    def stages(self, run: Stages, data: pl.LightningDataModule) -> None:
-        """Train a classifier first where the backbone starts from nothing, then PDSL."""
-        if self.hparams["pretraining"]:
-            classifier = pretrain(run, self, self.backbone.settings, data)
-            self.backbone.load(classifier)
-            if self.hparams["context"]:
-                self._start(classifier)
-        run.fit("2-pdsl" if self.hparams["pretraining"] else "train", self, data)
+    def stages(self, run: Stages, data: Any) -> None:
+        """Train a classifier first if `pretraining` asks for one, then PDSL."""
+        if not self.hparams["pretraining"]:
+            run.fit("train", self, data)
+            return
+        classifier = pretrain(run, self, self.backbone.settings, data)
+        self.backbone.load(classifier)
+        if self.hparams["context"]:
+            self.start_from(classifier)
+        run.fit("2-pdsl", self, data)
 
-    def _start(self, classifier: Path) -> None:
-        """Begin all heads as the classifier of a checkpoint."""
+    def start_from(self, classifier: Path) -> None:
+        """Initialise all heads with the last layer of a classifier's checkpoint."""
         state = torch.load(classifier, map_location="cpu", weights_only=True)["state_dict"]
         weight = state["head.weight"].flatten(1)
         self.detector.mil.start(weight, state["head.bias"])
@@ -167,25 +182,20 @@ class PDSL(Method):
         """L = L_OD + L_IS + L_CL, eq. (1)."""
         features = self.backbone([sample["image"] for sample in batch])
         heads = self.detection(features, [sample["proposals"] for sample in batch])
-        losses, found = zip(
-            *(self.detection_losses(h, s) for h, s in zip(heads, batch, strict=True)), strict=True
-        )
-        total = {
-            name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]
-        }  # eq. (4)
-        labels, scores = (
-            torch.cat([getattr(f, name) for f in found]) for name in ("labels", "scores")
-        )
-        target = self.seed_masks(found, batch)
-        regions = pool(features, [f.boxes for f in found], self.backbone.stride, 14, "roi_align")
+        pairs = [self.detection_losses(h, s) for h, s in zip(heads, batch, strict=True)]
+        total = mean_losses([losses for losses, _ in pairs])  # eq. (4)
+        samples = [matched for _, matched in pairs]
+        labels = torch.cat([s.labels for s in samples])
+        scores = torch.cat([s.scores for s in samples])
+        target = self.seed_masks(samples, batch)
+        regions = pool(features, [s.boxes for s in samples], self.backbone.stride, 14, "roi_align")
         total["mask"] = total["correlation"] = features.new_zeros(())
         for channels in self.masks(regions):
             logits = of_class(channels, labels)
             activation = instance_activation(logits.sigmoid())  # eq. (7)
             total["mask"] = total["mask"] + mask_loss(logits, target)  # eq. (5)
-            total["correlation"] = total["correlation"] + correlation_loss(
-                activation, scores
-            )  # eqs. (6), (8)
+            correlation = correlation_loss(activation, scores)  # eq. (8)
+            total["correlation"] = total["correlation"] + correlation  # eq. (6)
             target = (logits.detach() > 0).to(logits.dtype)
         weights = {"correlation": self.hparams["correlation_weight"]}
         loss = torch.stack([weights.get(name, 1.0) * value for name, value in total.items()]).sum()
@@ -193,57 +203,51 @@ class PDSL(Method):
         return loss
 
     def detection(self, features: Tensor, proposals: list[Proposals]) -> list[Detection]:
-        """Run the detection branch (section 3.2) on the proposals of each image of a batch of features (N,D,H,W)."""
-        boxes, stride, reach = (
-            [p.boxes for p in proposals],
-            self.backbone.stride,
-            self.hparams["context"],
-        )
-        pooled = (
-            mean_and_contrast(features, boxes, stride, reach)
-            if reach
-            else pool(features, boxes, stride, how=self.hparams["pooling"])
-        )
+        """Run the detection branch (section 3.2) on the proposals of each image of features (N,D,H,W)."""
+        boxes, stride = [p.boxes for p in proposals], self.backbone.stride
+        if self.hparams["context"]:
+            pooled = mean_and_contrast(features, boxes, stride, self.hparams["context"])
+        else:
+            pooled = pool(features, boxes, stride, how=self.hparams["pooling"])
         return self.detector(pooled, boxes, torch.cat([p.scores for p in proposals]))
 
     def detection_losses(
         self, heads: Detection, sample: Sample
-    ) -> tuple[dict[str, Tensor], Foreground]:
-        """Each head learns from the best proposals of the one before it, eqs. (2)-(4); the last one chooses the foreground."""
-        tags, proposals, size = (
-            sample["target"]["tags"],
-            sample["proposals"].boxes,
-            sample["image"].shape[-2:],
-        )
-        prior = sample["proposals"].scores ** self.hparams["objectness_power"]
-        learnt = refine(
-            heads, tags, proposals, (size[0], size[1]), prior, self.hparams["background_weight"]
-        )  # eqs. (3), (4)
-        losses = {"mil": self.hparams["image_weight"] * image_loss(heads.mil, tags)}  # eq. (2)
-        losses |= {"refinement": learnt.refinement, "box": learnt.box}
-        found = foreground(
-            proposals, learnt.pseudo, learnt.matched, self.hparams["max_mask_samples"]
-        )
+    ) -> tuple[dict[str, Tensor], MaskSamples]:
+        """Train each head on the best proposals of the one before it, eqs. (2)-(4); the last one chooses mask samples."""
+        tags, proposals = sample["target"]["tags"], sample["proposals"].boxes
+        objectness = sample["proposals"].scores ** self.hparams["objectness_power"]
+        background, size = self.hparams["background_weight"], size_of(sample["image"])
+        learnt = refine(heads, tags, proposals, size, objectness, background)  # eqs. (3), (4)
+        losses = {
+            "mil": self.hparams["image_weight"] * image_loss(heads.mil, tags),  # eq. (2)
+            "refinement": learnt.refinement,
+            "box": learnt.box,
+        }
+        most = self.hparams["max_mask_samples"]
+        samples = mask_samples(proposals, learnt.pseudo, learnt.matched, most)
         if self.hparams["correlation_target"] == "own":
-            found = found._replace(scores=learnt.scores[found.proposals, found.labels])
-        elif not heads.logits:  # S^0 sums to y over all proposals: y is the like of a score
-            found = found._replace(scores=learnt.pseudo.weights[found.pseudo])
-        return losses, found
+            own = learnt.scores[samples.proposals, samples.labels]
+            samples = samples._replace(scores=own)
+        elif not heads.logits:  # without refinement heads S^0 sums to y: y is the comparable score
+            samples = samples._replace(scores=learnt.pseudo.weights[samples.pseudo])
+        return losses, samples
 
-    def seed_masks(self, found: Sequence[Foreground], batch: Batch) -> Tensor:
-        """The first masks (K,28,28): n^seed proposals a class get evidence, the others their nearest seed's (section 3.3)."""
-        seeds = [nearest_seeds(f, self.hparams["seeds_per_class"]) for f in found]
-        boxes = [s["view"].to_original(f.boxes) for f, s in zip(found, batch, strict=True)]
+    def seed_masks(self, samples: Sequence[MaskSamples], batch: Batch) -> Tensor:
+        """Return the first masks (K,28,28), section 3.3.
+
+        n^seed proposals per class get bottom-up evidence, the others the mask of their nearest seed.
+        """
+        seeds = [nearest_seeds(s, self.hparams["seeds_per_class"]) for s in samples]
+        boxes = [s["view"].to_original(m.boxes) for m, s in zip(samples, batch, strict=True)]
         chosen = [b[index] for b, index in zip(boxes, seeds, strict=True)]
-        images = [partial(read_image, s["path"], s["size"]) for s in batch]
         requests = [
-            Request(s["image_id"], image, c)
-            for s, image, c in zip(batch, images, chosen, strict=True)
+            Request(s["image_id"], partial(read_image, s["path"], s["size"]), c)
+            for s, c in zip(batch, chosen, strict=True)
         ]
+        found = self.evidence(requests)
         masks = []
-        for (windows, evidence), b, c, s in zip(
-            self.evidence(requests), boxes, chosen, batch, strict=True
-        ):
+        for (windows, evidence), b, c, s in zip(found, boxes, chosen, batch, strict=True):
             nearest = box_iou(b, c).argmax(1) if len(c) else b.new_zeros(0, dtype=torch.int64)
             target = resample(windows.to(b.device), evidence.to(b.device), nearest, b, 28)
             masks.append(target.flip(-1) if s["view"].flip else target)

@@ -17,10 +17,10 @@ from wsis.nn.mil import Match, MILHead, Pseudo, RefinementHead, decode, encode, 
 __all__ = [
     "Detection",
     "Detector",
-    "Foreground",
     "HeadWidths",
-    "Refinement",
-    "foreground",
+    "MaskSamples",
+    "Refined",
+    "mask_samples",
     "nearest_seeds",
     "refine",
 ]
@@ -103,7 +103,7 @@ class Detector(nn.Module):
         ]
 
 
-class Refinement(NamedTuple):
+class Refined(NamedTuple):
     """What the refinement heads of one image learn, and what the last of them mines."""
 
     refinement: Tensor
@@ -123,7 +123,7 @@ def refine(
     size: tuple[int, int],
     prior: Tensor | None = None,
     background: float = 1.0,
-) -> Refinement:
+) -> Refined:
     """Let each refinement head learn from the best proposals of the one before it (OICR; PDSL and JTSM eqs. 3-4).
 
     Args:
@@ -146,10 +146,10 @@ def refine(
             boxes_before = decode(deltas.detach(), proposals, size)
         scores = logits.detach().softmax(1)
     pseudo = mine(scores, tags, image_scores, boxes_before, prior)
-    return Refinement(classes, boxes, scores, pseudo, match(proposals, pseudo, len(tags)))
+    return Refined(classes, boxes, scores, pseudo, match(proposals, pseudo, len(tags)))
 
 
-class Foreground(NamedTuple):
+class MaskSamples(NamedTuple):
     """The proposals of one image that train the mask branch."""
 
     boxes: Tensor
@@ -166,12 +166,12 @@ class Foreground(NamedTuple):
     """(K,) box IoU with it."""
 
 
-def foreground(proposals: Tensor, pseudo: Pseudo, matched: Match, most: int) -> Foreground:
+def mask_samples(proposals: Tensor, pseudo: Pseudo, matched: Match, most: int) -> MaskSamples:
     """Take at most `most` of the proposals (P,4) that are matched to a class, at random, with their pseudo-labels' scores."""
     index = matched.foreground.nonzero().flatten()
     index = index[torch.randperm(len(index), device=index.device)[:most]]
     which = matched.pseudo[index]
-    return Foreground(
+    return MaskSamples(
         proposals[index],
         index,
         matched.labels[index],
@@ -181,7 +181,7 @@ def foreground(proposals: Tensor, pseudo: Pseudo, matched: Match, most: int) -> 
     )
 
 
-def nearest_seeds(found: Foreground, seeds: int) -> Tensor:
+def nearest_seeds(found: MaskSamples, seeds: int) -> Tensor:
     """Indices into the foreground (K,) of the `seeds` proposals nearest to each pseudo-label by box IoU."""
     groups = found.pseudo == torch.unique(found.pseudo)[:, None]  # (G,K)
     overlap = torch.where(groups, found.overlap, -1.0)

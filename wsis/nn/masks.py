@@ -1,4 +1,4 @@
-"""Mask heads on region features, and the way from their small masks to run-length masks of the image."""
+"""Mask heads on region features, and from their small masks to run-length masks of the image."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 
 
 class MaskHeads(nn.Module):
-    """One convolutional trunk and several 1 x 1 predictors on it (PDSL section 3.3).
+    """A convolutional trunk with several 1 x 1 predictors (PDSL section 3.3).
 
     Args:
         inputs: channels of the region features.
@@ -60,16 +60,16 @@ class MaskHeads(nn.Module):
 
 
 def of_class(masks: Tensor, labels: Tensor) -> Tensor:
-    """Each region's mask of its own class: (K,C,h,w), labels (K,) -> (K,h,w); one channel serves every class."""
+    """Select each region's mask of its class: (K,C,h,w), labels (K,) -> (K,h,w); a single channel serves all classes."""
     if masks.shape[1] == 1:
         return masks[:, 0]
     return masks[torch.arange(len(masks), device=masks.device), labels]
 
 
 def pointwise(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A 1 x 1 convolution, weight (O,sum D_i,1,1), of maps (N,D_i,h_i,w_i) enlarged to the first one's size and put together.
+    """Apply a 1 x 1 convolution, weight (O,sum D_i,1,1), to maps (N,D_i,h_i,w_i) enlarged to the first one's size.
 
-    Enlarging comes last, which gives the same and takes an eighth of the multiplications for the paper's 720 channels.
+    Maps are enlarged after the convolution: the same result with an eighth of the multiplications for 720 channels.
     """
     parts = torch.split(weight, [m.shape[1] for m in maps], 1)
     total = F.conv2d(maps[0], parts[0], bias)
@@ -81,16 +81,16 @@ def pointwise(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Te
 def paste(
     probabilities: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5
 ) -> list[RLE]:
-    """Stretch masks over their boxes, threshold them and encode them, one at a time.
+    """Resample masks over their boxes, threshold and encode them, one at a time.
 
     Args:
         probabilities: (N,h,w) in [0, 1].
         boxes: (N,4) image pixels.
         size: (H, W) of the image.
-        threshold: least probability of a mask pixel.
+        threshold: lowest probability of a mask pixel.
 
     Returns:
-        N run-length masks; bilinear between the centres of the small mask's pixels, 0 outside it.
+        N run-length masks; bilinear between the centres of the small mask's pixels, 0 outside.
     """
     small, at = probabilities.float().cpu().numpy(), boxes.float().cpu().numpy()
     canvas = np.zeros(size, np.uint8, order="F")  # the encoder reads column by column
@@ -106,10 +106,10 @@ def paste(
 
 
 def segments_of(proposals: Proposals) -> tuple[Tensor, Tensor]:
-    """Label map (H,W) and members (P,S) of an image's proposals.
+    """Return the label map (H,W) and members (P,S) of an image's proposals.
 
     Raises:
-        InputError: they are boxes alone.
+        InputError: the proposals are boxes alone.
     """
     if proposals.labels is None or proposals.members is None:
         raise InputError(
@@ -118,40 +118,34 @@ def segments_of(proposals: Proposals) -> tuple[Tensor, Tensor]:
     return proposals.labels, proposals.members
 
 
-def segment_masks(proposals: Proposals, which: Tensor) -> list[RLE]:
-    """Segments (N,) of an image's proposals as run-length masks, one at a time."""
-    every, members = segments_of(proposals)
-    labels, chosen = every.cpu().numpy(), members[which].cpu().numpy()
+def segment_masks(proposals: Proposals, index: Tensor) -> list[RLE]:
+    """Return segments (N,) of an image's proposals as run-length masks, made one at a time."""
+    label_map, members = segments_of(proposals)
+    labels, chosen = label_map.cpu().numpy(), members[index].cpu().numpy()
     return [run_lengths(row[labels] & (labels >= 0)) for row in chosen]
 
 
 def run_lengths(mask: Tensor | NDArray[np.bool_]) -> RLE:
-    """Encode a mask (H,W) bool."""
+    """Encode a mask (H,W) bool as run lengths."""
     pixels = mask.cpu().numpy() if isinstance(mask, Tensor) else mask
     return rle.encode(np.asfortranarray(pixels, np.uint8))
 
 
 def tight_boxes(masks: Tensor) -> Tensor:
-    """Give the boxes (K,4) float32 xyxy of masks (K,H,W) bool, x2/y2 exclusive; zeros for an empty mask."""
+    """Return the boxes (K,4) float32 xyxy of masks (K,H,W) bool, x2/y2 exclusive; zeros for an empty mask."""
     pixels, ends = masks.view(torch.uint8), []  # 60 times faster to reduce than bool
-    for seen in (pixels.amax(1), pixels.amax(2)):  # columns, rows
-        first, last = seen.argmax(1), seen.shape[1] - seen.flip(1).argmax(1)
-        ends.append(torch.stack([first, last], 1) * seen.amax(1, keepdim=True))
+    for lines in (pixels.amax(1), pixels.amax(2)):  # columns, rows
+        first, last = lines.argmax(1), lines.shape[1] - lines.flip(1).argmax(1)
+        ends.append(torch.stack([first, last], 1) * lines.amax(1, keepdim=True))
     return torch.stack(ends, 2).flatten(1).float()
 
 
 def _stretch(mask: np.ndarray, box: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
-    """The mask over its box (x1, y1, x2, y2), read at the pixel centres of an integer window."""
+    """Sample the mask over its box (x1, y1, x2, y2) at the pixel centres of an integer window."""
     x1, y1, x2, y2 = window
     scale = np.array(mask.shape[::-1]) / np.maximum(box[2:] - box[:2], 1e-3)
     offset = (np.array([x1, y1]) + 0.5 - box[:2]) * scale - 0.5
     inverse = np.array([[scale[0], 0, offset[0]], [0, scale[1], offset[1]]], np.float32)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(
-        mask,
-        inverse,
-        (x2 - x1, y2 - y1),
-        flags=flags,
-        borderMode=cv2.BORDER_CONSTANT,
-        borderValue=0,
-    )
+    border = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": 0}
+    return cv2.warpAffine(mask, inverse, (x2 - x1, y2 - y1), flags=flags, **border)

@@ -1,6 +1,6 @@
-"""Learning to detect from tags: WSDDN's two streams and the refinement heads that follow (OICR, with box regression).
+"""Learning to detect from tags: the two streams of WSDDN, and refinement heads (OICR) with box regression.
 
-The parts that PDSL and JTSM share. P proposals, C classes, G pseudo-labels, D a feature length.
+P proposals, C classes, G pseudo-labels, D a feature length.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 
 class MLPHead(nn.Sequential):
-    """Two hidden layers with dropout, N(0, 0.005) weights and bias 0.1, from pooled features to proposal features.
+    """Two hidden layers with dropout, from pooled features to proposal features; weights N(0, 0.005), bias 0.1.
 
     Args:
         inputs: length of a flattened pooled feature, channels x 7 x 7.
@@ -65,21 +65,22 @@ class MILHead(nn.Module):
 
     Args:
         features: D.
-        classes: C; there is no background here.
+        classes: C, without background.
     """
 
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
-        self.classification, self.detection = (
-            nn.Linear(features, classes),
-            nn.Linear(features, classes),
-        )
+        self.classification = nn.Linear(features, classes)
+        self.detection = nn.Linear(features, classes)
         for layer in (self.classification, self.detection):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
     def start(self, weight: Tensor, bias: Tensor) -> None:
-        """Begin as a linear classifier (C,D), (C,) on `mean_and_contrast`: its logits of the mean, detection by contrast."""
+        """Initialise with a linear classifier, weight (C,D) and bias (C,), for regions from `mean_and_contrast`.
+
+        The classification stream starts with the logits of the mean, the detection stream with those of the contrast.
+        """
         self.classification.load_state_dict(
             {"weight": F.pad(weight, (0, weight.shape[1])), "bias": bias}
         )
@@ -88,12 +89,10 @@ class MILHead(nn.Module):
         )
 
     def forward(self, features: Tensor, counts: list[int]) -> list[Tensor]:
-        """Score the proposals (P,D) of several images, `counts` each; returns (P_i,C) per image."""
-        streams = (
-            self.classification(features).split(counts),
-            self.detection(features).split(counts),
-        )
-        return [mil_scores(c, d) for c, d in zip(*streams, strict=True)]
+        """Return scores (P_i,C) of each image, from features (P,D) of all proposals and their `counts` per image."""
+        classification = self.classification(features).split(counts)
+        detection = self.detection(features).split(counts)
+        return [mil_scores(c, d) for c, d in zip(classification, detection, strict=True)]
 
 
 class RefinementHead(nn.Module):
@@ -102,7 +101,7 @@ class RefinementHead(nn.Module):
     Args:
         features: D.
         classes: C; background is class C.
-        boxes: whether to regress boxes.
+        boxes: whether boxes are regressed.
     """
 
     def __init__(self, features: int, classes: int, boxes: bool = True) -> None:
@@ -116,7 +115,7 @@ class RefinementHead(nn.Module):
             nn.init.zeros_(self.deltas.bias)
 
     def start(self, weight: Tensor) -> None:
-        """Begin as a linear classifier (C,D) of the contrast in `mean_and_contrast`, background even with no contrast."""
+        """Initialise with a linear classifier (C,D) of the contrast in `mean_and_contrast`; background has logit 0."""
         self.logits.load_state_dict(
             {"weight": F.pad(weight, (weight.shape[1], 0, 0, 1)), "bias": self.logits.bias}
         )
@@ -135,9 +134,9 @@ class Pseudo(NamedTuple):
     labels: Tensor
     """(G,) int64."""
     scores: Tensor
-    """(G,) detached score of the chosen proposal."""
+    """(G,) score of the chosen proposal, detached."""
     weights: Tensor
-    """(G,) detached image score of the class, which weighs the loss."""
+    """(G,) image score of the class, detached, which weighs the loss."""
     proposals: Tensor
     """(G,) int64, index of the chosen proposal."""
 
@@ -145,36 +144,34 @@ class Pseudo(NamedTuple):
 def mine(
     scores: Tensor, tags: Tensor, image_scores: Tensor, boxes: Tensor, prior: Tensor | None = None
 ) -> Pseudo:
-    """Take the best-scoring proposal of each tagged class (PDSL section 3.2; OICR).
+    """Return the best-scoring proposal of each tagged class (PDSL section 3.2; OICR).
 
     Args:
         scores: (P,C) or (P,C+1) of the previous head.
         tags: (C,) 0 or 1.
         image_scores: (C,) summed MIL scores.
         boxes: (P,4) proposals, or (P,C,4) regressed by the previous head.
-        prior: (P,) factor on the scores in the choice; the score that is given stays as it was.
+        prior: (P,) factor on the scores by which a proposal is chosen, not on the score that is returned.
     """
     labels = tags.nonzero().flatten() if len(scores) else tags.new_zeros(0, dtype=torch.int64)
     candidates = scores.detach()[:, labels]
-    index = (
-        (candidates if prior is None else candidates * prior[:, None]).argmax(0)
-        if len(labels)
-        else labels
-    )
-    best = candidates.gather(0, index[None])[0] if len(labels) else scores.new_zeros(0)
+    index, best = labels, scores.new_zeros(0)
+    if len(labels):
+        ranked = candidates if prior is None else candidates * prior[:, None]
+        index = ranked.argmax(0)
+        best = candidates.gather(0, index[None])[0]
     chosen = boxes[index, labels] if boxes.ndim == 3 else boxes[index]
-    return Pseudo(
-        chosen.detach(), labels, best, image_scores.detach()[labels].clamp(1e-6, 1 - 1e-6), index
-    )
+    weights = image_scores.detach()[labels].clamp(1e-6, 1 - 1e-6)
+    return Pseudo(chosen.detach(), labels, best, weights, index)
 
 
 class Match(NamedTuple):
-    """What each proposal learns."""
+    """The target of each proposal."""
 
     labels: Tensor
     """(P,) int64; C is background."""
     weights: Tensor
-    """(P,) of the best-overlapping pseudo-label, for background too."""
+    """(P,) weight of the pseudo-label it overlaps most, for background too."""
     pseudo: Tensor
     """(P,) int64, index of that pseudo-label."""
     overlap: Tensor
@@ -186,31 +183,20 @@ class Match(NamedTuple):
 def match(proposals: Tensor, pseudo: Pseudo, classes: int, threshold: float = 0.5) -> Match:
     """Assign each proposal (P,4) to the pseudo-label it overlaps most; below `threshold` box IoU it is background.
 
-    No ignore band and no sampling, as in the authors' code. Without a pseudo-label all weights are 0.
+    As in the authors' code, no overlaps are ignored and nothing is sampled. Without pseudo-labels all weights are 0.
     """
     count = len(proposals)
     if not len(pseudo.boxes):
-        zero = proposals.new_zeros(count, dtype=torch.int64)
-        return Match(
-            zero + classes,
-            proposals.new_zeros(count),
-            zero,
-            proposals.new_zeros(count),
-            zero.bool(),
-        )
+        none, zero = proposals.new_zeros(count, dtype=torch.int64), proposals.new_zeros(count)
+        return Match(none + classes, zero, none, zero, none.bool())
     overlap, best = box_iou(proposals, pseudo.boxes).max(1)
     positive = overlap >= threshold
-    return Match(
-        torch.where(positive, pseudo.labels[best], classes),
-        pseudo.weights[best],
-        best,
-        overlap,
-        positive,
-    )
+    labels = torch.where(positive, pseudo.labels[best], classes)
+    return Match(labels, pseudo.weights[best], best, overlap, positive)
 
 
 def encode(boxes: Tensor, proposals: Tensor) -> Tensor:
-    """Deltas (K,4) that carry `proposals` (K,4) to `boxes` (K,4); Fast R-CNN's (x, y, log w, log h), weighted 10, 10, 5, 5."""
+    """Return deltas (K,4) from `proposals` (K,4) to `boxes` (K,4): Fast R-CNN's (x, y, log w, log h), weighted."""
     centre, size = _centre_size(boxes)
     from_centre, from_size = _centre_size(proposals)
     deltas = torch.cat([(centre - from_centre) / from_size, (size / from_size).log()], -1)
@@ -222,9 +208,8 @@ def decode(deltas: Tensor, proposals: Tensor, size: tuple[int, int]) -> Tensor:
     deltas = deltas / deltas.new_tensor(_DELTA_WEIGHTS)
     centre, extent = (part[:, None] for part in _centre_size(proposals))
     centre = centre + deltas[..., :2] * extent
-    extent = (
-        extent * deltas[..., 2:].clamp(max=math.log(1000 / 16)).exp()
-    )  # a wild delta must not overflow
+    growth = deltas[..., 2:].clamp(max=math.log(1000 / 16))  # a large delta must not overflow
+    extent = extent * growth.exp()
     limit = proposals.new_tensor([size[1], size[0], size[1], size[0]])
     return torch.cat([centre - extent / 2, centre + extent / 2], -1).clamp(min=0).minimum(limit)
 
@@ -237,17 +222,17 @@ def _centre_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
 def detect(
     scores: Tensor, boxes: Tensor, nms: float = 0.3, threshold: float = 1e-5, limit: int = 100
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pick detections by score and per-class non-maximum suppression.
+    """Return detections by score and per-class non-maximum suppression.
 
     Args:
         scores: (P,C).
         boxes: (P,4) or (P,C,4).
-        nms: box IoU above which the lower-scored of two boxes of a class goes; the papers say 0.5, their code uses 0.3.
-        threshold: least score.
-        limit: most detections an image.
+        nms: box IoU above which the lower-scored of two boxes of a class is dropped; 0.5 in the papers, 0.3 in their code.
+        threshold: lowest score, exclusive.
+        limit: largest number of detections.
 
     Returns:
-        boxes (N,4), scores (N,), labels (N,), proposals (N,) the indices they come from; best first.
+        boxes (N,4), scores (N,), labels (N,) and indices of proposals (N,); best first.
     """
     proposal, label = (scores > threshold).nonzero(as_tuple=True)
     kept = scores[proposal, label]

@@ -1,4 +1,4 @@
-"""From instances and a map of stuff to one panoptic map."""
+"""Merge instances and a map of stuff into one panoptic map."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def merge(
     overlap_threshold: float = 0.5,
     stuff_area: int = 4096,
 ) -> Tensor:
-    """Let instances take their pixels by descending score, and stuff what they leave (Kirillov et al., Panoptic FPN, 4.1).
+    """Fill the map with instances by descending score, then with stuff (Kirillov et al., Panoptic FPN, section 4.1).
 
     Args:
         prediction: instances with masks.
         semantic: (H,W) int64 stuff class of each pixel, 0-based; 255 = none.
-        num_classes: how many thing classes there are: stuff class s becomes `num_classes` + s.
-        score_threshold: instances below this score are left out.
-        overlap_threshold: an instance of which a larger share is taken already is left out; others keep what is free.
-        stuff_area: stuff classes of fewer free pixels are left out.
+        num_classes: number of thing classes: stuff class s becomes `num_classes` + s.
+        score_threshold: lowest score of an instance.
+        overlap_threshold: an instance is dropped if a larger fraction of it is taken already; else it keeps its free pixels.
+        stuff_area: fewest free pixels of a stuff class.
 
     Returns:
         (H,W,2) int32: class (-1 = void) and instance, counted from 1 in order of score, 0 for stuff and void.
@@ -44,13 +44,11 @@ def merge(
         )
     classes, instances = np.full(prediction.size, -1, np.int32), np.zeros(prediction.size, np.int32)
     scores, labels = prediction.scores.tolist(), prediction.labels.tolist()
-    kept = [
-        i
-        for i in sorted(range(len(scores)), key=lambda i: -scores[i])
-        if scores[i] >= score_threshold
-    ]
+    ranked = sorted(range(len(scores)), key=lambda i: -scores[i])
     count = 0
-    for i in kept:
+    for i in ranked:
+        if scores[i] < score_threshold:
+            break
         mask = rle.decode(prediction.masks[i]).astype(bool)
         free = mask & (classes < 0)
         if not free.any() or mask.sum() - free.sum() > overlap_threshold * mask.sum():
@@ -65,20 +63,19 @@ def merge(
 
 
 def paint(proposals: Proposals, scores: Tensor) -> Tensor:
-    """Give each pixel the stuff class of the best-scoring proposal that it belongs to (the mined result of JTSM, section 3.2).
+    """Assign each pixel the stuff class of the best-scoring proposal that covers it (JTSM, section 3.2).
 
     Args:
         proposals: P segments of an image.
         scores: (P,S) of stuff classes.
 
     Returns:
-        (H,W) int64; 255 where no proposal lies.
+        (H,W) int64; 255 where there is no proposal.
     """
     labels, members = segments_of(proposals)
     none = scores.new_zeros(1, members.shape[1])
-    best = [
-        torch.cat([none, members * column[:, None]]).amax(0) for column in scores.unbind(1)
-    ]  # (superpixels,)
+    columns = scores.unbind(1)
+    best = [torch.cat([none, members * column[:, None]]).amax(0) for column in columns]
     score, label = torch.stack(best).max(0)
     label = label.where(score > 0, NO_STUFF)
     return torch.cat([label, label.new_tensor([NO_STUFF])])[labels.long()]  # label -1 is the last

@@ -130,15 +130,18 @@ def _anywhere(
 
 
 def _in_largest_circle(outline: Array, angle: float, free: Array) -> Array:
-    """Turn about the centre of the smallest enclosing circle, and fit that to the largest circle of `free` pixels."""
-    _, room, _, place = cv2.minMaxLoc(
-        cv2.distanceTransform(free, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    )
+    """Turn about the centre of the smallest enclosing circle, and fit that to the largest circle of `free` pixels.
+
+    Of circles of one size, the one whose centre is highest, then furthest left: squares of distances are whole numbers. OpenCV
+    (Intel's IPP in it) gives their roots, the last bit of which depends on where in memory the result happens to lie.
+    """
+    distances = cv2.distanceTransform(free, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    squares = np.rint(np.square(distances, dtype=np.float64))
+    y, x = divmod(int(squares.argmax()), free.shape[1])
     centre, radius = cv2.minEnclosingCircle(outline)
-    matrix = cv2.getRotationMatrix2D(
-        centre, angle, room / (radius + 0.5)
-    )  # pixels end half a pixel from their centres
-    matrix[:, 2] += np.subtract(place, centre)
+    scale = np.sqrt(squares[y, x]) / (radius + 0.5)  # pixels end half a pixel from their centres
+    matrix = cv2.getRotationMatrix2D(centre, angle, scale)
+    matrix[:, 2] += np.subtract((x, y), centre)
     return matrix
 
 

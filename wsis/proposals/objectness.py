@@ -39,7 +39,9 @@ def objectness(
     counts = _colours(image, labels, members.shape[1])
     sizes = counts.sum(1)
     looks = counts / sizes[:, None].clip(1)
-    selected = members.astype(np.float32)
+    selected = members.astype(
+        np.float64
+    )  # so that the order in which threads add is not seen in a float32
     area = selected @ sizes
     inside = selected @ counts / area[:, None].clip(1)
     touching = (
@@ -60,7 +62,7 @@ def _colours(image: NDArray[np.uint8], labels: NDArray[Any], count: int) -> Floa
     return (
         np.bincount(keys.ravel(), minlength=count * _LEVELS**3)
         .reshape(count, -1)
-        .astype(np.float32)
+        .astype(np.float64)
     )
 
 

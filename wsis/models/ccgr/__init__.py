@@ -1,33 +1,33 @@
 """CCGR: masks from tags by boxes that centre-context-gap refinement tightens (Center-context-gap Refinement for WSIS, 2020).
 
-Three branches are trained in turn, over and over. A detector chooses one box of each bag of proposals around a peak of the
+Three branches are trained in turn, in rounds. A detector chooses one box from each bag of proposals around a peak of the
 classifier's maps. A semantic segmentation learns where classes are. Boxes are moved until the segmentation is high inside and
-low around them; what it says inside is the mask that Mask R-CNN learns from, whose detections make the next round's labels.
+low around them; what is segmented inside is the mask that a segmentor learns, whose detections make the next round's labels.
 
-    symbol      name            shape
-    B           bag             (R,4)       the R proposals around one peak, or around one detection
-    x_cls, x_det  streams       (R,C)       the detector's logits
-    phi         scores.sum(0)   (C,)        scores of a bag
-    S           maps            (C+1,H,W)   the segmentation's probabilities, background last, of what the image is tagged with
-    O           foreground      (H,W)       class activation maps carried along affinities
-    T           rounds                      how often the branches are trained
+    symbol        name            shape
+    B             bag             (R,4)       the R proposals around one peak, or around one detection
+    x_cls, x_det  streams         (R,C)       the detector's logits
+    phi           scores.sum(0)   (C,)        scores of a bag
+    S             maps            (C+1,H,W)   the segmentation's probabilities of the image's classes, background last
+    O             foreground      (H,W)       class activation maps carried along affinities
+    T             rounds                      number of times the branches are trained
 
 Where the paper is silent, or cannot be meant:
 
-    eq. (3)     Phi(C) is the mean over the ring; the printed difference of two means is no mean of anything and shrinks boxes
+    eq. (3)     Phi(C) is the mean over the ring; the printed difference of two means is no mean, and shrinks boxes
     "ADAM"      with the momentum given, AdamW; "epochs" are iterations
-    10 boxes    a bag without ten proposals has fewer; a peak without any is left out
-    peaks       those of the classifier's maps, not of back-propagated ones: only where they are matters
-    shape       boxes end inside round objects, whatever the form: `whole` draws them around the object's connected part at last
+    10 boxes    a bag without ten proposals has fewer; a peak without any is dropped
+    peaks       those of the classifier's maps, not of back-propagated ones: only their positions matter
+    shape       boxes end inside round objects, whatever the form: `whole` draws them around the object's connected part
     stop        a box stops before it takes in a second peak of its own class
-    detections  of tagged classes, the best of each and those above `score`, are the bags of the next round
+    detections  of tagged classes, the best of each and those above `score_threshold`, are the bags of the next round
 """
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ from wsis.evidence.boxes import Form, refine_boxes, surround_part
 from wsis.files import read_json
 from wsis.method import Method, Stages, filled
 from wsis.models.ccgr.branches import BagDetector, Boxes, Segmentation
-from wsis.models.ccgr.hints import write_first_hints, write_next_hints
+from wsis.models.ccgr.hints import write_first_labels, write_next_labels
 from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.parts.classifier import pretrain
 from wsis.runs.stage import Stage
@@ -50,7 +50,7 @@ from wsis.types import Batch, Prediction, Sample
 
 __all__ = ["CCGR", "Refinement", "Segmentation"]
 
-HINTS = (
+FIRST_LABELS = (
     "bag_size",
     "penalty",
     "min_peak",
@@ -60,7 +60,7 @@ HINTS = (
     "scales",
     "background_score",
 )
-"""Settings of the first round's peaks, bags and pixel labels."""
+"""Settings that the first round's peaks, bags and pixel labels depend on."""
 
 
 _BACKBONE = BackboneSettings("resnet50", output_stride=16)
@@ -125,88 +125,94 @@ class CCGR(Method):
         self.save_hyperparameters()
 
     def stages(self, run: Stages, data: Any) -> None:
-        """Classifier and affinities give the first hints; then detector, segmentation, refinement and Mask R-CNN, in rounds."""
-        affinity, branches = self.affinities(), self.branches()
-        check_depth(
-            affinity.model.backbone,
-            detector=branches[0].model.backbone,
-            segmentation=branches[1].model.backbone,
-        )
+        """Train the classifier and affinities, then the three branches and the segmentor in rounds."""
+        affinity, branches = self.affinity(), self.branches()
+        check_depth(affinity.model.backbone, branches)
         classifier = pretrain(run, self, self.settings, data)
         affinity.model.start(classifier)
         affinity.train(run, "2-affinity", data)
-        how = {name: self.hparams[name] for name in HINTS}
-        hints = run.make(
-            "3-evidence", partial(write_first_hints, net=affinity.model, data=data, **how), **how
-        )
-        peaks = hints / "peaks.json"
+        settings = {name: self.hparams[name] for name in FIRST_LABELS}
+        produce = partial(write_first_labels, net=affinity.model, data=data, **settings)
+        labels = run.make("3-evidence", produce, **settings)
+        peaks = labels / "peaks.json"
         for number in range(1, self.hparams["rounds"] + 1):
-            detector, segmentation, segmentor = branches
-            for branch in (detector, segmentation):
-                branch.model.backbone.load(classifier)
-            detector.train(run, f"round-{number}-detector", data, hints / "bags.json")
-            segmentation.train(run, f"round-{number}-segmentation", data, hints / "pixels.json")
-            refinement = self.refinement(detector.model, segmentation.model, peaks)
-            labels = run.label(
-                f"round-{number}-labels", refinement, data.variant(hints / "bags.json")
-            )
-            segmentor.train(run, f"round-{number}-segmentor", data, labels)
+            self.train_round(run, data, f"round-{number}", branches, classifier, labels, peaks)
             if number < self.hparams["rounds"]:
-                found = run.label(
-                    f"round-{number}-detections",
-                    segmentor.model,
-                    data,
-                    self.hparams["score_threshold"],
-                )
-                how = {"size": self.hparams["bag_size"]}
-                hints = run.make(
-                    f"round-{number}-evidence",
-                    partial(write_next_hints, found=found, data=data, **how),
-                    **how,
-                )
+                segmentor = branches.segmentor.model
+                labels = self.next_labels(run, data, f"round-{number}", segmentor)
                 branches = self.branches()
 
-    def affinities(self) -> Stage:
+    def train_round(
+        self,
+        run: Stages,
+        data: Any,
+        name: str,
+        branches: Branches,
+        classifier: Path,
+        labels: Path,
+        peaks: Path,
+    ) -> None:
+        """Train detector and segmentation on a round's labels, and the segmentor on the masks of refined boxes."""
+        detector, segmentation, segmentor = branches
+        detector.model.backbone.load(classifier)
+        segmentation.model.backbone.load(classifier)
+        detector.train(run, f"{name}-detector", data, labels / "bags.json")
+        segmentation.train(run, f"{name}-segmentation", data, labels / "pixels.json")
+        settings = ("boxes", "refinement", "context", "form", "whole")
+        chosen = (self.hparams[setting] for setting in settings)
+        refinement = Refinement(detector.model, segmentation.model, peaks, *chosen)
+        masks = run.label(f"{name}-labels", refinement, data.variant(labels / "bags.json"))
+        segmentor.train(run, f"{name}-segmentor", data, masks)
+
+    def next_labels(self, run: Stages, data: Any, name: str, segmentor: Method) -> Path:
+        """Write the next round's labels around the segmentor's detections on the training images."""
+        threshold, size = self.hparams["score_threshold"], self.hparams["bag_size"]
+        detections = run.label(f"{name}-detections", segmentor, data, threshold)
+        produce = partial(write_next_labels, detections=detections, data=data, size=size)
+        return run.make(f"{name}-evidence", produce, size=size)
+
+    def affinity(self) -> Stage:
         """Return the affinity network, on the classifier's features."""
         classifier = (self.hparams["pretraining"] or {}).get("backbone") or {}
         backbone = self.settings.shared("output_stride") | classifier
         return self.part("affinity", AffinityNet, backbone)
+
+    def branches(self) -> Branches:
+        """Return detector, segmentation and segmentor, untrained."""
+        backbone = self.settings.shared()
+        untrained = backbone | {"weights": "none"}  # loaded from the classifier
+        return Branches(
+            self.part("detector", BagDetector, untrained),
+            self.part("segmentation", Segmentation, untrained),
+            self.part("segmentor", "mask_rcnn", backbone),
+        )
 
     def part(self, setting: str, default: str | type[Method], backbone: dict[str, Any]) -> Stage:
         """Return the network that a setting describes, on a backbone."""
         shared = {"num_classes": self.hparams["num_classes"], "backbone": backbone}
         return Stage.of(setting, self.hparams[setting] or {}, default, **shared)
 
-    def branches(self) -> tuple[Stage, Stage, Stage]:
-        """Return detector, segmentation and segmentor, untrained."""
-        backbone = self.settings.shared()
-        untrained = backbone | {"weights": "none"}  # loaded from the classifier
-        return (
-            self.part("detector", BagDetector, untrained),
-            self.part("segmentation", Segmentation, untrained),
-            self.part("segmentor", "mask_rcnn", backbone),
-        )
 
-    def refinement(
-        self, detector: BagDetector, segmentation: Segmentation, peaks: Path
-    ) -> Refinement:
-        """What labels the images once two branches are trained."""
-        names = ("boxes", "refinement", "context", "form", "whole")
-        return Refinement(detector, segmentation, peaks, *(self.hparams[name] for name in names))
+class Branches(NamedTuple):
+    """The networks of one round."""
+
+    detector: Stage
+    segmentation: Stage
+    segmentor: Stage
 
 
 class Refinement(Method):
     """Label images by the boxes of a detector, refined on the maps of a segmentation; both are trained.
 
     Args:
-        detector: chooses boxes.
-        segmentation: gives the score maps.
+        detector: chooses a box of each bag.
+        segmentation: makes the score maps.
         peaks: file of the images' peaks.
-        boxes: "detector", or "segmentation" for one box around all of a class.
+        boxes: "detector", or "segmentation" for one box around all pixels of a class.
         refinement: steps of gradient descent.
-        context: side of the surrounding box over that of the box.
+        context: side of the surrounding box, in sides of the box.
         form: of the gap.
-        whole: whether boxes are drawn around connected parts at last.
+        whole: whether boxes are finally drawn around connected parts.
     """
 
     supervision = frozenset({"tags", "boxes"})
@@ -231,22 +237,18 @@ class Refinement(Method):
         }
 
     def label(self, batch: Batch, score_threshold: float = 0.0) -> list[Prediction]:
-        """Masks of the images' boxes: what is segmented as a box's class inside it, once it is refined."""
+        """Return masks of the images' refined boxes: what is segmented as a box's class inside it."""
         maps = [self.maps(sample) for sample in batch]
-        chosen = (
-            self.detector.choose(batch)
-            if self.hparams["boxes"] == "detector"
-            else [segmented(m) for m in maps]
-        )
+        if self.hparams["boxes"] == "detector":
+            chosen = self.detector.choose(batch)
+        else:
+            chosen = [segmented(m) for m in maps]
         refined = self.refine(maps, chosen, [sample["image_id"] for sample in batch])
         if self.hparams["whole"]:
-            refined = [
-                around_parts(m, boxes, self.hparams["context"])
-                for m, boxes in zip(maps, refined, strict=True)
-            ]
-        return [
-            cut_out(sample, m, boxes) for sample, m, boxes in zip(batch, maps, refined, strict=True)
-        ]
+            context = self.hparams["context"]
+            pairs = zip(maps, refined, strict=True)
+            refined = [around_parts(m, boxes, context) for m, boxes in pairs]
+        return [cut_out(s, m, b) for s, m, b in zip(batch, maps, refined, strict=True)]
 
     def maps(self, sample: Sample) -> Tensor:
         """Probabilities (C+1,H,W) of background and the image's classes; those it is not tagged with have none."""
@@ -281,15 +283,16 @@ class Refinement(Method):
         return [found[found[:, 0] == label, 1:].to(self.device) for label in labels.tolist()]
 
 
-def check_depth(classifier: Backbone, **branches: Backbone) -> None:
-    """Refuse a branch whose backbone has feature maps that the classifier, which it starts from, lacks."""
+def check_depth(classifier: Backbone, branches: Branches) -> None:
+    """Raise InputError for a branch whose backbone has feature maps that the classifier, which it starts from, lacks."""
     known = len(classifier.strides)
-    for setting, backbone in branches.items():
-        if len(backbone.strides) > known:
+    for setting in ("detector", "segmentation"):
+        needed = len(getattr(branches, setting).model.backbone.strides)
+        if needed > known:
             raise InputError(
-                f"model.{setting} needs {len(backbone.strides)} feature maps of the backbone, but the classifier that it "
-                f"starts from has {known}; give a "
-                f"higher model.pretraining.backbone.feature_level or a smaller depth to model.{setting}"
+                f"model.{setting} needs {needed} feature maps of the backbone, but the classifier "
+                f"that it starts from has {known}; give a higher "
+                f"model.pretraining.backbone.feature_level, or a smaller depth to model.{setting}"
             )
 
 

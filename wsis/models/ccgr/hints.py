@@ -20,11 +20,11 @@ from wsis.files import whole
 from wsis.nn.masks import run_lengths
 from wsis.types import Index, Record
 
-__all__ = ["write_first_hints", "write_next_hints"]
+__all__ = ["write_first_labels", "write_next_labels"]
 
 
 @torch.no_grad()
-def write_first_hints(
+def write_first_labels(
     folder: Path,
     net: AffinityNet,
     data: Any,
@@ -74,9 +74,9 @@ def write_first_hints(
     _write(folder, index, boxes, pixels)
 
 
-def write_next_hints(folder: Path, found: Path, data: Any, size: int) -> None:
+def write_next_labels(folder: Path, detections: Path, data: Any, size: int) -> None:
     """Write bags.json around detections in a COCO json, and pixels.json of the unions of their masks."""
-    labelled = data.variant(found)
+    labelled = data.variant(detections)
     index, samples = (
         labelled.index("train"),
         labelled.samples("train", train=False, supervision="masks"),

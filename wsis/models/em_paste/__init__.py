@@ -51,7 +51,10 @@ from wsis.runs.stage import Stage
 
 __all__ = ["EMPaste"]
 
-
+SEGMENTS = ("object_like", "candidates", "cam_fraction", "patch_size")
+"""Settings that the description of segments depends on."""
+FOREGROUNDS = ("rounds", "keep", "distance", "centre", "every_segment", "min_probability")
+"""Settings that the choice of foregrounds depends on."""
 _BACKBONE = BackboneSettings("resnet50", output_stride=32)
 
 
@@ -120,10 +123,8 @@ class EMPaste(Method):
         self.save_hyperparameters()
 
     def stages(self, run: Stages, data: Any) -> None:
-        """Train a classifier, choose foregrounds by EM, and train Mask R-CNN on images they are pasted on."""
-        self.paste(
-            Path()
-        ).pictures()  # what is wrong with settings is told before anything is trained
+        """Train a classifier, choose foregrounds by EM, and train the segmentor on images they are pasted on."""
+        self.paste(Path()).pictures()  # wrong settings are reported before anything is trained
         shared = {
             "num_classes": self.hparams["num_classes"],
             "backbone": self.settings.shared(),
@@ -131,33 +132,17 @@ class EMPaste(Method):
         }
         segmentor = Stage.of("segmentor", self.hparams["segmentor"] or {}, "mask_rcnn", **shared)
         classifier = pretrain(run, self, self.settings, data)
-        how = {
-            name: self.hparams[name]
-            for name in ("object_like", "candidates", "cam_fraction", "patch_size")
-        }
-        segments = run.make(
-            "2-segments", partial(write_segments, checkpoint=classifier, data=data, **how), **how
-        )
-        how = {
-            name: self.hparams[name]
-            for name in (
-                "rounds",
-                "keep",
-                "distance",
-                "centre",
-                "every_segment",
-                "min_probability",
-            )
-        }
-        found = run.make(
-            "3-foregrounds", partial(write_foregrounds, segments=segments, data=data, **how), **how
-        )
-        segmentor.train(
-            run, "4-segmentor", data.variant(found / "labels.json", paste=self.paste(found))
-        )
+        settings = {name: self.hparams[name] for name in SEGMENTS}
+        produce = partial(write_segments, checkpoint=classifier, data=data, **settings)
+        segments = run.make("2-segments", produce, **settings)
+        settings = {name: self.hparams[name] for name in FOREGROUNDS}
+        chosen = partial(write_foregrounds, segments=segments, data=data, **settings)
+        pool = run.make("3-foregrounds", chosen, **settings)
+        pasted = data.variant(pool / "labels.json", paste=self.paste(pool))
+        segmentor.train(run, "4-segmentor", pasted)
 
     def paste(self, foregrounds: Path) -> Paste:
-        """How foregrounds are pasted, by the settings."""
+        """Return how foregrounds are pasted, by the settings."""
         objects: int | tuple[int, int] = self.hparams["objects"]
         fewest, most = (objects, objects) if isinstance(objects, int) else objects
         names = ("select", "where", "blend", "scale", "rotation", "backgrounds", "own")
