@@ -13,6 +13,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from wsis import fit
+from wsis.command_line import parser
 from wsis.command_line.parser import CLI
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +68,7 @@ class Parsed(Exception):
 
 
 @pytest.fixture
-def only_parse(monkeypatch):
+def only_parse(monkeypatch, tmp_path):
     """The real parsers, that stop when they have understood."""
 
     def stop(*_: object, **__: object) -> None:
@@ -80,10 +81,10 @@ def only_parse(monkeypatch):
         raise Parsed
 
     monkeypatch.setattr(CLI, "instantiate_classes", stop)
-    monkeypatch.setattr(fit, "_saved", stop)
     for verb in ("label", "predict"):
         monkeypatch.setattr(f"wsis.{verb}.ArgumentParser.parse_args", parse_and_stop)
-    monkeypatch.setattr("wsis.test._with_data_of_run", lambda words: ["--data", "shapes", *words])
+    (tmp_path / "config.yaml").write_text("model: pdsl\ndata: shapes\n")
+    monkeypatch.setattr(parser, "_folder_of_run", lambda folder, typed: tmp_path)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
