@@ -108,7 +108,7 @@ class _Pictures(DataModule):
 
     def __init__(self, index: Index, workers: int, proposer: str) -> None:
         loading = Loading(batch_size=1, workers=workers)
-        super().__init__("pictures", Path(), proposer, 2000, Augment(), loading)
+        super().__init__("pictures", Path(), proposals=proposer, augment=Augment(), loading=loading)
         self._index = index
 
     @property

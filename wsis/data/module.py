@@ -21,6 +21,7 @@ from wsis.data.samples import Samples, Transform
 from wsis.data.targets import FIELDS, check_fields
 from wsis.data.transforms import PHOTOGRAPHS, Augment
 from wsis.errors import InputError
+from wsis.fingerprint import digest
 from wsis.method import Method
 from wsis.types import Batch, Index, Record
 
@@ -316,7 +317,7 @@ class DataModule(pl.LightningDataModule):
             self.transform.content() if self.transform else None,
         ]
         others = {name: other.fingerprint() for name, other in self.others.items()}
-        return _digest([self.name, learned, asked, self._proposal_content(), settings, others])
+        return digest([self.name, learned, asked, self._proposal_content(), settings, others])
 
     def state_dict(self) -> dict[str, Any]:
         """Give the classes, so that a checkpoint knows their names."""
