@@ -68,7 +68,9 @@ def main() -> None:
 
 def baselines(folder: Path) -> dict[str, list[float]]:
     """Figures of masks that are made from each box alone, and the minutes they take."""
-    samples = COCO(folder, proposals="none").samples("val", train=False, supervision={"tags", "boxes"})
+    samples = COCO(folder, proposals="none").samples(
+        "val", train=False, supervision={"tags", "boxes"}
+    )
     makers: dict[str, Callable[[Pixels, np.ndarray], Pixels]] = {
         "box": _box,
         "ellipse": _ellipse,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -129,7 +129,7 @@ class Samples(Dataset[Batch]):
 
 
 def truth_of(
-    annotations: Sequence[Record], classes: dict[int, int], size: tuple[int, int]
+    annotations: Sequence[Record], classes: Mapping[int, int], size: tuple[int, int]
 ) -> Truth:
     """Return the ground truth of an image. If any object lacks a mask, no masks are returned; `ignore` counts as crowd.
 
