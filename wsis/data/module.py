@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-import os
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +21,7 @@ from wsis.data.samples import Samples, Transform
 from wsis.data.targets import FIELDS, check_fields
 from wsis.data.transforms import PHOTOGRAPHS, Augment
 from wsis.errors import InputError
-from wsis.files import cache_folder
+from wsis.fingerprint import digest
 from wsis.method import Method
 from wsis.types import Batch, Index, Record
 
@@ -69,7 +66,7 @@ class DataModule(pl.LightningDataModule):
         name: Name of the data set in files and messages.
         folder: Folder that holds the data set, and what is made for it.
         labels: COCO json to train on, such as wsis.label writes; empty takes the data set's own labels.
-        proposals: "auto" makes segment proposals on first use, "none" uses none, else a file or folder of proposals.
+        proposals: name of a proposer ("segments" is built in), a file or folder of proposals, or "none".
         max_proposals: Largest number of proposals of an image, highest ranked first.
         augment: How training images are varied.
         loading: How batches are loaded.
@@ -81,7 +78,7 @@ class DataModule(pl.LightningDataModule):
         folder: Path,
         *,
         labels: str = "",
-        proposals: str = "auto",
+        proposals: str = "segments",
         max_proposals: int = 2000,
         augment: Augment = PHOTOGRAPHS,
         loading: Loading = _LOADING,
@@ -207,9 +204,7 @@ class DataModule(pl.LightningDataModule):
                 self.proposal_file(split)
 
     def proposal_file(self, split: str, workers: int | None = None) -> ProposalFile | None:
-        """Give the proposals of a split, made now where "auto" lacks some; None with "none".
-
-        What is made belongs to the folder of images, so subsets and draws of a data set share it.
+        """Return the proposals of a split, made now as far as they are missing; None with "none".
 
         Args:
             split: "train" or "val".
@@ -217,40 +212,9 @@ class DataModule(pl.LightningDataModule):
         """
         if self.proposals == "none" or not self._needs().needs_proposals:
             return None
-        from wsis.proposals.convert import convert
-        from wsis.proposals.file import ProposalFile, make
+        from wsis.proposals.source import proposals_of_index
 
-        index, given = self.index(split), None if self.proposals == "auto" else Path(self.proposals)
-        if given is not None and not given.exists():
-            raise InputError(
-                f'no proposals {given}; give an existing file or folder, or "auto" to have them made'
-            )
-        if given is not None and _is_ours(given):
-            file = ProposalFile(given)
-            file.check(index.images)  # now, not hours into training
-            return file
-        parts = (
-            index.root.relative_to(self.folder).parts
-            if index.root.is_relative_to(self.folder)
-            else (index.root.name,)
-        )
-        if given is not None:
-            parts += (
-                _digest([str(given.resolve()), given.stat().st_size, given.stat().st_mtime_ns])[
-                    :12
-                ],
-            )
-        name = "-".join(("proposals", *parts)) + ".sqlite"
-        for folder in (
-            self.folder,
-            _writable(self.folder),
-        ):  # data that cannot be written may have brought its own
-            if _holds(folder / name, index.images):
-                return ProposalFile(folder / name)
-        path = _writable(self.folder) / name
-        return ProposalFile(
-            make(index, path, workers) if given is None else convert(given, index, path)
-        )
+        return proposals_of_index(self.index(split), self.folder, self.proposals, workers)
 
     def samples(
         self, split: str, train: bool, supervision: AbstractSet[str] | None = None
@@ -353,7 +317,7 @@ class DataModule(pl.LightningDataModule):
             self.transform.content() if self.transform else None,
         ]
         others = {name: other.fingerprint() for name, other in self.others.items()}
-        return _digest([self.name, learned, asked, self._proposal_content(), settings, others])
+        return digest([self.name, learned, asked, self._proposal_content(), settings, others])
 
     def state_dict(self) -> dict[str, Any]:
         """Give the classes, so that a checkpoint knows their names."""
@@ -371,10 +335,11 @@ class DataModule(pl.LightningDataModule):
             )
 
     def _proposal_content(self) -> Any:
-        if self.proposals in ("auto", "none"):
-            return self.proposals
-        file = self.proposal_file("train")
-        return None if file is None else [file.provenance, file.digest()]
+        if self.proposals == "none":
+            return "none"
+        from wsis.proposals.source import content_of
+
+        return content_of(self.proposals, lambda: self.proposal_file("train"))
 
     def _model(self) -> pl.LightningModule | None:
         return None if self.trainer is None else getattr(self.trainer, "lightning_module", None)
@@ -412,38 +377,6 @@ class DataModule(pl.LightningDataModule):
         return StepSampler(images, batch_size, seed, steps, position, rank, world)
 
 
-def _writable(folder: Path) -> Path:
-    """Give `folder` where it can be written, else a folder for it in the user's cache."""
-    if folder.is_dir() and os.access(folder, os.W_OK):
-        return folder
-    return cache_folder() / f"{folder.name}-{_digest([str(folder.resolve())])[:12]}"
-
-
-def _holds(path: Path, images: Sequence[Record]) -> bool:
-    """Say whether a file has the proposals of all images."""
-    from wsis.proposals.file import ProposalFile
-
-    begun = (
-        path.exists() and path.stat().st_size
-    )  # else the disk was full, or the power went, as it was made
-    made = ProposalFile(path).files() if begun else {}
-    return all(
-        made.get(image["file_name"]) == (image["height"], image["width"]) for image in images
-    )
-
-
-def _is_ours(path: Path) -> bool:
-    """Say whether a file is a proposal file of this library (SQLite), not one of the formats that are converted."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(15) == b"SQLite format 3"
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=_plain).encode()).hexdigest()
-
-
 def _require(index: Index, supervision: AbstractSet[str], labels: Path | None) -> None:
     """Raise InputError for fields that no annotation has."""
     needed = {name: field.needed for name, field in FIELDS.items() if name in supervision}
@@ -458,10 +391,6 @@ def _require(index: Index, supervision: AbstractSet[str], labels: Path | None) -
 
 def _as_is(batch: Batch) -> Batch:
     return batch
-
-
-def _plain(value: Any) -> Any:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _begin_worker(_: int) -> None:

@@ -117,14 +117,14 @@ def read_salient(folder: Path, limit: int = 0) -> Index:
         kept = sorted(
             sorted(kept, key=lambda image: hashlib.sha256(image[1].encode()).digest())[:limit]
         )
-    images = []
+    records = []
     for number, name, annotation in kept:
         height, width = annotation["segmentation"]["size"]
-        images.append({"id": number, "file_name": name, "height": height, "width": width})
+        records.append({"id": number, "file_name": name, "height": height, "width": width})
     return Index(
         name="salient",
         root=images_dir,
-        images=images,
+        images=records,
         categories=[_CATEGORY],
         annotations={number: [annotation] for number, _, annotation in kept},
         tags={number: [0] for number, _, _ in kept},

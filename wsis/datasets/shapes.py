@@ -7,7 +7,6 @@ settings. The same pictures are there as COCO (`train2017/`, `annotations/instan
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -37,6 +36,7 @@ from wsis.datasets._scene import (
     paint_scene,
 )
 from wsis.errors import InputError
+from wsis.fingerprint import digest
 from wsis.nn.masks import run_lengths
 from wsis.types import Index, Record
 
@@ -121,9 +121,7 @@ class Shapes(DataModule):
 
 
 def _key(settings: Record) -> str:
-    return hashlib.sha256(json.dumps([_VERSION, settings], sort_keys=True).encode()).hexdigest()[
-        :12
-    ]
+    return digest([_VERSION, settings])[:12]
 
 
 def _once(folder: Path, settings: Record, write: Callable[[Path, Record], None]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from wsis.data.module import DataModule
 from wsis.datasets._long_tail import draw_long_tail
 from wsis.errors import InputError
 from wsis.files import cache_folder, whole
+from wsis.fingerprint import digest
 from wsis.images.read import image_size, read_labels
 from wsis.nn.masks import run_lengths
 from wsis.types import Index, Record
@@ -237,7 +237,7 @@ def _sources(devkit: Path, stem: str, masks: bool, sbd: Path | None) -> list[Pat
 
 
 def _key(content: Any) -> str:
-    return hashlib.sha256(json.dumps([1, content]).encode()).hexdigest()[:16]
+    return digest([1, content])
 
 
 def _numbers(stems: Sequence[str]) -> list[int]:

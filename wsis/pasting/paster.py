@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from wsis.data.index import write_coco
 from wsis.data.targets import join_targets, target_of_image, target_of_masks
 from wsis.errors import InputError
 from wsis.files import whole
+from wsis.fingerprint import file_hash
 from wsis.images.read import pictures, read_image
 from wsis.nn.masks import run_lengths
 from wsis.pasting.compose import Blend, Where, compose
@@ -85,7 +85,7 @@ class Paste:
                 self, foregrounds=Path(), backgrounds="folder" if pictures else self.backgrounds
             )
         )
-        return [plain, hashlib.sha256(pool.read_bytes()).hexdigest(), pictures]
+        return [plain, file_hash(pool), pictures]
 
     def pictures(self) -> list[Path]:
         """The pictures that are backgrounds beside the training images.
