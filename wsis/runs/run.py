@@ -306,7 +306,7 @@ def _describe(
         data: of the stage.
         left_out: settings of the model that only other stages read.
     """
-    told = data.fingerprint(model) if hasattr(data, "fingerprint") else dict(data.hparams)
+    told = data.fingerprint() if hasattr(data, "fingerprint") else dict(data.hparams)
     hparams = {name: value for name, value in model.hparams.items() if name not in left_out}
     return {"model": _path(model), "hparams": hparams, "data": [_path(data), told]}
 
