@@ -15,6 +15,7 @@ import torch
 from pycocotools import mask as rle
 
 from wsis.data.index import read_coco
+from wsis.data.salient import Salient
 from wsis.datasets._scene import THINGS, SceneSettings, paint_scene
 from wsis.datasets.shapes import Shapes
 from wsis.datasets.voc import read_voc
@@ -206,15 +207,14 @@ def test_long_tail(tmp_path: Path) -> None:
 
 
 def test_salient_objects_are_single_and_of_other_classes(shapes: Shapes) -> None:
-    index = shapes.index("salient")
+    salient = Salient(shapes.salient_folder(), augment=shapes.augment)
+    index = salient.index("train")
     assert len(index.images) == 8
     assert all(len(found) == 1 for found in index.annotations.values())
     mask = rle.decode(index.annotations[1][0]["segmentation"])
     assert cv2.connectedComponents(mask)[0] == 2
     assert mask[0].sum() + mask[-1].sum() + mask[:, 0].sum() + mask[:, -1].sum() == 0  # shown whole
-    sample = shapes.samples("salient", train=True, supervision={"tags", "boxes", "masks"}).sample(
-        0, 3
-    )
+    sample = salient.samples("train", train=True).sample(0, 3)
     assert sample["target"]["masks"].shape == (1, 256, 256)
 
 
