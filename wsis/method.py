@@ -124,7 +124,7 @@ class Method(pl.LightningModule):
 
     def label(self, batch: Batch, score_threshold: float = 0.5) -> list[Prediction]:
         """Label training images: detections of tagged classes, the best of each and those above the threshold."""
-        found = self.predict_step(batch)
+        found = self.predict_step(batch, 0)
         return [
             tagged(prediction, sample["target"]["tags"], score_threshold)
             for prediction, sample in zip(found, batch, strict=True)

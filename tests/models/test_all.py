@@ -49,6 +49,10 @@ GROUPS = {  # of settings that several methods have
 }
 TINY = {
     **GROUPS,
+    "hidden": 32,
+    "features": 32,
+    "mask_width": 8,
+    "test_side": 0,
     "crop": 64,
     "proxy_crop": 64,
     "num_stuff": 3,
