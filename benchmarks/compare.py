@@ -143,7 +143,7 @@ def write_run(folder: Path, data: Path, seed: int, detections: int) -> Path:
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     stage = {
-        "stage": 1,
+        "number": 1,
         "fingerprint": "0",
         "finished": True,
         "steps": 1,

@@ -110,7 +110,7 @@ def judged(segments: Segments, data: Any) -> dict[str, tuple[float, float, float
 
 def fit_of_segments(segments: Segments, data: Any) -> list[NDArray[np.float64] | None]:
     """Of each pair the IoU (m,) of its image's segments with the best true object, None without any."""
-    samples = data.samples("train", train=False, supervision="masks")
+    samples = data.samples("train", train=False, supervision={"tags", "boxes", "masks"})
     samples.segments = True
     overlaps: list[NDArray[np.float64] | None] = []
     for i in range(len(samples)):

@@ -68,7 +68,9 @@ def main() -> None:
 
 def baselines(folder: Path) -> dict[str, list[float]]:
     """Figures of masks that are made from each box alone, and the minutes they take."""
-    samples = COCO(folder, proposals="none").samples("val", train=False, supervision="boxes")
+    samples = COCO(folder, proposals="none").samples(
+        "val", train=False, supervision={"tags", "boxes"}
+    )
     makers: dict[str, Callable[[Pixels, np.ndarray], Pixels]] = {
         "box": _box,
         "ellipse": _ellipse,
@@ -108,7 +110,7 @@ def figures(row: str, seed: int, asked: argparse.Namespace) -> list[float]:
         start = time.perf_counter()
         words = [
             *on_small_coco("boxcaseg", asked.data, asked.weights),
-            "--data.salient",
+            "--model.salient",
             str(asked.salient),
         ]
         words += (

@@ -41,7 +41,9 @@ def batches(asked: argparse.Namespace) -> None:
     backbone = {"name": asked.backbone, "weights": "none"}
     model = BoxCaseg(80, backbone, width=asked.width, proxy_crop=asked.side)
     model.eval().to(asked.device)
-    samples = COCO(asked.data, proposals="none").samples("val", train=False, supervision="boxes")
+    samples = COCO(asked.data, proposals="none").samples(
+        "val", train=False, supervision={"tags", "boxes"}
+    )
     seconds, masks = {"batches": 0.0, "one at a time": 0.0}, 0
     with torch.inference_mode():
         for i in range(asked.images + 1):

@@ -22,3 +22,10 @@ settings.register_profile(
     derandomize=bool(os.environ.get("CI")),
 )
 settings.load_profile("wsis")
+
+from wsis import registry  # noqa: E402
+
+TOYS = frozenset({"toy_detector", "toy_panoptic", "toy_plugins", "toy_proposer"})
+"""Modules of tests that count as installed: files may name their classes."""
+is_installed = registry._is_installed
+registry._is_installed = lambda kind, path: path.split(".")[0] in TOYS or is_installed(kind, path)

@@ -47,7 +47,7 @@ def test_listing_imports_no_method():
 @pytest.mark.parametrize(("name", "kind"), registry.exports().items())
 def test_every_class_is_at_hand(name, kind):
     assert getattr(wsis, name).__name__ == name
-    assert registry.KINDS[kind] in getattr(wsis, name).__module__
+    assert getattr(wsis, name) is registry.find(kind, name)
 
 
 def test_unknown_name():

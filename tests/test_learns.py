@@ -60,7 +60,7 @@ def test_boxcaseg_knows_more_of_a_mask_than_its_box_does(tmp_path):
     )
     learnt = json.loads((tmp_path / "run/1-joint/metrics.json").read_text())
     samples = Shapes(root=tmp_path / "data", proposals="none").samples(
-        "val", train=False, supervision="boxes"
+        "val", train=False, supervision={"tags", "boxes"}
     )
     filled = MaskIoU(8)
     for i in range(len(samples)):

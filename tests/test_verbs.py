@@ -105,7 +105,7 @@ def test_test_judges_a_run(run, data_words, capsys):
         )
     assert len(results.getImgIds()) == 8
 
-    samples = shapes.samples("val", train=False, supervision="tags")
+    samples = shapes.samples("val", train=False, supervision={"tags"})
     metric = InstanceAP(len(names))
     from toy_detector import Peeper
 
@@ -316,7 +316,7 @@ def test_every_overlay_has_a_name_of_its_own():
         {"id": number, "file_name": name}
         for number, name in enumerate(("a.png", "b/a.png", "a-1.png", "c.png"), 1)
     ]
-    assert predict._names(Index("", Path(), images, {}, [], [], {}, {})) == [
+    assert predict._names(Index(name="", root=Path(), images=images, categories=[])) == [
         "a-1",
         "a-2",
         "a-1-3",

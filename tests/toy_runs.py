@@ -62,7 +62,7 @@ def write_stage(folder: Path, **changes: Any) -> None:
     stage = (
         json.loads(path.read_text())
         if path.exists()
-        else {"stage": 1, "fingerprint": "0", "finished": True, "steps": 900}
+        else {"number": 1, "fingerprint": "0", "finished": True, "steps": 900}
     )
     costs = {"minutes": 2.5, "memory": 2**30, "device": "cpu", "commit": "abc1234567"}
     path.write_text(json.dumps(costs | stage | changes))

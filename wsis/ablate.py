@@ -36,7 +36,7 @@ from wsis.reports.ablation import (
 from wsis.reports.tables import print_table, write_csv
 from wsis.runs.jobs import Job, places_for, work
 from wsis.runs.loggers import WandB
-from wsis.runs.run import stages
+from wsis.runs.record import stages
 
 __all__ = ["ablate", "main"]
 
@@ -309,7 +309,7 @@ class Batch(NamedTuple):
         mark, done = self._mark(job), stages(self.out / job.name)
         return (
             bool(done)
-            and all(stage["finished"] for _, stage in done)
+            and all(stage.finished for _, stage in done)
             and mark.exists()
             and read_json(mark) == job.key
         )
@@ -344,7 +344,7 @@ class Batch(NamedTuple):
         known = [
             stage for path in self.out.glob("*/*/finished.json") for _, stage in stages(path.parent)
         ]
-        return max((int(stage.get("memory", 0)) for stage in known), default=0)
+        return max((int(stage.memory or 0) for stage in known), default=0)
 
 
 class _Progress:

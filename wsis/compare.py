@@ -37,7 +37,7 @@ from wsis.reports.runs import (
 from wsis.reports.table import FIGURES, Row, cells_of, find_place, make_rows, markdown, write_into
 from wsis.reports.tables import print_table, write_csv
 from wsis.runs.loggers import WandB
-from wsis.runs.run import stages
+from wsis.runs.record import stages
 from wsis.test import evaluate, truths_of
 from wsis.types import Prediction
 

@@ -13,12 +13,13 @@ from jsonargparse.typing import PositiveInt
 from pytorch_lightning.cli import LightningArgumentParser
 
 from wsis.command_line.messages import plain_errors
-from wsis.command_line.parser import CLI, run_folder, write_settings
+from wsis.command_line.parser import CLI
+from wsis.command_line.trainers import run_folder, write_settings
 from wsis.errors import InputError
 from wsis.files import clear_scratch
-from wsis.inference import read_run
 from wsis.method import Method
-from wsis.runs.run import OnlyStage, Run, rank, stages
+from wsis.runs.record import stages
+from wsis.runs.run import OnlyStage, Run, rank
 
 __all__ = ["main", "options"]
 
@@ -54,24 +55,18 @@ def main(argv: Sequence[str] | None = None) -> Run:
     finally:
         if rank() == 0:
             os.environ.pop("WSIS_RUN_DIR", None)
-        if (
-            dist.is_initialized()
-        ):  # Lightning leaves the group open, and gloo then aborts one exit in five
+        if dist.is_initialized():  # left open by Lightning, gloo aborts one exit in five
             dist.destroy_process_group()
 
 
 def _parse(words: list[str]) -> tuple[CLI, Path]:
-    """The command line and the run's folder; a resumed run's settings come from its folder."""
-    resume = _take(words, "--resume")
-    saved = _saved(Path(resume)) if resume else None
-    cli = CLI("fit", words, options=options, files=[saved] if saved else [])
-    if saved:
-        return cli, saved.parent
-    return cli, run_folder(cli.names["model"], cli.names["data"], cli.config.run_dir)
+    """Return the command line and the run's folder; a resumed run has its own settings."""
+    cli = CLI("fit", words, options=options, run_flag="--resume")
+    return cli, cli.run or run_folder(cli.names["model"], cli.names["data"], cli.config.run_dir)
 
 
 def options(parser: LightningArgumentParser) -> None:
-    """Add what is of the run and not of model, data or trainer."""
+    """Add the settings of the run itself."""
     parser.add_argument(
         "--run_dir",
         type=Path | None,
@@ -109,31 +104,9 @@ def options(parser: LightningArgumentParser) -> None:
     )
 
 
-def _take(words: list[str], flag: str) -> str | None:
-    """A flag's value, taken out of the words."""
-    for i, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if name == flag:
-            if not equals and i + 1 == len(words):
-                raise InputError(f"{flag} needs a value")
-            value = value if equals else words[i + 1]
-            del words[i : i + 1 + (not equals)]
-            return value
-    return None
-
-
-def _saved(run: Path) -> Path:
-    """The settings file of a run, given its folder or that of one of its stages."""
-    run = run.parent if (run / "stage.json").is_file() else run
-    read_run(run)
-    return run / "config.yaml"
-
-
 def _open(cli: CLI, folder: Path) -> None:
-    """Say where settings come from, and save them."""
-    os.environ["WSIS_RUN_DIR"] = str(
-        folder
-    )  # for the processes that Lightning starts for other ranks
+    """Print where settings come from, and save them."""
+    os.environ["WSIS_RUN_DIR"] = str(folder)  # for the processes of other ranks
     for path in cli.files:
         _say(f"settings from {path}")
     _say(f"run in {folder}")
@@ -158,15 +131,13 @@ def _work(run: Run, model: Method, data: pl.LightningDataModule) -> None:
 
 def _list(folder: Path) -> None:
     for path, stage in stages(folder):
-        print(f"{path.name:<24}{'finished' if stage['finished'] else 'begun'}")
+        print(f"{path.name:<24}{'finished' if stage.finished else 'begun'}")
 
 
 def _report(folder: Path) -> None:
     """Where things are, and the main metrics."""
     for path, stage in stages(folder):
-        metrics = {
-            name: value for name, value in (stage.get("metrics") or {}).items() if "/" in name
-        }
+        metrics = {name: value for name, value in stage.metrics.items() if "/" in name}
         shown = "  ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:8])
         _say(f"{path}  {shown}".rstrip())
 

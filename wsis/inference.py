@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 from numpy.typing import NDArray
 from torch import Tensor
 
 from wsis import registry
-from wsis.command_line.settings import Config, read_config
+from wsis.command_line.parser import overlay
+from wsis.command_line.settings import Config, read_run
 from wsis.errors import InputError
 from wsis.images.read import read_image
 from wsis.method import Method
+from wsis.proposals.proposers import BUILT_IN, propose
 from wsis.runs.checkpoints import intact
-from wsis.runs.run import stages
+from wsis.runs.record import stages
 from wsis.types import Prediction, Proposals, Sample, View
 
 if TYPE_CHECKING:
@@ -84,9 +86,9 @@ def trained(run: Path) -> dict[str, type[Method]]:
         InputError: not the folder of a run, or no such stage is finished.
     """
     method = registry.find("model", read_run(run)["model"]["class_path"])
-    finished = takewhile(lambda entry: entry[1]["finished"], stages(run))  # later ones are stale
+    finished = takewhile(lambda entry: entry[1].finished, stages(run))  # later ones are stale
     models = {
-        place.name: registry.find("model", stage["settings"]["model"])
+        place.name: registry.find("model", stage.model)
         for place, stage in finished
         if (place / "checkpoints").is_dir()
     }
@@ -99,39 +101,17 @@ def trained(run: Path) -> dict[str, type[Method]]:
     return known
 
 
-def read_run(folder: Path) -> Config:
-    """The settings of a run.
-
-    Raises:
-        InputError: not the folder of a run.
-    """
-    if not (folder / "config.yaml").is_file():
-        raise InputError(f"{folder} is not the folder of a run: it has no config.yaml")
-    config = read_config(folder / "config.yaml")
-    if not all((config.get(kind) or {}).get("class_path") for kind in registry.KINDS):
-        raise InputError(
-            f"{folder / 'config.yaml'} does not name the model and data of a run; give the folder of another run"
-        )
-    return config
-
-
 def make_data(section: Config) -> pl.LightningDataModule:
-    """The data module that a run's `data` settings describe.
+    """Make the data module that the `data` section of a run's settings describes.
 
     Raises:
-        InputError: settings that it does not have, or of the wrong type.
+        InputError: settings that it does not have or of the wrong type, or code not installed.
     """
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(
-        registry.find("data", section["class_path"]), "data", fail_untyped=False, sub_configs=True
-    )
-    try:
-        known = parser.parse_object({"data": section.get("init_args") or {}})
-    except ArgumentError as error:
-        raise InputError(
-            f"the run's settings are not those of {section['class_path']}: {' '.join(str(error).split())}"
-        ) from error
-    return parser.instantiate_classes(known).data
+    data = registry.find("data", section["class_path"])
+    parser.add_class_arguments(data, "data", fail_untyped=False)
+    settings = overlay(parser, {"data": section}, "the settings of the run")
+    return parser.instantiate(settings).data
 
 
 @torch.no_grad()
@@ -139,6 +119,7 @@ def predict(
     model: Method,
     image: str | os.PathLike[str] | Image | NDArray[np.uint8] | Tensor,
     boxes: Tensor | None = None,
+    proposer: str = BUILT_IN,
 ) -> Prediction:
     """Objects in one image, in its own pixels.
 
@@ -146,6 +127,7 @@ def predict(
         model: a trained model; it stays on its device.
         image: a file, a PIL image, (H,W,3) uint8 RGB, or a (3,H,W) uint8 RGB tensor.
         boxes: (K,4) xyxy, for a model that segments what given boxes hold; its labels are all 0.
+        proposer: name of what proposes regions, for a model that needs proposals.
 
     Raises:
         InputError: not an image.
@@ -168,9 +150,7 @@ def predict(
             "crowd": none.bool(),
         }
     if model.needs_proposals:
-        from wsis.proposals.segments import propose
-
-        sample["proposals"] = _to(propose(pixels), model.device)
+        sample["proposals"] = _to(propose(pixels, proposer), model.device)
     was_training = model.training
     try:
         return model.eval().predict_step([sample], 0)[0]

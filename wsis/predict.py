@@ -16,7 +16,8 @@ from jsonargparse import ArgumentParser
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from wsis.command_line.messages import plain_errors
-from wsis.command_line.parser import Help, new_trainer, parse
+from wsis.command_line.parser import Help, parse
+from wsis.command_line.trainers import new_trainer
 from wsis.data.index import read_coco
 from wsis.data.module import Augment, DataModule, Loading
 from wsis.errors import InputError
@@ -27,9 +28,12 @@ from wsis.inference import load, trained
 from wsis.metrics.evaluation import Evaluation
 from wsis.metrics.panoptic_results import PANOPTIC, read_panoptic
 from wsis.metrics.results import read_results
+from wsis.proposals.make import Fresh
+from wsis.proposals.source import proposer_of
 from wsis.runs.checkpoints import intact
-from wsis.runs.run import Split, stages
-from wsis.types import Index, Proposals, Record
+from wsis.runs.record import stages
+from wsis.runs.run import Split
+from wsis.types import Index, Record
 
 if TYPE_CHECKING:
     from wsis.proposals.file import ProposalFile
@@ -80,14 +84,17 @@ def predict_images(
     Raises:
         InputError: not a finished run, no image can be read, or boxes that no stage takes or that are of other images.
     """
-    model, data, _ = load(run, stage or (_stage_for_boxes(run) if boxes else None))
+    model, data, config = load(run, stage or (_stage_for_boxes(run) if boxes else None))
     if model.needs_boxes != (boxes is not None):
         raise InputError(
             f"{type(model).__name__} of {run} {'does not take' if boxes else 'needs'} --boxes; choose a --stage of it"
         )
     things, stuff = classes_of(run, data)
-    index = Index("pictures", Path(), _readable(images), {}, things, stuff, {}, {})
-    given = _Pictures(_with_boxes(index, boxes) if boxes else index, workers)
+    index = Index(
+        name="pictures", root=Path(), images=_readable(images), categories=things, stuff=stuff
+    )
+    index = _with_boxes(index, boxes) if boxes else index
+    given = _Pictures(index, workers, proposer_of(config["data"]))
     results = store_predictions(model, given, "train", out, accelerator, devices)
     if results is not None:
         index = given.index("train")
@@ -150,10 +157,9 @@ def classes_of(run: Path, data: Any) -> tuple[list[Record], list[Record]]:
 class _Pictures(DataModule):
     """Images without annotations, or with boxes alone; proposals are made by the loader's processes as images are read."""
 
-    def __init__(self, index: Index, workers: int) -> None:
-        super().__init__(
-            "pictures", Path(), "auto", 2000, Augment(), Loading(batch_size=1, workers=workers)
-        )
+    def __init__(self, index: Index, workers: int, proposer: str) -> None:
+        loading = Loading(batch_size=1, workers=workers)
+        super().__init__("pictures", Path(), proposals=proposer, augment=Augment(), loading=loading)
         self._index = index
 
     @property
@@ -165,21 +171,7 @@ class _Pictures(DataModule):
 
     def proposal_file(self, split: str, workers: int | None = None) -> ProposalFile | None:
         needed = self._needs().needs_proposals
-        return cast("ProposalFile", _FreshProposals()) if needed else None
-
-
-class _FreshProposals:
-    """Reads like a file of proposals, but makes them."""
-
-    def read(self, file_name: str, size: tuple[int, int], segments: bool, limit: int) -> Proposals:
-        from wsis.proposals.segments import propose
-
-        boxes, scores, labels, members = propose(
-            read_image(Path(file_name), size).permute(1, 2, 0).numpy()
-        )
-        if not segments or members is None:
-            return Proposals(boxes[:limit], scores[:limit])
-        return Proposals(boxes[:limit], scores[:limit], labels, members[:limit])
+        return cast("ProposalFile", Fresh(self.proposals)) if needed else None
 
 
 def _stage_for_boxes(run: Path) -> str:

@@ -1,8 +1,7 @@
-"""Make or convert proposals: `python -m wsis.propose --data coco --data.root DIR`, or `--images DIR` for a plain folder."""
+"""Make or convert proposals: `python -m wsis.propose --data coco --data.root DIR`."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,46 +9,54 @@ from typing import Any
 from wsis.errors import InputError
 from wsis.images.read import SUFFIXES, image_size, pictures
 from wsis.proposals.convert import convert
-from wsis.proposals.file import ProposalFile, make
+from wsis.proposals.file import ProposalFile
+from wsis.proposals.make import make
+from wsis.proposals.proposers import BUILT_IN, names
+from wsis.proposals.source import file_name
 from wsis.types import Index, Record
 
 __all__ = ["index_of_folder", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> list[Path]:
-    """Write the proposal files that `argv` asks for and say where they are; started again, it goes on where it was stopped."""
+    """Write the proposal files that `argv` asks for and print where they are.
+
+    Started again, it continues where it was stopped.
+    """
     from wsis.command_line.messages import plain_errors
     from wsis.command_line.parser import CLI
 
     with plain_errors(lambda: "; the same command continues"):
-        cli = CLI(
-            "propose",
-            list(sys.argv[1:] if argv is None else argv),
-            kinds=("data",),
-            options=_options,
-        )
+        cli = CLI("propose", argv, kinds=("data",), options=_options)
         config, data = cli.config, cli.datamodule
         if config.images is None and config.out is None:  # where the data set itself looks
-            data.proposals = "auto" if config["from"] is None else str(config["from"])
+            data.proposals = _source(data, config["from"])
             files = [
                 data.proposal_file(split, config.workers) for split in _splits(data, config.split)
             ]
         else:
             indices = _indices(data, config.split, config.images)
-            out = _places(list(indices), config.out, config.images)
+            source = _source(data, config["from"])
+            out = _places(list(indices), config.out, config.images, source)
             files = [
-                _write(index, out[name], config["from"], config.workers)
-                for name, index in indices.items()
+                _write(index, out[name], source, config.workers) for name, index in indices.items()
             ]
         for file in files:
             print(f"proposals of {len(file)} images in {file.path}", flush=True)
         return [file.path for file in files]
 
 
-def _write(index: Index, out: Path, source: Path | None, workers: int | None) -> ProposalFile:
-    return ProposalFile(
-        make(index, out, workers) if source is None else convert(source, index, out)
-    )
+def _source(data: Any, given: Path | None) -> str:
+    """Return what to convert, else the proposer that the data's settings name."""
+    if given is not None:
+        return str(given)
+    named = "none" if data is None else str(data.proposals)
+    return BUILT_IN if named == "none" else named
+
+
+def _write(index: Index, out: Path, source: str, workers: int | None) -> ProposalFile:
+    known = source in names()
+    return ProposalFile(make(index, out, workers, source) if known else convert(source, index, out))
 
 
 def _options(parser: Any) -> None:
@@ -95,12 +102,12 @@ def _splits(data: Any, split: str) -> list[str]:
     return ["train", *(["val"] if data.has_val else [])] if split == "all" else [split]
 
 
-def _places(names: list[str], out: Path | None, folder: Path) -> dict[str, Path]:
-    """One file per split; beside the images where no file is named."""
-    out = out or folder / "proposals.sqlite"
+def _places(splits: list[str], out: Path | None, folder: Path, source: str) -> dict[str, Path]:
+    """Return one file per split; beside the images where no file is named."""
+    out = out or folder / file_name(source)
     return {
-        name: out if len(names) == 1 else out.with_name(f"{out.stem}-{name}{out.suffix}")
-        for name in names
+        split: out if len(splits) == 1 else out.with_name(f"{out.stem}-{split}{out.suffix}")
+        for split in splits
     }
 
 
@@ -121,7 +128,7 @@ def index_of_folder(folder: Path) -> Index:
             zip(files, map(image_size, files), strict=True), 1
         )
     ]
-    return Index("folder", folder, images, {image["id"]: [] for image in images}, [], [], {}, {})
+    return Index(name="folder", root=folder, images=images, categories=[])
 
 
 if __name__ == "__main__":

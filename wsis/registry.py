@@ -1,8 +1,12 @@
 """Short names: `pdsl` is the class that `wsis/models/pdsl.py` lists first in its `__all__`.
 
-The name of the file (or of a folder with an `__init__.py`) is the registration. Files are read, not imported, until a class
-is asked for, so a method with heavy dependencies costs the others nothing. Other packages add theirs by entry points of the
-groups `wsis.models` and `wsis.data`.
+The name of the file (or of a folder with an `__init__.py`) is the registration. Files are read,
+not imported, until a class is asked for, so a method with heavy dependencies costs the others
+nothing. Other packages add theirs by entry points of the groups `wsis.models`, `wsis.data` and
+`wsis.proposers`.
+
+A name stands for a class of this library or of an installed plug-in, and for no other code: names
+come from settings files, run folders and tables, which may be somebody else's.
 """
 
 from __future__ import annotations
@@ -11,86 +15,140 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from wsis.errors import InputError
 
-__all__ = ["KINDS", "class_path", "exports", "find", "names", "short_name", "suggest", "summary"]
+__all__ = [
+    "KINDS",
+    "arguments",
+    "class_path",
+    "description",
+    "exports",
+    "find",
+    "names",
+    "short_name",
+    "suggest",
+    "summary",
+]
 
-KINDS = {"model": "wsis.models", "data": "wsis.data"}
-"""What can be chosen by name, with the group of entry points that adds to it."""
+KINDS = ("model", "data")
+"""What a command line chooses by name; each is a section of a settings file."""
+_GROUPS = {"model": "wsis.models", "data": "wsis.data", "proposer": "wsis.proposers"}
 _PACKAGES = {"model": ("models", "parts"), "data": ("datasets",)}
+_BASES = {"model": "LightningModule", "data": "LightningDataModule"}
+_FUNCTIONS = {"proposer": {"segments": "wsis.proposals.segments.propose"}}
+"""Built-in functions by name; a kind with a base has classes."""
 
 
 def names(kind: str) -> list[str]:
-    """Short names of one kind ("model" or "data"), built in and from plug-ins."""
-    return sorted({*_files(kind), *_plugins(kind)})
+    """Return the short names of one kind ("model", "data", "proposer"), plug-ins included."""
+    return sorted({*_files(kind), *_FUNCTIONS.get(kind, {}), *_plugins(kind)})
 
 
-def class_path(kind: str, name: str) -> str:
-    """`pdsl`, `PDSL`, `em-paste` or `EMPaste` -> dotted path of the class; a dotted path is left alone.
+def class_path(kind: str, name: str, typed: bool = False) -> str:
+    """Return the dotted path for `pdsl`, `PDSL`, `em-paste`, `EMPaste` or a dotted path.
+
+    Args:
+        kind: "model", "data" or "proposer".
+        name: a short name in any spelling, or a dotted path.
+        typed: the user typed the name, so that it may be the path of any code.
 
     Raises:
-        InputError: no such name; the message has the nearest one.
+        InputError: no such name (the message has the nearest one), or a path that is not installed.
     """
     if "." in name:
-        return name.replace(":", ".")
+        path = name.replace(":", ".")
+        if not typed and not _is_installed(kind, path):
+            raise InputError(
+                f"{kind} {name} is not installed, and a file may name no other code; "
+                f"install it with an entry point of {_GROUPS[kind]}; "
+                f"wsis.fit takes it as --{kind} {name}, too"
+            )
+        return path
     known = {_plain(n): n for n in names(kind)}
     if _plain(name) not in known:
+        nearest = suggest(name, known.values())
         raise InputError(
-            f"no {kind} is called '{name}'{suggest(name, known.values())} (have: {', '.join(known.values())})"
+            f"no {kind} is called '{name}'{nearest} (have: {', '.join(known.values())})"
         )
     name = known[_plain(name)]
     if name in _files(kind):
-        path = _files(kind)[name]
-        return f"wsis.{_package(path)}.{name}.{_first_export(path)}"
-    return _plugins(kind)[name]
+        return _path_of_file(_files(kind)[name])
+    return _FUNCTIONS.get(kind, {}).get(name) or _plugins(kind)[name]
 
 
-def find(kind: str, name: str) -> type[Any]:
-    """The class of a short name or dotted path, imported now.
+@overload
+def find(kind: Literal["model", "data"], name: str, typed: bool = ...) -> type[Any]: ...
+@overload
+def find(kind: str, name: str, typed: bool = ...) -> Any: ...
+def find(kind: str, name: str, typed: bool = False) -> Any:
+    """Import the class (of a proposer: the function) of a short name or dotted path.
+
+    Args:
+        kind: "model", "data" or "proposer".
+        name: as `class_path` takes it.
+        typed: the user typed the name, so that it may be the path of any code.
 
     Raises:
-        InputError: no such name, module or class.
+        InputError: no such name, module or class, not installed, or not of this kind.
     """
-    path = class_path(kind, name)
-    module, _, cls = path.rpartition(".")
+    path = class_path(kind, name, typed)
+    module, _, attribute = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), cls)
+        thing = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
-        if (error.name or "").startswith("wsis."):
-            raise
         raise InputError(
-            f"--{kind} {name}: no module '{error.name}'; install it or correct the name"
+            f"{kind} {name}: no module '{error.name}'; install it or correct the name"
         ) from error
     except AttributeError as error:
-        raise InputError(f"--{kind} {name}: module '{module}' has no class '{cls}'") from error
+        raise InputError(f"{kind} {name}: module '{module}' has no class '{attribute}'") from error
+    base = _BASES.get(kind)
+    if not callable(thing) if base is None else not _derives_from(thing, base):
+        raise InputError(f"{kind} {name} is no {base or 'function'}; correct the name")
+    return thing
+
+
+def arguments(cls: type[Any]) -> dict[str, inspect.Parameter]:
+    """Return the arguments of a constructor, with those that its `**settings` pass on to the base class."""
+    known = dict(inspect.signature(cls).parameters)
+    passes_on = [name for name, p in known.items() if p.kind is p.VAR_KEYWORD]
+    if not passes_on:
+        return known
+    del known[passes_on[0]]
+    return {**arguments(cls.__mro__[1]), **known}
 
 
 def short_name(kind: str, path: str) -> str:
-    """`wsis.models.pdsl.PDSL` -> `pdsl`, for run folders and tables."""
-    built_in = any(path.startswith(f"wsis.{package}.") for package in _PACKAGES[kind])
+    """Return `pdsl` for `wsis.models.pdsl.PDSL`, for run folders and tables."""
+    built_in = any(path.startswith(f"wsis.{package}.") for package in _PACKAGES.get(kind, ()))
     return path.split(".")[2] if built_in else path.rsplit(".", 1)[-1].lower()
 
 
 def summary(kind: str, name: str) -> str:
-    """First docstring line of a file, without importing it."""
+    """Return the first docstring line of a name's file, without importing it."""
     path = _files(kind).get(name) or _source(_plugins(kind)[name])
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) if path else None
+    return description(path) if path else ""
+
+
+def description(path: Path) -> str:
+    """Return the first docstring line of a Python file."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     return (text or "").partition("\n")[0]
 
 
 def exports() -> dict[str, str]:
-    """Class name -> kind of every built-in model and data set: {"PDSL": "model", ...}."""
+    """Return the kind of every built-in class by its name: {"PDSL": "model", ...}."""
     return {_first_export(path): kind for kind in KINDS for path in _files(kind).values()}
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Say which of `known` is nearest to `word`: "; did you mean 'x'?", or nothing."""
+    """Return "; did you mean 'x'?" with the nearest of `known`, or "" where none is near."""
     spelled = {_plain(k): k for k in known}
     near = difflib.get_close_matches(_plain(word), spelled, n=1)
     return f"; did you mean '{spelled[near[0]]}'?" if near else ""
@@ -102,33 +160,47 @@ def _plain(name: str) -> str:
 
 @cache
 def _files(kind: str) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for package in _PACKAGES[kind]:
+    files: dict[str, Path] = {}
+    for package in _PACKAGES.get(kind, ()):
         folder = Path(__file__).parent / package
-        found |= {path.stem: path for path in folder.glob("[!_]*.py")}
-        found |= {path.parent.name: path for path in folder.glob("[!_]*/__init__.py")}
-    return dict(sorted(found.items()))
+        files |= {path.stem: path for path in folder.glob("[!_]*.py")}
+        files |= {path.parent.name: path for path in folder.glob("[!_]*/__init__.py")}
+    return dict(sorted(files.items()))
 
 
-def _package(path: Path) -> str:
-    """`.../wsis/models/ccgr/__init__.py` -> `models`."""
-    return path.relative_to(Path(__file__).parent).parts[0]
+def _path_of_file(path: Path) -> str:
+    """Return `wsis.models.ccgr.CCGR` for `.../wsis/models/ccgr/__init__.py`."""
+    parts = path.relative_to(Path(__file__).parent).with_suffix("").parts
+    return ".".join(["wsis", *parts[:2], _first_export(path)])
 
 
 @cache
 def _plugins(kind: str) -> dict[str, str]:
     return {
-        plugin.name: plugin.value.replace(":", ".") for plugin in entry_points(group=KINDS[kind])
+        plugin.name: plugin.value.replace(":", ".") for plugin in entry_points(group=_GROUPS[kind])
     }
 
 
+def _is_installed(kind: str, path: str) -> bool:
+    """Return whether a path lies in this library or in the module of a plug-in of this kind."""
+    plugins = [plugin.rpartition(".")[0] for plugin in _plugins(kind).values()]
+    inside = any(path.startswith(f"{place}.") for place in ["wsis", *plugins])
+    return inside if kind in _BASES else path in _FUNCTIONS.get(kind, {}).values()
+
+
+def _derives_from(thing: Any, base: str) -> bool:
+    import pytorch_lightning as pl
+
+    return isinstance(thing, type) and issubclass(thing, getattr(pl, base))
+
+
 def _source(path: str) -> Path | None:
-    """The file of a plug-in's class, where it is a file."""
+    """Return the file of a plug-in's class, where it is a file."""
     try:
-        found = importlib.util.find_spec(path.rpartition(".")[0])
+        spec = importlib.util.find_spec(path.rpartition(".")[0])
     except ModuleNotFoundError:
         return None
-    return Path(found.origin) if found and found.origin and found.origin.endswith(".py") else None
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
 @cache

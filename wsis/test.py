@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,14 +13,13 @@ from torchmetrics import Metric
 
 from wsis.command_line.messages import plain_errors
 from wsis.command_line.parser import CLI
-from wsis.command_line.settings import as_words
 from wsis.data.samples import truth_of
 from wsis.errors import InputError
 from wsis.files import whole
 from wsis.images import draw
 from wsis.images.panoptic import PanopticMaps
 from wsis.images.read import read_image
-from wsis.inference import load, read_run
+from wsis.inference import load
 from wsis.metrics import VOCAP, CorLoc, InstanceAP, MaskIoU, PanopticQuality
 from wsis.metrics.panoptic_results import PANOPTIC, read_panoptic
 from wsis.metrics.results import read_results
@@ -51,8 +49,7 @@ class Judgement(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> Judgement | None:
     """Judge what `argv` asks for; None on all ranks but the first."""
     with plain_errors():
-        words = _with_data_of_run(list(sys.argv[1:] if argv is None else argv))
-        cli = CLI("test", words, kinds=("data",), options=_options)
+        cli = CLI("test", argv, kinds=("data",), options=_options, run_flag="--run")
         return evaluate(cli.datamodule, **{name: cli.config[name] for name in cli.own})
 
 
@@ -208,34 +205,6 @@ def _with_panoptic(
 def _options(parser: LightningArgumentParser) -> None:
     parser.add_function_arguments(evaluate, skip={"data", "per_class"})
     parser.add_argument("--per_class", action="store_true", help="Print a line for each class.")
-
-
-def _with_data_of_run(words: list[str]) -> list[str]:
-    """Put the data settings of the `--run` in front of the words."""
-    runs = [
-        value or after
-        for (flag, _, value), after in zip(
-            (w.partition("=") for w in words), [*words[1:], ""], strict=True
-        )
-        if flag == "--run"
-    ]
-    if not runs or "--help" in words or "-h" in words:
-        return words
-    section = read_run(Path(runs[-1]))["data"]
-    return [
-        "--data",
-        section["class_path"],
-        *as_words(dict(_dotted(section.get("init_args") or {}, "data"))),
-        *words,
-    ]
-
-
-def _dotted(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}.{key}")
-        else:
-            yield f"{prefix}.{key}", value
 
 
 def truths_of(index: Index) -> list[Truth]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from wsis.data.targets import FIELDS, Classes, Field
 
+from wsis.data.targets import FIELDS, Classes, Field
 from wsis.data.transforms import Cut
 from wsis.types import Record, Target
 

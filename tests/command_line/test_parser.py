@@ -204,11 +204,11 @@ def help_of(capsys, *words: str) -> str:
 def test_help_is_short_and_every_setting_has_a_sentence(name, capsys):
     out = help_of(capsys, "--model", name, "--help")
     assert len(out.splitlines()) < 80
-    assert "--trainer" not in out
+    assert not re.search(r"^  --(trainer|data)\.", out, re.MULTILINE), "they have their own help"
     settings = re.findall(r"^  (--\S+)(.*(?:\n {10,}.*)*)", out, re.MULTILINE)
     assert len(settings) > 10
     for flag, rest in settings:
-        assert len(re.findall(r"[a-z]{2,}", rest)) >= 2, f"{flag} has no sentence"
+        assert len(re.findall(r"[A-Za-z]{2,}", rest)) >= 2, f"{flag} has no sentence"
 
 
 def test_help_shows_the_recipe(layers, capsys):
@@ -216,6 +216,20 @@ def test_help_shows_the_recipe(layers, capsys):
         r"--model.width 2 ",
         help_of(capsys, "--model", "toy_plugins.Net", "--data", "toy_plugins.Data", "--help"),
     )
+
+
+def test_help_has_headings_said_once(capsys):
+    """Settings that are a dataclass of their own are a group, under the sentence of its docstring."""
+    for words, groups in {
+        ("--model", "pdsl", "--help"): ("model.backbone", "model.optimisation"),
+        ("--data", "voc", "--help", "data"): ("data.augment", "data.loading"),
+    }.items():
+        lines = help_of(capsys, *words).splitlines()
+        headings = [line for line in lines if not line.startswith(" ")]
+        assert len(set(headings)) == len(headings)
+        for group in groups:
+            first = next(i for i, line in enumerate(lines) if line.startswith(f"  --{group}."))
+            assert re.fullmatch(r"[A-Z][a-z -]{10,}:", lines[first - 1])
 
 
 def test_help_of_the_trainer_and_of_names(capsys):

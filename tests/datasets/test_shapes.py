@@ -212,7 +212,9 @@ def test_salient_objects_are_single_and_of_other_classes(shapes: Shapes) -> None
     mask = rle.decode(index.annotations[1][0]["segmentation"])
     assert cv2.connectedComponents(mask)[0] == 2
     assert mask[0].sum() + mask[-1].sum() + mask[:, 0].sum() + mask[:, -1].sum() == 0  # shown whole
-    sample = shapes.samples("salient", train=True, supervision="masks").sample(0, 3)
+    sample = shapes.samples("salient", train=True, supervision={"tags", "boxes", "masks"}).sample(
+        0, 3
+    )
     assert sample["target"]["masks"].shape == (1, 256, 256)
 
 

@@ -15,11 +15,12 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from PIL import Image
-from pycocotools import mask as rle
+from poison import poison
 
 import wsis
 from wsis import fit, registry
 from wsis.data.module import DataModule
+from wsis.data.targets import FIELDS
 from wsis.datasets.coco import COCO
 from wsis.datasets.shapes import Shapes
 from wsis.method import Method
@@ -85,6 +86,13 @@ STAGED = {  # methods that are trained in stages alone
         "segmentor": MASK_RCNN,
     },
 }
+
+
+def hidden(name: str) -> frozenset[str]:
+    """Fields of a label that a method may not see."""
+    return frozenset(FIELDS) - registry.find("model", name).supervision
+
+
 TRAINED = [
     name
     for name in METHODS
@@ -117,11 +125,11 @@ def build(name: str, **settings) -> Method:
     )
 
 
-def train(name: str, data: DataModule, steps: int = 2, **trainer) -> Method:
+def train(name: str, data: DataModule, salient: Path | None = None, **trainer) -> Method:
     pl.seed_everything(0, verbose=False)
-    model = build(name)
-    place = {"default_root_dir": data.folder, **trainer}
-    pl.Trainer(accelerator="cpu", max_steps=steps, **QUIET, **place).fit(model, datamodule=data)
+    model = build(name, salient=str(salient or ""))
+    settings = {"default_root_dir": data.folder, "max_steps": 2, **QUIET, **trainer}
+    pl.Trainer(accelerator="cpu", **settings).fit(model, model.training_data(data))
     return model
 
 
@@ -151,7 +159,7 @@ def test_every_setting_has_a_sentence(name):
     cls = registry.find("model", name)
     for setting in inspect.signature(cls).parameters:
         assert f"    {setting}: " in (cls.__doc__ or ""), f"{name}.{setting} has no help"
-    assert {"tags"} <= cls.supervision <= {"tags", "stuff_tags", "boxes", "masks"}
+    assert {"tags"} <= cls.supervision <= {*FIELDS}
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -180,12 +188,10 @@ def test_saved_and_loaded_from_python(name, data, tmp_path):
         assert same(predictions(model, data), predictions(again, data))
 
 
-def train_on_files(name: str, data: Shapes, folder: Path, salient: Path) -> Method:
+def train_on_files(name: str, data: Shapes, folder: Path, salient: Path | None = None) -> Method:
     """Train as on `data`, but on files that can be changed."""
-    files = COCO(
-        folder, panoptic=True, salient=str(salient), augment=data.augment, loading=data.loading
-    )
-    return train(name, files, limit_val_batches=0)
+    files = COCO(folder, panoptic=True, augment=data.augment, loading=data.loading)
+    return train(name, files, salient or data.salient_folder(), limit_val_batches=0)
 
 
 def equal(a: pl.LightningModule, b: pl.LightningModule) -> bool:
@@ -195,46 +201,20 @@ def equal(a: pl.LightningModule, b: pl.LightningModule) -> bool:
     )
 
 
-def poison(folder: Path, hidden: tuple[str, ...]) -> None:
-    """Put noise where a method may not look."""
-    path, rng = folder / "annotations/instances_train2017.json", np.random.default_rng(5)
-    content = json.loads(path.read_text())
-    for annotation in content["annotations"]:
-        noise = rle.encode(np.asfortranarray(rng.random((256, 256)) < 0.5, np.uint8))
-        lies = {
-            "segmentation": {"size": [256, 256], "counts": noise["counts"].decode()},
-            "bbox": [*rng.integers(1, 99, 4)],
-        }
-        annotation |= {"area": int(rng.integers(1, 999))} | {key: lies[key] for key in hidden}
-    path.write_text(json.dumps(content, default=int))
-
-
-HIDDEN = {"tags": ("segmentation", "bbox"), "boxes": ("segmentation",)}
-
-
-@pytest.mark.parametrize(
-    "name", [name for name in TRAINED if registry.find("model", name).supervision in HIDDEN]
-)
+@pytest.mark.parametrize("name", [n for n in TRAINED if hidden(n)])
 def test_poison_where_it_may_not_look_changes_no_bit(name, data, tmp_path):
-    folder, salient, poisoned = (
-        data.index("train").root.parent,
-        data.index("salient").root.parent,
-        tmp_path / "poisoned",
-    )
-    honest = train_on_files(name, data, folder, salient)
-    shutil.copytree(folder, poisoned)
-    poison(poisoned, HIDDEN[honest.supervision])
-    assert equal(train_on_files(name, data, poisoned, salient), honest)
+    folder = data.index("train").root.parent
+    honest = train_on_files(name, data, folder)
+    shutil.copytree(folder, tmp_path / "poisoned")
+    poison(tmp_path / "poisoned", hidden(name))
+    assert equal(train_on_files(name, data, tmp_path / "poisoned"), honest)
 
 
 @pytest.mark.parametrize("name", STAGED)
 def test_poison_changes_no_bit_of_any_stage(name, data, tmp_path):
-    folder, hidden = (
-        data.index("train").root.parent,
-        HIDDEN[registry.find("model", name).supervision],
-    )
+    folder = data.index("train").root.parent
     shutil.copytree(folder, tmp_path / "poisoned")
-    poison(tmp_path / "poisoned", hidden)
+    poison(tmp_path / "poisoned", hidden(name))
     recipe = Path(__file__).parents[2] / f"configs/shapes/{name}.yaml"
     for run, root in (("honest", folder), ("fooled", tmp_path / "poisoned")):
         flags = [
@@ -258,20 +238,16 @@ def test_poison_changes_no_bit_of_any_stage(name, data, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        name
-        for name in METHODS
-        if "salient_fraction" in inspect.signature(registry.find("model", name)).parameters
-    ],
+    [n for n in METHODS if "salient" in inspect.signature(registry.find("model", n)).parameters],
 )
 def test_salient_masks_are_learned_from(name, data, tmp_path):
-    folder, salient = data.index("train").root.parent, data.index("salient").root.parent
-    honest = train_on_files(name, data, folder, salient)
-    shutil.copytree(salient, tmp_path / "salient")
-    assert equal(train_on_files(name, data, folder, tmp_path / "salient"), honest)
-    for path in (tmp_path / "salient/masks").iterdir():
+    folder, salient = data.index("train").root.parent, tmp_path / "salient"
+    honest = train_on_files(name, data, folder)
+    shutil.copytree(data.salient_folder(), salient)
+    assert equal(train_on_files(name, data, folder, salient), honest)
+    for path in (salient / "masks").iterdir():
         Image.fromarray(np.asarray(Image.open(path)).T).save(path)
-    assert not equal(train_on_files(name, data, folder, tmp_path / "salient"), honest)
+    assert not equal(train_on_files(name, data, folder, salient), honest)
 
 
 def test_methods_in_stages_have_their_small_settings():

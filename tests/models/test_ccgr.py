@@ -299,7 +299,7 @@ class Sighted(AffinityNet):
 
     def __init__(self, data: Shapes, blind: bool = False) -> None:
         super().__init__(8, COARSE, width=8)
-        samples = data.samples("train", train=False, supervision="masks")
+        samples = data.samples("train", train=False, supervision={"tags", "boxes", "masks"})
         self.known = {
             s["image"].float().mean().item(): s["target"]
             for s in (samples.sample(i) for i in range(len(samples)))

@@ -313,7 +313,7 @@ def test_masks_are_asked_for_without_proposals(tmp_path) -> None:
 
 def test_it_learns_one_image_by_heart(tmp_path) -> None:
     data = Shapes(tmp_path, train=1, val=1, proposals="none")
-    sample = data.samples("train", train=True, supervision="masks").sample(0)
+    sample = data.samples("train", train=True, supervision={"tags", "boxes", "masks"}).sample(0)
     torch.manual_seed(0)
     model = MaskRCNN(8, **TINY, test_side=0, anchors_per_image=64, regions_per_image=64)
     model.log = model.log_dict = lambda *_, **__: None

@@ -137,7 +137,7 @@ def index(tmp_path):
         )  # the worst that a JPEG can meet
         cv2.imwrite(str(tmp_path / f"{number}.jpg"), noise)
         images.append({"id": number, "file_name": f"{number}.jpg", "height": 600, "width": 800})
-    return Index("x", tmp_path, images, {}, [{"id": 1, "name": "a"}], [], {}, {})
+    return Index(name="x", root=tmp_path, images=images, categories=[{"id": 1, "name": "a"}])
 
 
 def test_gallery_has_the_images_that_methods_disagree_on(index):

@@ -39,9 +39,8 @@ def entry(
     method: str,
     **changes: Any,
 ) -> Entry:
-    index = Index(
-        data, Path(), [{}] * images, {}, [{"name": str(c)} for c in range(classes)], [], {}, {}
-    )
+    names = [{"name": str(c)} for c in range(classes)]
+    index = Index(name=data, root=Path(), images=[{}] * images, categories=names)
     blank: dict[str, Any] = {field.name: "" for field in dataclasses.fields(Entry)}
     figures = {"AP50": 0.5}
     known = {

@@ -65,13 +65,18 @@ def test_a_sweep_has_one_run_for_all_stages(tmp_path, monkeypatch):
     assert len(run.series("loss")) == 4 + 3
 
 
+class Drawn(Oracle):
+    """Logs two pictures."""
+
+    def configure_callbacks(self):
+        return [Evaluation(pictures=2, least_score=0)]
+
+
 def test_pictures_with_masks(tmp_path):
     loggers = [WandB("trial").logger(tmp_path, "train")]
-    callbacks = [Evaluation(pictures=2, least_score=0)]
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    pl.Trainer(logger=loggers, callbacks=callbacks, default_root_dir=tmp_path, **quiet).validate(
-        Oracle(), SceneData(), verbose=False
-    )
+    trainer = pl.Trainer(logger=loggers, default_root_dir=tmp_path, **quiet)
+    trainer.validate(Drawn(), SceneData(), verbose=False)
     (run,) = logged(tmp_path)
     for number in range(2):
         (found,) = run.series(f"val/pictures/{number}")

@@ -22,12 +22,12 @@ BATCH = [{"target": {"tags": torch.tensor([0.0, 1.0])}}]
 
 
 class Detector(Method):
-    def predict_step(self, batch, batch_idx):
+    def predict_step(self, batch, batch_idx=0):
         return [FOUND for _ in batch]
 
 
 class Ready(Detector):
-    def label(self, batch, score_threshold):
+    def label(self, batch, score_threshold=0.5):
         return [FOUND for _ in batch]
 
 

@@ -1,4 +1,4 @@
-"""What the user sees when something goes wrong: one line that says what, where and what to do."""
+"""What the user sees when something goes wrong: one line with what, where and what to do."""
 
 from __future__ import annotations
 
@@ -9,52 +9,54 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
+from jsonargparse import ArgumentError
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from wsis.errors import InputError
 
-__all__ = ["plain_errors", "quiet"]
+__all__ = ["gist", "plain_errors", "quiet"]
 
 
 @contextmanager
 def plain_errors(hint: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Turn a user's mistake, a full disk or Ctrl-C into one line and an exit code; `WSIS_TRACEBACK=1` shows all.
+    """Turn a user's mistake, a full disk or Ctrl-C into one line and an exit code.
+
+    With `WSIS_TRACEBACK=1` in the environment, errors keep their traceback.
 
     Args:
-        hint: what to say after an interruption, such as how to resume.
+        hint: what to add after an interruption, such as how to resume.
     """
     quiet()
     try:
         yield
     except KeyboardInterrupt:
-        sys.exit(_stop(130, f"interrupted{hint()}"))
+        _stop(130, f"interrupted{hint()}")
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into exit(1)
-            sys.exit(_stop(130, f"interrupted{hint()}"))
+            _stop(130, f"interrupted{hint()}")
         raise
-    except (InputError, MisconfigurationException) as error:
-        if os.environ.get("WSIS_TRACEBACK"):
+    except (InputError, MisconfigurationException, OSError, RuntimeError) as error:
+        line = _line_for(error, hint)
+        if not line or os.environ.get("WSIS_TRACEBACK"):
             raise
-        sys.exit(
-            _stop(
-                2,
-                f"error: {str(error).strip().splitlines()[-1].removeprefix('wsis.errors.InputError: ')}",
-            )
-        )
-    except OSError as error:
-        if os.environ.get("WSIS_TRACEBACK"):
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        sys.exit(_stop(2, f"error: {where}{error.strerror or error}{hint()}"))
-    except RuntimeError as error:
-        if os.environ.get("WSIS_TRACEBACK") or not (cure := _starved(str(error))):
-            raise
-        sys.exit(_stop(2, f"error: {cure}{hint()}"))
+        _stop(2, f"error: {line}")
+
+
+def _line_for(error: Exception, hint: Callable[[], str]) -> str:
+    """Return what to tell the user, "" for an error that is ours."""
+    if isinstance(error, (InputError, MisconfigurationException)):
+        return str(error).strip().splitlines()[-1].removeprefix("wsis.errors.InputError: ")
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror or error}{hint()}"
+    cure = _starved(str(error))
+    return f"{cure}{hint()}" if cure else ""
 
 
 def _starved(message: str) -> str:
-    """What to do about an error of torch that means want of memory, "" for any other."""
+    """Return advice for an out-of-memory error of torch, "" for any other error."""
     if re.search(r"DataLoader worker \(pid|</torch_", message):
         return "loader processes are out of (shared) memory; have fewer: --data.loading.workers 0"
     if re.search(r"(CUDA|MPS|HIP|XPU).* out of memory|can't allocate memory", message):
@@ -62,18 +64,36 @@ def _starved(message: str) -> str:
     return ""
 
 
-def _stop(code: int, line: str) -> int:
+def gist(error: ArgumentError) -> str:
+    """Return the one thing to know of jsonargparse's paragraph about a value."""
+    text = re.sub(r"<class ('.*?')>", r"\1", str(error)).replace("typing.", "")
+    named = re.search(r"""(?:Parser key|Key|Option) ["']([\w.]+)["']""", text)
+    if named and "required" in text:
+        return f"give --{named[1]}"
+    value = re.search(r"(?:Given|Got) value: (.*)", text)
+    union = re.search(r"Subtypes: \[(.*)\]", text)
+    if named and value and union:
+        return f"--{named[1]} {value[1]}: expected one of {union[1][:200]}"
+    expected = re.search(r"Expected an? (.*?)\. Got value", text)
+    if named and value and expected:
+        return f"--{named[1]} {value[1]}: expected {expected[1]}"
+    limit = re.search(r"Not of type \w+: (.*)", text)
+    if named and limit:
+        return f"--{named[1]}: {limit[1]}"
+    return " ".join(text.split())[:300]
+
+
+def _stop(code: int, line: str) -> NoReturn:
     print(line, file=sys.stderr, flush=True)
-    return code
+    sys.exit(code)
 
 
 def quiet() -> None:
-    """Leave out Lightning's tips and what our runs see to by themselves."""
+    """Silence Lightning's tips and warnings about what our runs take care of."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    logging.getLogger("timm.models._builder").setLevel(
-        logging.ERROR
-    )  # features have no use for a classifier's weights
+    timm = logging.getLogger("timm.models._builder")
+    timm.setLevel(logging.ERROR)  # features do not use a classifier's weights
     warnings.formatwarning = _warning
     for message in (
         ".*does not have many workers",
@@ -97,9 +117,7 @@ def _warning(
     lineno: int,
     line: str | None = None,
 ) -> str:
-    """One line; what is said to the user does not say where in the code."""
-    return (
-        f"warning: {message}\n"
-        if category is UserWarning
-        else f"{filename}:{lineno}: {category.__name__}: {message}\n"
-    )
+    """Return one line, without a place in the code if the warning is for the user."""
+    if category is UserWarning:
+        return f"warning: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"

@@ -1,17 +1,12 @@
-"""One command line for every verb: LightningCLI with short names, layered settings, short help and one-line errors."""
+"""One command line for every verb: LightningCLI with short names and layered settings."""
 
 from __future__ import annotations
 
 import copy
 import importlib
 import inspect
-import os
-import re
 import sys
-import textwrap
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -19,30 +14,21 @@ from typing import Any
 
 import pytorch_lightning as pl
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import restricted_number_type
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger
 
 from wsis import registry
-from wsis.command_line.settings import (
-    Config,
-    arrange,
-    as_words,
-    check_known,
-    flatten,
-    layer,
-    read_config,
-    recipe,
-    spelled,
-)
+from wsis.command_line.help import Help, list_names
+from wsis.command_line.messages import gist
+from wsis.command_line.settings import Config, arrange, read_config, read_run, recipe, spelled
+from wsis.command_line.trainers import Record, new_trainer
 from wsis.errors import InputError
-from wsis.files import whole
 from wsis.runs.loggers import CSV, WandB
-from wsis.runs.run import rank
 
-__all__ = ["CLI", "Help", "new_trainer", "parse", "run_folder", "write_settings"]
+__all__ = ["CLI", "Help", "overlay", "parse"]
 
 TRAINER = MappingProxyType(
     {
@@ -57,18 +43,9 @@ STEPS = 1000
 """How long to train where neither a recipe nor the user says: minutes on a laptop."""
 SEED = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 LINKED = ("num_classes", "num_stuff")
-"""Model arguments that are the data's to say."""
-
-
-class Help(DefaultHelpFormatter):
-    """A setting a line: `--name default  sentence`."""
-
-    def __init__(self, prog: str, **_: Any) -> None:
-        super().__init__(prog, max_help_position=100, width=2000)  # type: ignore[no-untyped-call]
-
-    def format_help(self) -> str:
-        """The short form."""
-        return _short(super().format_help()) + "\n"
+"""Arguments of models that are taken from the data."""
+SECTIONS = ("model", "data", "trainer", "wandb")
+"""What a settings file holds besides a verb's own settings."""
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
@@ -77,27 +54,43 @@ def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
     Raises:
         InputError: an unknown, missing or ill-typed argument.
     """
+    words = [spelled(word) for word in (sys.argv[1:] if argv is None else argv)]
     try:
-        parsed = parser.parse_args(
-            [spelled(word) for word in (sys.argv[1:] if argv is None else argv)]
-        )
+        parsed = parser.parse_args(words)
     except ArgumentError as error:
-        raise InputError(f"{_one_line(str(error))}; see {parser.prog} --help") from error
+        raise InputError(f"{gist(error)}; see {parser.prog} --help") from error
     return {key: value for key, value in parsed.as_dict().items() if key != "config"}
 
 
-def new_trainer(**settings: Any) -> pl.Trainer:
-    """Make Lightning's Trainer.
+def overlay(
+    parser: ArgumentParser, config: Config, place: str, below: Namespace | None = None
+) -> Namespace:
+    """Parse the settings of a file on top of those below.
+
+    Args:
+        parser: of classes that are chosen already.
+        config: sections as `read_config` returns them.
+        place: what messages call them, such as the file's path.
+        below: weaker settings.
 
     Raises:
-        InputError: settings that it refuses, such as an accelerator that there is not.
+        InputError: an unknown setting, or a value of the wrong type.
     """
+    plain = {}
+    for section, content in config.items():
+        if section in registry.KINDS and content:
+            init_args = content.get("init_args") or {}
+            inside = {**content, **init_args}
+            content = {key: inside[key] for key in inside if key not in ("class_path", "init_args")}
+        if content not in (None, {}):
+            plain[section] = content
+    known = _keys(parser) - {"config"}
+    for key in _dotted(plain, known):
+        _check_known(key, known, f" in {place}")
     try:
-        return pl.Trainer(**settings)
-    except (ValueError, TypeError) as error:
-        raise InputError(
-            f"the Trainer refuses its settings: {' '.join(str(error).split())}"
-        ) from error
+        return parser.parse_object(plain, below)
+    except ArgumentError as error:
+        raise InputError(f"{place}: {gist(error)}") from error
 
 
 class CLI(LightningCLI):
@@ -107,9 +100,9 @@ class CLI(LightningCLI):
         verb: What follows `python -m wsis.`.
         argv: The words after it; those of this process if None.
         kinds: Which classes the verb needs, of "model" and "data".
-        options: Adds the verb's own settings to the parser; they are left out of the saved settings.
+        options: Adds the verb's own settings to the parser; they are not saved.
         default: Short names where none are given.
-        files: Settings files that come before those of `--config`.
+        run_flag: The flag, such as "--resume", that names a run whose settings come first.
 
     Raises:
         InputError: an unknown name or setting, or a value of the wrong type.
@@ -122,12 +115,19 @@ class CLI(LightningCLI):
         kinds: Sequence[str] = ("model", "data"),
         options: Callable[[LightningArgumentParser], object] = lambda parser: None,
         default: Mapping[str, str] = MappingProxyType({"data": "shapes"}),
-        files: Sequence[Path] = (),
+        run_flag: str | None = None,
     ) -> None:
         self.verb, self.kinds, self.options = verb, kinds, options
-        chosen, given, words = arrange(sys.argv[1:] if argv is None else argv)
-        self.help, self.words = _take_help(words)
-        self._choose(chosen, default, [*files, *given])
+        self.typed = list(sys.argv[1:] if argv is None else argv)
+        self.sections = SECTIONS if "model" in kinds else tuple(kinds)
+        self.help = _help_topic(self.typed, self.sections)
+        if self.help:
+            self.sections = (self.help,)
+        chosen, run, files, self.words = arrange(self.typed, run_flag)
+        self.run = _folder_of_run(run, self.typed) if run and not self.help else None
+        self.files = [*([self.run / "config.yaml"] if self.run else []), *files]
+        self._choose(chosen, default)
+        names = " ".join(f"--{kind} NAME" for kind in kinds)
         super().__init__(
             self.classes.get("model", pl.LightningModule),
             self.classes.get("data", pl.LightningDataModule),
@@ -136,10 +136,10 @@ class CLI(LightningCLI):
             trainer_defaults=dict(TRAINER),
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,  # checkpoints hold plain constructor arguments, as those made from Python
+            load_from_checkpoint_support=False,  # checkpoints hold plain constructor arguments
             parser_kwargs={
                 "prog": f"python -m wsis.{verb}",
-                "usage": f"%(prog)s {' '.join(f'--{kind} NAME' for kind in kinds)} [--SETTING VALUE ...] [--config FILE ...]",
+                "usage": f"%(prog)s {names} [--SETTING VALUE ...] [--config FILE ...]",
                 "description": "; ".join(
                     f"--{kind}: {', '.join(registry.names(kind))}" for kind in kinds
                 ),
@@ -149,92 +149,97 @@ class CLI(LightningCLI):
             },
         )
 
-    def _choose(
-        self, chosen: Mapping[str, str], default: Mapping[str, str], files: Sequence[Path]
-    ) -> None:
-        """Settle on classes and settings files."""
-        named = {kind: name for kind, name in default.items() if kind in self.kinds}
-        for path in files:
-            for kind in self.kinds:
-                section = read_config(path).get(kind) or {}
-                named[kind] = section.get("class_path", named.get(kind, ""))
-        named |= {kind: name for kind, name in chosen.items() if kind in self.kinds}
-        named = {kind: name for kind, name in named.items() if name}
-        missing = [kind for kind in self.kinds if kind not in named]
-        if missing and self.help is None:
-            raise InputError(
-                f"give --{missing[0]}, one of: {', '.join(registry.names(missing[0]))}"
-            )
-        self.paths = {kind: registry.class_path(kind, name) for kind, name in named.items()}
-        self.classes = {kind: registry.find(kind, path) for kind, path in self.paths.items()}
-        self.names = {kind: registry.short_name(kind, path) for kind, path in self.paths.items()}
-        self.recipe = recipe(**self.names) if len(self.names) == 2 else None
-        self.files = [*([self.recipe] if self.recipe else []), *files]
+    def _choose(self, chosen: Mapping[str, str], default: Mapping[str, str]) -> None:
+        """Settle on classes and on the recipe that comes before all other files."""
+        configs = [read_config(path, self.typed) for path in self.files]
+        self.paths: dict[str, str] = {}
+        for kind in self.kinds:
+            in_files = [(config.get(kind) or {}).get("class_path") for config in configs]
+            given = [default.get(kind), *in_files, chosen.get(kind)]
+            name = next((name for name in reversed(given) if name), None)
+            if name:
+                self.paths[kind] = registry.class_path(kind, name, typed=True)
+            elif not self.help:
+                known = ", ".join(registry.names(kind))
+                raise InputError(f"give --{kind}, one of: {known}")
+        paths = self.paths.items()
+        self.classes = {kind: registry.find(kind, path, typed=True) for kind, path in paths}
+        self.names = {kind: registry.short_name(kind, path) for kind, path in paths}
+        usual = recipe(**self.names) if len(self.names) == 2 else None
+        if usual:
+            self.files.insert(0, usual)
 
     # What LightningCLI asks for, in its order
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The seed, which LightningCLI looks for under this name."""
-        parser.add_argument(
-            "--seed_everything",
-            type=SEED,
-            default=0,
-            help="Seed of weights and of all that is random in training.",
-        )
+        """Add the seed, which LightningCLI looks for under this name; its own takes any number."""
+        if self.help in ("", self.kinds[0]):
+            sentence = "Seed of weights and of all that is random in training."
+            parser.add_argument("--seed_everything", type=SEED, default=0, help=sentence)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Trainer, model and data; help shows the Trainer only when asked."""
-        if self.help != "settings" and "model" in self.kinds:
-            parser.add_lightning_class_args(pl.Trainer, "trainer")
+        """Add the sections that the verb needs, and for `--help` the one that is asked for."""
+        if "trainer" in self.sections:
+            parser.add_class_arguments(pl.Trainer, "trainer", fail_untyped=False, instantiate=False)
             parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER.items()})
-        for kind in [
-            kind for kind in self.kinds if kind in self.classes and self.help != "trainer"
-        ]:
-            parser.add_lightning_class_args(self.classes[kind], kind)
-        if self.help is None and len(self.classes) == 2:
-            for name in [
-                name
-                for name in LINKED
-                if name in inspect.signature(self.classes["model"]).parameters
-            ]:
-                ask = partial(_ask_data, name=name, path=self.paths["data"])
-                parser.link_arguments(
-                    "data", f"model.{name}", compute_fn=ask, apply_on="instantiate"
-                )
+        for kind in self.classes.keys() & {*self.sections}:
+            hidden = {*LINKED} if self.help and kind == "model" else set()
+            parser.add_class_arguments(self.classes[kind], kind, fail_untyped=False, skip=hidden)
+        if self.help or len(self.classes) < 2:
+            return
+        for name in set(LINKED) & inspect.signature(self.classes["model"]).parameters.keys():
+            ask = partial(_ask_data, name=name, path=self.paths["data"])
+            parser.link_arguments("data", f"model.{name}", compute_fn=ask, apply_on="instantiate")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """W&B and the verb's own settings."""
-        self.own: set[str] = set()
-        if self.help != "trainer":
-            if "model" in self.kinds:
-                parser.add_class_arguments(WandB, "wandb")
-            before = _keys(parser)
+        """Add W&B and the verb's own settings."""
+        if "wandb" in self.sections:
+            parser.add_class_arguments(WandB, "wandb")
+        before = _keys(parser)
+        if self.help in ("", self.kinds[0]):
             self.options(parser)
-            self.own = _keys(parser) - before
+        self.own = _keys(parser) - before
 
     def parse_arguments(self, parser: LightningArgumentParser, args: object) -> None:
-        """Parse files and words; files become words in front of the user's, so there is one way in for every setting."""
-        known = _keys(parser)
-        if self.help is not None:
-            self._print_help(parser, known)
-        found: Config = {}
+        """Parse the files, each on top of the one before, and then the words."""
+        if self.help == "model" and "model" not in self.classes:
+            print(list_names(self.verb, self.kinds))
+            raise SystemExit(0)
+        below = None
         for path in self.files:
-            found |= layer(path, self.paths, known)
-        words = [re.sub(r"^--(model|data)\.init_args\.", r"--\1.", word) for word in self.words]
-        if re.search(r"--trainer\.logger[= ]\S+Logger\b", " ".join(words)):
-            words.append(
-                "--trainer.logger.save_dir=."
-            )  # asked for by most; `loggers` puts the stage's folder in its place
+            config = self._for_this(read_config(path, self.typed))
+            below = overlay(parser, config, str(path), below)
+        if self.help:
+            parser.set_defaults({k: v for k, v in (below or {}).items() if k != "config"})
+            print(parser.format_help(), end="")
+            if self.help == "model":
+                print("more: --help data, --help trainer, --help wandb")
+            raise SystemExit(0)
+        words = [word.replace(".init_args.", ".", 1) for word in self.words]
+        if "--trainer.logger" in " ".join(words) and any(w.endswith("Logger") for w in words):
+            words.append("--trainer.logger.save_dir=.")  # most need one; `loggers` replaces it
+        known = _keys(parser)
         for word in words:
             if word.startswith("--"):
-                check_known(word[2:].partition("=")[0], known)
+                _check_known(word[2:].partition("=")[0], known)
         try:
-            self.config = parser.parse_args(as_words(found) + words)
+            self.config = parser.parse_args(words, below)
         except ArgumentError as error:
-            raise InputError(_one_line(str(error))) from error
+            raise InputError(gist(error)) from error
+
+    def _for_this(self, config: Config) -> Config:
+        """Leave out sections that are for other classes than the chosen ones, or for other verbs."""
+        left_out = {*SECTIONS} - {*self.sections}
+        if "model" not in self.sections:
+            left_out.add("seed_everything")
+        for kind in registry.KINDS:
+            name = (config.get(kind) or {}).get("class_path")
+            if name and registry.class_path(kind, name, typed=True) != self.paths.get(kind):
+                left_out.add(kind)
+        return {section: config[section] for section in config if section not in left_out}
 
     def before_instantiate_classes(self) -> None:
-        """A run has an end."""
+        """Set a default number of steps; reject `max_steps` together with `max_epochs`."""
         if "model" not in self.kinds:
             return
         trainer = self.config.trainer
@@ -242,7 +247,8 @@ class CLI(LightningCLI):
             trainer.max_steps = STEPS
         elif trainer.max_steps != -1 and trainer.max_epochs not in (None, -1):
             raise InputError(
-                "trainer.max_steps and trainer.max_epochs are both set; add --trainer.max_steps -1 to count epochs"
+                "trainer.max_steps and trainer.max_epochs are both set; "
+                "add --trainer.max_steps -1 to count epochs"
             )
 
     def instantiate_classes(self) -> None:
@@ -250,35 +256,34 @@ class CLI(LightningCLI):
         config = self.config.clone()
         if "model" in self.kinds:
             config.trainer.logger = False
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # what data says of itself is shown
-            try:
-                self.config_init = self.parser.instantiate_classes(config)
-            except ValueError as error:  # jsonargparse wraps what a linked setting raises
-                if isinstance(error.__cause__, InputError):
-                    raise error.__cause__ from None
-                raise
+        try:
+            self.config_init = self.parser.instantiate(config)
+        except ValueError as error:  # jsonargparse wraps what a linked setting raises
+            if isinstance(error.__cause__, InputError):
+                raise error.__cause__ from None
+            raise
         self.model, self.datamodule = self.config_init.get("model"), self.config_init.get("data")
 
     # What a verb asks for
 
     def settings(self) -> Config:
-        """What the run was asked for, as a settings file has it: where it is written is not part of it."""
+        """Return the settings as a file has them; a verb's own, such as its folder, are left out."""
         config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False, format="yaml"))
-        config = {
-            key: value for key, value in config.items() if key not in self.own and key != "config"
-        }
         for kind, path in self.paths.items():
             config[kind] = {"class_path": path, "init_args": config.get(kind) or {}}
-        return config
+        return {key: value for key, value in config.items() if key not in {*self.own, "config"}}
 
     def make_trainer(
         self, folder: Path, callbacks: Sequence[Callback] = (), **trainer: Any
     ) -> pl.Trainer:
-        """A trainer that writes to `folder`; the given settings win over the command line's."""
-        given = copy.deepcopy(
-            dict(self.config_init.trainer)
-        )  # callbacks hold state: no two trainers share one
+        """Make a trainer that writes to `folder`.
+
+        Args:
+            folder: of the stage.
+            callbacks: besides those of the command line.
+            **trainer: settings that take precedence over the command line's.
+        """
+        given = copy.deepcopy(dict(self.config_init.trainer))  # callbacks hold state
         given |= trainer | {"default_root_dir": str(folder)}
         if isinstance(given["val_check_interval"], int):  # counted in batches over the whole run
             given["check_val_every_n_epoch"] = None
@@ -286,75 +291,45 @@ class CLI(LightningCLI):
             given["check_val_every_n_epoch"] = sys.maxsize
         if given["enable_progress_bar"] is None:
             given["enable_progress_bar"] = sys.stderr.isatty()
-        mine = {**self.settings(), "trainer": self.settings()["trainer"] | trainer}
-        given["callbacks"] = [*(given["callbacks"] or []), *callbacks, _Record(folder, mine)]
+        settings = self.settings()
+        settings["trainer"] |= trainer
+        given["callbacks"] = [*(given["callbacks"] or []), *callbacks, Record(folder, settings)]
         given["logger"] = self.loggers(folder)
         return new_trainer(**given)
 
     def loggers(self, folder: Path) -> list[Logger]:
-        """The CSV file, W&B if a project is named, and those of `--trainer.logger`, all in `folder`."""
+        """Make the CSV file, W&B if a project is named, and those of `--trainer.logger`."""
         loggers: list[Logger] = [CSV(folder)]
         wandb: WandB = self.config_init.wandb
         if wandb.project:
             loggers.append(wandb.logger(folder.parent, folder.name))
         asked = self.config.trainer.logger
         for spec in asked if isinstance(asked, list) else [asked]:
-            if spec not in (None, True, False):
-                module, _, name = spec.class_path.rpartition(".")
-                place = {"save_dir": str(folder)}
-                if spec.init_args.get("name") == "lightning_logs":
-                    place |= {"name": "", "version": ""}
-                loggers.append(
-                    getattr(importlib.import_module(module), name)(**(dict(spec.init_args) | place))
-                )
+            if spec in (None, True, False):
+                continue
+            module, _, name = spec.class_path.rpartition(".")
+            place = {"save_dir": str(folder)}
+            if spec.init_args.get("name") == "lightning_logs":
+                place |= {"name": "", "version": ""}
+            cls = getattr(importlib.import_module(module), name)
+            loggers.append(cls(**(dict(spec.init_args) | place)))
         return loggers
 
-    def _print_help(self, parser: LightningArgumentParser, known: set[str]) -> None:
-        """Names where no model is chosen, else the settings, with the recipe's values as defaults; ends the program."""
-        if self.help == "settings" and "model" in self.kinds and "model" not in self.classes:
-            print(
-                f"usage: python -m wsis.{self.verb} --model NAME [--data NAME] [--SETTING VALUE ...] [--config FILE ...]"
-            )
-            for kind in self.kinds:
-                print(f"\n--{kind} NAME, one of:")
-                print(
-                    "\n".join(
-                        f"  {name:<14}{registry.summary(kind, name)}"
-                        for name in registry.names(kind)
-                    )
-                )
-            print(
-                f"\nsettings: python -m wsis.{self.verb} --model NAME --help; of the Trainer: --help trainer"
-            )
-        else:
-            for path in self.files:
-                values = {
-                    k: v for k, v in dict(flatten(read_config(path), known)).items() if k in known
-                }
-                parser.set_defaults(values)
-            print(parser.format_help(), end="")
-        raise SystemExit(0)
+
+def _folder_of_run(folder: Path, typed: Sequence[str]) -> Path:
+    """Return the folder of a run, given it or that of one of its stages."""
+    folder = folder.parent if (folder / "stage.json").is_file() else folder
+    read_run(folder, typed)
+    return folder
 
 
-class _Record(Callback):
-    """The resolved settings go to the stage's folder, and to every logger, as training begins."""
-
-    def __init__(self, folder: Path, settings: Config) -> None:
-        self.folder, self.settings = folder, settings
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.is_global_zero:
-            write_settings(self.folder / "config.yaml", self.settings)
-            for logger in trainer.loggers:
-                logger.log_hyperparams(self.settings)
-
-
-def write_settings(path: Path, settings: Config) -> None:
-    """Save settings as a file that `--config` takes."""
-    with whole(path) as scratch:
-        scratch.write_text(
-            yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8"
-        )
+def _help_topic(words: Sequence[str], sections: Sequence[str]) -> str:
+    """Return the section whose help is asked for, the first by default; "" if no help is."""
+    for word, after in zip(words, [*words[1:], ""], strict=False):
+        flag, _, topic = word.partition("=")
+        if flag in ("-h", "--help"):
+            return next((s for s in sections if s in (topic, after)), sections[0])
+    return ""
 
 
 def _ask_data(data: Any, name: str, path: str) -> Any:
@@ -363,84 +338,23 @@ def _ask_data(data: Any, name: str, path: str) -> Any:
     return getattr(data, name)
 
 
-def _keys(parser: LightningArgumentParser) -> set[str]:
+def _keys(parser: ArgumentParser) -> set[str]:
     return set(parser.get_defaults(skip_validation=True).keys())
 
 
-def _short(text: str) -> str:
-    """Jsonargparse's help with one setting a line: `--name default  sentence`, and without how to print help."""
-    lines = []
-    for line in text.splitlines():
-        setting = re.match(r"  (?:-c CONFIG, )?(--\S+)(?: (\S+)(?: \[\S+ \.\.\.\])?)? +(.*)", line)
-        if setting is None or setting[1] == "--config":
-            plain = re.sub(r" \((?:required, )?type: .*\)$", "", line)
-            lines += [plain] if line.strip() and not re.match(r"options:|  -", line) else []
-        elif setting[2] != "CONFIG" and setting[1] != "--print_config":
-            said = re.fullmatch(
-                r"(.*?) ?\((?:required, )?(?:type: .*?)?(?:, )?(?:default: (.*))?\)", setting[3]
-            )
-            sentence, default = (said[1], said[2] or "") if said else (setting[3], "")
-            if (setting[2] or "").startswith("{") and setting[2] != "{true,false}":
-                sentence += f" {setting[2]}"
-            left = f"  {setting[1]} {default}"
-            first = " " * (42 - len(left)) if len(left) < 42 else "  "
-            lines += textwrap.wrap(
-                left + first + sentence, 128, subsequent_indent=" " * 42, break_on_hyphens=False
-            )
-    return "\n".join(lines)
+def _dotted(config: Mapping[str, Any], known: Collection[str], above: str = "") -> Iterator[str]:
+    """Yield the dotted names of settings; one whose value is a dictionary is one setting."""
+    for key, value in config.items():
+        name = f"{above}{key}"
+        if isinstance(value, Mapping) and any(other.startswith(f"{name}.") for other in known):
+            yield from _dotted(value, known, f"{name}.")
+        else:
+            yield name
 
 
-def _take_help(words: list[str]) -> tuple[str | None, list[str]]:
-    """What help is asked for ("settings", "trainer" or None), and the words without it."""
-    for i, word in enumerate(words):
-        if word.partition("=")[0] in ("-h", "--help"):
-            topic = word.partition("=")[2] or "".join(words[i + 1 : i + 2])
-            return ("trainer" if topic == "trainer" else "settings"), []
-    return None, words
-
-
-def _one_line(message: str) -> str:
-    """The gist of what jsonargparse says about a value."""
-    key = re.search(r'(?:Parser key|Key|Option) ["\']([\w.]+)["\']', message)
-    union = re.search(r"Subtypes: \[(.*)\]", message)
-    value = re.search(r"(?:Given|Got) value: (.*)", message)
-    if key and "required" in message:
-        return f"give --{key[1]}"
-    if (
-        key
-        and not union
-        and (expected := re.search(r"Expected an? (.*?)\. Got value", message))
-        and value
-    ):
-        return (
-            f"--{key[1]} {value[1]}: expected {expected[1]}".replace("<class ", "")
-            .replace(">", "")
-            .replace("typing.", "")
-        )
-    if key and (limit := re.search(r"Not of type \w+: (.*)", message)):
-        return f"--{key[1]}: {limit[1]}"
-    if key and union and value:
-        return f"--{key[1]} {value[1]}: expected one of {union[1][:200]}".replace(
-            "<class ", ""
-        ).replace(">", "")
-    return " ".join(message.split())[:300]
-
-
-def run_folder(model: str, data: str, given: Path | None) -> Path:
-    """The folder of a new run, the same on every rank; `runs/MODEL/DATA/TIME` if none is given.
-
-    Raises:
-        InputError: the ranks were started by another program and cannot agree on a time.
-    """
-    if given is not None:
-        return given
-    if rank():
-        if "WSIS_RUN_DIR" not in os.environ:
-            raise InputError(
-                "several processes started from outside need one folder: give --run_dir"
-            )
-        return Path(os.environ["WSIS_RUN_DIR"])
-    folder = Path("runs", model, data, f"{datetime.now():%Y%m%d-%H%M%S}")
-    while folder.exists():  # two runs within a second
-        folder = folder.with_name(f"{folder.name}-2")
-    return folder
+def _check_known(name: str, known: Collection[str], place: str = "") -> None:
+    """Raise InputError, with the nearest name, for a setting that is not known."""
+    parts = name.removesuffix("+").split(".")
+    if not any(".".join(parts[: i + 1]) in known for i in range(len(parts))):
+        nearest = known if "." in name else {other.partition(".")[0] for other in known}
+        raise InputError(f"unknown setting '{name}'{place}{registry.suggest(name, nearest)}")

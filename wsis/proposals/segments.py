@@ -6,8 +6,7 @@ every proposal is a set of the same superpixels, with an order and an objectness
 
 from __future__ import annotations
 
-import inspect
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -20,7 +19,7 @@ from wsis.proposals.grouping import Floats, Graph, Ints, Merges, group, neighbou
 from wsis.proposals.objectness import objectness
 from wsis.types import Proposals
 
-__all__ = ["propose", "settings"]
+__all__ = ["propose"]
 
 VERSION = 1
 """Goes up when the same image gets other proposals."""
@@ -96,16 +95,6 @@ def propose(
     best = _order(regions, share[fits])[:limit]
     chosen = np.unpackbits(regions.members[best], axis=1, count=len(graph.sizes)).astype(bool)
     return _proposals(chosen, objectness(small, labels, chosen), labels, image.shape[:2])
-
-
-def settings() -> dict[str, Any]:
-    """What `propose` does by default, for the provenance of files made with it."""
-    chosen = {
-        name: parameter.default
-        for name, parameter in inspect.signature(propose).parameters.items()
-        if name != "image"
-    }
-    return {**chosen, "version": VERSION}
 
 
 def _shrink(image: Image, side: int) -> Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsis import registry
-from wsis.command_line.settings import Config, as_words, read_config
+from wsis.command_line.settings import Config, read_config
 from wsis.errors import InputError
 from wsis.reports.tables import markdown_table, mean_and_range
-from wsis.runs.run import stages
+from wsis.runs.record import stages
 
 __all__ = [
     "Ablation",
@@ -128,9 +129,15 @@ def _read_row(path: Path, name: str, content: Any, figures: Sequence[str], model
     _check_keys(content, {"config", "set", "paper", "needs", "model"}, set(), where)
     if not content.get("model", model):
         raise InputError(f"{where} needs `model: NAME`, for itself or at the top of the file")
+    try:
+        registry.class_path("model", content.get("model", model))  # a file names no other code
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
     overlay = read_config(path.parent / content["config"]) if "config" in content else {}
     settings = dict(_flatten(overlay)) | (content.get("set") or {})
     settings.pop(content.get("needs"), None)
+    for key in {"model", "data", "config"} & settings.keys():
+        raise InputError(f"{where}: `set` takes settings such as {key}.NAME, not {key} itself")
     paper = content.get("paper") or [None] * len(figures)
     if len(paper) != len(figures):
         raise InputError(
@@ -143,7 +150,7 @@ def _read_row(path: Path, name: str, content: Any, figures: Sequence[str], model
     }
     return Row(
         name,
-        tuple(as_words(settings)),
+        tuple(_as_words(settings)),
         known,
         content.get("needs", ""),
         content.get("model", model),
@@ -173,6 +180,12 @@ def _flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
+def _as_words(settings: Config) -> list[str]:
+    """Return settings as flags of wsis.fit."""
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in settings.items()}
+    return [f"--{key}={text}" for key, text in texts.items()]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What the runs of a row have come to."""
@@ -190,18 +203,13 @@ class Outcome:
 def outcome(table: Table, row: Row, runs: Sequence[Path]) -> Outcome:
     """Read figures and costs of a row's finished runs."""
     done = [[stage for _, stage in stages(run)] for run in runs]
-    metrics = [
-        {k: v for stage in entries for k, v in (stage.get("metrics") or {}).items()}
-        for entries in done
-    ]
+    metrics = [{k: v for stage in entries for k, v in stage.metrics.items()} for entries in done]
     figures = {}
     for figure in table.figures:
         found = [100 * known[f"val/{figure}"] for known in metrics if f"val/{figure}" in known]
         figures[figure] = found if len(found) == len(runs) else []
-    minutes = [sum(stage.get("minutes", 0.0) for stage in entries) for entries in done]
-    memory = max(
-        (float(stage.get("memory", 0)) for entries in done for stage in entries), default=0.0
-    )
+    minutes = [sum(stage.minutes or 0.0 for stage in entries) for entries in done]
+    memory = max((float(stage.memory or 0) for entries in done for stage in entries), default=0.0)
     return Outcome(table, row, figures, minutes, memory, list(runs))
 
 

@@ -16,9 +16,10 @@ from wsis.errors import InputError
 from wsis.files import read_json
 from wsis.inference import make_data, read_run, trained
 from wsis.method import Method, describe_supervision
+from wsis.proposals import proposers
 from wsis.proposals.file import ProposalFile
 from wsis.reports.settings import departures, row_key
-from wsis.runs.run import stages
+from wsis.runs.record import stages
 from wsis.types import Index
 
 __all__ = ["Entry", "Judged", "check_alike", "read_entry", "read_judged"]
@@ -155,7 +156,7 @@ def check_finished(folder: Path) -> None:
     """
     read_run(folder)
     begun = stages(folder)
-    waiting = [path.name for path, stage in begun if not stage["finished"]]
+    waiting = [path.name for path, stage in begun if not stage.finished]
     if not begun or waiting:
         what = f"stage {waiting[0]} is not finished" if waiting else "it has not begun"
         raise InputError(f"{folder}: {what}; finish it with python -m wsis.fit --resume {folder}")
@@ -178,7 +179,7 @@ def read_entry(folder: Path, results: Path, judged: Judged) -> Entry:
     figures, per_class = _figures(results / "metrics.json", judged.index)
     done = [stage for _, stage in stages(folder)]
     mined = next(
-        (s["metrics"]["val/mIoU"] for s in done if "val/mIoU" in (s.get("metrics") or {})), math.nan
+        (stage.metrics["val/mIoU"] for stage in done if "val/mIoU" in stage.metrics), math.nan
     )
     figures.setdefault("mIoU", mined if results.name.startswith("test-val") else math.nan)
     supervision, segments, weights = (
@@ -206,10 +207,10 @@ def read_entry(folder: Path, results: Path, judged: Judged) -> Entry:
         key=row_key(config, supervision, segments, weights),
         config=" ".join(said),
         departures=changed,
-        minutes=sum(stage.get("minutes", math.nan) for stage in done),
-        memory=max((stage.get("memory", math.nan) for stage in done), default=math.nan),
-        device=", ".join(dict.fromkeys(stage["device"] for stage in done if "device" in stage)),
-        commit=", ".join(dict.fromkeys(stage["commit"] for stage in done if "commit" in stage)),
+        minutes=sum(math.nan if stage.minutes is None else stage.minutes for stage in done),
+        memory=max((stage.memory or math.nan for stage in done), default=math.nan),
+        device=", ".join(dict.fromkeys(stage.device for stage in done if stage.device)),
+        commit=", ".join(dict.fromkeys(stage.commit for stage in done if stage.commit)),
         figures=figures,
         per_class=per_class,
         judged=judged,
@@ -250,7 +251,7 @@ def _supervision(cls: type[Method], given: Mapping[str, Any], labels: Path | Non
     """What labels a run has seen, in whatever way."""
     if labels:
         return f"labels by {_source(labels)}"
-    salient = " + salient masks" if given.get("salient_share") else ""
+    salient = " + salient masks" if given.get("salient_fraction") else ""
     return f"{describe_supervision(cls.supervision)}{salient}"
 
 
@@ -267,8 +268,10 @@ def _segments(cls: type[Method], data: Mapping[str, Any]) -> str:
     given = data.get("proposals", "none")
     if not cls.needs_proposals or given == "none":
         return "none"
-    if given == "auto":
-        return "wsis.propose, untrained"
+    if given in proposers.names():
+        proposer = proposers.find(given)
+        learned = proposer.supervision
+        return f"{given}, {'untrained' if learned == 'none' else f'trained from {learned}'}"
     path = Path(given)
     try:
         known = ProposalFile(path).provenance if path.suffix == ".sqlite" else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -16,8 +15,14 @@ __all__ = ["departures", "row_key"]
 
 TRAINER = ("max_steps", *SHAPING)
 """Settings of the trainer that shape a result."""
-PLACES = ("root", "labels", "proposals", "salient", "loading.workers", "loading.seed")
-"""Settings of the data that say where things are; what they hold is said in other columns. A seed is no setting."""
+PLACES = (
+    *(
+        f"data.{name}"
+        for name in ("root", "labels", "proposals", "loading.workers", "loading.seed")
+    ),
+    "model.salient",
+)
+"""Settings that say where things are; what they hold is said in other columns. A seed is no setting."""
 
 
 def departures(config: Config) -> dict[str, Any]:
@@ -57,9 +62,7 @@ def _flat(config: Config) -> dict[str, Any]:
             inside = isinstance(value, Mapping) and value
             parts = {f"{name}.{k}": v for k, v in value.items()} if inside else {name: value}
             flat |= {
-                f"{kind}.{part}": v
-                for part, v in parts.items()
-                if kind == "model" or part not in PLACES
+                f"{kind}.{part}": v for part, v in parts.items() if f"{kind}.{part}" not in PLACES
             }
     trainer = config.get("trainer") or {}
     return flat | {
@@ -71,17 +74,14 @@ def _usual(config: Config) -> dict[str, Any]:
     """What the settings would be if only model and data had been named."""
     usual: dict[str, Any] = {"trainer.accumulate_grad_batches": 1, "trainer.overfit_batches": 0.0}
     for kind in registry.KINDS:
-        for name, parameter in inspect.signature(
-            registry.find(kind, config[kind]["class_path"])
-        ).parameters.items():
+        arguments = registry.arguments(registry.find(kind, config[kind]["class_path"]))
+        for name, parameter in arguments.items():
             value = parameter.default
             if dataclasses.is_dataclass(value) and not isinstance(value, type):
                 usual |= {f"{kind}.{name}.{k}": v for k, v in dataclasses.asdict(value).items()}
             elif value is not parameter.empty:
                 usual[f"{kind}.{name}"] = value
-    usual = {
-        name: value for name, value in usual.items() if name.removeprefix("data.") not in PLACES
-    }
+    usual = {name: value for name, value in usual.items() if name not in PLACES}
     path = recipe(
         *(registry.short_name(kind, config[kind]["class_path"]) for kind in registry.KINDS)
     )

@@ -140,7 +140,7 @@ def write_segments(
     net = net.to(
         "cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last
     ).eval()
-    samples = data.samples("train", train=False, supervision="tags")
+    samples = data.samples("train", train=False, supervision={"tags"})
     samples.segments = True
     images, found = [], 0
     with (
@@ -347,7 +347,7 @@ class _Cutter:
     def __init__(self, segments: Segments, chosen: NDArray[np.int64], data: Any) -> None:
         self.segments, self.chosen = segments, chosen
         self.index: Index = data.index("train")
-        self.samples = data.samples("train", train=False, supervision="tags")
+        self.samples = data.samples("train", train=False, supervision={"tags"})
         self.samples.segments = True
         self.labels: dict[int, list[Record]] = {image["id"]: [] for image in self.index.images}
         self.pictures: dict[int, list[NDArray[np.uint8]]] = {}

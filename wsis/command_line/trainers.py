@@ -1,0 +1,73 @@
+"""Trainers and folders of runs, once settings are parsed."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import yaml
+from pytorch_lightning.callbacks import Callback
+
+from wsis.command_line.settings import Config
+from wsis.errors import InputError
+from wsis.files import whole
+from wsis.runs.run import rank
+
+__all__ = ["Record", "new_trainer", "run_folder", "write_settings"]
+
+
+class Record(Callback):
+    """Write the resolved settings to the stage's folder and every logger as training begins."""
+
+    def __init__(self, folder: Path, settings: Config) -> None:
+        self.folder, self.settings = folder, settings
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write when training begins, on the first rank."""
+        if stage == "fit" and trainer.is_global_zero:
+            write_settings(self.folder / "config.yaml", self.settings)
+            for logger in trainer.loggers:
+                logger.log_hyperparams(self.settings)
+
+
+def new_trainer(**settings: Any) -> pl.Trainer:
+    """Make Lightning's Trainer.
+
+    Raises:
+        InputError: settings that it refuses, such as an accelerator that is not there.
+    """
+    try:
+        return pl.Trainer(**settings)
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"the Trainer refuses its settings: {reason}") from error
+
+
+def write_settings(path: Path, settings: Config) -> None:
+    """Save settings as a file that `--config` takes."""
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    with whole(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+def run_folder(model: str, data: str, given: Path | None) -> Path:
+    """Return the folder of a new run, the same on every rank: `runs/MODEL/DATA/TIME`, or `given`.
+
+    Raises:
+        InputError: the ranks were started by another program and cannot agree on a time.
+    """
+    if given is not None:
+        return given
+    if rank():
+        if "WSIS_RUN_DIR" not in os.environ:
+            raise InputError(
+                "several processes started from outside need one folder: give --run_dir"
+            )
+        return Path(os.environ["WSIS_RUN_DIR"])
+    folder = Path("runs", model, data, f"{datetime.now():%Y%m%d-%H%M%S}")
+    while folder.exists():  # two runs within a second
+        folder = folder.with_name(f"{folder.name}-2")
+    return folder
