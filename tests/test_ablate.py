@@ -19,6 +19,8 @@ from wsis import ablate, fit, jobs
 from wsis.comparison.ablation import read_ablation
 from wsis.files import InputError
 
+pytestmark = pytest.mark.slow
+
 TOY = [
     "--data",
     "toy_plugins.Data",

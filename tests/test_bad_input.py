@@ -34,6 +34,8 @@ from wsis import fit, label, predict, propose
 from wsis import test as judging
 from wsis.data._proposals import ProposalFile
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["--trainer.accelerator", "cpu", "--trainer.max_steps", "2", "--trainer.log_every_n_steps", "1", "--save_every", "1"]
 NAMES = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
 

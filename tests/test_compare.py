@@ -178,6 +178,7 @@ def test_a_file_without_a_place_for_the_table_is_left_alone(text, runs, tmp_path
     assert (tmp_path / "README.md").read_text() == text
 
 
+@pytest.mark.slow
 def test_a_run_without_predictions_is_judged_once(place, tmp_path, capsys):
     run = place / "fresh"
     data = ["--data", "shapes", "--data.root", place / "shapes", "--data.train", toy_runs.TRAIN, "--data.val", toy_runs.VAL]
@@ -198,6 +199,7 @@ def test_a_run_without_predictions_is_judged_once(place, tmp_path, capsys):
     assert "has not been judged on val yet" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_pseudo_labels_of_other_images_are_made_once(place, tmp_path, capsys):
     run = place / "fresh"
     if not run.exists():

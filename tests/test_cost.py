@@ -12,6 +12,8 @@ import pytest
 
 from wsis import cost, fit
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["--data", "toy_plugins.Data", "--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1"]
 
 

@@ -18,6 +18,8 @@ from wsis.data.shapes import Shapes
 from wsis.models.boxcaseg import BoxCaseg
 from wsis.models.mask_rcnn import MaskRCNN
 
+pytestmark = pytest.mark.slow
+
 SEGMENTOR = {"features": 16, "hidden": 16, "mask_width": 8, "steps": 1}
 
 

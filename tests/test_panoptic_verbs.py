@@ -16,6 +16,8 @@ from wsis.data.shapes import Shapes
 from wsis.metrics import PanopticQuality
 from wsis.metrics.panoptic_results import read_panoptic
 
+pytestmark = pytest.mark.slow
+
 FIGURES = [name + end for name in ("PQ", "SQ", "RQ") for end in ("", "_things", "_stuff")]
 
 

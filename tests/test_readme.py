@@ -30,6 +30,7 @@ def test_the_first_two_blocks_are_what_a_newcomer_needs():
     assert re.search(r'<!-- test -->\s*```bash\npip install -e "\.\[dev\]" && pytest -n auto\n```', TEXT)
 
 
+@pytest.mark.slow
 def test_python_runs(tmp_path, monkeypatch):
     """On few images, for one step of a small network."""
     monkeypatch.chdir(tmp_path)

@@ -26,6 +26,8 @@ from wsis.fingerprint import fingerprint
 from wsis.inference import trained
 from wsis.run import adopt
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(["toy_plugins", "wsis.fit"])  # a process to kill costs milliseconds

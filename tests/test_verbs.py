@@ -26,6 +26,8 @@ from wsis.metrics import InstanceAP
 from wsis.pseudo_labels import tagged
 from wsis.types import Prediction
 
+pytestmark = pytest.mark.slow
+
 LABELS = "annotations/instances_train2017.json"
 
 

@@ -16,6 +16,8 @@ from wsis.comparison.page import write_page
 from wsis.data._coco_json import write_coco
 from wsis.metrics.errors import ERRORS, Breakdown
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--window-size=1400,1000"]
