@@ -20,6 +20,8 @@ from wsis.errors import InputError
 from wsis.reports.ablation import read_ablation
 from wsis.runs import jobs
 
+pytestmark = pytest.mark.slow
+
 TOY = [
     "--data",
     "toy_plugins.Data",

@@ -208,6 +208,7 @@ def test_a_file_without_a_place_for_the_table_is_left_alone(text, runs, tmp_path
     assert (tmp_path / "README.md").read_text() == text
 
 
+@pytest.mark.slow
 def test_a_run_without_predictions_is_evaluated_once(place, tmp_path, capsys):
     run = place / "fresh"
     data = [
@@ -246,6 +247,7 @@ def test_a_run_without_predictions_is_evaluated_once(place, tmp_path, capsys):
     assert "has not been evaluated on val yet" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_pseudo_labels_of_other_images_are_made_once(place, tmp_path, capsys):
     run = place / "fresh"
     if not run.exists():
@@ -378,7 +380,12 @@ def test_runs_without_recorded_costs_show_none(copied, tmp_path):
     (row,) = compare.main(words([copied], tmp_path, "--images", 0))
     with (tmp_path / "shapes.csv").open() as file:
         (line,) = csv.DictReader(file)
-    assert (line["minutes"], line["memory_gib"], line["commit"], row.facts["commit"]) == ("", "", "-", "-")
+    assert (line["minutes"], line["memory_gib"], line["commit"], row.facts["commit"]) == (
+        "",
+        "",
+        "-",
+        "-",
+    )
 
 
 def test_help_is_short(capsys):

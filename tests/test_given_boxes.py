@@ -18,6 +18,8 @@ from wsis.datasets.shapes import Shapes
 from wsis.models.boxcaseg import BoxCaseg
 from wsis.parts.mask_rcnn import MaskRCNN
 
+pytestmark = pytest.mark.slow
+
 SEGMENTOR = {"features": 16, "hidden": 16, "mask_width": 8, "steps": 1}
 
 

@@ -19,6 +19,8 @@ from wsis.metrics.panoptic_results import read_panoptic
 from wsis.metrics.results import read_results
 from wsis.reports.evaluation import Metrics
 
+pytestmark = pytest.mark.slow
+
 FIGURES = [name + end for name in ("PQ", "SQ", "RQ") for end in ("", "_things", "_stuff")]
 
 

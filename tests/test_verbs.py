@@ -26,6 +26,8 @@ from wsis.method import tagged
 from wsis.metrics import InstanceAP
 from wsis.types import Index, Prediction
 
+pytestmark = pytest.mark.slow
+
 LABELS = "annotations/instances_train2017.json"
 
 

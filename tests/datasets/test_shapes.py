@@ -48,6 +48,7 @@ def test_constructor_touches_no_disk(tmp_path: Path) -> None:
     assert not (tmp_path / "absent").exists()
 
 
+@pytest.mark.slow
 def test_equal_settings_give_equal_bytes(shapes: Shapes, tmp_path: Path) -> None:
     again = Shapes(tmp_path, train=40, val=8, salient=8, proposals="none")
     again.index("train")
@@ -158,6 +159,7 @@ def test_splits_share_no_image(shapes: Shapes) -> None:
     assert len(set(pictures)) == 48
 
 
+@pytest.mark.slow
 def test_the_hard_parts_are_there() -> None:
     """Sizes, groups that touch, occlusion, co-occurring ground: counted on 200 scenes."""
     scenes = [
@@ -200,6 +202,7 @@ def test_two_classes_share_each_body() -> None:
     assert len({(kind.mark, kind.pattern) for kind in THINGS}) == 8
 
 
+@pytest.mark.slow
 def test_long_tail(tmp_path: Path) -> None:
     index = Shapes(tmp_path, train=100, val=8, long_tail=True, proposals="none").index("train")
     per_class = Counter(label for found in index.tags.values() for label in found)

@@ -16,6 +16,8 @@ from wsis.data.index import write_coco
 from wsis.metrics.errors import ERRORS, Breakdown
 from wsis.reports.page import write_page
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )

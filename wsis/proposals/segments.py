@@ -98,8 +98,6 @@ def propose(
     return _proposals(chosen, objectness(small, labels, chosen), labels, image.shape[:2])
 
 
-
-
 def _superpixels(image: Image, limit: int) -> Labels:
     """Felzenszwalb's map in Lab; where it has more than `limit` regions, the most alike and smallest are merged."""
     labels: Labels = felzenszwalb(

@@ -197,8 +197,7 @@ def row_of_runs(table: Table, variant: Variant, runs: Sequence[Path]) -> Row:
     """Read metrics and costs of a variant's finished runs, in order of their seeds."""
     done = [[stage for _, stage in stages(run)] for run in runs]
     logged = [
-        {name: value for stage in run for name, value in stage.metrics.items()}
-        for run in done
+        {name: value for stage in run for name, value in stage.metrics.items()} for run in done
     ]
     validated = complete(
         [{m: run.get(f"val/{m}", math.nan) for m in table.metrics} for run in logged]
