@@ -94,12 +94,12 @@ def write_coco(path: Path, index: Index) -> None:
     annotations: list[Record] = []
     for image in index.images:
         for annotation in index.annotations.get(image["id"], []):
-            own = {
+            complete = {
                 "area": annotation["bbox"][2] * annotation["bbox"][3],
                 "iscrowd": 0,
                 **annotation,
             }
-            annotations.append({**own, "id": len(annotations) + 1, "image_id": image["id"]})
+            annotations.append({**complete, "id": len(annotations) + 1, "image_id": image["id"]})
     content = {"images": index.images, "annotations": annotations, "categories": index.categories}
     with whole(path) as scratch:
         # compressed run lengths may be bytes

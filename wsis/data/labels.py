@@ -26,9 +26,9 @@ def relabel(own: Index, path: Path) -> Index:
     )
     position = class_of(given.categories)
     number = [category["id"] for category in own.categories]
-    mine = {image["id"]: image for image in own.images}
+    by_id = {image["id"]: image for image in own.images}
     for image in given.images:
-        _check_image(image, mine.get(image["id"]), own.name, path)
+        _check_image(image, by_id.get(image["id"]), own.name, path)
     labels = {
         image: [{**a, "category_id": number[position[a["category_id"]]]} for a in found]
         for image, found in given.annotations.items()

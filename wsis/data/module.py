@@ -146,8 +146,8 @@ class DataModule(pl.LightningDataModule):
         other.loading = replace(self.loading, batch_size=batch_size or self.loading.batch_size)
         other.transform, other.views = transform or self.transform, views or self.views
         if labels:
-            own = relabel(self.index("train"), labels)
-            other.relabelled, other._indices = labels, {**self._indices, "train": own}
+            index = relabel(self.index("train"), labels)
+            other.relabelled, other._indices = labels, {**self._indices, "train": index}
         return other
 
     def with_loaders(self, **others: DataModule) -> Self:

@@ -102,10 +102,10 @@ def read_salient(folder: Path, limit: int = 0) -> Index:
                 f"no mask for {path}; add {masks_dir / path.stem}.png or remove the image"
             )
     with ThreadPoolExecutor() as pool:  # DUTS has 10,553 images
-        found = list(pool.map(lambda path: _annotate(path, masks[path.stem]), images))
+        annotations = list(pool.map(lambda path: _annotate(path, masks[path.stem]), images))
     kept = [
         (number, path.name, a)
-        for number, (path, a) in enumerate(zip(images, found, strict=True), 1)
+        for number, (path, a) in enumerate(zip(images, annotations, strict=True), 1)
         if a
     ]
     if not kept:

@@ -85,10 +85,10 @@ class Samples(Dataset[Batch]):
         self.proposals, self.segments, self.max_proposals = proposals, segments, max_proposals
         training, self.transform, self.views = augment is not None, transform, views
         self.panoptic = index.panoptic if panoptic and not training else None
-        seen = supervision if training else None
+        allowed = supervision if training else None
         # One bytes object per image: workers share its memory pages, while changing reference
         # counts would copy those of dicts.
-        self._records = [pickle.dumps(record_of(index, image, seen)) for image in index.images]
+        self._records = [pickle.dumps(record_of(index, image, allowed)) for image in index.images]
 
     def __len__(self) -> int:
         return len(self._records)

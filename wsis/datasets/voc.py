@@ -197,8 +197,8 @@ def _stems(root: Path, devkit: Path, kind: str, name: str, sbd: Path | None) -> 
     if sbd is None:
         raise InputError(
             f"trainaug needs the masks of SBD and {root} has none; unpack benchmark.tgz from "
-            f"{_SBD_HOST} there, so that "
-            f"{root / 'benchmark_RELEASE/dataset/inst'} is there, or set train_list to train"
+            f"{_SBD_HOST} there, so that {root / 'benchmark_RELEASE/dataset/inst'} is there, or "
+            "set train_list to train"
         )
     augmented = [stem for part in ("train", "val") for stem in _list(sbd.parent / f"{part}.txt")]
     return sorted({*_list(folder / "train.txt"), *augmented} - set(_list(folder / "val.txt")))
@@ -256,8 +256,8 @@ def _read_image(
     annotations = (
         _read_masks(files[1:], (height, width), len(categories)) if masked else boxes or []
     )
-    told = annotations if boxes is None else [box for box in boxes if not box["iscrowd"]]
-    return image, annotations, tags_of({0: told}, categories)[0]
+    tagged = annotations if boxes is None else [box for box in boxes if not box["iscrowd"]]
+    return image, annotations, tags_of({0: tagged}, categories)[0]
 
 
 def _read_boxes(path: Path, categories: Sequence[Record]) -> list[Record]:

@@ -92,13 +92,13 @@ class Paste:
         if self.backgrounds in ("none", "black"):
             return []
         folder = Path(self.backgrounds)
-        found = pictures(folder)
-        if not found:
+        files = pictures(folder)
+        if not files:
             raise InputError(
                 f'no pictures in {folder} for backgrounds; give "none", "black" or a folder of '
                 "pictures"
             )
-        return found
+        return files
 
 
 class Pasted(NamedTuple):

@@ -71,8 +71,8 @@ def lab_bins(lab: NDArray[Any], levels: int) -> NDArray[np.int64]:
     The bins of a and b divide the middle half of their range, where the colours of photographs lie.
     """
     scaled = (lab.astype(np.int64) - [0, 64, 64]) * [levels, 2 * levels, 2 * levels] // 256
-    found: NDArray[np.int64] = np.clip(scaled, 0, levels - 1) @ np.array([levels**2, levels, 1])
-    return found
+    bins: NDArray[np.int64] = np.clip(scaled, 0, levels - 1) @ np.array([levels**2, levels, 1])
+    return bins
 
 
 def _borders(labels: NDArray[Any], count: int) -> Any:

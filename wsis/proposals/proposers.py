@@ -47,8 +47,8 @@ class Proposer:
         """All that an image's proposals depend on: name, version and settings of the proposer."""
         parameters = list(inspect.signature(self.function).parameters.values())[1:]
         settings = {parameter.name: plain(parameter.default) for parameter in parameters}
-        told = {"made": self.name, "version": self.version, "supervision": self.supervision}
-        return {**settings, **told}
+        origin = {"made": self.name, "version": self.version, "supervision": self.supervision}
+        return {**settings, **origin}
 
 
 def names() -> list[str]:
