@@ -150,8 +150,8 @@ def ablate(
     table_rows = batch.rows()
     _show(batch, table_rows)
     if failed:
-        names = ", ".join(f"{job.name} ({job.log})" for job in failed)
-        print(f"failed: {names}", file=sys.stderr, flush=True)
+        unfinished = ", ".join(f"{job.name} ({job.log})" for job in failed)
+        print(f"failed: {unfinished}", file=sys.stderr, flush=True)
         raise SystemExit(1)
     return table_rows
 

@@ -19,11 +19,15 @@ from wsis.reports.table import METRICS, Row, known_metrics, metric_tables, perce
 
 __all__ = ["write_page"]
 
-COLOURS = ("#2b6cb0", "#d97706", "#2f855a", "#b83280", "#6b46c1", "#0e7490", "#c53030", "#8a6d1f")
-COLOURS += ("#4a5568", "#65a30d")
+COLOURS = (
+    *("#2b6cb0", "#d97706", "#2f855a", "#b83280", "#6b46c1"),
+    *("#0e7490", "#c53030", "#8a6d1f", "#4a5568", "#65a30d"),
+)
 """Colours of rows."""
-CLASS_METRICS = ("AP50", "AP", "AP25", "AP70", "AP75", "box_AP50", "CorLoc", "mIoU")
-CLASS_METRICS += ("PQ", "SQ", "RQ")
+CLASS_METRICS = (
+    *("AP50", "AP", "AP25", "AP70", "AP75", "box_AP50"),
+    *("CorLoc", "mIoU", "PQ", "SQ", "RQ"),
+)
 HELP = {
     "classification": "fits an object, but of another class",
     "localisation": "of the right class, but with an IoU between 0.1 and 0.5",

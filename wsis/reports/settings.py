@@ -15,8 +15,10 @@ __all__ = ["departures", "row_key"]
 
 TRAINER = ("max_steps", *SHAPING)
 """Settings of the trainer that shape a result."""
-PLACES = ("data.root", "data.labels", "data.proposals", "data.loading.workers")
-PLACES += ("data.loading.seed", "model.salient")
+PLACES = (
+    *("data.root", "data.labels", "data.proposals", "data.loading.workers"),
+    *("data.loading.seed", "model.salient"),
+)
 """Paths, which other columns describe, and what does not tell one row from another."""
 
 
@@ -62,15 +64,19 @@ def _leaves(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any
             yield name, value
 
 
+def _plain(value: Any) -> Any:
+    """Return a group of settings as a dictionary, any other value as it is."""
+    is_group = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return dataclasses.asdict(value) if is_group else value
+
+
 def _defaults(config: Config) -> dict[str, Any]:
     """Return the defaults of model, data and trainer."""
     usual: dict[str, Any] = {"trainer.accumulate_grad_batches": 1, "trainer.overfit_batches": 0.0}
     for kind in registry.KINDS:
         cls = registry.find(kind, config[kind]["class_path"])
         defaults = {
-            name: dataclasses.asdict(parameter.default)
-            if dataclasses.is_dataclass(parameter.default)
-            else parameter.default
+            name: _plain(parameter.default)
             for name, parameter in registry.arguments(cls).items()
             if parameter.default is not parameter.empty
         }
