@@ -70,7 +70,7 @@ class Method(pl.LightningModule):
     """Constructor arguments that only later stages read."""
 
     data_settings: tuple[str, ...] = ()
-    """Constructor arguments that only select data in `training_data`, whose fingerprint has them."""
+    """Constructor arguments that only select data in `training_data`; its fingerprint has them."""
 
     def save_hyperparameters(self, *names: Any, **options: Any) -> None:
         """Save hyperparameters as Lightning does, but groups of settings as dictionaries.

@@ -78,7 +78,7 @@ class Target(TypedDict, total=False):
 
 
 class View(NamedTuple):
-    """How a network input was cut from its original image: crop, scale, flip."""
+    """The crop, scale and flip that made a network input from its original image."""
 
     scale: tuple[float, float]
     """(x, y), input pixels per original pixel."""
@@ -135,7 +135,7 @@ class Sample(TypedDict, total=False):
     size: tuple[int, int]
     """(H, W) of the original."""
     view: View
-    """How `image` was cut from the original."""
+    """Transform from the original to `image`."""
     proposals: Proposals
     """In pixels of `image`."""
     target: Target
