@@ -128,7 +128,7 @@ class Method(pl.LightningModule):
 
     def label(self, batch: Batch, score_threshold: float = 0.5) -> list[Prediction]:
         """Label training images with detections of tagged classes, as `tagged` selects them."""
-        predictions = self.predict_step(batch)
+        predictions = self.predict_step(batch, 0)
         return [
             tagged(prediction, sample["target"]["tags"], score_threshold)
             for prediction, sample in zip(predictions, batch, strict=True)
