@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
         for folder in filter(None, [config.images, config.images_from]):
             if config.out.resolve().is_relative_to(folder.resolve()):
                 raise InputError(
-                    f"--out {config.out} is in {folder}, whose pictures are read; choose another folder"
+                    f"--out {config.out} is in {folder}, whose pictures are read; choose another "
+                    "folder"
                 )
         images = (
             _images(config.images, cli.datamodule, config.limit)
@@ -86,29 +87,35 @@ def generate(
         classes: Names of the classes that no picture is to show.
         out: Folder to write to: backgrounds/, candidates/ and generated.json.
         captions: Text file with one caption a line, in place of images and captioner.
-        images_from: Folder of pictures to choose among by CLIP, in place of images, captioner and painter.
+        images_from: Folder of pictures to choose among by CLIP, in place of images, captioner and
+            painter.
         captioner: BLIP-like model of transformers: a folder, or a name on the hub.
         painter: Text-to-image pipeline of diffusers: a folder, or a name on the hub.
         clip: CLIP model of open_clip: a folder, or a name on the hub; none keeps every picture.
         captions_per_image: Captions of an image.
         pictures: Pictures painted of a caption.
-        keep: So many of these are kept; the paper keeps 5 of 10, which leaves nothing to drop for their likeness to a class.
+        keep: So many of these are kept; the paper keeps 5 of 10, which leaves nothing to drop for
+            their likeness to a class.
         steps: Denoising steps; the pipeline's own number if not given.
         size: Side of the square pictures in pixels; the pipeline's own if not given.
-        precision: Numbers the painter computes with; auto is float16 on an accelerator, else float32.
+        precision: Numbers the painter computes with; auto is float16 on an accelerator, else
+            float32.
         batch: Pictures painted at once.
         device: What to compute on: auto, cpu, cuda, mps.
         seed: Seed of captions and pictures.
 
     Returns:
-        generated.json: of each picture its source, captions, seed, similarities, and whether it is kept.
+        generated.json: of each picture its source, captions, seed, similarities, and whether it is
+        kept.
 
     Raises:
-        InputError: the extra is not installed, a model cannot be loaded, a setting is wrong, or nothing was generated.
+        InputError: the extra is not installed, a model cannot be loaded, a setting is wrong, or
+            nothing was generated.
     """
     if not 1 <= keep <= pictures or captions_per_image < 1 or batch < 1:
         raise InputError(
-            f"--keep {keep} --pictures {pictures} --captions_per_image {captions_per_image} --batch {batch}: "
+            f"--keep {keep} --pictures {pictures} --captions_per_image {captions_per_image} "
+            f"--batch {batch}: "
             "give at least 1 of each, and keep no more than are painted"
         )
     painting = Painter(painter, steps, size, precision, batch, device)

@@ -60,7 +60,8 @@ def loading(part: str, name: str) -> Iterator[None]:
     ) as error:  # libraries raise OSError, ValueError, KeyError, RuntimeError and their own
         reason = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
         raise InputError(
-            f"cannot load --{part} {name}: {reason[:160]}; give a folder that holds the model with its weights as safetensors"
+            f"cannot load --{part} {name}: {reason[:160]}; give a folder that holds the model "
+            "with its weights as safetensors"
         ) from error
 
 

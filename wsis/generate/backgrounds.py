@@ -67,8 +67,9 @@ class Compare(Protocol):
 class Backgrounds:
     """A folder of backgrounds in the making.
 
-    `backgrounds/` has the pictures that are kept, `candidates/` all that were painted; generated.json says of each its source,
-    caption before and after substitution, seed, similarities, and whether it is kept.
+    `backgrounds/` has the pictures that are kept, `candidates/` all that were painted;
+    generated.json says of each its source, caption before and after substitution, seed,
+    similarities, and whether it is kept.
 
     Args:
         out: the folder.

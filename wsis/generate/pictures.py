@@ -27,7 +27,8 @@ class Painter:
         device: auto, cpu, cuda, ...
 
     Raises:
-        InputError: a size that no pipeline makes; when first used: diffusers is not installed, or the model cannot be loaded.
+        InputError: a size that no pipeline makes; when first used: diffusers is not installed, or
+            the model cannot be loaded.
     """
 
     def __init__(

@@ -16,7 +16,8 @@ def select(
 
     Args:
         class_similarities: of each picture, its greatest similarity to the prompt of a class.
-        caption_similarities: of each picture with the caption; without a caption those least like any class are chosen.
+        caption_similarities: of each picture with the caption; without a caption those least like
+            any class are chosen.
         keep: how many.
 
     Returns:

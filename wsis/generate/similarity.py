@@ -24,7 +24,8 @@ class Clip:
     """A CLIP model of open_clip.
 
     Args:
-        model: folder with open_clip_config.json and the weights as safetensors, or the name of such a model on a hub.
+        model: folder with open_clip_config.json and the weights as safetensors, or the name of such
+            a model on a hub.
         device: auto, cpu, cuda, ...
 
     Raises:
@@ -54,7 +55,8 @@ class Clip:
                 folder.glob("*.safetensors")
             ):  # open_clip would take a pickle, or random weights
                 raise InputError(
-                    f"--clip {name}: no safetensors in {folder}; convert its weights, or give another model"
+                    f"--clip {name}: no safetensors in {folder}; convert its weights, or give "
+                    "another model"
                 )
             model, _, prepare = clip.create_model_and_transforms(
                 f"local-dir:{folder}", require_pretrained=True, weights_only=True, device=device

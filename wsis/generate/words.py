@@ -21,8 +21,9 @@ _IRREGULAR = {
 def substitute(caption: str, classes: Sequence[str]) -> str:
     """Put another object in place of every word for one of `classes`: "an old man on two horses", "an old rock on two barrels".
 
-    Synonyms, plurals and names of several words are found, the longest first; a name of several words that is of none of the
-    classes is left whole, as the hot dog is where dogs are a class. The same caption always gets the same objects.
+    Synonyms, plurals and names of several words are found, the longest first; a name of several
+    words that is of none of the classes is left whole, as the hot dog is where dogs are a class.
+    The same caption always gets the same objects.
     """
     pattern, plural, others = _rule(tuple(classes))
     place = zlib.crc32(caption.encode())

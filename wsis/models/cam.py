@@ -1,7 +1,8 @@
 """The floor of every comparison: class activation maps and the proposals that fit them best, learnt from tags.
 
-A classifier's map of each class is cut at a fraction of its maximum; each connected piece is answered by the proposal whose
-mask overlaps it most. Zhou et al., CVPR 2016, with proposals as in the "CAM + MCG" rows of the papers' tables.
+A classifier's map of each class is cut at a fraction of its maximum; each connected piece is
+answered by the proposal whose mask overlaps it most. Zhou et al., CVPR 2016, with proposals as in
+the "CAM + MCG" rows of the papers' tables.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class CAM(Method):
     Args:
         num_classes: Number of thing classes; taken from the data.
         backbone: The network that makes the features.
-        pooling: How a class map becomes one score: mean, log-mean-exp or maximum; small objects vanish in a mean.
+        pooling: How a class map becomes one score: mean, log-mean-exp or maximum; small objects
+            vanish in a mean.
         lr: Peak learning rate of AdamW, reached after a fifth of the steps.
         threshold: Fraction of its maximum at which a class map is cut.
         nms: Box IoU above which the lower-scored of two answers of a class is dropped.

@@ -1,7 +1,8 @@
 """A multi-label image classifier whose last layer is a 1 x 1 convolution, so that its class activation maps are its logits.
 
-The first stage of several methods: it gives the backbone its features where no ImageNet weights are at hand, and the maps
-that CAM, CCGR and EM-Paste start from. Zhou et al., CVPR 2016; log-mean-exp pooling from Pinheiro and Collobert, CVPR 2015.
+The first stage of several methods: it gives the backbone its features where no ImageNet weights are
+at hand, and the maps that CAM, CCGR and EM-Paste start from. Zhou et al., CVPR 2016; log-mean-exp
+pooling from Pinheiro and Collobert, CVPR 2015.
 """
 
 from __future__ import annotations
@@ -36,8 +37,10 @@ class Classifier(Method):
     Args:
         num_classes: Number of thing classes; taken from the data.
         backbone: The network that makes the features.
-        pooling: How a class map becomes one score: mean, log-mean-exp or maximum; small objects vanish in a mean.
-        sharpness: Of log-mean-exp pooling, above 0: near 0 it is the mean, and the higher the nearer the maximum.
+        pooling: How a class map becomes one score: mean, log-mean-exp or maximum; small objects
+            vanish in a mean.
+        sharpness: Of log-mean-exp pooling, above 0: near 0 it is the mean, and the higher the
+            nearer the maximum.
         lr: Peak learning rate of AdamW, reached after a fifth of the steps.
         weight_decay: Weight decay of AdamW.
     """

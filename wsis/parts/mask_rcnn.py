@@ -1,7 +1,8 @@
 """Mask R-CNN (He et al., ICCV 2017) on a feature pyramid (Lin et al., CVPR 2017), from true masks or from pseudo-labels.
 
-The segmentor that several methods train last, and with true masks their upper bound. Proposals, sampling and heads are
-torchvision's; an object whose mask is not to be trusted trains the box head, and is excluded from the mask loss.
+The segmentor that several methods train last, and with true masks their upper bound. Proposals,
+sampling and heads are torchvision's; an object whose mask is not to be trusted trains the box head,
+and is excluded from the mask loss.
 """
 
 from __future__ import annotations
@@ -50,11 +51,15 @@ class MaskRCNN(Method):
         features: Channels of every map of the pyramid.
         hidden: Width of the two fully connected layers of the box head.
         mask_width: Channels of the mask head.
-        anchor_size: Side of a map's anchors in its cells; 8 gives 32 pixels at stride 4, and twice as many at each next map.
+        anchor_size: Side of a map's anchors in its cells; 8 gives 32 pixels at stride 4, and twice
+            as many at each next map.
         anchors_per_image: RPN anchors sampled per image, up to half of them positive.
-        max_proposals: Largest number of proposals of an image in training; in prediction half as many.
-        regions_per_image: Regions sampled per image for the box head, up to a quarter positive; those train the mask head.
-        ignore_crowds: Exclude background proposals that lie more than half inside a crowd box from the loss.
+        max_proposals: Largest number of proposals of an image in training; in prediction half as
+            many.
+        regions_per_image: Regions sampled per image for the box head, up to a quarter positive;
+            those train the mask head.
+        ignore_crowds: Exclude background proposals that lie more than half inside a crowd box from
+            the loss.
         optimisation: How weights are optimised.
         test_side: Short side in pixels that an image is scaled to for prediction; 0 keeps its size.
         test_max_side: Longest side in pixels of an image that is scaled for prediction.
@@ -136,8 +141,8 @@ class MaskRCNN(Method):
 
         Args:
             images: of any sizes.
-            targets: boxes (M,4), labels (M,) from 1, masks (M,H,W), unsure (M,) bool; and `skipped` boxes (N,4), if any, in
-                which background is excluded from the loss.
+            targets: boxes (M,4), labels (M,) from 1, masks (M,H,W), unsure (M,) bool; and `skipped`
+                boxes (N,4), if any, in which background is excluded from the loss.
         """
         features, padded = self._features(images)
         # torchvision rounds boxes to the features' precision
@@ -220,7 +225,8 @@ class Pyramid(nn.Module):
         last = {stride: level for level, stride in enumerate(backbone.strides) if stride >= 4}
         if not last or any(coarse != 2 * fine for fine, coarse in pairwise(last)):
             raise InputError(
-                f"the backbone's maps have strides {backbone.strides}; a pyramid needs 4 or more, each twice the one before"
+                f"the backbone's maps have strides {backbone.strides}; a pyramid needs 4 or more, "
+                "each twice the one before"
             )
         self.levels, self.strides = list(last.values()), [*last, 2 * max(last)]
         inputs = [backbone.widths[level] for level in self.levels]
