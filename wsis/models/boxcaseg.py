@@ -1,7 +1,8 @@
 """BoxCaseg: box-supervised class-agnostic segmentation with salient images as a memory (Wang et al., CVPR 2021).
 
-Boxes alone say where objects are tight, salient images with masks say what an object's outline looks like. One network learns
-both in the same mini-batches; its masks inside the training boxes then train Mask R-CNN.
+Boxes alone say where objects are tight, salient images with masks say what an object's outline
+looks like. One network learns both in the same mini-batches; its masks inside the training boxes
+then train Mask R-CNN.
 
     symbol      name            shape
     S_w, S_s    weak            (N,S,S)     logits of the weak head on crops of objects and on salient images
@@ -18,10 +19,11 @@ Where we follow the released code instead of the text, and why:
     eq. (3)     logits are mixed, not probabilities, which keeps the loss a plain cross-entropy
     jitter      the centre moves by up to a quarter of half the side, the side scales by 0.5 to 1.5; the listing moves a corner
 
-Where we differ from both: pairs of neighbours end at the border of a crop (the code compares with zeros around it); both kinds
-of images are normalised alike (the code has two ways); lines are labelled after a jittered box was cut off by the image. For
-few images salient objects can be cropped as boxes are (`salient_crop`): whole images teach little of what fills its box. A
-box is drawn from a random image, not from all boxes.
+Where we differ from both: pairs of neighbours end at the border of a crop (the code compares with
+zeros around it); both kinds of images are normalised alike (the code has two ways); lines are
+labelled after a jittered box was cut off by the image. For few images salient objects can be
+cropped as boxes are (`salient_crop`): whole images teach little of what fills its box. A box is
+drawn from a random image, not from all boxes.
 """
 
 from __future__ import annotations
@@ -63,27 +65,32 @@ class BoxCaseg(Method):
 
     Args:
         num_classes: Number of thing classes; taken from the data, for the segmentor.
-        backbone: The network that makes the features; all its maps from stride 4 on are used. hrnet_w48 in the paper.
-        heads: Heads of the network: "weak" learns from boxes, "salient" from masks, "transferred" too, with weights made from
-            the weak head's.
+        backbone: The network that makes the features; all its maps from stride 4 on are used.
+            hrnet_w48 in the paper.
+        heads: Heads of the network: "weak" learns from boxes, "salient" from masks, "transferred"
+            too, with weights made from the weak head's.
         width: Hidden channels of a head; null has as many as the features.
         alpha: Weight of the salient head in the fused map; 0.7 on VOC, 0.6 in the code for COCO.
         smoothness: Weight of the differences between neighbours, eq. (2).
-        salient: Folder of salient images and masks, such as DUTS-TR or ECSSD; empty takes those that `--data shapes` makes.
+        salient: Folder of salient images and masks, such as DUTS-TR or ECSSD; empty takes those
+            that `--data shapes` makes.
         salient_limit: Number of salient images to use, the same each time; 0 uses all.
         salient_fraction: Fraction of salient images in a batch; the paper's best is 7 of 16.
-        salient_crop: Crop of a salient image: "image", nine tenths of it as in the paper, or "object", its object in a box
-            that is jittered as a training box is.
+        salient_crop: Crop of a salient image: "image", nine tenths of it as in the paper, or
+            "object", its object in a box that is jittered as a training box is.
         upside_down: Probability of turning a salient crop upside down.
         crop: Side in pixels of the crops that train the network.
         proxy_crop: Side in pixels of the crops that proxy masks are made from.
         shift: Largest shift of a training box, as a fraction of half its side.
         scale: A training box's side is multiplied by a factor in [1 - scale, 1 + scale].
-        crowded: Probability of dropping a box that overlaps another by more than half; 0.75 in the code for COCO.
+        crowded: Probability of dropping a box that overlaps another by more than half; 0.75 in the
+            code for COCO.
         merge: Whether the smaller of two overlapping objects takes the pixels that both cover.
-        min_agreement: Proxy masks whose bounding box has a lower IoU with the given box are ignored by the mask loss.
-        segmentor: Settings of the segmentor that is trained on proxy masks, with its `steps`; null trains none. `model` names
-            another than mask_rcnn; its backbone starts as this one does, unless it names another.
+        min_agreement: Proxy masks whose bounding box has a lower IoU with the given box are ignored
+            by the mask loss.
+        segmentor: Settings of the segmentor that is trained on proxy masks, with its `steps`; null
+            trains none. `model` names another than mask_rcnn; its backbone starts as this one does,
+            unless it names another.
         optimiser: SGD with momentum 0.9, or AdamW.
         lr: Learning rate, which falls to 0 by a power of 0.9.
         weight_decay: Weight decay of all weights.
@@ -132,13 +139,15 @@ class BoxCaseg(Method):
         self.backbone = Backbone(backbone)
         if any(side % self.backbone.divisor for side in (crop, proxy_crop)):
             raise InputError(
-                f"crop {crop}, proxy_crop {proxy_crop}: give multiples of {self.backbone.divisor} for {backbone.name}"
+                f"crop {crop}, proxy_crop {proxy_crop}: give multiples of {self.backbone.divisor} "
+                f"for {backbone.name}"
             )
         self.levels = [level for level, stride in enumerate(self.backbone.strides) if stride >= 4]
         channels = sum(self.backbone.widths[level] for level in self.levels)
         if not salient_fraction and {"salient", "transferred"} & {*heads}:
             raise InputError(
-                f"BoxCaseg with heads {heads} learns from salient images: give salient_fraction above 0, or heads [weak]"
+                f"BoxCaseg with heads {heads} learns from salient images: give salient_fraction "
+                "above 0, or heads [weak]"
             )
         if not heads or ("transferred" in heads and "weak" not in heads):
             raise InputError(
@@ -166,7 +175,8 @@ class BoxCaseg(Method):
             folder = data.salient_folder()
         if not folder:
             raise InputError(
-                "BoxCaseg learns from salient images too: give --model.salient DIR, a folder such as DUTS-TR"
+                "BoxCaseg learns from salient images too: give --model.salient DIR, a folder such "
+                "as DUTS-TR"
             )
         count = max(1, round(fraction * size))
         loading = replace(data.loading, batch_size=count)
@@ -179,7 +189,8 @@ class BoxCaseg(Method):
         data = getattr(self.trainer, "datamodule", None)
         if self.hparams["salient_fraction"] and data is not None and "salient" not in data.others:
             raise InputError(
-                "BoxCaseg learns from salient images too: train it on model.training_data(data), not on data"
+                "BoxCaseg learns from salient images too: train it on model.training_data(data), "
+                "not on data"
             )
 
     def stages(self, run: Stages, data: DataModule) -> None:
@@ -281,7 +292,8 @@ class BoxCaseg(Method):
         """A mask for each given box, in the order of the boxes."""
         if "boxes" not in sample["target"]:
             raise InputError(
-                f"BoxCaseg segments what given boxes hold, but image {sample['image_id']} has none; give boxes"
+                f"BoxCaseg segments what given boxes hold, but image {sample['image_id']} has "
+                "none; give boxes"
             )
         boxes, size = (
             sample["target"]["boxes"],

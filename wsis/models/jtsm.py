@@ -1,8 +1,8 @@
 """JTSM: joint thing-and-stuff mining for weakly supervised panoptic segmentation (Shen et al., CVPR 2021).
 
-Tags of things and stuff train a mining branch on segment proposals, whose features MoIPool takes from their own pixels. The
-segments it finds are re-estimated with GrabCut and train an instance and a semantic branch, whose masks are merged into a
-panoptic map.
+Tags of things and stuff train a mining branch on segment proposals, whose features MoIPool takes
+from their own pixels. The segments it finds are re-estimated with GrabCut and train an instance and
+a semantic branch, whose masks are merged into a panoptic map.
 
     symbol         name              shape
     t              tags              (C + S,)      1 where the image holds the thing or stuff class
@@ -27,8 +27,8 @@ Where we follow the released code instead of the text, and why:
     NMS         0.3; the text says 0.5
     test sides  eight; the text has five (480, 576, 688, 864, 1200), which the recipes take
 
-As in PDSL, at most `max_mask_samples` matched proposals, drawn at random, train masks and are seeds, and deltas, not boxes,
-are averaged over views.
+As in PDSL, at most `max_mask_samples` matched proposals, drawn at random, train masks and are
+seeds, and deltas, not boxes, are averaged over views.
 
 Where we follow the text instead of the code:
 
@@ -37,7 +37,8 @@ Where we follow the text instead of the code:
     GrabCut     pixels of the mined segment are sure foreground; the code starts from the box alone
     semantics   a learned head for any number of stuff classes; with one class it answers "everywhere", as the code's dummy
 
-`objectness_power`, `background_weight`, `image_weight` and AdamW with warm-up are as in PDSL, and off by default.
+`objectness_power`, `background_weight`, `image_weight` and AdamW with warm-up are as in PDSL, and
+off by default.
 """
 
 from __future__ import annotations
@@ -95,21 +96,27 @@ class JTSM(Method):
         num_stuff: Number of stuff classes, S; taken from the data.
         stuff: Whether stuff is mined; without it things alone are detected and segmented.
         instances: Whether the instance branch refines masks; else they are the mined segments.
-        semantics: Whether the semantic branch refines stuff; else it is painted from mined segments.
+        semantics: Whether the semantic branch refines stuff; else it is painted from mined
+            segments.
         reestimate: Whether GrabCut re-estimates mined segments before they train a branch.
         backbone: The network that makes the features.
-        pretraining: Settings of a classifier that first trains the backbone, with its `steps`; null trains none.
+        pretraining: Settings of a classifier that first trains the backbone, with its `steps`; null
+            trains none.
         pooling: How segments or boxes are pooled; the paper has moi_pool, shape-invariant.
         compensation: Factor of MoIPool for empty bins, eq. (7): bins, released or null.
         refinements: Number of refinement heads, n^r in eq. (4).
         regression: Whether refinement heads regress boxes.
-        mask_heads: Number of instance heads; each learns the masks of the one before, and the last one predicts.
+        mask_heads: Number of instance heads; each learns the masks of the one before, and the last
+            one predicts.
         seeds_per_class: Number of proposals per thing whose first mask is bottom-up evidence.
         image_weight: Weight of the image loss, which is a mean.
-        objectness_power: Power of objectness in the scores by which things are chosen; 0 in the paper.
-        background_weight: Weight of background proposals in the loss of refinement heads; 1 in the paper.
+        objectness_power: Power of objectness in the scores by which things are chosen; 0 in the
+            paper.
+        background_weight: Weight of background proposals in the loss of refinement heads; 1 in the
+            paper.
         widths: Widths of the heads; `mask` is also that of the semantic branch.
-        max_mask_samples: Largest number of proposals of an image that train masks; the paper uses all matched ones.
+        max_mask_samples: Largest number of proposals of an image that train masks; the paper uses
+            all matched ones.
         optimisation: How weights are optimised.
         inference: How images are predicted.
         score_threshold: Lowest score of an instance in the panoptic map.
@@ -153,7 +160,8 @@ class JTSM(Method):
         self.save_hyperparameters()
         if stuff and not num_stuff:
             raise InputError(
-                "these data know no stuff classes; mine things alone: --model.stuff false (COCO: --data.panoptic true)"
+                "these data know no stuff classes; mine things alone: --model.stuff false (COCO: "
+                "--data.panoptic true)"
             )
         self.panoptic = stuff
         self.backbone = Backbone(backbone)

@@ -1,8 +1,9 @@
 """PDSL: parallel detection-and-segmentation learning for weakly supervised instance segmentation.
 
-Shen et al., ICCV 2021. Tags alone train two branches on the same proposals. The detection branch is WSDDN with refinement
-heads. The segmentation branch learns from GrabCut inside a few boxes, first without classes, then class by class from its own
-predictions. A correlation loss makes the activation of a proposal's mask equal the score of its detection.
+Shen et al., ICCV 2021. Tags alone train two branches on the same proposals. The detection branch is
+WSDDN with refinement heads. The segmentation branch learns from GrabCut inside a few boxes, first
+without classes, then class by class from its own predictions. A correlation loss makes the
+activation of a proposal's mask equal the score of its detection.
 
     symbol     name                shape
     t          tags                (C,)        1 where the image holds the class
@@ -100,21 +101,30 @@ class PDSL(Method):
     Args:
         num_classes: Number of thing classes, C; taken from the data.
         backbone: The network that makes the features.
-        pretraining: Settings of a classifier that first trains the backbone, with its `steps`; null trains none.
+        pretraining: Settings of a classifier that first trains the backbone, with its `steps`; null
+            trains none.
         refinements: Number of refinement heads, n^r in eq. (4).
         regression: Whether refinement heads regress boxes.
-        mask_heads: Number of class-specific mask heads, n^m in eq. (5); 0 leaves the class-agnostic one.
-        seeds_per_class: Number of proposals per class whose first mask is bottom-up evidence, n^seed.
+        mask_heads: Number of class-specific mask heads, n^m in eq. (5); 0 leaves the class-agnostic
+            one.
+        seeds_per_class: Number of proposals per class whose first mask is bottom-up evidence,
+            n^seed.
         evidence: Masks of seeds by fast colour models, or by GrabCut as the authors run it.
         correlation_weight: Weight of the correlation loss, eq. (6); 0 switches it off.
-        correlation_target: Score that a mask's activation should equal: the pseudo-label's or the proposal's own.
-        image_weight: Weight of the image loss, which is a mean; `num_classes` makes it the text's sum.
+        correlation_target: Score that a mask's activation should equal: the pseudo-label's or the
+            proposal's own.
+        image_weight: Weight of the image loss, which is a mean; `num_classes` makes it the text's
+            sum.
         pooling: How regions are pooled for detection; the paper has roi_pool.
-        objectness_power: Power of objectness in the scores by which proposals are chosen; 0 in the paper.
-        context: Side of the ring, in sides of the region, whose contrast linear heads read; 0 has the paper's layers.
-        background_weight: Weight of background proposals in the loss of refinement heads; 1 in the paper.
+        objectness_power: Power of objectness in the scores by which proposals are chosen; 0 in the
+            paper.
+        context: Side of the ring, in sides of the region, whose contrast linear heads read; 0 has
+            the paper's layers.
+        background_weight: Weight of background proposals in the loss of refinement heads; 1 in the
+            paper.
         widths: Widths of the heads.
-        max_mask_samples: Largest number of proposals of an image that train masks; the paper uses all matched ones.
+        max_mask_samples: Largest number of proposals of an image that train masks; the paper uses
+            all matched ones.
         optimisation: How weights are optimised.
         inference: How images are predicted.
     """
@@ -236,7 +246,8 @@ class PDSL(Method):
     def seed_masks(self, samples: Sequence[MaskSamples], batch: Batch) -> Tensor:
         """Return the first masks (K,28,28), section 3.3.
 
-        n^seed proposals per class get bottom-up evidence, the others the mask of their nearest seed.
+        n^seed proposals per class get bottom-up evidence, the others the mask of their nearest
+        seed.
         """
         seeds = [nearest_seeds(s, self.hparams["seeds_per_class"]) for s in samples]
         boxes = [s["view"].to_original(m.boxes) for m, s in zip(samples, batch, strict=True)]

@@ -1,8 +1,9 @@
 """CCGR: masks from tags by boxes that centre-context-gap refinement tightens (Center-context-gap Refinement for WSIS, 2020).
 
-Three branches are trained in turn, in rounds. A detector chooses one box from each bag of proposals around a peak of the
-classifier's maps. A semantic segmentation learns where classes are. Boxes are moved until the segmentation is high inside and
-low around them; what is segmented inside is the mask that a segmentor learns, whose detections make the next round's labels.
+Three branches are trained in turn, in rounds. A detector chooses one box from each bag of proposals
+around a peak of the classifier's maps. A semantic segmentation learns where classes are. Boxes are
+moved until the segmentation is high inside and low around them; what is segmented inside is the
+mask that a segmentor learns, whose detections make the next round's labels.
 
     symbol        name            shape
     B             bag             (R,4)       the R proposals around one peak, or around one detection
@@ -71,8 +72,9 @@ class CCGR(Method):
 
     Args:
         num_classes: Number of thing classes; taken from the data.
-        backbone: The network under classifier, detector and segmentation, with five feature maps; `feature_level` and
-            `frozen_stages` are set for each of them. The classifier starts from its weights, the others from the classifier.
+        backbone: The network under classifier, detector and segmentation, with five feature maps;
+            `feature_level` and `frozen_stages` are set for each of them. The classifier starts from
+            its weights, the others from the classifier.
         rounds: Number of times the branches are trained; the paper has three to five.
         bag_size: Largest number of proposals in a bag.
         penalty: Weight of a proposal's background in its rank, eq. (4).
@@ -80,19 +82,23 @@ class CCGR(Method):
         peak_window: Side in cells, odd, of the window in which a peak is the maximum.
         peak_smoothing: Side in cells, odd, of the square over which class maps are averaged first.
         scales: Factors on the image's size over which class activation maps are averaged.
-        walk_steps: Steps of the random walk along affinities; 0 takes class activation maps as they are.
+        walk_steps: Steps of the random walk along affinities; 0 takes class activation maps as they
+            are.
         background_score: Score of background where pixels are labelled by class activation maps.
-        boxes: Boxes that are refined: those chosen by the detector, or one around each class of the segmentation.
+        boxes: Boxes that are refined: those chosen by the detector, or one around each class of the
+            segmentation.
         refinement: Steps of gradient descent on the centre-context gap; 0 leaves boxes as they are.
         context: Side of the surrounding box, in sides of the box.
         form: Form of the gap: "ring", or "printed" as in the paper.
         whole: Whether a box is finally drawn around the connected part that it holds most of.
-        score_threshold: Lowest score of a detection that makes a bag, unless it is the best of its class.
+        score_threshold: Lowest score of a detection that makes a bag, unless it is the best of its
+            class.
         pretraining: Settings of the classifier, with its `steps`.
         affinity: Settings of the affinity network, with its `steps`.
         detector: Settings of the detector, with its `steps`.
         segmentation: Settings of the semantic segmentation, with its `steps`.
-        segmentor: Settings of the segmentor that is trained last, with its `steps`; `model` names another than mask_rcnn.
+        segmentor: Settings of the segmentor that is trained last, with its `steps`; `model` names
+            another than mask_rcnn.
     """
 
     def __init__(

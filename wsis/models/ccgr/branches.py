@@ -117,7 +117,8 @@ class Segmentation(Method):
         num_classes: Number of thing classes.
         backbone: The encoder, a network of timm.
         architecture: Network of segmentation_models_pytorch: PSPNet, DeepLabV3Plus, FPN, Unet, ...
-        architecture_args: Further arguments of it, such as {encoder_depth: 5, output_stride: 8, upsampling: 8} of PSPNet.
+        architecture_args: Further arguments of it, such as {encoder_depth: 5, output_stride: 8,
+            upsampling: 8} of PSPNet.
         optimisation: How weights are optimised.
     """
 

@@ -103,7 +103,8 @@ def _write(
     kept = keep_images(index, {image for image, own in boxes.items() if own})
     if not kept.images:
         raise InputError(
-            "no image has a peak with a proposal around it: the classifier has learnt nothing; train it longer"
+            "no image has a peak with a proposal around it: the classifier has learnt nothing; "
+            "train it longer"
         )
     for name, found in (("bags", boxes), ("pixels", pixels)):
         write_coco(folder / f"{name}.json", kept._replace(annotations=found))

@@ -1,8 +1,9 @@
 """EM-Paste: masks from tags by pasting what classes have in common on other images (under review at TMLR).
 
-A classifier's maps point to one segment of each image and tagged class; the mean look of a class's segments then chooses
-again, for a few rounds of expectation and maximisation. The chosen segments are cut out and pasted, several at a time, on
-training images as those are loaded: of these objects every visible pixel is known. They train Mask R-CNN.
+A classifier's maps point to one segment of each image and tagged class; the mean look of a class's
+segments then chooses again, for a few rounds of expectation and maximisation. The chosen segments
+are cut out and pasted, several at a time, on training images as those are loaded: of these objects
+every visible pixel is known. They train Mask R-CNN.
 
     symbol      name            shape
     phi(O)      features        (m,D)       the classifier's features of an image's segments, each on grey
@@ -22,16 +23,17 @@ Where we follow the released code instead of the text, and why:
 Where we differ from both:
 
     centre      the mean features of all segments are subtracted: cosine of what is never negative tells little, and EM ran to
-                what all images have, such as grass (mean IoU of 477 choices on COCO: the first 15.4 %, after two rounds 19.4 %,
-                not centred 8.8 %, and 4.6 % where rounds choose among all segments)
+                what all images have, such as grass (mean IoU of 477 choices on COCO: the first 15.4
+                %, after two rounds 19.4 %, not centred 8.8 %, and 4.6 % where rounds choose among
+                all segments)
     rounds      choose among segments that may be a first choice, which can be limited to those of high scores, `object_like`:
                 the paper's segments do not overlap, ours are hundreds of wholes and parts
     map         that of the tagged class; the code takes the class of the highest score, which loses the others of an image
     phi         the classifier's last features, pooled; the code has a second network for them
     images      keep their size; the code stretches them to 512 x 512 and writes them to disk
 
-Where the paper is silent, what is known of the real objects in a training image is handled by `own`. Captions and generated
-backgrounds are made beforehand: give their folder as `backgrounds`.
+Where the paper is silent, what is known of the real objects in a training image is handled by
+`own`. Captions and generated backgrounds are made beforehand: give their folder as `backgrounds`.
 """
 
 from __future__ import annotations
@@ -63,32 +65,39 @@ class EMPaste(Method):
 
     Args:
         num_classes: Number of thing classes; taken from the data.
-        backbone: The network under the classifier and, unless its settings name another, the segmentor; `feature_level` and
-            `frozen_stages` are set for each of them.
-        cam_fraction: Fraction of a class map's cells, the highest, whose centre the first choice is near.
-        object_like: Fraction of the segments of 1 to 80 % of an image, those of high scores, that may be chosen.
+        backbone: The network under the classifier and, unless its settings name another, the
+            segmentor; `feature_level` and `frozen_stages` are set for each of them.
+        cam_fraction: Fraction of a class map's cells, the highest, whose centre the first choice is
+            near.
+        object_like: Fraction of the segments of 1 to 80 % of an image, those of high scores, that
+            may be chosen.
         candidates: Number of segments nearest to that centre, of which the classifier chooses one.
         patch_size: Side in pixels at which a segment is shown to the classifier.
         rounds: Rounds of expectation and maximisation; 0 takes the first choices.
         keep: Fraction of a class's images whose choices make the next mean.
         distance: Distance of features to the mean.
-        centre: Whether the mean of all segments is subtracted from features; not so in the authors' code.
+        centre: Whether the mean of all segments is subtracted from features; not so in the authors'
+            code.
         every_segment: Whether rounds may choose segments of any size, as in the authors' code.
         min_probability: Foregrounds of a lower class probability are dropped.
         objects: Number of foregrounds pasted on an image: one number, or the fewest and the most.
-        select: Sampling of foregrounds: "uniform" over foregrounds, or "balanced" over classes, for long tails.
+        select: Sampling of foregrounds: "uniform" over foregrounds, or "balanced" over classes, for
+            long tails.
         where: Place of a pasted object: "random", or "space" where most room is left.
         blend: Edges of pasted objects.
         scale: Smallest and largest factor on a foreground's size.
         rotation: Largest rotation of a foreground either way, in degrees.
         min_area: Foregrounds whose box has fewer square pixels are not pasted.
-        backgrounds: Images that are pasted on: "none" for training images alone, "black", or a folder of pictures, for a
-            `background_fraction` of them.
-        background_fraction: Fraction of training images whose background is replaced; 10,000 of 31,000 in the paper.
-        own: How to treat the image's own objects: "annotate" trains on them like pasted ones, "ignore" excludes their pixels
-            and high class activations from the loss, "nothing" treats them as background.
+        backgrounds: Images that are pasted on: "none" for training images alone, "black", or a
+            folder of pictures, for a `background_fraction` of them.
+        background_fraction: Fraction of training images whose background is replaced; 10,000 of
+            31,000 in the paper.
+        own: How to treat the image's own objects: "annotate" trains on them like pasted ones,
+            "ignore" excludes their pixels and high class activations from the loss, "nothing"
+            treats them as background.
         pretraining: Settings of the classifier, with its `steps`.
-        segmentor: Settings of the segmentor that is trained last, with its `steps`; `model` names another than mask_rcnn.
+        segmentor: Settings of the segmentor that is trained last, with its `steps`; `model` names
+            another than mask_rcnn.
     """
 
     def __init__(

@@ -124,11 +124,12 @@ def write_segments(
     """Write what a classifier says of every segment of the training images, and each tagged class's first choice.
 
     Args:
-        folder: gets segments.json, features.f16, probabilities.f16 and eligible.u8: 2 D + 2 A + 1 bytes a segment in an image
-            tagged with A classes.
+        folder: gets segments.json, features.f16, probabilities.f16 and eligible.u8: 2 D + 2 A + 1
+            bytes a segment in an image tagged with A classes.
         checkpoint: of the classifier.
         data: with tags and segments.
-        object_like: share of the segments of 1 to 80 % of an image, those of the highest scores, that may be chosen.
+        object_like: share of the segments of 1 to 80 % of an image, those of the highest scores,
+            that may be chosen.
         candidates: segments nearest to a class map's centre, from which the classifier chooses.
         cam_fraction: of a class map's cells whose centre counts.
         patch_size: side in pixels at which a segment is shown to the classifier.
@@ -155,7 +156,8 @@ def write_segments(
             looks, seen = describe(net, sample, patch_size)
             if not looks.isfinite().all():
                 raise InputError(
-                    f"features of {sample['path']} hold NaN or infinity: the classifier has diverged; lower its learning rate"
+                    f"features of {sample['path']} hold NaN or infinity: the classifier has "
+                    "diverged; lower its learning rate"
                 )
             maps = class_maps(net, sample)[labels]
             centres = cam_centroid(maps, cam_fraction, net.backbone.stride)
@@ -176,7 +178,8 @@ def write_segments(
             )
     if not found:
         raise InputError(
-            f"no training image of {data} has a segment between 1 % and 80 % of it; give other proposals"
+            f"no training image of {data} has a segment between 1 % and 80 % of it; give other "
+            "proposals"
         )
     with whole(folder / "segments.json") as scratch:
         scratch.write_text(json.dumps({"length": net.backbone.channels, "images": images}))
@@ -223,7 +226,8 @@ def first_choice(
         sample: with segments.
         probabilities: (A,P) of those classes for each segment.
         candidates: how many are nearest.
-        object_like: share of the eligible segments that stays eligible, those of the highest scores.
+        object_like: share of the eligible segments that stays eligible, those of the highest
+            scores.
 
     Returns:
         (A,) int64, -1 where no segment is eligible; and (P,) bool, which are.
@@ -255,7 +259,8 @@ def choose(
         rounds: of EM.
         keep: share of a class's images whose choices make the next mean.
         distance: "cosine" or "mahalanobis".
-        centre: subtract the mean of all eligible segments, so that what segments of all classes share does not count.
+        centre: subtract the mean of all eligible segments, so that what segments of all classes
+            share does not count.
         every_segment: rounds may choose any segment, not only an eligible one.
     """
     chosen = segments.first.copy()
@@ -322,7 +327,8 @@ def write_foregrounds(
     )
     if not sure.any():
         raise InputError(
-            f"no foreground reaches a probability of {min_probability:g}: lower model.min_probability, or train the "
+            f"no foreground reaches a probability of {min_probability:g}: lower "
+            "model.min_probability, or train the "
             "classifier longer"
         )
     cut = _Cutter(found, np.where(sure, chosen, -1), data)
