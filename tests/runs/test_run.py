@@ -29,7 +29,7 @@ from wsis.runs.run import adopt
 
 HERE = Path(__file__).parent
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["toy_plugins", "wsis.fit"])  # a process to kill costs milliseconds
+FORK.set_forkserver_preload(["conftest", "toy_plugins", "wsis.fit"])  # cheap to kill
 WORDS = [
     "--data",
     "toy_plugins.Data",

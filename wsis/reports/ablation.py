@@ -130,7 +130,8 @@ def _read_row(path: Path, name: str, content: Any, figures: Sequence[str], model
     if not content.get("model", model):
         raise InputError(f"{where} needs `model: NAME`, for itself or at the top of the file")
     try:
-        registry.class_path("model", content.get("model", model))  # a file names no other code
+        if "." in content.get("model", model):  # a file names no code that is not installed
+            registry.class_path("model", content.get("model", model))
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     overlay = read_config(path.parent / content["config"]) if "config" in content else {}
