@@ -23,7 +23,7 @@ from wsis import compare
 from wsis.datasets._scene import THINGS, SceneSettings, paint_scene
 from wsis.datasets.coco import COCO
 from wsis.nn.masks import run_lengths
-from wsis.test import evaluate
+from wsis.reports.evaluation import evaluate_file
 
 METHODS = {
     "boxcaseg": "BoxCaseg",
@@ -135,7 +135,7 @@ def write_run(folder: Path, data: Path, seed: int, detections: int) -> Path:
         "class_path": "wsis.datasets.coco.COCO",
         "init_args": {"root": str(data), "proposals": "none"},
     }
-    settings = {"backbone": "resnet50"} if seed < len(METHODS) else {"backbone": "resnet18"}
+    settings = {"backbone": {"name": "resnet50" if seed < len(METHODS) else "resnet18"}}
     config = {
         "seed_everything": 0,
         "model": {"class_path": path, "init_args": settings},
@@ -143,7 +143,7 @@ def write_run(folder: Path, data: Path, seed: int, detections: int) -> Path:
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     stage = {
-        "stage": 1,
+        "number": 1,
         "fingerprint": "0",
         "finished": True,
         "steps": 1,
@@ -176,7 +176,7 @@ def write_run(folder: Path, data: Path, seed: int, detections: int) -> Path:
             )
     (folder / "test-val").mkdir()
     (folder / "test-val/predictions.json").write_text(json.dumps(results))
-    evaluate(COCO(data, proposals="none"), predictions=folder / "test-val/predictions.json")
+    evaluate_file(folder / "test-val/predictions.json", COCO(data, proposals="none"))
     return folder
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from wsis.inference import make_data, read_run
 from wsis.models.em_paste.foregrounds import Segments, choose
-from wsis.reports.tables import mean_and_range, print_table
+from wsis.reports.table import mean_and_range, print_table
 
 PROPOSALS = 300
 ROUNDS = 3
@@ -110,7 +110,7 @@ def judged(segments: Segments, data: Any) -> dict[str, tuple[float, float, float
 
 def fit_of_segments(segments: Segments, data: Any) -> list[NDArray[np.float64] | None]:
     """Of each pair the IoU (m,) of its image's segments with the best true object, None without any."""
-    samples = data.samples("train", train=False, supervision="masks")
+    samples = data.samples("train", train=False, supervision={"tags", "boxes", "masks"})
     samples.segments = True
     overlaps: list[NDArray[np.float64] | None] = []
     for i in range(len(samples)):

@@ -17,9 +17,9 @@ import torch
 from _runs import call, on_small_coco
 
 from wsis.datasets.coco import COCO
-from wsis.files import read_json
 from wsis.metrics import PanopticQuality
-from wsis.reports.tables import mean_and_range, print_table
+from wsis.reports.table import mean_and_range, print_table
+from wsis.runs.record import stages
 from wsis.types import Prediction, Truth
 
 ROWS = {
@@ -38,7 +38,7 @@ FIGURES = ("PQ", "PQ_things", "PQ_stuff", "SQ", "RQ", "AP50", "CorLoc")
 def fit(run: Path, words: list[str]) -> dict[str, float]:
     """Train one run, unless it is there, and give its figures in percent."""
     call("fit", [*words, "--run_dir", str(run)])
-    found = read_json(max(run.glob("*/stage.json")))["metrics"]
+    found = stages(run)[-1][1].metrics
     return {figure: 100 * found[f"val/{figure}"] for figure in FIGURES}
 
 

@@ -42,7 +42,7 @@ def main() -> None:
         "0",
     ]
     words += ["--model.segmentor.steps", "300"]
-    others = Shapes(asked.out / "data", seed=1).read_salient().root
+    others = Shapes(asked.out / "data", seed=1).salient_folder() / "images"
     for rows, more in ((asked.rows, []), (["random"], ["--model.backgrounds", str(others)])):
         ablate.ablate(
             TABLES,

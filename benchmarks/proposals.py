@@ -17,7 +17,7 @@ import torch
 
 from wsis.datasets.coco import COCO
 from wsis.metrics.proposals import ProposalRecall
-from wsis.proposals.file import _pack
+from wsis.proposals.file import pack
 from wsis.proposals.segments import propose
 from wsis.types import Proposals
 
@@ -57,7 +57,7 @@ def main() -> None:
         start = time.process_time()
         found.append(propose(image))
         seconds.append(time.process_time() - start)
-    size = np.mean([len(_pack(p)) for p in found])
+    size = np.mean([len(pack(p)) for p in found])
     _report("wsis", seconds, found, truths)
     print(
         f"{size / 1000:.1f} kB an image; {np.mean([p.members.shape[1] for p in found]):.0f} superpixels"

@@ -38,12 +38,12 @@ def main() -> None:
 
 def batches(asked: argparse.Namespace) -> None:
     """Masks per second of both ways, over the same images, the ways in turn."""
-    model = (
-        BoxCaseg(80, asked.backbone, "none", width=asked.width, proxy_crop=asked.side)
-        .eval()
-        .to(asked.device)
+    backbone = {"name": asked.backbone, "weights": "none"}
+    model = BoxCaseg(80, backbone, width=asked.width, proxy_crop=asked.side)
+    model.eval().to(asked.device)
+    samples = COCO(asked.data, proposals="none").samples(
+        "val", train=False, supervision={"tags", "boxes"}
     )
-    samples = COCO(asked.data, proposals="none").samples("val", train=False, supervision="boxes")
     seconds, masks = {"batches": 0.0, "one at a time": 0.0}, 0
     with torch.inference_mode():
         for i in range(asked.images + 1):

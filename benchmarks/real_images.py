@@ -20,7 +20,8 @@ from torchvision.ops import box_iou
 from wsis.datasets.coco import COCO
 from wsis.files import read_json
 from wsis.metrics import CorLoc
-from wsis.reports.tables import mean_and_range, print_table
+from wsis.reports.table import mean_and_range, print_table
+from wsis.runs.record import stages
 from wsis.types import Prediction, Proposals, Truth
 
 COLUMNS = (("train", "CorLoc"), ("train", "CorLoc_images"), ("val", "AP25"), ("val", "AP50"))
@@ -112,8 +113,8 @@ def figures(model: str, seed: int, asked: argparse.Namespace) -> list[float]:
         f"train/{key}": value
         for key, value in read_json(run / "test-train" / "metrics.json")["metrics"].items()
     }
-    for stage in sorted(run.glob("*/stage.json")):
-        judged |= read_json(stage)["metrics"]  # a fit ends with the validation images
+    for _, stage in stages(run):
+        judged |= stage.metrics  # a fit ends with the validation images
     return [
         *(100 * judged[f"{split}/{figure}"] for split, figure in COLUMNS),
         read_json(run / "minutes.json"),

@@ -18,12 +18,12 @@ from _runs import call
 
 from wsis.files import read_json
 from wsis.machine import cores
-from wsis.reports.tables import mean_and_range, print_table
+from wsis.reports.table import mean_and_range, print_table
 
 METHODS = {
     "cam": ["--model", "cam"],
     "pdsl": ["--model", "pdsl"],
-    "pdsl, without correlation": ["--model", "pdsl", "--model.correlation", "0"],
+    "pdsl, without correlation": ["--model", "pdsl", "--model.correlation_weight", "0"],
 }
 FIGURES = ("AP25", "AP50", "AP75", "CorLoc")
 

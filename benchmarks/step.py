@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     given = parser.parse_args()
     torch.manual_seed(0)
-    model = registry.find("model", given.model)(weights="none").train()
+    model = registry.find("model", given.model)(backbone={"weights": "none"}).train()
     model.log = model.log_dict = lambda *_, **__: None
     optimiser = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad], lr=1e-4, momentum=0.9

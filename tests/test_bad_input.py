@@ -34,6 +34,8 @@ from wsis import fit, label, predict, propose
 from wsis import test as judging
 from wsis.proposals.file import ProposalFile
 
+pytestmark = pytest.mark.slow
+
 QUICK = [
     "--trainer.accelerator",
     "cpu",
@@ -109,13 +111,13 @@ def cut(path: Path) -> None:
 
 
 def rename(root: Path) -> None:
-    shutil.move(root / "proposals.sqlite", root / "own.sqlite")
+    shutil.move(root / "proposals-segments.sqlite", root / "own.sqlite")
     (root / "b.jpg").rename(root / "z.jpg")
     (root / "labels.csv").write_text("a.jpg,cat\nz.jpg,dog\n")
 
 
 def resize(root: Path) -> None:
-    shutil.move(root / "proposals.sqlite", root / "own.sqlite")
+    shutil.move(root / "proposals-segments.sqlite", root / "own.sqlite")
     picture(root / "b.jpg", 1, (50, 64))
 
 
@@ -156,7 +158,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str, list[str]]] = {
         ["b.jpg was 64 x 48", "for other images"],
     ),
     "truncated proposals": (
-        lambda root: cut(root / "proposals.sqlite"),
+        lambda root: cut(root / "proposals-segments.sqlite"),
         "",
         ["damaged", "wsis.propose"],
     ),
@@ -192,21 +194,25 @@ def test_broken_image_is_named_by_a_loader_process(root, tmp_path, capfd):
 
 def test_proposals_of_the_other_images_are_kept(root, capfd):
     whole = (root / "c.jpg").read_bytes()
-    (root / "proposals.sqlite").unlink()
+    (root / "proposals-segments.sqlite").unlink()
     cut(root / "c.jpg")
     argv = ["--data", "folder", "--data.root", root, "--workers", "1"]
     assert "the other proposals are kept" in refused(propose, argv, capfd)
-    assert set(ProposalFile(root / "proposals.sqlite").files()) == {"a.jpg", "b.jpg", "d.jpg"}
+    assert set(ProposalFile(root / "proposals-segments.sqlite").files()) == {
+        "a.jpg",
+        "b.jpg",
+        "d.jpg",
+    }
     (root / "c.jpg").write_bytes(whole)
     propose.main([str(word) for word in argv])
-    assert set(ProposalFile(root / "proposals.sqlite").files()) == set(NAMES)
+    assert set(ProposalFile(root / "proposals-segments.sqlite").files()) == set(NAMES)
 
 
 def test_images_of_another_size_get_new_proposals(root):
     picture(root / "b.jpg", 1, (50, 64))
-    before = ProposalFile(root / "proposals.sqlite").read("a.jpg", (48, 64), segments=True)
+    before = ProposalFile(root / "proposals-segments.sqlite").read("a.jpg", (48, 64), segments=True)
     propose.main(["--data", "folder", "--data.root", str(root), "--workers", "1"])
-    file = ProposalFile(root / "proposals.sqlite")
+    file = ProposalFile(root / "proposals-segments.sqlite")
     assert file.files()["b.jpg"] == (50, 64)
     assert file.read("b.jpg", (50, 64), segments=True).labels.shape == (50, 64)
     assert file.read("a.jpg", (48, 64), segments=True).members.equal(before.members)
@@ -225,7 +231,7 @@ def test_what_is_odd_but_right_is_trained_on_and_predicted(root, tmp_path, run, 
     odd = ["grey.jpg", "cmyk.jpg", "deep.png", "turned.jpg", "tiny.png"]
     (root / "labels.csv").write_text("a.jpg,cat;dog\n" + "".join(f"{name},\n" for name in odd))
     fit.main([*words(root), "--run_dir", str(tmp_path / "new"), "--trainer.max_steps", "4"])
-    assert set(odd) < set(ProposalFile(root / "proposals.sqlite").files())
+    assert set(odd) < set(ProposalFile(root / "proposals-segments.sqlite").files())
     predict.main(
         [
             str(root),
@@ -369,21 +375,21 @@ def test_full_disk(root, run, tmp_path, capsys):
 
 def test_full_disk_while_proposing(root, capsys):
     argv = ["--data", "folder", "--data.root", root, "--workers", "1"]
-    (root / "proposals.sqlite").unlink()
+    (root / "proposals-segments.sqlite").unlink()
     with room(5000):
         line = refused(propose, argv, capsys)
     assert "cannot write" in line
     assert "free space" in line
     propose.main([str(word) for word in argv])
-    assert set(ProposalFile(root / "proposals.sqlite").files()) == set(NAMES)
+    assert set(ProposalFile(root / "proposals-segments.sqlite").files()) == set(NAMES)
 
 
 def test_half_made_proposals_are_completed(root, tmp_path):
     shutil.move(root / "labels.csv", tmp_path / "all.csv")
-    (root / "proposals.sqlite").unlink()
+    (root / "proposals-segments.sqlite").unlink()
     (root / "labels.csv").write_text("a.jpg,cat\n")
     fit.main([*words(root), "--run_dir", str(tmp_path / "one")])
-    assert set(ProposalFile(root / "proposals.sqlite").files()) == {"a.jpg"}
+    assert set(ProposalFile(root / "proposals-segments.sqlite").files()) == {"a.jpg"}
     shutil.move(tmp_path / "all.csv", root / "labels.csv")
     fit.main([*words(root), "--run_dir", str(tmp_path / "all")])
-    assert set(ProposalFile(root / "proposals.sqlite").files()) == set(NAMES)
+    assert set(ProposalFile(root / "proposals-segments.sqlite").files()) == set(NAMES)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from pycocotools import mask as rle
 
@@ -17,6 +18,8 @@ from wsis import fit
 from wsis.datasets.shapes import Shapes
 from wsis.metrics import MaskIoU
 from wsis.types import Prediction
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[1]
 FLOOR = 0.17
@@ -60,7 +63,7 @@ def test_boxcaseg_knows_more_of_a_mask_than_its_box_does(tmp_path):
     )
     learnt = json.loads((tmp_path / "run/1-joint/metrics.json").read_text())
     samples = Shapes(root=tmp_path / "data", proposals="none").samples(
-        "val", train=False, supervision="boxes"
+        "val", train=False, supervision={"tags", "boxes"}
     )
     filled = MaskIoU(8)
     for i in range(len(samples)):

@@ -1,109 +1,65 @@
-"""The README's commands name what there is, and its Python runs."""
+"""The README is short, begins with what a newcomer needs, and its Python runs."""
 
 from __future__ import annotations
 
-import importlib
+import csv
 import re
-import shlex
 import shutil
-from pathlib import Path
 
 import pytest
-import torch
-from jsonargparse import ArgumentParser
+from pages import ROOT, blocks, read
 
 from wsis import fit
-from wsis.command_line import parser
-from wsis.command_line.parser import CLI
 
-ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-LINES = [
-    line
-    for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
-    for line in re.sub(r"\\\n\s*", " ", block).splitlines()
-]
-COMMANDS = [
-    found[0].strip() for line in LINES if (found := re.search(r"python -m wsis\.[^#|;&]*", line))
-]
+README = ROOT / "README.md"
+TEXT = read(README)
+
+
+def test_it_is_short():
+    assert len(TEXT.splitlines()) <= 120
 
 
 def test_the_first_two_blocks_are_what_a_newcomer_needs():
-    assert "pip install" in LINES[0]
-    assert "python -m wsis.fit" in LINES[0]
+    first = blocks(README, "bash")[0]
+    assert "pip install" in first
+    assert "python -m wsis.fit" in first
     assert re.search(
         r'<!-- test -->\s*```bash\npip install -e "\.\[dev\]" && pytest -n auto\n```', TEXT
     )
 
 
+def test_links_lead_somewhere():
+    for page in ("README.md", "CONTRIBUTING.md", "results/README.md"):
+        text = (ROOT / page).read_text()
+        targets = re.findall(r"\]\((?!http)([^)#]+)", text)
+        assert targets
+        for target in targets:
+            assert (ROOT / page).parent.joinpath(target).exists(), f"{page}: {target}"
+
+
+def test_figures_are_those_of_the_comparison():
+    with (ROOT / "results/shapes.csv").open(newline="") as file:
+        measured = {row["method"]: f"{float(row['AP50']):.1f}" for row in csv.DictReader(file)}
+    for page in ("README.md", "docs/methods/index.md"):
+        text = (ROOT / page).read_text()
+        rows = [line for line in text.splitlines() if re.match(r"\| \[.*\.md\)", line)]
+        assert len(rows) == len(measured)
+        for row in rows:
+            method = re.search(r"`(?:--model )?(\w+)`", row)[1]
+            assert row.rstrip(" |").rsplit("| ")[-1] == measured[method]
+    for method, value in measured.items():
+        assert f"AP50 {value}" in (ROOT / f"docs/methods/{method}.md").read_text()
+
+
+@pytest.mark.slow
 def test_python_runs(tmp_path, monkeypatch):
     """On few images, for one step of a small network."""
     monkeypatch.chdir(tmp_path)
-    words = "--model pdsl --data.train 4 --data.val 2 --trainer.max_steps 1 --trainer.accelerator cpu --model.pretraining null"
+    words = "--model pdsl --data.train 4 --data.val 2 --trainer.max_steps 1"
+    words += " --trainer.accelerator cpu --model.pretraining null"
     fit.main([*words.split(), "--run_dir", "runs/pdsl/shapes/TIME"])
     shutil.copy(next(tmp_path.glob("data/**/*.jpg")), "image.jpg")
-    train, pooling = PYTHON
-    for long, short in {
-        "wsis.Shapes()": "wsis.Shapes(train=4, val=2)",
-        "inference=": "widths={'hidden': 8, 'features': 8, 'mask': 8}, inference=",
-        "pl.Trainer(max_steps=100)": "pl.Trainer(max_steps=1, accelerator='cpu')",
-    }.items():
-        assert train.count(long) == 1
-        train = train.replace(long, short)
-    known = {
-        "labels": torch.arange(64 * 96).view(64, 96).int() // 1000,
-        "members": torch.ones(2, 7, dtype=torch.bool),
-        "boxes": torch.tensor([[0.0, 0, 0, 96, 64], [0, 8, 8, 40, 40]]),
-        "features": torch.rand(1, 5, 8, 12),
-    }
-    for block in (train, pooling):
-        exec(block, known)
+    known: dict = {}
+    (block,) = blocks(README, "python")
+    exec(block, known)
     assert len(known["prediction"].masks) == len(known["prediction"].boxes) > 0
-    assert known["pooled"].shape == (2, 5, 7, 7)
-
-
-class Parsed(Exception):
-    """The command has been understood; nothing more is to happen."""
-
-
-@pytest.fixture
-def only_parse(monkeypatch, tmp_path):
-    """The real parsers, that stop when they have understood."""
-
-    def stop(*_: object, **__: object) -> None:
-        raise Parsed
-
-    parse = ArgumentParser.parse_args
-
-    def parse_and_stop(self: ArgumentParser, *args: object, **options: object) -> None:
-        parse(self, *args, **options)
-        raise Parsed
-
-    monkeypatch.setattr(CLI, "instantiate_classes", stop)
-    for verb in ("label", "predict"):
-        monkeypatch.setattr(f"wsis.{verb}.ArgumentParser.parse_args", parse_and_stop)
-    (tmp_path / "config.yaml").write_text("model: pdsl\ndata: shapes\n")
-    monkeypatch.setattr(parser, "_folder_of_run", lambda folder, typed: tmp_path)
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_name_what_there_is(command, only_parse, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    _, _, module, *words = shlex.split(command)
-    words = [word for word in words if not word.startswith("[")]
-    with pytest.raises((Parsed, SystemExit)) as end:
-        importlib.import_module(module).main(words)
-    if isinstance(end.value, SystemExit):
-        assert "--help" in words
-        assert not end.value.code
-
-
-def test_a_wrong_command_is_found(only_parse, capsys):
-    for words in (
-        ["--model", "pdsl", "--model.refinments", "3"],
-        ["--model", "pdls"],
-        ["--model", "pdsl", "--config", "gone.yaml"],
-    ):
-        with pytest.raises(SystemExit):
-            fit.main(words)

@@ -60,10 +60,6 @@ class Net(Method):
     def validation_step(self, batch, i):
         self.log("val/loss", self.net(stack(batch)).square().mean())
 
-    def predict_step(self, batch, i):
-        found = torch.zeros(1, 4), torch.ones(1), torch.zeros(1, dtype=torch.long)
-        return [Prediction(sample["image_id"], (4, 4), *found, []) for sample in batch]
-
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=self.hparams.rate)
 
@@ -88,6 +84,10 @@ class Predicting(Net):
 
     def configure_callbacks(self):
         return [Evaluation(metrics=[])]
+
+    def predict_step(self, batch, i):
+        found = torch.zeros(1, 4), torch.ones(1), torch.zeros(1, dtype=torch.long)
+        return [Prediction(sample["image_id"], (4, 4), *found, []) for sample in batch]
 
     def validation_step(self, batch, i):
         return self.predict_step(batch, i)

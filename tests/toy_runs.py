@@ -11,7 +11,7 @@ import yaml
 from pycocotools import mask as rle_masks
 
 from wsis.datasets.shapes import Shapes
-from wsis.test import evaluate
+from wsis.reports.evaluation import evaluate_file
 
 TRAIN, VAL = 4, 8
 
@@ -53,7 +53,7 @@ def make_run(
         source = Shapes(**{**data, "root": root, "labels": ""})
         results = folder / f"test-{split}/predictions.json"
         write_predictions(results, source, seed, split)
-        evaluate(source, predictions=results, split=split)
+        evaluate_file(results, source, split)
     return folder
 
 
@@ -62,7 +62,7 @@ def write_stage(folder: Path, **changes: Any) -> None:
     stage = (
         json.loads(path.read_text())
         if path.exists()
-        else {"stage": 1, "fingerprint": "0", "finished": True, "steps": 900}
+        else {"number": 1, "fingerprint": "0", "finished": True, "steps": 900}
     )
     costs = {"minutes": 2.5, "memory": 2**30, "device": "cpu", "commit": "abc1234567"}
     path.write_text(json.dumps(costs | stage | changes))

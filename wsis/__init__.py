@@ -1,4 +1,4 @@
-"""Weakly supervised instance segmentation: five ways from tags and boxes to masks, on one footing.
+"""Weakly supervised instance segmentation: seven methods, from tags and boxes to masks.
 
 `wsis.PDSL` and every other model and data set, `wsis.Method`, `wsis.load(RUN)` and `wsis.predict(model, image)` are
 imported when first used: `import wsis` alone loads neither torch nor a method.

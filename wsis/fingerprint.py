@@ -1,4 +1,4 @@
-"""What a stage's result depends on, as a short hash: values and file contents, never where files are."""
+"""Short hashes of settings and file contents, the same in every process and on every machine."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["file_hash", "fingerprint", "plain"]
+__all__ = ["digest", "file_hash", "fingerprint", "plain"]
+
+
+def digest(content: Any) -> str:
+    """Return sixteen hexadecimal digits of a value as JSON has it; strings and paths are text."""
+    text = json.dumps(content, sort_keys=True, default=_text)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def fingerprint(*parts: Any) -> str:
-    """Sixteen hexadecimal digits of the parts, the same in every process."""
-    return hashlib.sha256(
-        json.dumps([plain(part) for part in parts], sort_keys=True).encode()
-    ).hexdigest()[:16]
+    """Return the digest of values in which each file stands for its content, wherever it is."""
+    return digest([plain(part) for part in parts])
 
 
 def plain(value: Any, inside: Path | None = None) -> Any:
-    """A value as JSON has it; a file is its content's hash, a folder or a missing path is left out.
+    """Return a value as JSON has it; a file is its content's hash, a folder or a missing path None.
 
     Args:
         value: numbers, strings, paths, dataclasses and containers of them.
-        inside: files in this folder are left out: they are results of the run itself.
+        inside: files in this folder are None: they are results of the run itself.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return plain(dataclasses.asdict(value), inside)
@@ -34,19 +38,24 @@ def plain(value: Any, inside: Path | None = None) -> Any:
         return [plain(item, inside) for item in value]
     if isinstance(value, (set, frozenset)):
         return sorted(str(item) for item in value)
-    named = isinstance(value, str) and ("/" in value or Path(value).suffix) and Path(value).exists()
-    if isinstance(value, Path) or named:
+    if isinstance(value, Path) or (isinstance(value, str) and _names_a_file(value)):
         path = Path(value)
-        own = inside is not None and path.resolve().is_relative_to(inside.resolve())
-        return file_hash(path) if not own and path.is_file() else None
-    return (
-        value
-        if isinstance(value, (bool, int, float, str, type(None)))
-        else type(value).__qualname__
-    )
+        made_here = inside is not None and path.resolve().is_relative_to(inside.resolve())
+        return file_hash(path) if path.is_file() and not made_here else None
+    known = isinstance(value, (bool, int, float, str, type(None)))
+    return value if known else type(value).__qualname__
 
 
 def file_hash(path: Path) -> str:
-    """Hash of a file's content."""
+    """Return sixteen hexadecimal digits of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _names_a_file(text: str) -> bool:
+    return bool("/" in text or Path(text).suffix) and Path(text).exists()
+
+
+def _text(value: Any) -> Any:
+    """Return what JSON does not know as text: bytes, such as run lengths, and paths."""
+    return value.decode("latin1") if isinstance(value, bytes) else str(value)

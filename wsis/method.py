@@ -68,6 +68,9 @@ class Method(pl.LightningModule):
     later_settings: tuple[str, ...] = ()
     """Constructor arguments that only later stages read."""
 
+    data_settings: tuple[str, ...] = ()
+    """Constructor arguments that only choose data for `training_data`, whose fingerprint says what was chosen."""
+
     def save_hyperparameters(self, *names: Any, **options: Any) -> None:
         """Do as Lightning, with groups of settings as dictionaries, so that checkpoints hold plain values alone."""
         options.setdefault("frame", inspect.currentframe().f_back)  # type: ignore[union-attr]
@@ -87,9 +90,17 @@ class Method(pl.LightningModule):
         """Return whether validation measures anything."""
         return cls.predicts() or cls.validation_step is not Method.validation_step
 
+    def training_data(self, data: Any) -> Any:
+        """Return what to train on, given the data set of the run: by default just that.
+
+        A method that loads other images beside those of the data set adds them here. From Python:
+        `trainer.fit(model, model.training_data(data))`.
+        """
+        return data
+
     def stages(self, run: Stages, data: Any) -> None:
         """Train in one stage; a method with several says so here, in the paper's order."""
-        run.fit("train", self, data)
+        run.fit("train", self, self.training_data(data))
 
     def configure_callbacks(self) -> list[Callback]:
         """Evaluate what is predicted."""
@@ -113,7 +124,7 @@ class Method(pl.LightningModule):
 
     def label(self, batch: Batch, score_threshold: float = 0.5) -> list[Prediction]:
         """Label training images: detections of tagged classes, the best of each and those above the threshold."""
-        found = self.predict_step(batch)
+        found = self.predict_step(batch, 0)
         return [
             tagged(prediction, sample["target"]["tags"], score_threshold)
             for prediction, sample in zip(found, batch, strict=True)

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from wsis.datasets.folder import index_of_folder
 from wsis.errors import InputError
-from wsis.images.read import SUFFIXES, image_size, pictures
 from wsis.proposals.convert import convert
-from wsis.proposals.file import ProposalFile, make
-from wsis.types import Index, Record
+from wsis.proposals.file import ProposalFile
+from wsis.proposals.make import make
+from wsis.proposals.proposers import BUILT_IN, names
+from wsis.proposals.source import file_name
+from wsis.types import Index
 
-__all__ = ["index_of_folder", "main"]
+__all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> list[Path]:
@@ -27,26 +30,33 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
         cli = CLI("propose", argv, kinds=("data",), options=_options)
         config, data = cli.config, cli.datamodule
         if config.images is None and config.out is None:  # where the data set itself looks
-            data.proposals = "auto" if config["from"] is None else str(config["from"])
+            data.proposals = _source(data, config["from"])
             files = [
                 data.proposal_file(split, config.workers) for split in _splits(data, config.split)
             ]
         else:
             indices = _indices(data, config.split, config.images)
-            out = _places(list(indices), config.out, config.images)
+            source = _source(data, config["from"])
+            out = _places(list(indices), config.out, config.images, source)
             files = [
-                _write(index, out[name], config["from"], config.workers)
-                for name, index in indices.items()
+                _write(index, out[name], source, config.workers) for name, index in indices.items()
             ]
         for file in files:
             print(f"proposals of {len(file)} images in {file.path}", flush=True)
         return [file.path for file in files]
 
 
-def _write(index: Index, out: Path, source: Path | None, workers: int | None) -> ProposalFile:
-    return ProposalFile(
-        make(index, out, workers) if source is None else convert(source, index, out)
-    )
+def _source(data: Any, given: Path | None) -> str:
+    """Return what to convert, else the proposer that the data's settings name."""
+    if given is not None:
+        return str(given)
+    named = "none" if data is None else str(data.proposals)
+    return BUILT_IN if named == "none" else named
+
+
+def _write(index: Index, out: Path, source: str, workers: int | None) -> ProposalFile:
+    known = source in names()
+    return ProposalFile(make(index, out, workers, source) if known else convert(source, index, out))
 
 
 def _options(parser: Any) -> None:
@@ -92,33 +102,13 @@ def _splits(data: Any, split: str) -> list[str]:
     return ["train", *(["val"] if data.has_val else [])] if split == "all" else [split]
 
 
-def _places(names: list[str], out: Path | None, folder: Path) -> dict[str, Path]:
-    """One file per split; beside the images where no file is named."""
-    out = out or folder / "proposals.sqlite"
+def _places(splits: list[str], out: Path | None, folder: Path, source: str) -> dict[str, Path]:
+    """Return one file per split; beside the images where no file is named."""
+    out = out or folder / file_name(source)
     return {
-        name: out if len(names) == 1 else out.with_name(f"{out.stem}-{name}{out.suffix}")
-        for name in names
+        split: out if len(splits) == 1 else out.with_name(f"{out.stem}-{split}{out.suffix}")
+        for split in splits
     }
-
-
-def index_of_folder(folder: Path) -> Index:
-    """Index the images under a folder, without annotations.
-
-    Raises:
-        InputError: no images there, or one that cannot be read.
-    """
-    files = pictures(folder)
-    if not files:
-        raise InputError(
-            f"no images in {folder}; give a folder with {', '.join(sorted(SUFFIXES))} files"
-        )
-    images: list[Record] = [
-        {"id": number, "file_name": str(path.relative_to(folder)), "height": height, "width": width}
-        for number, (path, (height, width)) in enumerate(
-            zip(files, map(image_size, files), strict=True), 1
-        )
-    ]
-    return Index("folder", folder, images, {image["id"]: [] for image in images}, [], [], {}, {})
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import entry_points
@@ -25,6 +26,7 @@ from wsis.errors import InputError
 
 __all__ = [
     "KINDS",
+    "arguments",
     "class_path",
     "description",
     "exports",
@@ -65,8 +67,8 @@ def class_path(kind: str, name: str, typed: bool = False) -> str:
         if not typed and not _is_installed(kind, path):
             raise InputError(
                 f"{kind} {name} is not installed, and a file may name no other code; "
-                f"install it with an entry point of {_GROUPS[kind]}; "
-                f"wsis.fit takes it as --{kind} {name}, too"
+                f"if it is your own, install it with an entry point of {_GROUPS[kind]} "
+                f"or type wsis.fit --{kind} {name}"
             )
         return path
     known = {_plain(n): n for n in names(kind)}
@@ -110,6 +112,16 @@ def find(kind: str, name: str, typed: bool = False) -> Any:
     if not callable(thing) if base is None else not _derives_from(thing, base):
         raise InputError(f"{kind} {name} is no {base or 'function'}; correct the name")
     return thing
+
+
+def arguments(cls: type[Any]) -> dict[str, inspect.Parameter]:
+    """Return the arguments of a constructor, with those that its `**settings` pass on to the base class."""
+    known = dict(inspect.signature(cls).parameters)
+    passes_on = [name for name, p in known.items() if p.kind is p.VAR_KEYWORD]
+    if not passes_on:
+        return known
+    del known[passes_on[0]]
+    return {**arguments(cls.__mro__[1]), **known}
 
 
 def short_name(kind: str, path: str) -> str:
@@ -170,11 +182,10 @@ def _plugins(kind: str) -> dict[str, str]:
 
 
 def _is_installed(kind: str, path: str) -> bool:
-    """Return whether a path lies in a package of this kind or in the module of a plug-in."""
-    packages = [f"wsis.{package}" for package in _PACKAGES.get(kind, ())]
+    """Return whether a path lies in this library or in the module of a plug-in of this kind."""
     plugins = [plugin.rpartition(".")[0] for plugin in _plugins(kind).values()]
-    inside = any(path.startswith(f"{place}.") for place in [*packages, *plugins])
-    return inside or path in _FUNCTIONS.get(kind, {}).values()
+    inside = any(path.startswith(f"{place}.") for place in ["wsis", *plugins])
+    return inside if kind in _BASES else path in _FUNCTIONS.get(kind, {}).values()
 
 
 def _derives_from(thing: Any, base: str) -> bool:

@@ -5,7 +5,7 @@ Boxes are xyxy float32 in pixels, x2/y2 exclusive. P proposals, C classes, M ins
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -45,14 +45,17 @@ class Proposals(NamedTuple):
 
 
 class Target(TypedDict, total=False):
-    """What a method may learn from: `tags` always, the rest only where its `supervision` allows."""
+    """What a method may learn from: the fields that its `supervision` names, each with its companions.
+
+    `wsis.data.targets.FIELDS` has how each field is read, cut and pasted.
+    """
 
     tags: Tensor
     """(C,) float32, 1 where the image holds the class."""
     stuff_tags: Tensor
     """(C_stuff,) float32, where the data set knows stuff classes."""
     boxes: Tensor
-    """(M,4) float32; supervision "boxes" or "masks"."""
+    """(M,4) float32."""
     labels: Tensor
     """(M,) int64, 0-based class; with `boxes`."""
     crowd: Tensor
@@ -60,7 +63,7 @@ class Target(TypedDict, total=False):
     bag: Tensor
     """(M,) int64, ascending, the bag that each box belongs to; with `boxes`, of annotations that name one."""
     masks: Tensor
-    """(M,H,W) bool; supervision "masks" only."""
+    """(M,H,W) bool."""
     unsure: Tensor
     """(M,) bool, 1 where box and label hold but the mask is missing or marked `ignore`; with `masks`."""
 
@@ -153,22 +156,22 @@ Record = dict[str, Any]
 
 
 class Index(NamedTuple):
-    """A data set's images and annotations in memory. Classes are positions in `categories`."""
+    """A data set's images and annotations in memory, built with keywords. Classes are positions in `categories`."""
 
     name: str
     root: Path
     """Folder of the images."""
     images: list[Record]
     """id (int), file_name (relative to `root`), height, width."""
-    annotations: dict[int, list[Record]]
-    """Image id -> COCO annotations: bbox xywh, category_id, iscrowd, segmentation (polygons or RLE) or none."""
     categories: list[Record]
     """id, name."""
-    stuff: list[Record]
-    """id, name of stuff classes; empty where the data set knows none."""
-    tags: dict[int, list[int]]
+    annotations: Mapping[int, list[Record]] = {}
+    """Image id -> COCO annotations: bbox xywh, category_id, iscrowd, segmentation (polygons or RLE) or none."""
+    tags: Mapping[int, list[int]] = {}
     """Image id -> classes in the image, ascending."""
-    stuff_tags: dict[int, list[int]]
+    stuff: Sequence[Record] = ()
+    """id, name of stuff classes; empty where the data set knows none."""
+    stuff_tags: Mapping[int, list[int]] = {}
     """Image id -> positions in `stuff`, ascending."""
     panoptic: Callable[[Record], Tensor | None] | None = None
     """Reads the panoptic map (H,W,2) of an image record, None of an image that has none; None where no image has."""

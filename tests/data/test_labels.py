@@ -40,7 +40,7 @@ def own(root: Path, part: str) -> list[dict[str, Any]]:
 
 
 def targets(data: COCO) -> list[dict[str, Tensor]]:
-    samples = data.samples("train", train=True, supervision="masks")
+    samples = data.samples("train", train=True, supervision={"tags", "boxes", "masks"})
     return [dict(samples.sample(k)["target"]) for k in range(len(samples))]
 
 
@@ -159,7 +159,7 @@ def test_labels_of_something_else(
     path = labels(root, tmp_path / "wrong.json", **parts)
     with pytest.raises(InputError, match=says) as error:
         COCO(root, labels=str(path), proposals="none").samples(
-            "train", train=True, supervision="masks"
+            "train", train=True, supervision={"tags", "boxes", "masks"}
         )
     assert "\n" not in str(error.value)
 

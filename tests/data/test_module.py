@@ -16,6 +16,7 @@ from wsis.data.index import write_coco
 from wsis.data.module import Augment, Loading
 from wsis.datasets.folder import Folder
 from wsis.errors import InputError
+from wsis.method import Method
 from wsis.proposals.file import ProposalFile, write
 from wsis.types import Proposals
 
@@ -38,7 +39,7 @@ def root(tmp_path: Path) -> Path:
 def attach(data: Folder, **model: Any) -> Folder:
     """Give the data a trainer with such a model, as Lightning does."""
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
-        lightning_module=SimpleNamespace(**model),
+        lightning_module=type("Model", (Method,), model)(),
         global_rank=0,
         world_size=1,
         max_steps=4,
@@ -60,7 +61,7 @@ def test_auto_makes_proposals_once_beside_the_data(
     assert len(made(root)) == 1
     boxes = sample["proposals"].boxes
     assert (boxes == torch.tensor([20.0, 10, 50, 30])).all(1).any()  # the one object there is
-    monkeypatch.setattr("wsis.proposals.file.make", None)
+    monkeypatch.setattr("wsis.proposals.source.make", None)
     again = Folder(root, loading=SERIAL).samples("train", train=False).sample(0)
     assert torch.equal(again["proposals"].boxes, boxes)
 
@@ -81,20 +82,20 @@ def test_subsets_share_the_proposals_of_a_folder(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Folder(root, loading=SERIAL).proposal_file("train")
-    monkeypatch.setattr("wsis.proposals.file.make", None)
+    monkeypatch.setattr("wsis.proposals.source.make", None)
     (root / "labels.csv").write_text("b.png,dog\n")
     assert (
         len(Folder(root, loading=SERIAL).samples("train", train=False).sample(0)["proposals"].boxes)
         > 0
     )
-    assert [path.name for path in made(root)] == ["proposals.sqlite"]
+    assert [path.name for path in made(root)] == ["proposals-segments.sqlite"]
 
 
 def test_where_the_data_cannot_be_written_the_cache_holds_them(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WSIS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("wsis.data.module.os.access", lambda *_: False)
+    monkeypatch.setattr("wsis.proposals.source.os.access", lambda *_: False)
     Folder(root, loading=SERIAL).proposal_file("train")
     assert made(root) == []
     assert len(made(tmp_path / "cache")) == 1
@@ -105,10 +106,10 @@ def test_proposals_beside_data_that_cannot_be_written_are_used(
 ) -> None:
     monkeypatch.setenv("WSIS_CACHE", str(tmp_path / "cache"))
     Folder(root, loading=SERIAL).proposal_file("train")
-    monkeypatch.setattr("wsis.data.module.os.access", lambda *_: False)
+    monkeypatch.setattr("wsis.proposals.source.os.access", lambda *_: False)
     file = Folder(root, loading=SERIAL).proposal_file("train")
     assert file is not None
-    assert file.path == root / "proposals.sqlite"
+    assert file.path == root / "proposals-segments.sqlite"
     Image.new("RGB", (30, 20)).save(root / "d.png")
     (root / "labels.csv").write_text("d.png,cat\n")
     file = Folder(root, loading=SERIAL).proposal_file("train")
@@ -217,7 +218,9 @@ def test_pseudo_labels_take_the_place_of_annotations(root: Path, tmp_path: Path)
     )
     labelled = data.variant(tmp_path / "pseudo.json")
     assert [i["file_name"] for i in labelled.index("train").images] == ["a.png", "b.png"]
-    target = labelled.samples("train", train=False, supervision="masks").sample(1)["target"]
+    target = labelled.samples("train", train=False, supervision={"tags", "boxes", "masks"}).sample(
+        1
+    )["target"]
     assert target["boxes"].tolist() == [[20, 10, 50, 30]]
     assert (target["labels"].tolist(), target["crowd"].tolist(), target["unsure"].tolist()) == (
         [1],
@@ -246,7 +249,7 @@ def test_fingerprint_knows_what_shapes_the_weights(root: Path) -> None:
         Folder(root, proposals="none", loading=Loading(seed=1)),
         Folder(root, proposals="none", augment=Augment(flip=0.0)),
         Folder(root, proposals="none", max_proposals=7),
-        Folder(root, proposals="auto"),
+        Folder(root, proposals="segments"),
     ]
     assert len({data.fingerprint() for data in variants}) == len(variants)
     assert (

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import warnings
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +20,12 @@ from scipy import ndimage
 
 from wsis import fit
 from wsis.data.index import read_coco, write_coco
-from wsis.data.salient import read_salient
+from wsis.data.module import DataModule
+from wsis.data.salient import Salient, read_salient
 from wsis.datasets.coco import COCO
 from wsis.datasets.shapes import Shapes
 from wsis.errors import InputError
+from wsis.models.boxcaseg import BoxCaseg
 
 SHARED = (
     Path(os.environ.get("WSIS_SHARED", Path(__file__).parents[2].parent / "shared"))
@@ -202,44 +206,40 @@ def test_smaller_sets_are_parts_of_larger_ones(tmp_path: Path) -> None:
     assert parts[1] != parts[-1][:5], "drawn, not the first"
     with pytest.raises(InputError, match="salient_limit -1 is negative"):
         read_salient(tmp_path, -1)
-    assert [
-        len(COCO(salient=str(tmp_path), salient_limit=k).index("salient").images) for k in (5, 0)
-    ] == [5, 12]
+    assert [len(Salient(tmp_path, k).index("train").images) for k in (5, 0)] == [5, 12]
 
 
-class Learner:
-    """What a model says of itself."""
-
-    needs_proposals = False
-
-    def __init__(self, salient_share: float) -> None:
-        self.salient_share = salient_share
+def learner(**settings: Any) -> BoxCaseg:
+    small = {"crop": 32, "proxy_crop": 32, "heads": ("weak", "salient")}
+    return BoxCaseg(8, {"name": "test_byobnet", "weights": "none"}, **{**small, **settings})
 
 
 def test_fingerprint_knows_the_salient_images_where_they_are_learned_from(tmp_path: Path) -> None:
     def shapes(count: int) -> Shapes:
         return Shapes(tmp_path / "shapes", train=1, val=1, salient=count, proposals="none")
 
-    def coco(limit: int = 0) -> COCO:
-        return COCO(shapes(2).folder, salient=str(tmp_path), salient_limit=limit, proposals="none")
+    def learned(data: DataModule, **settings: Any) -> str:
+        return str(learner(**settings).training_data(data).fingerprint())
+
+    def coco(limit: int = 0, folder: Path = tmp_path) -> str:
+        data = COCO(shapes(2).folder, proposals="none")
+        return learned(data, salient=str(folder), salient_limit=limit)
 
     for stem in "abc":
         add(tmp_path, stem, ONE)
-    model, other = Learner(0.4), Learner(0.0)
-    seen = {
-        shapes(2).fingerprint(model),
-        shapes(3).fingerprint(model),
-        coco().fingerprint(model),
-        coco(2).fingerprint(model),
-    }
+    seen = {learned(shapes(2)), learned(shapes(3)), coco(), coco(2)}
     assert len(seen) == 4
-    assert shapes(2).fingerprint(model) in seen
-    assert len({data.fingerprint(other) for data in (shapes(2), shapes(3))}) == 1
-    assert len({coco(limit).fingerprint(other) for limit in (0, 2)}) == 1
+    assert learned(shapes(2)) in seen
+    boxes_alone: dict[str, Any] = {"salient_fraction": 0.0, "heads": ("weak",)}
+    assert len({learned(shapes(count), **boxes_alone) for count in (2, 3)}) == 1
+    for name in ("images", "masks"):
+        shutil.copytree(tmp_path / name, tmp_path / "moved" / name)
+    assert coco(0, tmp_path / "moved") == coco(), "where the images are makes no difference"
     add(tmp_path, "b", np.roll(ONE, 1, 0))
-    assert coco().fingerprint(model) not in seen, "another mask under the same name"
+    assert coco() not in seen, "another mask under the same name"
 
 
+@pytest.mark.slow
 def test_a_run_begins_again_with_other_salient_images(tmp_path: Path) -> None:
     def run(count: int) -> str:
         small = [
@@ -269,14 +269,16 @@ def test_a_run_begins_again_with_other_salient_images(tmp_path: Path) -> None:
 
 
 def test_salient_images_are_needed_to_learn_but_not_to_be_judged(tmp_path: Path) -> None:
-    data = COCO(
-        Shapes(tmp_path, train=1, val=1).index("train").root.parent, salient=str(tmp_path / "gone")
-    )
-    data.trainer = SimpleNamespace(state=SimpleNamespace(fn="test"), lightning_module=Learner(0.4))
+    root = Shapes(tmp_path, train=1, val=1).index("train").root.parent
+    model = learner(salient=str(tmp_path / "gone"))
+    data = model.training_data(COCO(root))
+    data.trainer = SimpleNamespace(state=SimpleNamespace(fn="test"), lightning_module=model)
     data.prepare_data()
     data.trainer.state.fn = "fit"
     with pytest.raises(InputError, match=r"no salient sets in .*gone"):
         data.prepare_data()
+    with pytest.raises(InputError, match=r"give --model.salient DIR"):
+        learner().training_data(COCO(root))
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs real salient images")

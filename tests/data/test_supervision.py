@@ -14,7 +14,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pycocotools import mask as rle
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 
 from wsis.data.module import Augment, Loading
@@ -26,8 +26,10 @@ from wsis.method import Method
 from wsis.types import Batch, Sample
 
 AUGMENT = Augment(short_sides=(48, 64), crop=0.9, jitter=1.5)
-BOXES = {"tags", "boxes", "labels", "crowd"}
-KEYS = {"tags": {"tags"}, "boxes": BOXES, "masks": BOXES | {"masks", "unsure"}}
+TAGS, STUFF = frozenset({"tags"}), frozenset({"tags", "stuff_tags"})
+BOXES, MASKS = TAGS | {"boxes"}, TAGS | {"boxes", "masks"}
+OF_BOXES = {"tags", "boxes", "labels", "crowd"}
+KEYS = {TAGS: TAGS, STUFF: STUFF, BOXES: OF_BOXES, MASKS: OF_BOXES | {"masks", "unsure"}}
 
 
 class Toy(Method):
@@ -35,7 +37,7 @@ class Toy(Method):
 
     panoptic = True  # asks for all there is
 
-    def __init__(self, supervision: str = "tags") -> None:
+    def __init__(self, supervision: frozenset[str] = TAGS) -> None:
         super().__init__()
         self.supervision = supervision
         self.layer = torch.nn.Linear(3, 8)
@@ -126,7 +128,7 @@ def poisoned(clean: Path, tmp_path: Path) -> Path:
 
 
 def fit(
-    folder: Path, supervision: str = "tags", steps: int = 6, **options: Any
+    folder: Path, supervision: frozenset[str] = TAGS, steps: int = 6, **options: Any
 ) -> tuple[Toy, Path]:
     pl.seed_everything(3, verbose=False)
     model = Toy(supervision)
@@ -176,8 +178,8 @@ def test_poison_does_not_reach_a_method_for_tags(
 @pytest.mark.filterwarnings("ignore")
 def test_poison_does_reach_a_method_for_masks(clean: Path, poisoned: Path, tmp_path: Path) -> None:
     """The test above can fail."""
-    honest, _ = fit(clean, "masks", steps=2, checkpoints=tmp_path / "a")
-    misled, _ = fit(poisoned, "masks", steps=2, checkpoints=tmp_path / "b")
+    honest, _ = fit(clean, MASKS, steps=2, checkpoints=tmp_path / "a")
+    misled, _ = fit(poisoned, MASKS, steps=2, checkpoints=tmp_path / "b")
     assert misled.seen != honest.seen
     assert weights(misled) != weights(honest)
 
@@ -196,17 +198,17 @@ def test_random_masks_do_not_reach_a_method_for_boxes(clean: Path, poisoned: Pat
     batches = []
     for folder in (clean, poisoned):
         samples = COCO(folder, proposals="none", augment=AUGMENT).samples(
-            "train", train=True, supervision="boxes"
+            "train", train=True, supervision=BOXES
         )
         batches.append([digest([samples.sample(k, 7 + k)]) for k in range(len(samples))])
     assert batches[0] == batches[1]
 
 
-@pytest.mark.parametrize("supervision", ["tags", "boxes", "masks"])
+@pytest.mark.parametrize("supervision", KEYS, ids=lambda fields: "-".join(sorted(fields)))
 def test_a_training_sample_holds_what_is_allowed_and_no_truth(
-    clean: Path, supervision: Any
+    clean: Path, supervision: frozenset[str]
 ) -> None:
-    samples = COCO(clean, proposals="none", augment=AUGMENT).samples(
+    samples = COCO(clean, panoptic=True, proposals="none", augment=AUGMENT).samples(
         "train", train=True, supervision=supervision
     )
     sample = samples.sample(2, 11)
@@ -214,7 +216,7 @@ def test_a_training_sample_holds_what_is_allowed_and_no_truth(
     assert "truth" not in sample
     height, width = sample["image"].shape[1:]
     assert min(height, width) in (48, 64)
-    if supervision == "masks":
+    if "masks" in supervision:
         masks, boxes = sample["target"]["masks"], sample["target"]["boxes"]
         assert masks.shape == (len(boxes), height, width)
         for mask, (x1, y1, x2, y2) in zip(masks, boxes.tolist(), strict=True):
@@ -234,20 +236,27 @@ def test_panoptic_maps_are_for_evaluation_alone(clean: Path, poisoned: Path) -> 
     assert not any(torch.equal(a, b) for a, b in zip(honest, misled, strict=True))
     assert indices[0].stuff_tags == indices[1].stuff_tags
     shutil.rmtree(poisoned / "annotations/panoptic_train2017")
-    for supervision in ("tags", "masks"):
+    for supervision in (STUFF, MASKS):
         samples = Samples(indices[1], supervision, AUGMENT, panoptic=True)
         assert "truth" not in samples.sample(0)
         assert "panoptic" not in samples.sample(0)["target"]
     with pytest.raises(InputError, match="no panoptic map"):
-        Samples(indices[1], "tags", panoptic=True).sample(0)
+        Samples(indices[1], TAGS, panoptic=True).sample(0)
+
+
+def kept(clean: Path, supervision: frozenset[str]) -> bytes:
+    data = COCO(clean, panoptic=True, proposals="none")
+    return b"".join(data.samples("train", train=True, supervision=supervision)._records)
 
 
 def test_what_is_forbidden_is_not_even_kept(clean: Path) -> None:
-    samples = COCO(clean, proposals="none").samples("train", train=True, supervision="tags")
-    kept = b"".join(samples._records)
-    assert b"bbox" not in kept
-    assert b"segmentation" not in kept
-    assert b"counts" not in kept
+    of = {BOXES: (b"bbox",), MASKS: (b"segmentation", b"counts"), STUFF: (b"stuff_tags",)}
+    every = {key for keys in of.values() for key in keys} | {b"area", b"iscrowd"}
+    assert not any(key in kept(clean, TAGS) for key in every)
+    assert not any(key in kept(clean, STUFF) for key in every - {*of[STUFF]})
+    assert not any(key in kept(clean, BOXES) for key in (*of[MASKS], *of[STUFF], b"area"))
+    assert all(key in kept(clean, MASKS) for key in (*of[BOXES], *of[MASKS]))
+    assert b"stuff_tags" in kept(clean, STUFF)
 
 
 def test_evaluation_gives_the_original_image_and_the_truth(clean: Path) -> None:
@@ -316,6 +325,9 @@ def test_loading_leaves_the_random_state_of_training_alone(clean: Path) -> None:
 class Witness(Toy):
     """Writes down which sampler each rank has, and which images it gave."""
 
+    def configure_callbacks(self) -> list[Callback]:
+        return []
+
     def predict_step(self, batch: Batch, _: int) -> None:
         self.seen += [sample["path"].name for sample in batch]
 
@@ -353,9 +365,9 @@ def test_an_image_without_tag_is_legal(clean: Path, tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "annotations": []}))
     data = COCO(folder, proposals="none")
-    sample = data.samples("val", train=False, supervision="masks").sample(0)
+    sample = data.samples("val", train=False, supervision=MASKS).sample(0)
     assert sample["target"]["tags"].sum() == 0
     assert sample["target"]["masks"].shape == (0, 256, 256)
     assert sample["truth"].boxes.shape == (0, 4)
     with pytest.raises(InputError, match="no masks to train with"):
-        data.samples("val", train=True, supervision="masks")
+        data.samples("val", train=True, supervision=MASKS)

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import ScaleJitter
 
+from wsis.data.targets import cut_target
 from wsis.data.transforms import (
     Augment,
     Cut,
     cut_image,
     cut_maps,
     cut_proposals,
-    cut_target,
     draw_cut,
     draw_factor,
     jitter_colours,

@@ -82,7 +82,9 @@ def test_tags_boxes_and_masks(root: Path) -> None:
         11: [1],
     }  # an image without objects is not trained on
     assert data.index("val").tags == {10: [0, 2], 11: [1], 12: []}
-    target = data.samples("val", train=False, supervision="masks").sample(0)["target"]
+    target = data.samples("val", train=False, supervision={"tags", "boxes", "masks"}).sample(0)[
+        "target"
+    ]
     assert target["boxes"].tolist() == [[2, 1, 6, 4], [0, 0, 1, 2]]
     assert target["labels"].tolist() == [2, 0]
     assert target["crowd"].tolist() == [False, True]
@@ -215,7 +217,7 @@ def test_polygons_without_area_are_left_out(root: Path) -> None:
     )
     write(root, value)
     samples = COCO(root, proposals="none", augment=Augment(flip=0)).samples(
-        "train", train=True, supervision="masks"
+        "train", train=True, supervision={"tags", "boxes", "masks"}
     )
     first, second = (samples.sample(k)["target"] for k in range(2))
     assert (first["unsure"].tolist(), first["masks"].flatten(1).sum(1).tolist()) == (
@@ -230,7 +232,9 @@ def test_sizes_may_be_written_as_fractions(root: Path) -> None:
     for image in value["images"]:
         image["height"] = 6.0
     write(root, value)
-    samples = COCO(root, proposals="none").samples("train", train=True, supervision="masks")
+    samples = COCO(root, proposals="none").samples(
+        "train", train=True, supervision={"tags", "boxes", "masks"}
+    )
     assert samples.sample(0)["target"]["masks"].any()
 
 
@@ -358,7 +362,7 @@ def test_real_subsets() -> None:
 def test_real_images_decode_with_their_masks() -> None:
     data = COCO(SHARED, proposals="none")
     reference = Reference(str(SHARED / "annotations/instances_val2017.json"))
-    samples = data.samples("val", train=False, supervision="masks")
+    samples = data.samples("val", train=False, supervision={"tags", "boxes", "masks"})
     for position in range(0, 60, 20):
         sample = samples.sample(position)
         anns = reference.loadAnns(reference.getAnnIds([sample["image_id"]]))

@@ -116,11 +116,11 @@ def test_boxes_in_a_coco_json(root: Path) -> None:
     }
     (root / "labels.json").write_text(json.dumps(content))
     data = Folder(root, proposals="none")
-    target = data.samples("train", train=False, supervision="boxes").sample(0)["target"]
+    target = data.samples("train", train=False, supervision={"tags", "boxes"}).sample(0)["target"]
     assert target["boxes"].tolist() == [[1, 2, 4, 6]]
     assert "masks" not in target
     with pytest.raises(InputError, match="no masks"):
-        data.samples("train", train=True, supervision="masks")
+        data.samples("train", train=True, supervision={"tags", "boxes", "masks"})
     content["annotations"] = []
     (root / "labels.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="has no annotation"):
@@ -129,7 +129,7 @@ def test_boxes_in_a_coco_json(root: Path) -> None:
 
 def test_tags_alone_cannot_give_boxes(root: Path) -> None:
     with pytest.raises(InputError, match="no boxes"):
-        Folder(root, proposals="none").samples("train", train=True, supervision="boxes")
+        Folder(root, proposals="none").samples("train", train=True, supervision={"tags", "boxes"})
 
 
 def test_fingerprint_knows_content_and_no_paths(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +15,25 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from PIL import Image
-from pycocotools import mask as rle
+from poison import poison
 
 import wsis
 from wsis import fit, registry
 from wsis.data.module import DataModule
+from wsis.data.targets import FIELDS
 from wsis.datasets.coco import COCO
 from wsis.datasets.shapes import Shapes
 from wsis.method import Method
 from wsis.parts.mask_rcnn import MaskRCNN
 from wsis.types import Prediction, Proposals
 
+pytestmark = pytest.mark.timeout(900)  # a method may have ten stages
+
 METHODS = registry.names("model")
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(
+    ["wsis.fit", *(registry.find("model", name).__module__ for name in METHODS)]
+)  # imports take long
 MASK_RCNN = {
     "steps": 2,
     "backbone": {"weights": "none", "frozen_stages": 0},
@@ -48,6 +55,10 @@ GROUPS = {  # of settings that several methods have
 }
 TINY = {
     **GROUPS,
+    "hidden": 32,
+    "features": 32,
+    "mask_width": 8,
+    "test_side": 0,
     "crop": 64,
     "proxy_crop": 64,
     "num_stuff": 3,
@@ -85,11 +96,20 @@ STAGED = {  # methods that are trained in stages alone
         "segmentor": MASK_RCNN,
     },
 }
+
+
+def hidden(name: str) -> frozenset[str]:
+    """Fields of a label that a method may not see."""
+    return frozenset(FIELDS) - registry.find("model", name).supervision
+
+
 TRAINED = [
     name
     for name in METHODS
     if registry.find("model", name).training_step is not Method.training_step
 ]
+PROPOSALS = 100
+"""Of an image. Most of a step on a small network goes into pooling them."""
 QUIET = {
     "logger": False,
     "enable_progress_bar": False,
@@ -103,9 +123,27 @@ def root(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("shapes")
 
 
+def shapes(root: Path) -> Shapes:
+    return Shapes(root=root, train=8, val=4, salient=4, max_proposals=PROPOSALS)
+
+
 @pytest.fixture
 def data(root) -> Shapes:
-    return Shapes(root=root, train=8, val=4, salient=4)
+    return shapes(root)
+
+
+@pytest.fixture(scope="module", params=TRAINED)
+def trained(request, root) -> tuple[str, pl.LightningModule]:
+    """Each method, trained for two steps."""
+    return request.param, train(request.param, shapes(root))
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def whole(request, root, tmp_path_factory) -> tuple[str, Path]:
+    """An undisturbed run of each method."""
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    fit.main(words(request.param, root, folder))
+    return request.param, folder
 
 
 def build(name: str, **settings) -> Method:
@@ -117,11 +155,11 @@ def build(name: str, **settings) -> Method:
     )
 
 
-def train(name: str, data: DataModule, steps: int = 2, **trainer) -> Method:
+def train(name: str, data: DataModule, salient: Path | None = None, **trainer) -> Method:
     pl.seed_everything(0, verbose=False)
-    model = build(name)
-    place = {"default_root_dir": data.folder, **trainer}
-    pl.Trainer(accelerator="cpu", max_steps=steps, **QUIET, **place).fit(model, datamodule=data)
+    model = build(name, salient=str(salient or ""))
+    settings = {"default_root_dir": data.folder, "max_steps": 2, **QUIET, **trainer}
+    pl.Trainer(accelerator="cpu", **settings).fit(model, model.training_data(data))
     return model
 
 
@@ -151,23 +189,23 @@ def test_every_setting_has_a_sentence(name):
     cls = registry.find("model", name)
     for setting in inspect.signature(cls).parameters:
         assert f"    {setting}: " in (cls.__doc__ or ""), f"{name}.{setting} has no help"
-    assert {"tags"} <= cls.supervision <= {"tags", "stuff_tags", "boxes", "masks"}
+    assert {"tags"} <= cls.supervision <= {*FIELDS}
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_two_steps_move_what_is_not_frozen_and_nothing_else(name, data, tmp_path):
+@pytest.mark.slow
+def test_two_steps_move_what_is_not_frozen_and_nothing_else(trained):
+    name, model = trained
     pl.seed_everything(0, verbose=False)
-    before = {key: value.clone() for key, value in build(name).named_parameters()}
-    after = dict(train(name, data, default_root_dir=tmp_path).named_parameters())
+    before, after = dict(build(name).named_parameters()), dict(model.named_parameters())
     moved = {key for key in after if not torch.equal(before[key], after[key])}
     assert moved
     assert moved <= {key for key, value in after.items() if value.requires_grad}
     assert all(value.isfinite().all() for value in after.values())
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_saved_and_loaded_from_python(name, data, tmp_path):
-    model = train(name, data)
+@pytest.mark.slow
+def test_saved_and_loaded_from_python(trained, data, tmp_path):
+    name, model = trained
     trainer = pl.Trainer(accelerator="cpu", max_steps=2, default_root_dir=tmp_path, **QUIET)
     trainer.strategy.connect(model)
     trainer.save_checkpoint(tmp_path / "model.ckpt", weights_only=True)
@@ -180,12 +218,11 @@ def test_saved_and_loaded_from_python(name, data, tmp_path):
         assert same(predictions(model, data), predictions(again, data))
 
 
-def train_on_files(name: str, data: Shapes, folder: Path, salient: Path) -> Method:
+def train_on_files(name: str, data: Shapes, folder: Path, salient: Path | None = None) -> Method:
     """Train as on `data`, but on files that can be changed."""
-    files = COCO(
-        folder, panoptic=True, salient=str(salient), augment=data.augment, loading=data.loading
-    )
-    return train(name, files, limit_val_batches=0)
+    settings = {"augment": data.augment, "loading": data.loading, "max_proposals": PROPOSALS}
+    files = COCO(folder, panoptic=True, **settings)
+    return train(name, files, salient or data.salient_folder(), limit_val_batches=0)
 
 
 def equal(a: pl.LightningModule, b: pl.LightningModule) -> bool:
@@ -195,46 +232,22 @@ def equal(a: pl.LightningModule, b: pl.LightningModule) -> bool:
     )
 
 
-def poison(folder: Path, hidden: tuple[str, ...]) -> None:
-    """Put noise where a method may not look."""
-    path, rng = folder / "annotations/instances_train2017.json", np.random.default_rng(5)
-    content = json.loads(path.read_text())
-    for annotation in content["annotations"]:
-        noise = rle.encode(np.asfortranarray(rng.random((256, 256)) < 0.5, np.uint8))
-        lies = {
-            "segmentation": {"size": [256, 256], "counts": noise["counts"].decode()},
-            "bbox": [*rng.integers(1, 99, 4)],
-        }
-        annotation |= {"area": int(rng.integers(1, 999))} | {key: lies[key] for key in hidden}
-    path.write_text(json.dumps(content, default=int))
-
-
-HIDDEN = {"tags": ("segmentation", "bbox"), "boxes": ("segmentation",)}
-
-
-@pytest.mark.parametrize(
-    "name", [name for name in TRAINED if registry.find("model", name).supervision in HIDDEN]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in TRAINED if hidden(n)])
 def test_poison_where_it_may_not_look_changes_no_bit(name, data, tmp_path):
-    folder, salient, poisoned = (
-        data.index("train").root.parent,
-        data.index("salient").root.parent,
-        tmp_path / "poisoned",
-    )
-    honest = train_on_files(name, data, folder, salient)
-    shutil.copytree(folder, poisoned)
-    poison(poisoned, HIDDEN[honest.supervision])
-    assert equal(train_on_files(name, data, poisoned, salient), honest)
+    folder = data.index("train").root.parent
+    honest = train_on_files(name, data, folder)
+    shutil.copytree(folder, tmp_path / "poisoned")
+    poison(tmp_path / "poisoned", hidden(name))
+    assert equal(train_on_files(name, data, tmp_path / "poisoned"), honest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STAGED)
 def test_poison_changes_no_bit_of_any_stage(name, data, tmp_path):
-    folder, hidden = (
-        data.index("train").root.parent,
-        HIDDEN[registry.find("model", name).supervision],
-    )
+    folder = data.index("train").root.parent
     shutil.copytree(folder, tmp_path / "poisoned")
-    poison(tmp_path / "poisoned", hidden)
+    poison(tmp_path / "poisoned", hidden(name))
     recipe = Path(__file__).parents[2] / f"configs/shapes/{name}.yaml"
     for run, root in (("honest", folder), ("fooled", tmp_path / "poisoned")):
         flags = [
@@ -256,22 +269,19 @@ def test_poison_changes_no_bit_of_any_stage(name, data, tmp_path):
         assert all(torch.equal(a[key], b[key]) for key in a), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [
-        name
-        for name in METHODS
-        if "salient_fraction" in inspect.signature(registry.find("model", name)).parameters
-    ],
+    [n for n in METHODS if "salient" in inspect.signature(registry.find("model", n)).parameters],
 )
 def test_salient_masks_are_learned_from(name, data, tmp_path):
-    folder, salient = data.index("train").root.parent, data.index("salient").root.parent
-    honest = train_on_files(name, data, folder, salient)
-    shutil.copytree(salient, tmp_path / "salient")
-    assert equal(train_on_files(name, data, folder, tmp_path / "salient"), honest)
-    for path in (tmp_path / "salient/masks").iterdir():
+    folder, salient = data.index("train").root.parent, tmp_path / "salient"
+    honest = train_on_files(name, data, folder)
+    shutil.copytree(data.salient_folder(), salient)
+    assert equal(train_on_files(name, data, folder, salient), honest)
+    for path in (salient / "masks").iterdir():
         Image.fromarray(np.asarray(Image.open(path)).T).save(path)
-    assert not equal(train_on_files(name, data, folder, tmp_path / "salient"), honest)
+    assert not equal(train_on_files(name, data, folder, salient), honest)
 
 
 def test_methods_in_stages_have_their_small_settings():
@@ -297,6 +307,7 @@ def words(name: str, root: Path, run: Path, steps: int = 4) -> list[str]:
         "--data.train=8",
         "--data.val=4",
         "--data.salient=4",
+        f"--data.max_proposals={PROPOSALS}",
         f"--run_dir={run}",
     ]
     return [
@@ -313,11 +324,11 @@ class PowerCut(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_interrupted_run_ends_as_an_undisturbed_one(name, root, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_interrupted_run_ends_as_an_undisturbed_one(whole, root, tmp_path, monkeypatch):
+    name, undisturbed = whole
     cls = registry.find("model", name)
     cls, last_step = (cls, 2) if name in TRAINED else (MaskRCNN, 1)
-    fit.main(words(name, root, tmp_path / "whole"))
     with monkeypatch.context() as patch:
         step = cls.training_step
 
@@ -331,22 +342,22 @@ def test_interrupted_run_ends_as_an_undisturbed_one(name, root, tmp_path, monkey
             fit.main(words(name, root, tmp_path / "cut"))
     fit.main(words(name, root, tmp_path / "cut"))
     last = "checkpoints/last.ckpt"
-    stages = sorted(path.parents[1].name for path in (tmp_path / "whole").glob(f"*/{last}"))
+    stages = sorted(path.parents[1].name for path in undisturbed.glob(f"*/{last}"))
     assert stages
     for stage in stages:
         a, b = (
-            torch.load(tmp_path / run / stage / last, weights_only=True)["state_dict"]
-            for run in ("whole", "cut")
+            torch.load(run / stage / last, weights_only=True)["state_dict"]
+            for run in (undisturbed, tmp_path / "cut")
         )
         assert a.keys() == b.keys()
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_saved_settings_give_the_same_run_and_it_loads(name, root, data, tmp_path):
-    fit.main(words(name, root, tmp_path / "a", steps=2))
-    fit.main(["--config", str(tmp_path / "a/config.yaml"), "--run_dir", str(tmp_path / "b")])
-    a, b = (wsis.load(tmp_path / run).model for run in "ab")
+@pytest.mark.slow
+def test_saved_settings_give_the_same_run_and_it_loads(whole, data, tmp_path):
+    name, run = whole
+    fit.main(["--config", str(run / "config.yaml"), "--run_dir", str(tmp_path / "again")])
+    a, b = (wsis.load(folder).model for folder in (run, tmp_path / "again"))
     assert all(
         torch.equal(x, y)
         for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
@@ -409,6 +420,24 @@ def test_predictions_are_what_the_glossary_says(name, data):
         assert all(mask["size"] == list(found.size) for mask in found.masks)
 
 
+def _rank(rank: int, port: int, argv: list[str], said: Path) -> None:
+    """One of two processes, as torchrun and Slurm start them."""
+    group = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": 2,
+        "NODE_RANK": 0,
+        "LOCAL_RANK": rank,
+    }
+    os.environ |= {name: str(value) for name, value in group.items()}
+    torch.set_num_threads(1)
+    with said.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    fit.main(argv)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_two_processes_train_together(name, root, tmp_path):
     flags = [
@@ -416,15 +445,24 @@ def test_two_processes_train_together(name, root, tmp_path):
         "--trainer.devices=2",
         "--trainer.strategy=ddp",
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "wsis.fit", *flags],
-        timeout=300,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert not done.returncode, done.stderr[-3000:]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [
+        FORK.Process(target=_rank, args=(rank, port, flags, tmp_path / f"{rank}.txt"))
+        for rank in range(2)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+        process.kill()
+    assert [process.exitcode for process in ranks] == [0, 0], (tmp_path / "0.txt").read_text()[
+        -3000:
+    ]
     stages = [json.loads(path.read_text()) for path in (tmp_path / "run").glob("*/stage.json")]
     assert stages
     assert all(stage["finished"] for stage in stages)
+    assert all(
+        stage["settings"]["processes"] == 2 for stage in stages if "processes" in stage["settings"]
+    )

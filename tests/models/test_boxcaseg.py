@@ -7,6 +7,7 @@ import torch
 from pycocotools import mask as rle
 from torchvision.ops import box_iou, masks_to_boxes
 
+from wsis.data.salient import Salient
 from wsis.datasets.shapes import Shapes
 from wsis.errors import InputError
 from wsis.models.boxcaseg import (
@@ -36,8 +37,8 @@ def data(tmp_path_factory) -> Shapes:
 
 
 def batch_of(data: Shapes) -> list:
-    weak = data.samples("train", train=True, supervision="boxes")
-    salient = data.samples("salient", train=True, supervision="masks")
+    weak = data.samples("train", train=True, supervision={"tags", "boxes"})
+    salient = Salient(data.salient_folder()).samples("train", train=True)
     return [*(weak.sample(i, 1) for i in range(3)), *(salient.sample(i, 1) for i in range(2))]
 
 
@@ -186,7 +187,7 @@ def test_agreement_is_the_iou_of_boxes():
 
 def test_predictions_are_masks_in_the_given_boxes(data):
     model = BoxCaseg(**SMALL).eval()
-    samples = data.samples("val", train=False, supervision="boxes")
+    samples = data.samples("val", train=False, supervision={"tags", "boxes"})
     with torch.no_grad():
         found = model.predict(samples.sample(0))
         one = model.segment(samples.sample(0)["image"], found.boxes[1:2])
@@ -222,17 +223,18 @@ def test_batches_hold_both_kinds_in_the_ratio_asked_for(data, tmp_path):
     }
     pl.Trainer(
         accelerator="cpu", max_steps=2, limit_val_batches=0, default_root_dir=tmp_path, **settings
-    ).fit(model, datamodule=data)
-    assert [["masks" in sample["target"] for sample in batch] for batch in seen] == [
-        [False] * 5 + [True] * 3
-    ] * 2
+    ).fit(model, datamodule=model.training_data(data))
+    for batch in seen:
+        assert ["masks" in sample["target"] for sample in batch["images"]] == [False] * 5
+        assert ["masks" in sample["target"] for sample in batch["salient"]] == [True] * 3
+    assert len(seen) == 2
 
 
-def test_no_salient_images_at_all(tmp_path):
-    from wsis.datasets.coco import COCO
-
-    with pytest.raises(InputError, match=r"--data.salient DIR"):
-        COCO(tmp_path).index("salient")
+def test_images_alone_are_refused_where_salient_ones_are_learned_from(data, tmp_path):
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = pl.Trainer(accelerator="cpu", max_steps=1, default_root_dir=tmp_path, **quiet)
+    with pytest.raises(InputError, match=r"model.training_data\(data\)"):
+        trainer.fit(BoxCaseg(**SMALL), datamodule=data)
 
 
 def test_an_image_of_crowded_objects_is_no_background(data):

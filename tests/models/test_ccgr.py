@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from wsis import fit
 from wsis.data.index import read_coco
-from wsis.data.transforms import cut_target, draw_cut
+from wsis.data.targets import cut_target
+from wsis.data.transforms import draw_cut
 from wsis.datasets.shapes import Augment, Shapes
 from wsis.errors import InputError
 from wsis.evidence.affinity import AffinityNet
@@ -299,7 +300,7 @@ class Sighted(AffinityNet):
 
     def __init__(self, data: Shapes, blind: bool = False) -> None:
         super().__init__(8, COARSE, width=8)
-        samples = data.samples("train", train=False, supervision="masks")
+        samples = data.samples("train", train=False, supervision={"tags", "boxes", "masks"})
         self.known = {
             s["image"].float().mean().item(): s["target"]
             for s in (samples.sample(i) for i in range(len(samples)))

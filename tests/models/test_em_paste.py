@@ -61,7 +61,7 @@ def segments(data, tmp_path_factory) -> Path:
 
 
 def sample_of(data: Shapes, i: int) -> dict:
-    samples = data.samples("train", train=False, supervision="tags")
+    samples = data.samples("train", train=False, supervision={"tags"})
     samples.segments = True
     return samples.sample(i)
 
@@ -221,7 +221,7 @@ def test_unsure_foregrounds_are_dropped(data, segments, tmp_path):
 
 def with_proposals(data: Shapes, change) -> SimpleNamespace:
     """The data, with proposals that `change(position, proposals)` gives."""
-    samples = data.samples("train", train=False, supervision="tags")
+    samples = data.samples("train", train=False, supervision={"tags"})
 
     def sample(i: int) -> dict:
         given = sample_of(data, i)

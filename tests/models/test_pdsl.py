@@ -27,7 +27,7 @@ def data(tmp_path_factory) -> Shapes:
 
 
 def batch_of(data: Shapes) -> list:
-    samples = data.samples("train", train=True, supervision="tags")
+    samples = data.samples("train", train=True, supervision={"tags"})
     return [samples.sample(i, draw=3) for i in range(2)]
 
 
@@ -75,7 +75,7 @@ def test_ablations_train_and_predict(data, settings):
     assert all(torch.as_tensor(value).isfinite() for value in logged.values())
     assert len(model.detector.refinements) == settings.get("refinements", 4)
     assert len(model.masks.predictors) == 1 + settings.get("mask_heads", 4)
-    sample = data.samples("val", train=False, supervision="tags").sample(0)
+    sample = data.samples("val", train=False, supervision={"tags"}).sample(0)
     with torch.no_grad():
         assert len(model.eval().predict(sample).boxes) > 0
 
@@ -83,7 +83,7 @@ def test_ablations_train_and_predict(data, settings):
 def test_seed_masks_follow_a_flip(data):
     torch.manual_seed(0)
     model = PDSL(**SMALL)
-    samples = data.samples("val", train=False, supervision="tags")
+    samples = data.samples("val", train=False, supervision={"tags"})
     sample = samples.sample(0)
     width = sample["size"][1]
     boxes = sample["truth"].boxes
@@ -103,7 +103,7 @@ def test_seed_masks_follow_a_flip(data):
 def test_predictions_average_over_views_in_the_images_frame(data):
     torch.manual_seed(0)
     model = PDSL(**SMALL | {"inference": {"short_sides": (256,), "flip": True}}).eval()
-    sample = data.samples("val", train=False, supervision="tags").sample(0)
+    sample = data.samples("val", train=False, supervision={"tags"}).sample(0)
     mirrored = {**sample, "image": sample["image"].flip(-1)}
     boxes = sample["proposals"].boxes.clone()
     boxes[:, 0], boxes[:, 2] = sample["size"][1] - boxes[:, 2], sample["size"][1] - boxes[:, 0]

@@ -17,7 +17,7 @@ from wsis.datasets.shapes import Shapes
 from wsis.errors import InputError
 from wsis.metrics import InstanceAP
 from wsis.nn.masks import paste
-from wsis.nn.regions import resize
+from wsis.nn.views import resize
 from wsis.parts.mask_rcnn import MaskRCNN, _learnable, skipped
 from wsis.types import Sample, Target, Truth
 
@@ -311,9 +311,10 @@ def test_masks_are_asked_for_without_proposals(tmp_path) -> None:
     assert not list(tmp_path.rglob("*.sqlite"))
 
 
+@pytest.mark.slow
 def test_it_learns_one_image_by_heart(tmp_path) -> None:
     data = Shapes(tmp_path, train=1, val=1, proposals="none")
-    sample = data.samples("train", train=True, supervision="masks").sample(0)
+    sample = data.samples("train", train=True, supervision={"tags", "boxes", "masks"}).sample(0)
     torch.manual_seed(0)
     model = MaskRCNN(8, **TINY, test_side=0, anchors_per_image=64, regions_per_image=64)
     model.log = model.log_dict = lambda *_, **__: None

@@ -23,6 +23,7 @@ from wsis.parts.mask_rcnn import MaskRCNN
 from wsis.pasting.paster import Paste, Paster, write_pasted
 from wsis.pasting.pool import Foreground, write_pool
 
+MASKS = frozenset({"tags", "boxes", "masks"})
 AS_IT_IS = Augment(flip=0, jitter=1)
 COLOURS = torch.tensor(
     [[255, 0, 255], [0, 255, 1], [254, 255, 0]], dtype=torch.uint8
@@ -52,7 +53,12 @@ def plain(pool: Path, **settings) -> Paste:
 
 
 def samples(data: Shapes, paste: Paste | None) -> Samples:
-    return data.variant(paste=paste).samples("train", train=True, supervision="masks")
+    other = with_paste(data, paste) if paste else data
+    return other.samples("train", train=True, supervision=MASKS)
+
+
+def with_paste(data: Shapes, paste: Paste, **settings) -> Shapes:
+    return data.variant(transform=Paster(paste, data.class_names), **settings)
 
 
 def painted(image: torch.Tensor) -> torch.Tensor:
@@ -84,11 +90,11 @@ def test_every_mask_shows_its_object_and_nothing_else(data, pool, where):
 
 
 def test_equal_draws_give_equal_bits_in_any_worker(data, pool):
-    one = data.variant(paste=plain(pool, blend="gaussian", objects=(1, 4)), batch_size=2)
+    one = with_paste(data, plain(pool, blend="gaussian", objects=(1, 4)), batch_size=2)
     batches = []
     for workers in (0, 2):
         one.loading = Loading(2, workers, 0)
-        module = MaskRCNN(8, "test_byobnet", "none")
+        module = MaskRCNN(8, {"name": "test_byobnet", "weights": "none"})
         one.trainer = SimpleNamespace(
             global_rank=0,
             world_size=1,
@@ -166,7 +172,7 @@ def test_boxes_of_unsure_masks_stay(data, pool, tmp_path):
     paster = Paster(plain(pool, own="annotate", objects=(1, 1)), data.class_names)
     write_pasted(
         tmp_path / "out",
-        unsure.samples("train", train=False, supervision="masks"),
+        unsure.samples("train", train=False, supervision=MASKS),
         paster,
         1,
         data.categories,
@@ -247,10 +253,10 @@ def test_an_object_that_ends_hidden_is_left_out(data, tmp_path):
 
 
 def test_evaluation_and_validation_see_no_paste(data, pool):
-    other = data.variant(paste=plain(pool))
+    other = with_paste(data, plain(pool))
     assert torch.equal(
-        other.samples("val", True, "masks").sample(0)["image"],
-        data.samples("val", True, "masks").sample(0)["image"],
+        other.samples("val", True, MASKS).sample(0)["image"],
+        data.samples("val", True, MASKS).sample(0)["image"],
     )
     assert torch.equal(
         other.samples("train", False).sample(0)["image"],
@@ -259,18 +265,18 @@ def test_evaluation_and_validation_see_no_paste(data, pool):
 
 
 def test_fingerprint_tells_settings_and_contents_but_no_places(data, pool, tmp_path):
-    first = data.variant(paste=plain(pool)).fingerprint()
+    first = with_paste(data, plain(pool)).fingerprint()
     assert first != data.fingerprint()
-    assert first != data.variant(paste=plain(pool, rotation=5)).fingerprint()
+    assert first != with_paste(data, plain(pool, rotation=5)).fingerprint()
     moved = pool.rename(tmp_path / "elsewhere")
-    assert data.variant(paste=plain(moved)).fingerprint() == first
+    assert with_paste(data, plain(moved)).fingerprint() == first
     index = moved / "foregrounds.json"
     index.write_text(index.read_text().replace("a.jpg", "b.jpg"))
-    assert data.variant(paste=plain(moved)).fingerprint() != first
+    assert with_paste(data, plain(moved)).fingerprint() != first
 
 
 def test_written_files_hold_what_was_pasted_and_where_it_is_from(data, pool, tmp_path):
-    originals = data.samples("train", train=False, supervision="masks")
+    originals = data.samples("train", train=False, supervision=MASKS)
     paster = Paster(plain(pool, own="annotate", backgrounds="black", share=0.5), data.class_names)
     write_pasted(tmp_path / "out", originals, paster, 6, data.categories, seed=3)
     index = read_coco(tmp_path / "out/instances.json", tmp_path / "out/images")

@@ -26,7 +26,7 @@ def index(names=NAMES, ids=(2007000032, 2007000033)):
         {"id": i, "file_name": f"{name}.jpg", "height": SIZE[0], "width": SIZE[1]}
         for name, i in zip(names, ids, strict=True)
     ]
-    return Index("test", None, images, {}, [], [], {}, {})
+    return Index(name="test", root=None, images=images, categories=[])
 
 
 def rows_first(boxes):

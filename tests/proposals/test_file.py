@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from wsis.data import _proposals
 from wsis.errors import InputError
-from wsis.proposals.file import ProposalFile, make, write
+from wsis.proposals import make as making
+from wsis.proposals.file import ProposalFile, write
+from wsis.proposals.make import make
 from wsis.types import Index, Proposals
 
 MADE = {"made": "by hand", "supervision": "none"}
@@ -146,6 +147,7 @@ def _die(path):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_writer_killed_in_the_middle_loses_only_its_last_images(tmp_path):
     """4 MB are not committed: more than SQLite's cache, so half of them are in the file."""
     process = multiprocessing.get_context("fork").Process(
@@ -166,7 +168,7 @@ def pictures(folder, count=6, size=(48, 64)):
         cv2.circle(pixels, (20 + 4 * i, 24), 12, (30, 200, 240), -1)
         cv2.imwrite(str(folder / f"{i}.png"), pixels)
         images.append({"id": i + 1, "file_name": f"{i}.png", "height": size[0], "width": size[1]})
-    return Index("pictures", folder, images, {}, [], [], {}, {})
+    return Index(name="pictures", root=folder, images=images, categories=[])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -179,7 +181,7 @@ def test_make_proposes_for_every_image_once(tmp_path, monkeypatch, workers):
     assert file.read("3.png", (48, 64), True).boxes[0].tolist() == pytest.approx(
         [20, 12, 45, 37], abs=2
     )
-    monkeypatch.setattr(_proposals, "_propose", lambda job: pytest.fail("done already"))
+    monkeypatch.setattr(making, "_work", lambda job: pytest.fail("done already"))
     make(index, out, 0)
 
 
@@ -187,12 +189,12 @@ def test_make_proposes_for_every_image_once(tmp_path, monkeypatch, workers):
 def test_processes_are_those_asked_for_or_one_per_core(tmp_path, monkeypatch, workers, processes):
     """At most one an image; with none the work is done here."""
     begun = []
-    monkeypatch.setattr(_proposals, "cores", lambda: 5)
-    monkeypatch.setattr(_proposals, "_propose", lambda job: "a failure")
+    monkeypatch.setattr(making, "cores", lambda: 5)
+    monkeypatch.setattr(making, "_work", lambda job: "a failure")
     monkeypatch.setattr(
-        _proposals,
+        making,
         "_parallel",
-        lambda jobs, count: begun.append(count) or map(_proposals._propose, jobs),
+        lambda jobs, count: begun.append(count) or map(making._work, jobs),
     )
     with pytest.raises(InputError, match="a failure"):
         make(pictures(tmp_path), tmp_path / "p.sqlite", workers)
@@ -224,6 +226,51 @@ def test_a_digest_is_of_the_proposals_alone(tmp_path):
     assert first == digest("b", {**MADE, "made": "elsewhere"}, y=drawn(1), x=drawn(0))
     assert first != digest("c", MADE, x=drawn(0), y=drawn(2))
     assert first != digest("d", MADE, x=drawn(0), z=drawn(1))
+
+
+def test_a_digest_is_kept_until_the_file_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("WSIS_CACHE", str(tmp_path / "cache"))
+    path, reads = tmp_path / "p.sqlite", []
+    read_whole = ProposalFile._digest
+    monkeypatch.setattr(
+        ProposalFile, "_digest", lambda file: reads.append(file.path) or read_whole(file)
+    )
+
+    def store(seed, age):
+        with write(path, MADE) as writer:
+            writer.add("a.jpg", (30, 40), drawn(seed))
+        then = path.stat().st_mtime - age
+        os.utime(path, (then, then))
+
+    store(0, age=100)
+    first = ProposalFile(path).digest()
+    assert ProposalFile(path).digest() == first
+    assert len(reads) == 1, "the second time it is known"
+    store(0, age=50)
+    assert ProposalFile(path).digest() == first
+    assert len(reads) == 2, "touched"
+    store(1, age=20)
+    assert ProposalFile(path).digest() != first
+    assert len(reads) == 3, "changed"
+    for torn in (tmp_path / "cache").rglob("*.json"):
+        torn.write_text("[1")
+    assert ProposalFile(path).digest() != first
+    assert len(reads) == 4, "what is kept is damaged"
+    store(2, age=0)
+    second = ProposalFile(path).digest()
+    assert ProposalFile(path).digest() == second
+    assert len(reads) == 6, "so new that it may change within the clock's resolution"
+
+
+def test_a_digest_needs_no_cache(tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("WSIS_CACHE", str(tmp_path / "cache"))
+    with write(tmp_path / "p.sqlite", MADE) as writer:
+        writer.add("a.jpg", (30, 40), drawn())
+    os.utime(tmp_path / "p.sqlite", (1e9, 1e9))
+    assert (
+        ProposalFile(tmp_path / "p.sqlite").digest() == ProposalFile(tmp_path / "p.sqlite").digest()
+    )
 
 
 def test_make_goes_on_after_an_image_that_cannot_be_read(tmp_path):
@@ -261,20 +308,21 @@ def test_the_verb_serves_a_folder_and_says_where(tmp_path, capsys, monkeypatch):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_the_verb_makes_the_file_that_auto_looks_for(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_the_verb_makes_the_file_that_the_data_set_looks_for(tmp_path, monkeypatch):
     from wsis.datasets.shapes import Shapes
     from wsis.propose import main
 
     small, asked, results = (
         ["--data.train", "2", "--data.val", "1", "--data.salient", "1"],
         [],
-        _proposals._results,
+        making._results,
     )
     monkeypatch.setattr(
-        _proposals, "_results", lambda *given: asked.append(given[2]) or results(*given)
+        making, "_results", lambda *given: asked.append(given[1]) or results(*given)
     )
     paths = main(["--data", "shapes", "--data.root", str(tmp_path), *small, "--workers", "1"])
     assert asked == [1, 1]
-    monkeypatch.setattr(_proposals, "_propose", lambda job: pytest.fail("done already"))
+    monkeypatch.setattr(making, "_work", lambda job: pytest.fail("done already"))
     data = Shapes(root=tmp_path, train=2, val=1, salient=1)
     assert [data.proposal_file(split).path for split in ("train", "val")] == paths

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wsis.proposals.grouping import Graph, group, neighbours
-from wsis.proposals.segments import propose, settings
+from wsis.proposals.segments import propose
 
 
 def scene(height=96, width=120, seed=0):
@@ -91,10 +91,6 @@ def test_size_limits():
     share = proposals.members[:, proposals.labels.long()].float().mean((1, 2))
     assert len(share) > 3
     assert 0.01 <= share.min() <= share.max() <= 0.2
-
-
-def test_settings_are_json_like():
-    assert {"limit", "superpixels", "version"} <= set(settings())
 
 
 def test_neighbours_against_brute_force():

@@ -14,7 +14,7 @@ from wsis.command_line.parser import CLI
 from wsis.command_line.settings import recipe
 from wsis.registry import names
 from wsis.reports import papers
-from wsis.reports.runs import Entry, Judged
+from wsis.reports.runs import Entry, EvaluationSet
 from wsis.reports.settings import departures, row_key
 from wsis.reports.table import make_rows, markdown
 from wsis.types import Index
@@ -39,16 +39,16 @@ def entry(
     method: str,
     **changes: Any,
 ) -> Entry:
-    index = Index(
-        data, Path(), [{}] * images, {}, [{"name": str(c)} for c in range(classes)], [], {}, {}
-    )
+    names = [{"name": str(c)} for c in range(classes)]
+    index = Index(name=data, root=Path(), images=[{}] * images, categories=names)
     blank: dict[str, Any] = {field.name: "" for field in dataclasses.fields(Entry)}
     figures = {"AP50": 0.5}
     known = {
         "method": method,
         "backbone": backbone,
         "departures": departures(found),
-        "judged": Judged(None, index, "", 1, None),
+        "evaluation_set": EvaluationSet(None, "val", index, 1, None),
+        "panoptic": None,
     }
     costs = {
         "minutes": math.nan,
@@ -62,7 +62,7 @@ def entry(
             **blank,
             **known,
             **costs,
-            "figures": figures,
+            "metrics": figures,
             "per_class": {},
             "supervision": "tags",
             **changes,
@@ -121,7 +121,7 @@ def test_departures_are_what_the_user_set():
 def test_the_papers_figures_go_to_runs_in_their_setting():
     usual = config("--model", "pdsl", "--data", "voc")
     found = papers.published(entry(usual, "voc", 1449, 20, "resnet18_ws", "pdsl"))
-    assert found.figures == pytest.approx(
+    assert found.metrics == pytest.approx(
         {"AP25": 0.586, "AP50": 0.478, "AP75": 0.156, "AP": 0.208}
     )
     assert "ICCV 2021" in found.source
@@ -130,12 +130,12 @@ def test_the_papers_figures_go_to_runs_in_their_setting():
         "pdsl",
         "--data",
         "voc",
-        "--model.backbone",
+        "--model.backbone.name",
         "resnet50_ws",
         "--model.backbone.weights",
         "mine.pt",
     )
-    assert papers.published(entry(other, "voc", 1449, 20, "resnet50_ws", "pdsl")).figures[
+    assert papers.published(entry(other, "voc", 1449, 20, "resnet50_ws", "pdsl")).metrics[
         "AP50"
     ] == pytest.approx(0.496)
 
@@ -168,7 +168,7 @@ def test_every_paper_row_can_be_met_by_a_recipe():
         assert all(0 < value < 100 for value in values)
         assert row["source"]
         usual = config("--model", method, "--data", data)["model"]["init_args"]
-        assert usual["backbone"] == backbone.split(", ")[0] or backbone in (
+        assert usual["backbone"]["name"] == backbone.split(", ")[0] or backbone in (
             "resnet50_ws",
             "resnet101_ws",
             "resnet50",
@@ -197,15 +197,15 @@ def test_markdown_has_range_and_paper():
             "resnet18_ws",
             "pdsl",
             seed=(s, 0),
-            figures={"AP50": v, "mIoU": math.nan},
+            metrics={"AP50": v, "mIoU": math.nan},
         )
         for s, v in ((1, 0.5), (0, 0.4))
     ]
     rows = make_rows(runs)
     assert [e.seed for e in rows[0].entries] == [(0, 0), (1, 0)]
-    text = markdown(rows, "val")
+    text = markdown(rows)
     assert "| 45.0 (40.0-50.0) [47.8] |" in text
     assert "in brackets the paper's" in text
     assert "mIoU" not in text
-    piped = markdown(make_rows([dataclasses.replace(runs[0], config="a|b")]), "val")
+    piped = markdown(make_rows([dataclasses.replace(runs[0], config="a|b")]))
     assert "a\\|b" in piped

@@ -37,6 +37,7 @@ def logged(folder):
 WORDS = "--model toy_plugins.Staged --data toy_plugins.Data --trainer.accelerator cpu --trainer.log_every_n_steps 1"
 
 
+@pytest.mark.slow
 def test_each_stage_is_a_run_with_its_own_settings_and_curves(tmp_path):
     own = f"--trainer.max_steps 3 --model.width 5 --wandb.project trial --wandb.group pair --run_dir {tmp_path}/run"
     fit.main(f"{WORDS} {own}".split())
@@ -55,6 +56,7 @@ def test_each_stage_is_a_run_with_its_own_settings_and_curves(tmp_path):
             )
 
 
+@pytest.mark.slow
 def test_a_sweep_has_one_run_for_all_stages(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
     monkeypatch.setenv("WANDB_RUN_ID", "its-run")
@@ -65,13 +67,18 @@ def test_a_sweep_has_one_run_for_all_stages(tmp_path, monkeypatch):
     assert len(run.series("loss")) == 4 + 3
 
 
+class Drawn(Oracle):
+    """Logs two pictures."""
+
+    def configure_callbacks(self):
+        return [Evaluation(pictures=2, least_score=0)]
+
+
 def test_pictures_with_masks(tmp_path):
     loggers = [WandB("trial").logger(tmp_path, "train")]
-    callbacks = [Evaluation(pictures=2, least_score=0)]
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    pl.Trainer(logger=loggers, callbacks=callbacks, default_root_dir=tmp_path, **quiet).validate(
-        Oracle(), SceneData(), verbose=False
-    )
+    trainer = pl.Trainer(logger=loggers, default_root_dir=tmp_path, **quiet)
+    trainer.validate(Drawn(), SceneData(), verbose=False)
     (run,) = logged(tmp_path)
     for number in range(2):
         (found,) = run.series(f"val/pictures/{number}")

@@ -22,12 +22,14 @@ from wsis import fit
 from wsis.errors import InputError
 from wsis.files import clear_scratch
 from wsis.files import whole as whole_file
-from wsis.fingerprint import fingerprint
+from wsis.fingerprint import digest, fingerprint
 from wsis.inference import trained
 from wsis.runs.checkpoints import newest
-from wsis.runs.run import adopt
+from wsis.runs.record import adopt
 
-HERE = Path(__file__).parent
+pytestmark = pytest.mark.slow
+
+HERE = Path(__file__).parents[1]
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(["conftest", "toy_plugins", "wsis.fit"])  # cheap to kill
 WORDS = [
@@ -296,7 +298,7 @@ def test_what_follows_an_unfinished_stage_is_of_other_settings(tmp_path, whole):
     folder = shutil.copytree(whole, tmp_path / "run")
     entry = folder / "2-files/stage.json"
     entry.write_text(json.dumps(json.loads(entry.read_text()) | {"finished": False}))
-    with pytest.raises(InputError, match="no finished stage that trains"):
+    with pytest.raises(InputError, match="no finished stage that predicts"):
         trained(folder)
 
 
@@ -401,3 +403,12 @@ def test_fingerprint_sees_contents_not_places(tmp_path, monkeypatch):
     assert fingerprint({"labels": "a"}) != of["a"], "a name, though a file has it"
     assert fingerprint({"pool": "moi"}) != fingerprint({"pool": "roi"})
     assert fingerprint({"x": (1, 2)}) == fingerprint({"x": [1, 2]})
+
+
+def test_a_digest_is_of_values_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = digest({"labels": "w.pt", "root": tmp_path, "counts": b"a1"})
+    (tmp_path / "w.pt").write_text("same")
+    assert digest({"counts": b"a1", "root": tmp_path, "labels": "w.pt"}) == before
+    assert len(before) == 16
+    assert digest({"labels": "v.pt", "root": tmp_path, "counts": b"a1"}) != before

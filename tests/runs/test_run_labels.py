@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import pytorch_lightning as pl
 import torch
 
+from wsis.method import Method
 from wsis.runs.labels import Labeller
 from wsis.types import Prediction
 
@@ -21,13 +21,13 @@ FOUND = Prediction(
 BATCH = [{"target": {"tags": torch.tensor([0.0, 1.0])}}]
 
 
-class Detector(pl.LightningModule):
-    def predict_step(self, batch, batch_idx):
+class Detector(Method):
+    def predict_step(self, batch, batch_idx=0):
         return [FOUND for _ in batch]
 
 
 class Ready(Detector):
-    def label(self, batch):
+    def label(self, batch, score_threshold=0.5):
         return [FOUND for _ in batch]
 
 

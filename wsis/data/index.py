@@ -76,7 +76,14 @@ def read_coco(
         if category in wanted:
             found[image].append(_with_usable_mask(annotation, sizes[image], path))
     tags = tags_of(found, kept)
-    return Index(name, images_dir, images, drop_empty(found, images, path), kept, [], tags, {})
+    return Index(
+        name=name,
+        root=images_dir,
+        images=images,
+        categories=kept,
+        annotations=drop_empty(found, images, path),
+        tags=tags,
+    )
 
 
 def write_coco(path: Path, index: Index) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-import os
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -14,18 +12,17 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import cv2
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from pytorch_lightning.utilities import CombinedLoader
+from torch.utils.data import DataLoader
 
-from wsis.data.joint import JointSampler, JointSamples
 from wsis.data.labels import relabel
-from wsis.data.salient import read_salient
-from wsis.data.samplers import Key, OrderSampler, StepSampler
-from wsis.data.samples import Samples, Supervision
-from wsis.data.transforms import Augment
+from wsis.data.samplers import OrderSampler, StepSampler
+from wsis.data.samples import Samples, Transform
+from wsis.data.targets import FIELDS, check_fields
+from wsis.data.transforms import PHOTOGRAPHS, Augment
 from wsis.errors import InputError
-from wsis.files import cache_folder
+from wsis.fingerprint import digest
 from wsis.method import Method
-from wsis.pasting.paster import Paste, Paster
 from wsis.types import Batch, Index, Record
 
 if TYPE_CHECKING:
@@ -39,9 +36,9 @@ class Loading:
     """How batches are loaded.
 
     Args:
-        batch_size: images per step and process.
-        workers: loader processes; 0 loads in the training process, to the same batches.
-        seed: of the order of the images and of all augmentation.
+        batch_size: Images per step and process.
+        workers: Loader processes; 0 loads in the training process, to the same batches.
+        seed: Seed of the order of images and of all augmentation.
     """
 
     batch_size: int = 4
@@ -56,48 +53,44 @@ class Loading:
             )
 
 
+_LOADING = Loading()
+
+
 class DataModule(pl.LightningDataModule):
-    """A data set for Lightning: `read` gives its index, the rest is the same for all.
+    """A data set for Lightning: `read` returns the index of a split, the rest is the same for all.
+
+    A data set has settings of its own and passes on those below: `super().__init__("name", root, **settings)`. The command
+    line takes them, and their help, from here.
 
     Args:
-        name: what the data set is called in files.
-        folder: where things made for this data set are kept.
-        proposals: "auto" makes segment proposals on first use, "none" gives none, else a file or folder of proposals.
-        max_proposals: the best so many proposals of an image are used.
-        augment: how training images are varied.
-        loading: how batches are loaded.
-        labels: a COCO json whose annotations replace those of the training set; empty keeps them.
-        salient: folder of salient images and their masks, for models that learn from those too; empty has none.
-        salient_limit: so many of the salient images are used; 0 uses all.
+        name: Name of the data set in files and messages.
+        folder: Folder that holds the data set, and what is made for it.
+        labels: COCO json to train on, such as wsis.label writes; empty takes the data set's own labels.
+        proposals: name of a proposer ("segments" is built in), a file or folder of proposals, or "none".
+        max_proposals: Largest number of proposals of an image, highest ranked first.
+        augment: How training images are varied.
+        loading: How batches are loaded.
     """
 
     def __init__(
         self,
         name: str,
         folder: Path,
-        proposals: str,
-        max_proposals: int,
-        augment: Augment,
-        loading: Loading,
+        *,
         labels: str = "",
-        salient: str = "",
-        salient_limit: int = 0,
+        proposals: str = "segments",
+        max_proposals: int = 2000,
+        augment: Augment = PHOTOGRAPHS,
+        loading: Loading = _LOADING,
     ) -> None:
         super().__init__()
-        self.name, self.folder, self.proposals, self.max_proposals = (
-            name,
-            Path(folder),
-            proposals,
-            max_proposals,
-        )
-        self.augment, self.loading, self.salient, self.salient_limit = (
-            augment,
-            loading,
-            salient,
-            salient_limit,
-        )
+        self.name, self.folder = name, Path(folder)
         self.relabelled = Path(labels) if labels else None
-        self.paste: Paste | None = None
+        self.proposals, self.max_proposals = proposals, max_proposals
+        self.augment, self.loading = augment, loading
+        self.transform: Transform | None = None
+        self.views = 1
+        self.others: dict[str, DataModule] = {}
         self._indices: dict[str, Index] = {}
 
     def __str__(self) -> str:
@@ -108,14 +101,6 @@ class DataModule(pl.LightningDataModule):
         """Read the index of a split from disk."""
         raise NotImplementedError
 
-    def read_salient(self) -> Index:
-        """Read the salient images (the split "salient") from disk."""
-        if not self.salient:
-            raise InputError(
-                "this model learns from salient images too: --data.salient DIR, with images and masks as DUTS-TR has"
-            )
-        return read_salient(Path(self.salient), self.salient_limit)
-
     @property
     def has_val(self) -> bool:
         """Whether there is a validation split."""
@@ -124,7 +109,7 @@ class DataModule(pl.LightningDataModule):
     def index(self, split: str) -> Index:
         """Give the index of a split ("train", "val"), read once."""
         if split not in self._indices:
-            index = self.read_salient() if split == "salient" else self.read(split)
+            index = self.read(split)
             if split == "train" and self.relabelled:
                 index = relabel(index, self.relabelled)
             if not index.images:
@@ -139,30 +124,38 @@ class DataModule(pl.LightningDataModule):
         labels: Path | None = None,
         augment: Augment | None = None,
         batch_size: int | None = None,
-        paste: Paste | None = None,
+        transform: Transform | None = None,
+        views: int | None = None,
     ) -> Self:
-        """Give the same data for another stage; tags stay as they are.
+        """Return the same data for another stage, with what is given in place of what it had; tags stay as they are.
 
         Args:
-            labels: a COCO json whose annotations replace those of the training set; None keeps them.
-            augment: how training images are varied, if not as before.
-            batch_size: images per step and process, if not as before.
-            paste: what is pasted on training images, if not as before.
+            labels: COCO json whose annotations replace those of the training set.
+            augment: How training images are varied.
+            batch_size: Images per step and process.
+            transform: Changes training samples before they are varied.
+            views: Samples drawn of each training image, each varied anew; see `Samples`.
 
         Raises:
-            InputError: the file is of other images or other classes.
+            InputError: The file is of other images or other classes.
         """
         other = copy.copy(self)
         other.trainer, other.augment = None, augment or self.augment
-        other.loading, other.paste = (
-            replace(self.loading, batch_size=batch_size or self.loading.batch_size),
-            paste or self.paste,
-        )
+        other.loading = replace(self.loading, batch_size=batch_size or self.loading.batch_size)
+        other.transform, other.views = transform or self.transform, views or self.views
         if labels:
-            other.relabelled, other._indices = (
-                labels,
-                {**self._indices, "train": relabel(self.index("train"), labels)},
-            )
+            own = relabel(self.index("train"), labels)
+            other.relabelled, other._indices = labels, {**self._indices, "train": own}
+        return other
+
+    def with_loaders(self, **others: DataModule) -> Self:
+        """Return the same data, with a batch of each of `others` beside each training batch.
+
+        A training batch is then a dictionary: "images" are of this data set, the rest have the names given here. Each data
+        set has its own batch size, order and augmentation.
+        """
+        other = copy.copy(self)
+        other.trainer, other.others = None, {**self.others, **others}
         return other
 
     def as_annotated(self) -> Self:
@@ -194,7 +187,7 @@ class DataModule(pl.LightningDataModule):
     @property
     def stuff(self) -> list[Record]:
         """The stuff classes in order: id and name."""
-        return self.index("train").stuff
+        return list(self.index("train").stuff)
 
     @property
     def num_stuff(self) -> int:
@@ -203,17 +196,15 @@ class DataModule(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Make on disk, in one process, what the coming stage reads: the data where generated, and proposals."""
-        if _salient_share(self._model()) and self._stage() == "fit":
-            self.index("salient")
+        for other in self.others.values() if self._stage() == "fit" else ():
+            other.index("train")
         for split in self._splits():
             self.index(split)
             if self.trainer is not None:  # only its model tells whether proposals are needed
                 self.proposal_file(split)
 
     def proposal_file(self, split: str, workers: int | None = None) -> ProposalFile | None:
-        """Give the proposals of a split, made now where "auto" lacks some; None with "none".
-
-        What is made belongs to the folder of images, so subsets and draws of a data set share it.
+        """Return the proposals of a split, made now as far as they are missing; None with "none".
 
         Args:
             split: "train" or "val".
@@ -221,46 +212,26 @@ class DataModule(pl.LightningDataModule):
         """
         if self.proposals == "none" or not self._needs().needs_proposals:
             return None
-        from wsis.proposals.convert import convert
-        from wsis.proposals.file import ProposalFile, make
+        from wsis.proposals.source import proposals_of_index
 
-        index, given = self.index(split), None if self.proposals == "auto" else Path(self.proposals)
-        if given is not None and not given.exists():
-            raise InputError(
-                f'no proposals {given}; give an existing file or folder, or "auto" to have them made'
-            )
-        if given is not None and _is_ours(given):
-            file = ProposalFile(given)
-            file.check(index.images)  # now, not hours into training
-            return file
-        parts = (
-            index.root.relative_to(self.folder).parts
-            if index.root.is_relative_to(self.folder)
-            else (index.root.name,)
-        )
-        if given is not None:
-            parts += (
-                _digest([str(given.resolve()), given.stat().st_size, given.stat().st_mtime_ns])[
-                    :12
-                ],
-            )
-        name = "-".join(("proposals", *parts)) + ".sqlite"
-        for folder in (
-            self.folder,
-            _writable(self.folder),
-        ):  # data that cannot be written may have brought its own
-            if _holds(folder / name, index.images):
-                return ProposalFile(folder / name)
-        path = _writable(self.folder) / name
-        return ProposalFile(
-            make(index, path, workers) if given is None else convert(given, index, path)
-        )
+        return proposals_of_index(self.index(split), self.folder, self.proposals, workers)
 
-    def samples(self, split: str, train: bool, supervision: Supervision | None = None) -> Samples:
-        """Give the samples of a split, for training (varied, only what supervision allows) or evaluation (whole)."""
-        fields = self._needs().supervision
-        level = "masks" if "masks" in fields else "boxes" if "boxes" in fields else "tags"
-        allowed = supervision or cast(Supervision, level)
+    def samples(
+        self, split: str, train: bool, supervision: AbstractSet[str] | None = None
+    ) -> Samples:
+        """Return the samples of a split, for training (varied, only what supervision allows) or evaluation (whole).
+
+        Args:
+            split: "train" or "val".
+            train: For training.
+            supervision: Fields of the target, of `wsis.data.targets.FIELDS`; None takes those of the trainer's model.
+
+        Raises:
+            InputError: The data set has no such labels to train with.
+        """
+        needs = self._needs()
+        allowed = needs.supervision if supervision is None else supervision
+        check_fields(allowed)
         if train:
             _require(self.index(split), allowed, self.relabelled)
         return Samples(
@@ -268,33 +239,36 @@ class DataModule(pl.LightningDataModule):
             allowed,
             self.augment if train else None,
             self.proposal_file(split),
-            self._needs().needs_segments,
+            needs.needs_segments,
             self.max_proposals,
-            self._needs().panoptic,
-            Paster(self.paste, self.class_names)
-            if train and split == "train" and self.paste
-            else None,
+            needs.panoptic,
+            self.transform if split == "train" else None,
+            self.views,
         )
 
-    def dataloader(self, split: str, train: bool) -> DataLoader[Batch]:
-        """Give batches of a split: in training by (seed, step), in evaluation every image once."""
-        rank, world = (
-            (self.trainer.global_rank, self.trainer.world_size)
-            if self.trainer is not None
-            else (0, 1)
-        )
-        samples: Dataset[Batch]
-        if train:
-            samples, sampler = self._training(split, rank, world)
-        else:
-            samples = whole = self.samples(split, train)
-            sampler = OrderSampler(len(whole), self.loading.batch_size, rank, world)
+    def dataloader(self, split: str, train: bool, steps: int = 0) -> DataLoader[Batch]:
+        """Return batches of a split: in training by (seed, step), in evaluation every image once.
+
+        Args:
+            split: "train" or "val".
+            train: For training.
+            steps: Batches of one pass where the trainer counts in epochs; 0 takes what shows each image once.
+        """
+        samples, size = self.samples(split, train), self.loading.batch_size
+        rank, world = 0, 1
+        if self.trainer is not None:
+            rank, world = self.trainer.global_rank, self.trainer.world_size
         if self.loading.workers:
             cv2.setNumThreads(0)  # here, because a forked child that touches OpenCV's threads hangs
         return DataLoader(
             samples,
             batch_size=None,  # a key of the sampler is a batch already
-            sampler=cast(Any, sampler),
+            sampler=cast(
+                Any,
+                self._step_sampler(len(samples), rank, world, steps)
+                if train
+                else OrderSampler(len(samples), size, rank, world),
+            ),
             collate_fn=_as_is,  # the default turns tuples into lists
             num_workers=self.loading.workers,
             worker_init_fn=_begin_worker,
@@ -304,9 +278,15 @@ class DataModule(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Give the training batches."""
-        return self.dataloader("train", train=True)
+    def train_dataloader(self) -> DataLoader[Batch] | CombinedLoader:
+        """Return the training batches, beside those of other data sets where there are any."""
+        images = self.dataloader("train", train=True)
+        loaders = {"images": images}
+        for name, other in self.others.items():
+            attached = copy.copy(other)
+            attached.trainer = self.trainer
+            loaders[name] = attached.dataloader("train", train=True, steps=len(images))
+        return CombinedLoader(loaders, "min_size") if self.others else images
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Give the validation images, or nothing where there is no such split."""
@@ -320,8 +300,8 @@ class DataModule(pl.LightningDataModule):
         """Give the validation images, or the training images where there is no such split."""
         return self.dataloader("val" if self.has_val else "train", train=False)
 
-    def fingerprint(self, model: pl.LightningModule | None = None) -> str:
-        """Hash what `model` learns from and is asked: images, labels, proposals and how they are varied, no paths."""
+    def fingerprint(self) -> str:
+        """Hash what is learned from and asked: images, labels, proposals and how they are varied, no paths."""
         index = self.index("train")
         by_image = [
             sorted(part.items()) for part in (index.annotations, index.tags, index.stuff_tags)
@@ -333,12 +313,11 @@ class DataModule(pl.LightningDataModule):
             self.loading.batch_size,
             self.loading.seed,
             self.max_proposals,
+            self.views,
+            self.transform.content() if self.transform else None,
         ]
-        salient = self._salient_content() if _salient_share(model) else []
-        pasted = [self.paste.content()] if self.paste else []
-        return _digest(
-            [self.name, learned, asked, self._proposal_content(), settings, salient, *pasted]
-        )
+        others = {name: other.fingerprint() for name, other in self.others.items()}
+        return digest([self.name, learned, asked, self._proposal_content(), settings, others])
 
     def state_dict(self) -> dict[str, Any]:
         """Give the classes, so that a checkpoint knows their names."""
@@ -356,17 +335,11 @@ class DataModule(pl.LightningDataModule):
             )
 
     def _proposal_content(self) -> Any:
-        if self.proposals in ("auto", "none"):
-            return self.proposals
-        file = self.proposal_file("train")
-        return None if file is None else [file.provenance, file.digest()]
+        if self.proposals == "none":
+            return "none"
+        from wsis.proposals.source import content_of
 
-    def _salient_content(self) -> Any:
-        index = self.index("salient")
-        return [
-            [image["file_name"], index.annotations[image["id"]][0]["segmentation"]]
-            for image in index.images
-        ]
+        return content_of(self.proposals, lambda: self.proposal_file("train"))
 
     def _model(self) -> pl.LightningModule | None:
         return None if self.trainer is None else getattr(self.trainer, "lightning_module", None)
@@ -386,28 +359,9 @@ class DataModule(pl.LightningDataModule):
         val = ("val",) if self.has_val else ()
         return ("train", *val) if stage is None or stage == "fit" else val or ("train",)
 
-    def _training(
-        self, split: str, rank: int, world: int
-    ) -> tuple[Dataset[Batch], Sampler[list[Key]]]:
-        """Give the images to train on and their order; where the model asks, a share of each batch is of salient images."""
-        samples, size = self.samples(split, train=True), self.loading.batch_size
-        share = _salient_share(self._model())
-        if not share:
-            return samples, self._step_sampler(len(samples), size, rank, world)
-        salient, count = (
-            self.samples("salient", train=True, supervision="masks"),
-            max(1, round(share * size)),
-        )
-        order = self._step_sampler(len(samples), max(1, size - count), rank, world)
-        return JointSamples(samples, salient), JointSampler(
-            order, self._step_sampler(len(salient), count, rank, world, len(order))
-        )
-
-    def _step_sampler(
-        self, images: int, batch_size: int, rank: int, world: int, steps: int = 0
-    ) -> StepSampler:
-        """Give the order of images; `steps` is the length of one pass where the trainer counts in epochs."""
-        seed, trainer = self.loading.seed, self.trainer
+    def _step_sampler(self, images: int, rank: int, world: int, steps: int = 0) -> StepSampler:
+        """Return the order of images; `steps` is the length of one pass where the trainer counts in epochs."""
+        seed, trainer, batch_size = self.loading.seed, self.trainer, self.loading.batch_size
         one_pass = steps or -(-images // (batch_size * world))
         if trainer is None:
             return StepSampler(images, batch_size, seed, one_pass, rank=rank, world=world)
@@ -423,58 +377,20 @@ class DataModule(pl.LightningDataModule):
         return StepSampler(images, batch_size, seed, steps, position, rank, world)
 
 
-def _salient_share(model: pl.LightningModule | None) -> float:
-    return float(getattr(model, "salient_share", 0.0))
-
-
-def _writable(folder: Path) -> Path:
-    """Give `folder` where it can be written, else a folder for it in the user's cache."""
-    if folder.is_dir() and os.access(folder, os.W_OK):
-        return folder
-    return cache_folder() / f"{folder.name}-{_digest([str(folder.resolve())])[:12]}"
-
-
-def _holds(path: Path, images: Sequence[Record]) -> bool:
-    """Say whether a file has the proposals of all images."""
-    from wsis.proposals.file import ProposalFile
-
-    begun = (
-        path.exists() and path.stat().st_size
-    )  # else the disk was full, or the power went, as it was made
-    made = ProposalFile(path).files() if begun else {}
-    return all(
-        made.get(image["file_name"]) == (image["height"], image["width"]) for image in images
-    )
-
-
-def _is_ours(path: Path) -> bool:
-    """Say whether a file is a proposal file of this library (SQLite), not one of the formats that are converted."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(15) == b"SQLite format 3"
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=_plain).encode()).hexdigest()
-
-
-def _require(index: Index, supervision: Supervision, labels: Path | None) -> None:
-    """Refuse to train with a supervision that the annotations do not have."""
-    needed = {"tags": None, "boxes": "bbox", "masks": "segmentation"}[supervision]
-    if needed and not any(a.get(needed) for found in index.annotations.values() for a in found):
-        place = labels or index.root
+def _require(index: Index, supervision: AbstractSet[str], labels: Path | None) -> None:
+    """Raise InputError for fields that no annotation has."""
+    needed = {name: field.needed for name, field in FIELDS.items() if name in supervision}
+    keys = {key for found in index.annotations.values() for a in found for key in a if a[key]}
+    missing = [name for name, key in needed.items() if key and key not in keys]
+    if missing:
         raise InputError(
-            f"{index.name} has no {supervision} to train with in {place}; add them or take a model for tags"
+            f"{index.name} has no {' and no '.join(missing)} to train with in {labels or index.root}; "
+            "add them or take a model for tags"
         )
 
 
 def _as_is(batch: Batch) -> Batch:
     return batch
-
-
-def _plain(value: Any) -> Any:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _begin_worker(_: int) -> None:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
+from wsis.data.module import DataModule
+from wsis.data.samples import Samples
 from wsis.errors import InputError
 from wsis.images.read import image_size, pictures, read_grey
 from wsis.nn.masks import run_lengths
 from wsis.types import Index, Record
 
-__all__ = ["read_salient"]
+__all__ = ["BringsSalient", "Salient", "read_salient"]
 
 _CATEGORY: Record = {"id": 1, "name": "salient"}
 _LAYOUTS = (
@@ -29,6 +33,45 @@ _SPECK = 0.05  # smaller parts of a mask, as a share of its largest, are no obje
 _MOSTLY_GREY = (
     0.1  # share of pixels; edges make DUTS's masks grey in parts, ECSSD's have no grey at all
 )
+
+
+_MASKS = frozenset({"tags", "boxes", "masks"})
+
+
+@runtime_checkable
+class BringsSalient(Protocol):
+    """A data set that has salient images of its own."""
+
+    def salient_folder(self) -> Path:
+        """Return their folder, as `read_salient` takes it."""
+
+
+class Salient(DataModule):
+    """Salient images as a training set, to be loaded beside another; their masks are known whatever the other's labels.
+
+    Args:
+        folder: Folder of images and masks.
+        limit: Number of images to use, the same each time; 0 uses all.
+    """
+
+    def __init__(self, folder: Path, limit: int = 0, **settings: Any) -> None:
+        super().__init__("salient", Path(folder), proposals="none", **settings)
+        self.limit = limit
+
+    @property
+    def has_val(self) -> bool:
+        """Whether there is a validation split: no."""
+        return False
+
+    def read(self, split: str) -> Index:
+        """Read images and masks."""
+        return read_salient(self.folder, self.limit)
+
+    def samples(
+        self, split: str, train: bool, supervision: AbstractSet[str] | None = None
+    ) -> Samples:
+        """Return the samples, with masks unless `supervision` says otherwise."""
+        return super().samples(split, train, _MASKS if supervision is None else supervision)
 
 
 def read_salient(folder: Path, limit: int = 0) -> Index:
@@ -74,12 +117,18 @@ def read_salient(folder: Path, limit: int = 0) -> Index:
         kept = sorted(
             sorted(kept, key=lambda image: hashlib.sha256(image[1].encode()).digest())[:limit]
         )
-    index = Index("salient", images_dir, [], {}, [_CATEGORY], [], {}, {})
+    records = []
     for number, name, annotation in kept:
         height, width = annotation["segmentation"]["size"]
-        index.images.append({"id": number, "file_name": name, "height": height, "width": width})
-        index.annotations[number], index.tags[number] = [annotation], [0]
-    return index
+        records.append({"id": number, "file_name": name, "height": height, "width": width})
+    return Index(
+        name="salient",
+        root=images_dir,
+        images=records,
+        categories=[_CATEGORY],
+        annotations={number: [annotation] for number, _, annotation in kept},
+        tags={number: [0] for number, _, _ in kept},
+    )
 
 
 def _folders(folder: Path) -> tuple[Path, Path]:

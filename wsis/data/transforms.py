@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from wsis.errors import InputError
-from wsis.types import Proposals, Target, View
+from wsis.types import Proposals, View
 
 __all__ = [
     "PHOTOGRAPHS",
@@ -20,7 +20,6 @@ __all__ = [
     "cut_image",
     "cut_maps",
     "cut_proposals",
-    "cut_target",
     "draw_cut",
     "jitter_colours",
     "visible",
@@ -144,28 +143,6 @@ def cut_proposals(proposals: Proposals, cut: Cut, min_side: float = 0.0) -> Prop
     )
     keep &= (proposals.members & present).any(1)
     return Proposals(boxes[keep], proposals.scores[keep], labels, proposals.members[keep])
-
-
-def cut_target(target: Target, cut: Cut) -> Target:
-    """Cut a target; tags speak of the whole image and stay. Objects that vanish are left out."""
-    result: Target = {**target}
-    if "boxes" not in target:
-        return result
-    boxes, keep = visible(cut.view.to_input(target["boxes"]), cut.size)
-    if "masks" in target:
-        masks = cut_maps(target["masks"], cut)
-        seen = masks.flatten(1).any(1)
-        unsure = target.get("unsure", torch.zeros_like(seen))
-        keep &= seen | unsure
-        result["masks"], result["unsure"] = masks[keep], unsure[keep]
-    result["boxes"], result["labels"], result["crowd"] = (
-        boxes[keep],
-        target["labels"][keep],
-        target["crowd"][keep],
-    )
-    if "bag" in target:
-        result["bag"] = target["bag"][keep]
-    return result
 
 
 def visible(boxes: Tensor, size: tuple[int, int], min_side: float = 1.0) -> tuple[Tensor, Tensor]:

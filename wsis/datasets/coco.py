@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from wsis.data.index import keep_images, read_coco, read_stuff
-from wsis.data.module import Augment, DataModule, Loading
-from wsis.data.transforms import PHOTOGRAPHS
+from wsis.data.module import DataModule
 from wsis.datasets._long_tail import draw_long_tail
 from wsis.datasets.voc import VOC_CLASSES
 from wsis.errors import InputError
@@ -39,7 +38,6 @@ _FILES = {
         ("instances_val2014", "val2014"),
     ),
 }
-_LOADING = Loading()
 
 
 class COCO(DataModule):
@@ -49,18 +47,11 @@ class COCO(DataModule):
     training list with "valminusminival", so papers on either are served by 2017's files.
 
     Args:
-        root: folder that holds annotations and the image folders (train2017, val2017 or train2014, val2014).
+        root: Folder of annotations and the image folders (train2017, val2017 or train2014, val2014).
         classes: "all", "voc" (the 20 classes of VOC, under its names) or "coco-voc" (12 of them, animals and vehicles).
         year: "2017" or "2014"; "auto" takes the first that is found.
-        panoptic: also read stuff classes and stuff tags from panoptic_*.json.
-        long_tail: draw a long-tailed training set of at most 1,200 images a class.
-        labels: a COCO json to train on, such as wsis.label writes; empty takes the set's own.
-        salient: folder of salient images and masks, such as DUTS-TR or ECSSD, which BoxCaseg learns from too.
-        salient_limit: so many of the salient images are used, the same each time; 0 uses all.
-        proposals: "auto" makes segment proposals on first use, "none" gives none, else a file or folder of proposals.
-        max_proposals: the best so many proposals of an image are used.
-        augment: how training images are varied.
-        loading: how batches are loaded.
+        panoptic: Also read stuff classes and stuff tags from panoptic_*.json.
+        long_tail: Draw a long-tailed training set of at most 1,200 images a class.
     """
 
     def __init__(
@@ -70,25 +61,9 @@ class COCO(DataModule):
         year: Literal["auto", "2017", "2014"] = "auto",
         panoptic: bool = False,
         long_tail: bool = False,
-        labels: str = "",
-        salient: str = "",
-        salient_limit: int = 0,
-        proposals: str = "auto",
-        max_proposals: int = 2000,
-        augment: Augment = PHOTOGRAPHS,
-        loading: Loading = _LOADING,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            "coco",
-            Path(root),
-            proposals,
-            max_proposals,
-            augment,
-            loading,
-            labels,
-            salient,
-            salient_limit,
-        )
+        super().__init__("coco", Path(root), **settings)
         self.classes, self.year, self.panoptic, self.long_tail = classes, year, panoptic, long_tail
 
     def read(self, split: str) -> Index:

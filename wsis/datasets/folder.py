@@ -6,17 +6,16 @@ import csv
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from wsis.data.index import read_coco
-from wsis.data.module import Augment, DataModule, Loading
-from wsis.data.transforms import PHOTOGRAPHS
+from wsis.data.module import DataModule
 from wsis.errors import InputError
-from wsis.images.read import image_size
+from wsis.images.read import SUFFIXES, image_size, pictures
 from wsis.types import Index, Record
 
-__all__ = ["Folder", "read_tags"]
+__all__ = ["Folder", "index_of_folder", "read_tags"]
 
-_LOADING = Loading()
 _NAMES = {"train": ("labels.csv", "labels.json"), "val": ("val.csv", "val.json")}
 
 
@@ -27,16 +26,10 @@ class Folder(DataModule):
     predictions are made for the training images.
 
     Args:
-        root: folder of the images; the label files name images relative to it.
-        labels: training labels (.csv or .json), relative to root; empty takes labels.csv, else labels.json.
-        val_labels: validation labels (.csv or .json), relative to root; empty takes val.csv, val.json or none.
-        classes: class names in order; empty takes the tags that occur, sorted, or the json's categories.
-        salient: folder of salient images and masks, such as DUTS-TR or ECSSD, which BoxCaseg learns from too.
-        salient_limit: so many of the salient images are used, the same each time; 0 uses all.
-        proposals: "auto" makes segment proposals on first use, "none" gives none, else a file or folder of proposals.
-        max_proposals: the best so many proposals of an image are used.
-        augment: how training images are varied.
-        loading: how batches are loaded.
+        root: Folder of the images; the label files name images relative to it.
+        labels: Training labels (.csv or .json), relative to root; empty takes labels.csv, else labels.json.
+        val_labels: Validation labels (.csv or .json), relative to root; empty takes val.csv, val.json or none.
+        classes: Class names in order; empty takes the tags that occur, sorted, or the json's categories.
     """
 
     def __init__(
@@ -45,24 +38,9 @@ class Folder(DataModule):
         labels: str = "",
         val_labels: str = "",
         classes: tuple[str, ...] = (),
-        salient: str = "",
-        salient_limit: int = 0,
-        proposals: str = "auto",
-        max_proposals: int = 2000,
-        augment: Augment = PHOTOGRAPHS,
-        loading: Loading = _LOADING,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            "folder",
-            Path(root),
-            proposals,
-            max_proposals,
-            augment,
-            loading,
-            "",
-            salient,
-            salient_limit,
-        )
+        super().__init__("folder", Path(root), **settings)
         self.labels, self.classes = {"train": labels, "val": val_labels}, tuple(classes)
 
     @property
@@ -116,16 +94,8 @@ def read_tags(path: Path, root: Path, classes: Sequence[str] = ()) -> Index:
     if not occurring:
         raise InputError(f"{path} has no tag; write lines like image.jpg,cat;dog")
     position = {name: place for place, name in enumerate(names)}
-    index = Index(
-        "folder",
-        root,
-        [],
-        {},
-        [{"id": k + 1, "name": name} for k, name in enumerate(names)],
-        [],
-        {},
-        {},
-    )
+    images: list[Record] = []
+    known: dict[int, list[int]] = {}
     seen: dict[str, int] = {}
     for line, file_name, tags in rows:
         if file_name in seen:
@@ -144,10 +114,18 @@ def read_tags(path: Path, root: Path, classes: Sequence[str] = ()) -> Index:
             )
         height, width = image_size(root / file_name)
         image: Record = {"id": len(seen), "file_name": file_name, "height": height, "width": width}
-        index.images.append(image)
-        index.annotations[image["id"]] = []
-        index.tags[image["id"]] = sorted({position[tag] for tag in tags})
-    return index
+        images.append(image)
+        known[image["id"]] = sorted({position[tag] for tag in tags})
+    categories = [{"id": k + 1, "name": name} for k, name in enumerate(names)]
+    nothing: dict[int, list[Record]] = {image: [] for image in known}
+    return Index(
+        name="folder",
+        root=root,
+        images=images,
+        categories=categories,
+        annotations=nothing,
+        tags=known,
+    )
 
 
 def _rows(path: Path) -> list[tuple[int, str, list[str]]]:
@@ -178,3 +156,22 @@ def _rows(path: Path) -> list[tuple[int, str, list[str]]]:
 def _suggestion(word: str, names: Sequence[str]) -> str:
     near = difflib.get_close_matches(word, names, 1)
     return f'did you mean "{near[0]}"?' if near else f"the classes are {', '.join(names)}"
+
+
+def index_of_folder(folder: Path) -> Index:
+    """Index the images anywhere under a folder, without annotations.
+
+    Raises:
+        InputError: no images there, or one that cannot be read.
+    """
+    files = pictures(folder)
+    if not files:
+        raise InputError(
+            f"no images in {folder}; give a folder with {', '.join(sorted(SUFFIXES))} files"
+        )
+    images: list[Record] = []
+    for number, path in enumerate(files, 1):
+        height, width = image_size(path)
+        name = str(path.relative_to(folder))
+        images.append({"id": number, "file_name": name, "height": height, "width": width})
+    return Index(name="folder", root=folder, images=images, categories=[])

@@ -7,7 +7,6 @@ settings. The same pictures are there as COCO (`train2017/`, `annotations/instan
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,8 +23,8 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from wsis.data.index import read_coco, read_stuff
-from wsis.data.module import Augment, DataModule, Loading
-from wsis.data.salient import read_salient
+from wsis.data.module import DataModule, Loading
+from wsis.data.transforms import Augment
 from wsis.datasets._scene import (
     SALIENT,
     SIZE,
@@ -36,6 +36,7 @@ from wsis.datasets._scene import (
     paint_scene,
 )
 from wsis.errors import InputError
+from wsis.fingerprint import digest
 from wsis.nn.masks import run_lengths
 from wsis.types import Index, Record
 
@@ -55,19 +56,16 @@ class Shapes(DataModule):
     """Generated scenes of marked bodies: learnable from tags in minutes on a CPU, yet hard where weak supervision is.
 
     Args:
-        root: folder that generated sets are kept in.
-        train: number of training images.
-        val: number of validation images.
-        salient: number of salient images: single objects of other classes, with masks.
-        seed: of the draw of the data; quote figures on a seed that no setting was chosen on.
-        long_tail: draw the training classes twenty times as often at the head as at the tail.
-        mark: radius of the mark that tells two classes of a body apart, in half object lengths.
-        rotation: objects turn by up to this many radians either way.
-        labels: a COCO json to train on, such as wsis.label writes; empty takes the set's own.
-        proposals: "auto" makes segment proposals on first use, "none" gives none, else a file or folder of proposals.
-        max_proposals: the best so many proposals of an image are used.
-        augment: how training images are varied.
-        loading: how batches are loaded.
+        root: Folder that generated sets are kept in.
+        train: Number of training images.
+        val: Number of validation images.
+        salient: Number of salient images for BoxCaseg: single objects of other classes, with masks.
+        seed: Seed of the generated data. Report results on a seed that was not used for tuning.
+        long_tail: Draw the training classes twenty times as often at the head as at the tail.
+        mark: Radius of the mark that tells two classes of a body apart, in half object lengths.
+        rotation: Largest turn of an object either way, in radians.
+        augment: How training images are varied.
+        loading: How batches are loaded.
     """
 
     def __init__(
@@ -80,11 +78,9 @@ class Shapes(DataModule):
         long_tail: bool = False,
         mark: float = 0.3,
         rotation: float = 0.3,
-        labels: str = "",
-        proposals: str = "auto",
-        max_proposals: int = 2000,
         augment: Augment = _AUGMENT,
         loading: Loading = _LOADING,
+        **settings: Any,
     ) -> None:
         scenes = SceneSettings(mark=mark, rotation=rotation)
         self._scenes: Record = {
@@ -95,15 +91,8 @@ class Shapes(DataModule):
             "scenes": asdict(scenes),
         }
         self._salient: Record = {"seed": seed, "salient": salient}
-        super().__init__(
-            "shapes",
-            Path(root) / _key(self._scenes),
-            proposals,
-            max_proposals,
-            augment,
-            loading,
-            labels,
-        )
+        folder = Path(root) / _key(self._scenes)
+        super().__init__("shapes", folder, augment=augment, loading=loading, **settings)
 
     @property
     def categories(self) -> list[Record]:
@@ -115,11 +104,11 @@ class Shapes(DataModule):
         """The stuff classes in order: id and name."""
         return [dict(category) for category in _STUFF_CATEGORIES]
 
-    def read_salient(self) -> Index:
-        """Read the salient images, generated first where they are not there."""
+    def salient_folder(self) -> Path:
+        """Return the folder of the salient images, generated first where they are not there."""
         folder = self.folder.parent / _key(self._salient)
         _once(folder, self._salient, _write_salient)
-        return read_salient(folder)
+        return folder
 
     def read(self, split: str) -> Index:
         """Read a split, generated first where it is not there."""
@@ -132,9 +121,7 @@ class Shapes(DataModule):
 
 
 def _key(settings: Record) -> str:
-    return hashlib.sha256(json.dumps([_VERSION, settings], sort_keys=True).encode()).hexdigest()[
-        :12
-    ]
+    return digest([_VERSION, settings])[:12]
 
 
 def _once(folder: Path, settings: Record, write: Callable[[Path, Record], None]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,11 +19,11 @@ from scipy.io.matlab import MatReadError
 from torch import Tensor
 
 from wsis.data.index import drop_empty, keep_images, tags_of
-from wsis.data.module import Augment, DataModule, Loading
-from wsis.data.transforms import PHOTOGRAPHS
+from wsis.data.module import DataModule
 from wsis.datasets._long_tail import draw_long_tail
 from wsis.errors import InputError
 from wsis.files import cache_folder, whole
+from wsis.fingerprint import digest
 from wsis.images.read import image_size, read_labels
 from wsis.nn.masks import run_lengths
 from wsis.types import Index, Record
@@ -46,7 +45,6 @@ _LISTS = {
 _STUFF: list[Record] = [{"id": 0, "name": "background"}]
 _HOST = "http://host.robots.ox.ac.uk/pascal/VOC/voc{year}/"
 _SBD_HOST = "http://home.bharathh.info/pubs/codes/SBD/download.html"
-_LOADING = Loading()
 
 
 class VOC(DataModule):
@@ -56,20 +54,13 @@ class VOC(DataModule):
     files ("segmentation"), boxes alone from the xml files ("detection", where difficult objects are ignored in evaluation).
 
     Args:
-        root: folder that holds VOCdevkit (and, for trainaug, SBD or benchmark_RELEASE).
+        root: Folder that holds VOCdevkit (and, for trainaug, SBD or benchmark_RELEASE).
         year: "2012" or "2007".
         task: "segmentation" has instance masks, "detection" boxes on the larger lists.
-        train_list: name of the training list in ImageSets; empty takes the usual one: trainaug, or trainval for 2007.
+        train_list: Name of the training list in ImageSets; empty takes the usual one: trainaug, or trainval for 2007.
             Main/train is the one for classification and detection, whose images have boxes and no masks, whatever the task.
-        val_list: name of the validation list in ImageSets; empty takes the usual one: val, or test for 2007.
-        long_tail: draw a long-tailed training set of at most 800 images a class from the training list.
-        labels: a COCO json to train on, such as wsis.label writes; empty takes the set's own.
-        salient: folder of salient images and masks, such as DUTS-TR or ECSSD, which BoxCaseg learns from too.
-        salient_limit: so many of the salient images are used, the same each time; 0 uses all.
-        proposals: "auto" makes segment proposals on first use, "none" gives none, else a file or folder of proposals.
-        max_proposals: the best so many proposals of an image are used.
-        augment: how training images are varied.
-        loading: how batches are loaded.
+        val_list: Name of the validation list in ImageSets; empty takes the usual one: val, or test for 2007.
+        long_tail: Draw a long-tailed training set of at most 800 images a class from the training list.
     """
 
     def __init__(
@@ -80,25 +71,9 @@ class VOC(DataModule):
         train_list: str = "",
         val_list: str = "",
         long_tail: bool = False,
-        labels: str = "",
-        salient: str = "",
-        salient_limit: int = 0,
-        proposals: str = "auto",
-        max_proposals: int = 2000,
-        augment: Augment = PHOTOGRAPHS,
-        loading: Loading = _LOADING,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            "voc",
-            Path(root),
-            proposals,
-            max_proposals,
-            augment,
-            loading,
-            labels,
-            salient,
-            salient_limit,
-        )
+        super().__init__("voc", Path(root), **settings)
         train, val = _LISTS[year, task]
         self.lists = {"train": train_list or train, "val": val_list or val}
         self.year, self.task, self.long_tail = year, task, long_tail
@@ -184,7 +159,12 @@ def read_voc(
     }
     tags = {image["id"]: given for image, (_, _, given) in zip(images, records, strict=True)}
     index = Index(
-        "voc", images_dir, images, drop_empty(found, images, devkit), categories, [], tags, {}
+        name="voc",
+        root=images_dir,
+        images=images,
+        categories=categories,
+        annotations=drop_empty(found, images, devkit),
+        tags=tags,
     )
     if not masks:
         return index
@@ -257,7 +237,7 @@ def _sources(devkit: Path, stem: str, masks: bool, sbd: Path | None) -> list[Pat
 
 
 def _key(content: Any) -> str:
-    return hashlib.sha256(json.dumps([1, content]).encode()).hexdigest()[:16]
+    return digest([1, content])
 
 
 def _numbers(stems: Sequence[str]) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +12,7 @@ from typing import Any
 from wsis.errors import InputError
 from wsis.files import database
 
-__all__ = ["Progress", "digest", "open_progress"]
+__all__ = ["Progress", "open_progress"]
 
 
 class Progress:
@@ -58,8 +57,3 @@ def open_progress(path: Path) -> Iterator[Progress]:
         raise InputError(
             f"{path} is damaged or no file of wsis.generate; delete it and repeat the command"
         ) from error
-
-
-def digest(key: Mapping[str, Any]) -> str:
-    """Sixteen letters that stand for `key` in file names."""
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]

@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from wsis.errors import InputError
 from wsis.files import whole
-from wsis.generate._progress import Progress, digest
+from wsis.fingerprint import digest
+from wsis.generate._progress import Progress
 from wsis.generate.pictures import is_blank
 from wsis.generate.selection import select
 from wsis.generate.words import prompts, substitute

@@ -27,10 +27,10 @@ box is drawn from a random image, not from all boxes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pycocotools import mask as rle
@@ -38,6 +38,8 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 from torchvision.ops import box_area, box_iou, roi_align
 
+from wsis.data.module import DataModule
+from wsis.data.salient import BringsSalient, Salient
 from wsis.errors import InputError
 from wsis.losses import mask_loss, neighbour_smoothness, tightness_loss
 from wsis.method import Method, Stages, filled
@@ -67,6 +69,8 @@ class BoxCaseg(Method):
         width: Hidden channels of a head; null has as many as the features.
         alpha: Weight of the salient head in the fused map; 0.7 on VOC, 0.6 in the code for COCO.
         smoothness: Weight of the differences between neighbours, eq. (2).
+        salient: Folder of salient images and masks, such as DUTS-TR or ECSSD; empty takes those that `--data shapes` makes.
+        salient_limit: Number of salient images to use, the same each time; 0 uses all.
         salient_fraction: Fraction of salient images in a batch; the paper's best is 7 of 16.
         salient_crop: Crop of a salient image: "image", nine tenths of it as in the paper, or "object", its object in a box
             that is jittered as a training box is.
@@ -90,6 +94,7 @@ class BoxCaseg(Method):
     needs_boxes = True
     label_settings = ("merge", "min_agreement")
     later_settings = ("segmentor",)
+    data_settings = ("salient", "salient_limit")
 
     def __init__(
         self,
@@ -103,6 +108,8 @@ class BoxCaseg(Method):
         width: int | None = None,
         alpha: float = 0.7,
         smoothness: float = 0.05,
+        salient: str = "",
+        salient_limit: int = 0,
         salient_fraction: float = 0.4375,
         salient_crop: Literal["image", "object"] = "image",
         upside_down: float = 0.5,
@@ -121,7 +128,7 @@ class BoxCaseg(Method):
         super().__init__()
         backbone = filled(_BACKBONE, backbone)
         self.save_hyperparameters()
-        self.salient_share, self.min_mask_score = salient_fraction, min_agreement
+        self.min_mask_score = min_agreement
         self.backbone = Backbone(backbone)
         if any(side % self.backbone.divisor for side in (crop, proxy_crop)):
             raise InputError(
@@ -149,7 +156,33 @@ class BoxCaseg(Method):
         """Evaluate masks given their boxes."""
         return [Evaluation([MaskIoU(self.hparams["num_classes"])])]
 
-    def stages(self, run: Stages, data: pl.LightningDataModule) -> None:
+    def training_data(self, data: DataModule) -> DataModule:
+        """Return the data with a batch of salient images beside each of the images with boxes."""
+        fraction, size = self.hparams["salient_fraction"], data.loading.batch_size
+        if not fraction:
+            return data
+        folder = self.hparams["salient"]
+        if not folder and isinstance(data, BringsSalient):
+            folder = data.salient_folder()
+        if not folder:
+            raise InputError(
+                "BoxCaseg learns from salient images too: give --model.salient DIR, a folder such as DUTS-TR"
+            )
+        count = max(1, round(fraction * size))
+        loading = replace(data.loading, batch_size=count)
+        limit = self.hparams["salient_limit"]
+        salient = Salient(folder, limit, augment=data.augment, loading=loading)
+        return data.variant(batch_size=max(1, size - count)).with_loaders(salient=salient)
+
+    def on_fit_start(self) -> None:
+        """Raise InputError if there should be salient images and are none."""
+        data = getattr(self.trainer, "datamodule", None)
+        if self.hparams["salient_fraction"] and data is not None and "salient" not in data.others:
+            raise InputError(
+                "BoxCaseg learns from salient images too: train it on model.training_data(data), not on data"
+            )
+
+    def stages(self, run: Stages, data: DataModule) -> None:
         """Train the joint network, give every training box a proxy mask, and train Mask R-CNN on those."""
         settings = self.hparams["segmentor"]
         shared = {
@@ -157,13 +190,15 @@ class BoxCaseg(Method):
             "backbone": self.backbone.settings.shared(),
         }
         segmentor = Stage.of("segmentor", settings, "mask_rcnn", **shared) if settings else None
-        joint = run.fit("1-joint", self, data)
+        joint = run.fit("1-joint", self, self.training_data(data))
         if segmentor is not None:
             load_weights(self, joint)
             segmentor.train(run, "3-segmentor", data, run.label("2-proxy-masks", self, data))
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def training_step(self, batch: Batch | dict[str, Batch], _: int) -> Tensor:
         """L = L_MIL, on both kinds of images, + L_pix on salient ones, eq. (4)."""
+        if isinstance(batch, dict):
+            batch = batch["images"] + batch["salient"]
         crops = [self.draw(sample) for sample in batch]
         features = self.features([crop.image for crop in crops])
         total = {}

@@ -113,7 +113,7 @@ def segments_of(proposals: Proposals) -> tuple[Tensor, Tensor]:
     """
     if proposals.labels is None or proposals.members is None:
         raise InputError(
-            "these proposals are boxes alone, and segments are needed: use --data.proposals auto, or a file that has masks"
+            "these proposals are boxes alone, and segments are needed: use --data.proposals segments, or a file that has masks"
         )
     return proposals.labels, proposals.members
 
@@ -147,5 +147,5 @@ def _stretch(mask: np.ndarray, box: np.ndarray, window: tuple[int, int, int, int
     offset = (np.array([x1, y1]) + 0.5 - box[:2]) * scale - 0.5
     inverse = np.array([[scale[0], 0, offset[0]], [0, scale[1], offset[1]]], np.float32)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    border = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": 0}
-    return cv2.warpAffine(mask, inverse, (x2 - x1, y2 - y1), flags=flags, **border)
+    window_size, zero = (x2 - x1, y2 - y1), cv2.BORDER_CONSTANT
+    return cv2.warpAffine(mask, inverse, window_size, flags=flags, borderMode=zero, borderValue=0)

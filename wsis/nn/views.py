@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wsis.images.scale import scaled_size
 from wsis.nn.detection import Detection
 from wsis.nn.mil import decode
 from wsis.nn.regions import pool
@@ -128,7 +129,7 @@ def resize(image: Tensor, side: int, max_side: int) -> Tensor:
     """Resize (3,H,W) uint8 so that the short side is `side`, unless the long one would exceed `max_side`."""
     height, width = image.shape[-2:]
     scale = min(side / min(height, width), max_side / max(height, width))
-    size = max(round(height * scale), 1), max(round(width * scale), 1)
+    size = scaled_size((height, width), scale)
     if size == (height, width):
         return image
     resized = F.interpolate(image[None].float(), size=size, mode="bilinear", antialias=True)

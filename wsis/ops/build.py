@@ -7,7 +7,6 @@ nothing, `WSIS_OPS=compiled` insists.
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import platform
 import shutil
@@ -21,6 +20,7 @@ import torch
 
 from wsis.errors import InputError
 from wsis.files import cache_folder, whole
+from wsis.fingerprint import digest, file_hash
 
 __all__ = ["backend", "compile_kernels", "compiled_devices"]
 
@@ -81,10 +81,9 @@ def compile_kernels(device: str, folder: Path, architectures: tuple[str, ...] = 
         InputError: no compiler, or it fails.
     """
     command = _cuda_command(architectures) if device == "cuda" else _cpu_command()
-    key = hashlib.sha256("\0".join([*command, _version(command[0]), _processor()]).encode())
-    for source in sorted(SOURCES.iterdir()):
-        key.update(source.read_bytes())
-    library = folder / f"moi_pool_{device}_{key.hexdigest()[:16]}{_suffix()}"
+    sources = [file_hash(source) for source in sorted(SOURCES.iterdir())]
+    key = digest([command, _version(command[0]), _processor(), sources])
+    library = folder / f"moi_pool_{device}_{key}{_suffix()}"
     if not library.exists():
         with whole(library) as scratch:
             done = subprocess.run([*command, "-o", str(scratch)], capture_output=True, text=True)

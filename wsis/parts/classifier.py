@@ -84,33 +84,31 @@ class Classifier(Method):
         return torch.stack(pooled)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Binary cross-entropy of the tags, mean over images and classes."""
+        """Return the binary cross-entropy of the tags, mean over images and classes."""
         return F.binary_cross_entropy_with_logits(self.logits(batch), tags(batch))
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        """Learn the tags."""
+        """Train on the tags."""
         loss = self.loss(batch)
         self.log_losses({}, loss, len(batch))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int = 0) -> None:
-        """Average precision of the tags, mean over classes."""
+        """Log the average precision of the tags, mean over classes."""
         self.precision(self.logits(batch).sigmoid(), tags(batch).long())
         self.log("val/mAP", self.precision, prog_bar=True, batch_size=len(batch))
 
     def configure_optimizers(self) -> Any:
-        """As `optimiser`, over the trainer's steps."""
+        """Optimise over the trainer's steps."""
         return self.optimiser(int(self.trainer.estimated_stepping_batches))
 
     def optimiser(self, steps: int) -> Any:
-        """AdamW under one cycle: up for a fifth of the steps, then down to nothing."""
+        """Return AdamW under one cycle: up for a fifth of the steps, then down to zero."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(
             parameters, lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
         )
-        rise = (
-            0.25 if steps == 5 else 0.2
-        )  # a fifth of 5 is a rise of no steps, by which OneCycleLR divides
+        rise = 0.25 if steps == 5 else 0.2  # OneCycleLR divides by 0.2 * 5 - 1 steps
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser, self.hparams["lr"], total_steps=steps, pct_start=rise
         )

@@ -1,7 +1,7 @@
 """Mask R-CNN (He et al., ICCV 2017) on a feature pyramid (Lin et al., CVPR 2017), from true masks or from pseudo-labels.
 
 The segmentor that several methods train last, and with true masks their upper bound. Proposals, sampling and heads are
-torchvision's; an object whose mask is not to be trusted teaches its box and class, and not the mask head.
+torchvision's; an object whose mask is not to be trusted trains the box head, and is excluded from the mask loss.
 """
 
 from __future__ import annotations
@@ -132,26 +132,26 @@ class MaskRCNN(Method):
         return loss
 
     def losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Losses of images (3,H,W) and what they hold.
+        """Return the losses of images (3,H,W).
 
         Args:
             images: of any sizes.
-            targets: boxes (M,4), labels (M,) from 1, masks (M,H,W), unsure (M,) bool; where some background is to teach
-                nothing, `skipped` (N,4) boxes that it lies in.
+            targets: boxes (M,4), labels (M,) from 1, masks (M,H,W), unsure (M,) bool; and `skipped` boxes (N,4), if any, in
+                which background is excluded from the loss.
         """
-        features, padded = self._see(images)
-        with torch.autocast(
-            self.device.type, enabled=False
-        ):  # torchvision rounds boxes to the features' precision
-            proposals, found = self.rpn(padded, features, targets)
-            class_loss, box_loss, mask_loss = self._region_losses(
-                features, proposals, padded.image_sizes, targets
-            )
-        proposal_losses = {
-            "objectness": found["loss_objectness"],
-            "proposal": found["loss_rpn_box_reg"],
+        features, padded = self._features(images)
+        # torchvision rounds boxes to the features' precision
+        with torch.autocast(self.device.type, enabled=False):
+            proposals, losses = self.rpn(padded, features, targets)
+            sizes = padded.image_sizes
+            classes, boxes, masks = self._region_losses(features, proposals, sizes, targets)
+        return {
+            "objectness": losses["loss_objectness"],
+            "proposal": losses["loss_rpn_box_reg"],
+            "class": classes,
+            "box": boxes,
+            "mask": masks,
         }
-        return {**proposal_losses, "class": class_loss, "box": box_loss, "mask": mask_loss}
 
     def _region_losses(
         self,
@@ -160,51 +160,44 @@ class MaskRCNN(Method):
         sizes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As torchvision's RoIHeads, but unsure masks take no part; the mask loss is the mean over those that do."""
+        """Return class, box and mask loss as torchvision's RoIHeads; unsure masks are excluded from the mask loss."""
         heads = self.roi_heads
-        proposals = [own[~skipped(own, t)] for own, t in zip(proposals, targets, strict=True)]
+        proposals = [p[~skipped(p, t)] for p, t in zip(proposals, targets, strict=True)]
         regions, matched, labels, deltas = heads.select_training_samples(proposals, targets)
         pooled = heads.box_roi_pool(features, regions, sizes)
-        class_loss, box_loss = fastrcnn_loss(
-            *heads.box_predictor(heads.box_head(pooled)), labels, deltas
-        )
-        taught = [
-            (label > 0) & _sure(t["unsure"])[m]
-            for label, t, m in zip(labels, targets, matched, strict=True)
+        predicted = heads.box_predictor(heads.box_head(pooled))
+        class_loss, box_loss = fastrcnn_loss(*predicted, labels, deltas)
+        trusted = [
+            (label > 0) & _sure(target["unsure"])[objects]
+            for label, target, objects in zip(labels, targets, matched, strict=True)
         ]
-        boxes, objects = (
-            [of[t] for of, t in zip(every, taught, strict=True)] for every in (regions, matched)
-        )
+        boxes = [of_image[kept] for of_image, kept in zip(regions, trusted, strict=True)]
+        objects = [of_image[kept] for of_image, kept in zip(matched, trusted, strict=True)]
         logits = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(features, boxes, sizes)))
-        masks, classes = ([target[name] for target in targets] for name in ("masks", "labels"))
+        masks = [target["masks"] for target in targets]
+        classes = [target["labels"] for target in targets]
         return class_loss, box_loss, maskrcnn_loss(logits, boxes, masks, classes, objects)
 
-    def _see(self, images: Sequence[Tensor]) -> tuple[dict[str, Tensor], ImageList]:
-        """Maps of the pyramid in full precision, and the padded batch with the images' own sizes."""
+    def _features(self, images: Sequence[Tensor]) -> tuple[dict[str, Tensor], ImageList]:
+        """Return the pyramid's maps in full precision, and the padded batch with the images' sizes."""
         padded = self.backbone.normalise(images)
         maps = self.pyramid(self.backbone.network(padded))
         sizes = [size_of(image) for image in images]
         return {name: map_.float() for name, map_ in maps.items()}, ImageList(padded, sizes)
 
     def predict(self, sample: Sample) -> Prediction:
-        """Detect in the scaled image; masks are stretched over their boxes in the original."""
+        """Detect in the scaled image; masks are resampled over their boxes in the original."""
         size, side = size_of(sample["image"]), self.hparams["test_side"]
         inference = Inference((side,) if side else (), flip=False)
-        (look,) = image_views(sample["image"], inference, self.hparams["test_max_side"])
-        features, padded = self._see([look.image])
+        (view,) = image_views(sample["image"], inference, self.hparams["test_max_side"])
+        features, padded = self._features([view.image])
         with torch.autocast(self.device.type, enabled=False):
             proposals, _ = self.rpn(padded, features)
             ((found,), _) = self.roi_heads(features, proposals, padded.image_sizes)
-        boxes, at = (look.view.to_original(found["boxes"] + shift) for shift in (0, _HALF))
-        masks = paste(found["masks"][:, 0], at, size)
-        return Prediction(
-            sample["image_id"],
-            size,
-            boxes.cpu(),
-            found["scores"].cpu(),
-            (found["labels"] - 1).cpu(),
-            masks,
-        )
+        boxes = view.view.to_original(found["boxes"])
+        masks = paste(found["masks"][:, 0], view.view.to_original(found["boxes"] + _HALF), size)
+        scores, labels = found["scores"].cpu(), (found["labels"] - 1).cpu()
+        return Prediction(sample["image_id"], size, boxes.cpu(), scores, labels, masks)
 
     def configure_optimizers(self) -> Any:
         """Optimise as `optimisation` says."""
@@ -241,9 +234,8 @@ class Pyramid(nn.Module):
         """Pools boxes from the maps that suit their size, eq. (1) of the pyramid's paper."""
         pool = MultiScaleRoIAlign([str(i) for i in range(len(self.levels))], size, sampling_ratio=2)
         strides = self.strides[:-1]
-        pool.scales = [
-            1 / stride for stride in strides
-        ]  # else guessed from the first batch, wrongly if its images are tiny
+        # else guessed from the first batch, wrongly if its images are tiny
+        pool.scales = [1 / stride for stride in strides]
         pool.map_levels = initLevelMapper(
             round(math.log2(strides[0])), round(math.log2(strides[-1]))
         )
@@ -251,7 +243,7 @@ class Pyramid(nn.Module):
 
 
 class Proposer(RegionProposalNetwork):  # type: ignore[misc]
-    """torchvision's, but anchors that are to teach nothing are neither object nor background."""
+    """torchvision's, with anchors in skipped boxes excluded from the loss."""
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
@@ -264,7 +256,7 @@ class Proposer(RegionProposalNetwork):  # type: ignore[misc]
 
 
 def skipped(boxes: Tensor, target: dict[str, Tensor]) -> Tensor:
-    """Which boxes (N,4) are on no object and lie by more than half in a box that is skipped."""
+    """Return which boxes (N,4) are on no object and lie more than half inside a skipped box."""
     if not len(target.get("skipped", ())):
         return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     regions, objects = target["skipped"], target["boxes"]
@@ -290,5 +282,5 @@ def _learnable(target: Target, skip_crowds: bool = False) -> dict[str, Tensor]:
 
 
 def _sure(unsure: Tensor) -> Tensor:
-    """Whether each object's mask teaches; one entry more, as regions of an image without objects are matched to object 0."""
+    """Return whether each object's mask is trusted, plus one: regions without objects are matched to object 0."""
     return torch.cat([~unsure, unsure.new_zeros(1)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,10 +14,12 @@ from pycocotools import mask as rle
 from torch import Tensor
 
 from wsis.data.index import write_coco
+from wsis.data.targets import join_targets, target_of_image, target_of_masks
 from wsis.errors import InputError
 from wsis.files import whole
+from wsis.fingerprint import file_hash
 from wsis.images.read import pictures, read_image
-from wsis.nn.masks import run_lengths, tight_boxes
+from wsis.nn.masks import run_lengths
 from wsis.pasting.compose import Blend, Where, compose
 from wsis.pasting.pool import ForegroundPool, draw_foregrounds
 from wsis.types import Index, Record, Sample, Target
@@ -84,7 +85,7 @@ class Paste:
                 self, foregrounds=Path(), backgrounds="folder" if pictures else self.backgrounds
             )
         )
-        return [plain, hashlib.sha256(pool.read_bytes()).hexdigest(), pictures]
+        return [plain, file_hash(pool), pictures]
 
     def pictures(self) -> list[Path]:
         """The pictures that are backgrounds beside the training images.
@@ -140,6 +141,10 @@ class Paster:
         """Paste on a sample that holds masks; equal generators give equal bits."""
         return self.paste(sample, rng).sample
 
+    def content(self) -> list[Any]:
+        """Return what pasted images depend on, without paths."""
+        return self.settings.content()
+
     def paste(self, sample: Sample, rng: np.random.Generator) -> Pasted:
         """Paste, and say where each object is from."""
         how = self.settings
@@ -170,12 +175,8 @@ class Paster:
         )
         kept, mine = self._own(own, covered)
         seen = composed.masks.flatten(1).any(1)
-        theirs = _target(composed.masks[seen], torch.from_numpy(self.pool.labels[numbers])[seen])
-        both = {name: torch.cat([mine[name], theirs[name]]) for name in theirs}  # type: ignore[literal-required]
-        target: Target = {**own, **both}  # type: ignore[typeddict-item]
-        target.pop("bag", None)  # of objects that are no longer alone
-        target["tags"] = own["tags"].clone()
-        target["tags"][theirs["labels"]] = 1
+        labels = torch.from_numpy(self.pool.labels[numbers])[seen]
+        target = join_targets(mine, target_of_masks(own, composed.masks[seen], labels))
         sources = [s for s, k in zip(sources, kept.tolist(), strict=False) if k]
         sources += [self.pool.file(n) for n, s in zip(numbers, seen.tolist(), strict=True) if s]
         return Pasted({**sample, "image": composed.image, "target": target}, sources)
@@ -188,14 +189,8 @@ class Paster:
         path = Path(rng.choice(self.backgrounds)) if len(self.backgrounds) else Path("black")
         image = read_image(path) if len(self.backgrounds) else torch.zeros_like(sample["image"])
         size = image.shape[1], image.shape[2]
-        nothing = _target(
-            torch.zeros((0, *size), dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
-        )
-        target: Target = {
-            **sample["target"],
-            **nothing,
-            "tags": torch.zeros_like(sample["target"]["tags"]),
-        }
+        nothing = torch.zeros((0, *size), dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
+        target = target_of_masks(sample["target"], *nothing)
         view = sample["view"]._replace(width=size[1])
         return {
             **sample,
@@ -212,7 +207,7 @@ class Paster:
         kept = (masks.flatten(1).any(1) | own["unsure"]) & (self.settings.own != "nothing")
         if self.settings.own == "annotate":
             kept &= ~own["crowd"]
-        left = _target(masks[kept], own["labels"][kept])
+        left = target_of_masks(own, masks[kept], own["labels"][kept]) | target_of_image(own)
         left["unsure"] = own["unsure"][kept]
         left["boxes"] = torch.where(left["unsure"][:, None], own["boxes"][kept], left["boxes"])
         left["crowd"] |= self.settings.own == "ignore"
@@ -231,7 +226,7 @@ def write_pasted(
 
     Args:
         folder: gets images/ and, last, instances.json.
-        samples: of `DataModule.samples("train", train=False, supervision="masks")`, which are pasted on in turn.
+        samples: Of `DataModule.samples`, with masks and not for training, which are pasted on in turn.
         paster: pastes.
         count: images to write.
         categories: of the data.
@@ -274,17 +269,11 @@ def write_pasted(
                 encoded, *columns, sources, strict=True
             )
         ]
-    index = Index("pasted", folder / "images", images, annotations, list(categories), [], {}, {})
+    index = Index(
+        name="pasted",
+        root=folder / "images",
+        images=images,
+        categories=list(categories),
+        annotations=annotations,
+    )
     write_coco(folder / "instances.json", index)
-
-
-def _target(masks: Tensor, labels: Tensor) -> Target:
-    """A target of sure objects."""
-    no = torch.zeros(len(masks), dtype=torch.bool)
-    return {
-        "boxes": tight_boxes(masks),
-        "labels": labels,
-        "crowd": no,
-        "masks": masks,
-        "unsure": no.clone(),
-    }

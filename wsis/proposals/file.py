@@ -1,40 +1,37 @@
-"""Proposals on disk: one SQLite file per split. Any image is read alone, and a killed writer loses nothing done before."""
+"""Proposals on disk, in an SQLite file.
+
+Any image is read alone, and a killed writer loses nothing that was done before.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import signal
 import sqlite3
 import struct
-import sys
+import time
 import zlib
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from multiprocessing import get_context
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from wsis.errors import InputError
-from wsis.files import database
-from wsis.images.read import read_image
-from wsis.machine import cores
-from wsis.types import Index, Proposals, Record
+from wsis.files import cache_folder, database, read_json, whole
+from wsis.fingerprint import digest
+from wsis.types import Proposals, Record
 
-__all__ = ["ProposalFile", "ProposalWriter", "make", "write"]
+__all__ = ["ProposalFile", "ProposalWriter", "pack", "write"]
 
 _FORMAT = "wsis proposals 1"
 _HEADER = struct.Struct("<IIB")  # proposals, superpixels, bytes per label; 0 bytes: boxes alone
 _BATCH = 16  # images per transaction: what a kill can lose
+_SETTLED = 2.0  # seconds after which a second write would change a file's time of modification
 
 
 class ProposalFile:
@@ -52,9 +49,7 @@ class ProposalFile:
         if not self.path.is_file():
             raise InputError(f"no proposal file {self.path}; make one with python -m wsis.propose")
         self._opened: tuple[int, sqlite3.Connection] | None = None
-        _ = (
-            self.provenance
-        )  # a foreign or damaged file is refused here, not in the middle of training
+        _ = self.provenance  # a foreign or damaged file is reported here, not during training
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "_opened": None}
@@ -80,13 +75,30 @@ class ProposalFile:
         }
 
     def digest(self) -> str:
-        """Hash the proposals of all images, not how they were made."""
-        digest = hashlib.sha256()
+        """Return a hash of the proposals of all images, not of how they were made.
+
+        A file of gigabytes is not read for every stage: the hash is kept in the user's cache and holds
+        as long as the file's size and time of modification stay.
+        """
+        state = self.path.stat()
+        stamp = [state.st_size, state.st_mtime_ns]
+        kept = cache_folder() / "digests" / f"{digest(str(self.path.resolve()))}.json"
+        with suppress(InputError, AttributeError):
+            known = read_json(kept)
+            if known.get("stamp") == stamp and isinstance(known.get("digest"), str):
+                return str(known["digest"])
+        made = self._digest()
+        if time.time() - state.st_mtime > _SETTLED:
+            with suppress(InputError), whole(kept) as scratch:
+                scratch.write_text(json.dumps({"stamp": stamp, "digest": made}))
+        return made
+
+    def _digest(self) -> str:
+        content = hashlib.sha256()
         for name in sorted(self.files()):  # one after the other: a file is up to gigabytes
-            digest.update(
-                name.encode() + self._ask("SELECT blob FROM proposals WHERE file = ?", name)[0][0]
-            )
-        return digest.hexdigest()
+            (blob,) = self._ask("SELECT blob FROM proposals WHERE file = ?", name)[0]
+            content.update(name.encode() + blob)
+        return content.hexdigest()
 
     def check(self, images: Iterable[Record]) -> None:
         """Refuse images whose proposals are not here, or were made at another size.
@@ -138,7 +150,7 @@ class ProposalFile:
             raise _broken(self.path, f"the entry of {file_name}") from error
         if segments and proposals.labels is None:
             raise InputError(
-                f"{self.path} has boxes alone for {file_name}; this method needs segments: use --data.proposals auto"
+                f"{self.path} has boxes alone for {file_name}; this method needs segments: use --data.proposals segments"
             )
         return proposals
 
@@ -185,7 +197,7 @@ class ProposalWriter:
 
     def add(self, file_name: str, size: tuple[int, int], proposals: Proposals) -> None:
         """Store the proposals of an image of `size` (height, width), in place of what was there."""
-        self.insert(file_name, size, _pack(proposals))
+        self.insert(file_name, size, pack(proposals))
 
     def insert(self, file_name: str, size: tuple[int, int], packed: bytes) -> None:
         """Store proposals that are packed already, as they come from another process."""
@@ -232,91 +244,6 @@ def _require_same(path: Path, provenance: dict[str, Any]) -> None:
         )
 
 
-def make(index: Index, out: str | os.PathLike[str], workers: int | None = None) -> Path:
-    """Propose segments for every image of `index` that `out` does not hold yet, in `workers` processes (all cores if None).
-
-    Raises:
-        InputError: an image cannot be read or a worker died; all other images are done and kept first.
-    """
-    from wsis.proposals.segments import settings
-
-    provenance = {
-        "made": "wsis.proposals.segments",
-        "supervision": "none",
-        "data": index.name,
-        **settings(),
-    }
-    failures: list[str] = []
-    with write(out, provenance) as writer:
-        todo = [
-            image
-            for image in index.images
-            if writer.files.get(image["file_name"]) != (image["height"], image["width"])
-        ]
-        for image, result in _results(todo, index.root, workers):
-            if isinstance(result, str):
-                failures.append(result)
-            else:
-                writer.insert(image["file_name"], (image["height"], image["width"]), result)
-    if failures:
-        more = f" (and {len(failures) - 1} more images)" if len(failures) > 1 else ""
-        raise InputError(
-            f"{failures[0]}{more}; the other proposals are kept in {out}: repair, then repeat the command"
-        )
-    return Path(out)
-
-
-def _results(
-    images: list[Record], root: Path, workers: int | None
-) -> Iterator[tuple[Record, bytes | str]]:
-    """Packed proposals of each image, or what went wrong, as they come, with progress."""
-    count = min(cores() if workers is None else workers, len(images))
-    jobs = [(root, image) for image in images]
-    results = map(_propose, jobs) if count <= 1 else _parallel(jobs, count)
-    yield from zip(
-        images,
-        tqdm(results, "proposals", len(images), unit="image", disable=not images),
-        strict=True,
-    )
-
-
-def _parallel(jobs: list[tuple[Path, Record]], workers: int) -> Iterator[bytes | str]:
-    context = get_context(
-        "fork" if sys.platform == "linux" else "spawn"
-    )  # as a DataLoader: a plain script has no main guard
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # here, because a forked child that touches OpenCV's threads hangs
-    with ProcessPoolExecutor(workers, context, _begin) as pool:
-        try:
-            yield from pool.map(_propose, jobs, chunksize=4)
-        except BrokenProcessPool as error:
-            raise InputError(
-                "a worker died, most likely for want of memory; repeat the command with fewer workers"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-            cv2.setNumThreads(threads)
-
-
-def _begin() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which stops the pool
-    torch.set_num_threads(1)
-
-
-def _propose(job: tuple[Path, Record]) -> bytes | str:
-    """Packed proposals of one image (bytes travel between processes, tensors would hold file handles), or the error's line."""
-    from wsis.proposals.segments import propose
-
-    root, image = job
-    try:
-        pixels = read_image(root / image["file_name"], (image["height"], image["width"]))
-        return _pack(propose(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())))
-    except InputError as error:
-        return str(error)
-    except Exception as error:  # one odd image must not end a run of hours
-        return f"{root / image['file_name']}: no proposals ({type(error).__name__}: {error})"
-
-
 def _create(connection: sqlite3.Connection, provenance: dict[str, Any]) -> None:
     with connection:
         connection.execute(
@@ -333,7 +260,7 @@ def _create(connection: sqlite3.Connection, provenance: dict[str, Any]) -> None:
         )
 
 
-def _pack(proposals: Proposals) -> bytes:
+def pack(proposals: Proposals) -> bytes:
     """Compress the columns: boxes by coordinate, labels as steps along rows, members as bits of one proposal after another."""
     boxes, scores = proposals.boxes.numpy().astype("<f4"), proposals.scores.numpy().astype("<f4")
     parts = [boxes.T.tobytes(), scores.tobytes()]

@@ -1,8 +1,13 @@
-"""What other people's proposal files say, image by image, with their conventions noted and nothing changed yet."""
+"""Readers of other people's proposal files, whose conventions are noted and nothing is changed yet.
+
+A reader is an entry of READERS. To add a format, write two functions of a `Source`, one that tells
+whether the file has the format and one that yields `Found` for each of its images, and add the entry.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +19,7 @@ from pycocotools import mask as rle
 from wsis.errors import InputError
 from wsis.files import read_json, read_pickle
 
-__all__ = ["Found", "Masks", "read_foreign"]
+__all__ = ["READERS", "Found", "Masks", "Reader", "Source", "read_foreign", "refine"]
 
 Array = NDArray[Any]
 
@@ -46,32 +51,66 @@ class Found(NamedTuple):
     masks: Masks | None = None
 
 
+class Source:
+    """A foreign file, whose content is parsed once, when a reader first asks for it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def matlab(self) -> dict[str, Array]:
+        """Variables of a MATLAB file, those of a struct as if they stood alone."""
+        return _variables(self.path)
+
+    @cached_property
+    def pickled(self) -> dict[str, Any]:
+        """The dict that a pickle holds; empty if it holds something else."""
+        content = read_pickle(self.path)
+        return content if isinstance(content, dict) else {}
+
+    @cached_property
+    def json(self) -> Any:
+        """Content of a json file."""
+        return read_json(self.path)
+
+
+class Reader(NamedTuple):
+    """A format of proposal files."""
+
+    suffixes: tuple[str, ...]
+    """Of its files, in lower case."""
+    matches: Callable[[Source], bool]
+    """Return whether a file with one of the suffixes has the format."""
+    read: Callable[[Source], Iterator[Found]]
+    """Yield the proposals of each image in the file."""
+
+
 def read_foreign(path: Path) -> Iterator[Found]:
-    """Read any known format: a folder with a file per image, or one file (.mat, .pkl, .json) for all.
+    """Read proposals of any known format, in one file or in a folder with a file per image.
 
     Raises:
         InputError: unreadable, or a file that is none of the known formats.
     """
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in _READERS)
-        if not files:
-            raise InputError(
-                f"{path} has no {', '.join(_READERS)} files; give the folder that holds one per image"
-            )
-        for file in files:
-            yield from _read_file(file)
-    else:
+    if not path.is_dir():
         yield from _read_file(path)
+        return
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _suffixes())
+    if not files:
+        raise InputError(
+            f"{path} has no {', '.join(_suffixes())} files; give the folder that holds one per image"
+        )
+    for file in files:
+        yield from _read_file(file)
+
+
+def _suffixes() -> list[str]:
+    return list(dict.fromkeys(suffix for reader in READERS for suffix in reader.suffixes))
 
 
 def _read_file(path: Path) -> Iterator[Found]:
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise InputError(
-            f"{path} is no known proposal format; give .mat, .pkl, .json, or a folder of them"
-        )
+    source = Source(path)
     try:
-        yield from reader(path)
+        yield from _reader_of(source).read(source)
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -80,37 +119,73 @@ def _read_file(path: Path) -> Iterator[Found]:
         ) from error
 
 
-def _read_mat(path: Path) -> Iterator[Found]:
-    """MCG (proposals, boxes, im2mcg), COB, selective search and EdgeBoxes."""
-    fields = _mat_fields(path)
-    boxes = fields.get("boxes", fields.get("bboxes"))
-    scores = next(
-        (fields[name].ravel() for name in ("scores", "bboxes_scores") if name in fields), None
+def _reader_of(source: Source) -> Reader:
+    suffix = source.path.suffix.lower()
+    for reader in READERS:
+        if suffix in reader.suffixes and reader.matches(source):
+            return reader
+    known = ", ".join(_suffixes())
+    raise InputError(
+        f"{source.path} is no known proposal format{_fields(source)}; "
+        f"give {known}, or a folder of them, as the tools of the known formats write them"
     )
-    if "images" in fields and boxes is not None:
-        found_scores = fields.get("boxScores")
-        for i, name in enumerate(fields["images"].ravel()):
-            own = None if found_scores is None else found_scores.ravel()[i].ravel()
-            yield Found(Path(_text(name)).stem, own, boxes.ravel()[i].reshape(-1, 4), True, 1, True)
-    elif "superpixels" in fields and "labels" in fields:
-        yield Found(
-            path.stem, scores, masks=_from_ids(fields["superpixels"], fields["labels"].ravel())
-        )
-    elif "maskmat" in fields:
-        stack = fields["maskmat"]
-        stack = stack.ravel()[0] if stack.dtype == object else stack
-        stack = stack[..., None] if stack.ndim == 2 else stack
-        yield Found(path.stem, scores, masks=refine(stack[..., i] for i in range(stack.shape[-1])))
-    elif boxes is not None:
-        yield Found(path.stem, scores, boxes.reshape(-1, 4), True, 1, True)
-    else:
-        raise InputError(
-            f"{path} is no known proposal format: it holds {', '.join(sorted(fields)) or 'nothing'}"
-        )
 
 
-def _mat_fields(path: Path) -> dict[str, Array]:
-    """The variables of a MATLAB file, those of a struct as if they stood alone."""
+def _fields(source: Source) -> str:
+    """Return what a file holds, for an error."""
+    suffix = source.path.suffix.lower()
+    if suffix not in (*_MATLAB, *_PICKLE):
+        return ""
+    names = sorted(source.matlab if suffix in _MATLAB else map(str, source.pickled))
+    return f": it holds {', '.join(names) or 'no named fields'}"
+
+
+def _boxes(fields: dict[str, Array]) -> Array | None:
+    return fields.get("boxes", fields.get("bboxes"))
+
+
+def _scores(fields: dict[str, Array]) -> Array | None:
+    names = [name for name in ("scores", "bboxes_scores") if name in fields]
+    return fields[names[0]].ravel() if names else None
+
+
+def _read_collection(source: Source) -> Iterator[Found]:
+    """Selective search and EdgeBoxes: the boxes of all images in one file."""
+    fields = source.matlab
+    boxes, scores = _boxes(fields), fields.get("boxScores")
+    if boxes is None:
+        raise KeyError("boxes")
+    for i, name in enumerate(fields["images"].ravel()):
+        values = None if scores is None else scores.ravel()[i].ravel()
+        corners = boxes.ravel()[i].reshape(-1, 4)
+        yield Found(Path(_text(name)).stem, values, corners, True, 1, True)
+
+
+def _read_superpixels(source: Source) -> Iterator[Found]:
+    """MCG and COB: superpixels of an image, and the ids of those of each proposal."""
+    fields = source.matlab
+    masks = _from_ids(fields["superpixels"], fields["labels"].ravel())
+    yield Found(source.path.stem, _scores(fields), masks=masks)
+
+
+def _read_stack(source: Source) -> Iterator[Found]:
+    """A stack of masks (H,W,P) of an image."""
+    fields = source.matlab
+    stack = fields["maskmat"]
+    stack = stack.ravel()[0] if stack.dtype == object else stack
+    stack = stack[..., None] if stack.ndim == 2 else stack
+    masks = refine(stack[..., i] for i in range(stack.shape[-1]))
+    yield Found(source.path.stem, _scores(fields), masks=masks)
+
+
+def _read_boxes(source: Source) -> Iterator[Found]:
+    """Boxes of an image, as MCG has them."""
+    boxes = _boxes(source.matlab)
+    corners = None if boxes is None else boxes.reshape(-1, 4)
+    yield Found(source.path.stem, _scores(source.matlab), corners, True, 1, True)
+
+
+def _variables(path: Path) -> dict[str, Array]:
     try:
         content = scipy.io.loadmat(path)
     except NotImplementedError as error:
@@ -132,64 +207,61 @@ def _mat_fields(path: Path) -> dict[str, Array]:
     return fields
 
 
-def _read_pkl(path: Path) -> Iterator[Found]:
-    """detectron, detectron2, wetectron, pcl.pytorch: one file for all; JTSM: one per image."""
-    content = read_pickle(path)
-    if not isinstance(content, dict) or "boxes" not in content:
-        raise InputError(f'{path} is no known proposal format: no dict with "boxes"')
-    if "superpixels" in content:
-        masks = Masks(
-            np.asarray(content["superpixels"]).astype(np.int32),
-            np.asarray(content["oh_labels"]).astype(bool),
-        )
-        yield Found(
-            str(_key(content.get("indexes", path.stem))),
-            np.asarray(content["scores"]).ravel(),
-            masks=masks,
-        )
-        return
-    names = (
-        map(_key, content["ids"])
+def _read_memberships(source: Source) -> Iterator[Found]:
+    """JTSM: superpixels of an image, and a row of memberships for each proposal."""
+    content = source.pickled
+    labels = np.asarray(content["superpixels"]).astype(np.int32)
+    masks = Masks(labels, np.asarray(content["oh_labels"]).astype(bool))
+    key = str(_key(content.get("indexes", source.path.stem)))
+    yield Found(key, np.asarray(content["scores"]).ravel(), masks=masks)
+
+
+def _read_detectron(source: Source) -> Iterator[Found]:
+    """detectron, detectron2, wetectron, pcl.pytorch: the boxes of all images in one file."""
+    content = source.pickled
+    keys: list[str | int] = (
+        [_key(name) for name in content["ids"]]
         if "ids" in content
-        else (str(_key(name)) for name in content["indexes"])
+        else [str(_key(name)) for name in content["indexes"]]
     )
     scores, logits = content.get("scores"), content.get("objectness_logits")
-    wide = int(content.get("bbox_mode", 0)) == 1  # XYWH_ABS
-    for i, (name, found) in enumerate(zip(names, content["boxes"], strict=True)):
-        boxes = np.asarray(found, np.float64).reshape(-1, 4)
-        if wide:
+    has_sides = int(content.get("bbox_mode", 0)) == 1  # XYWH_ABS
+    for i, (key, corners) in enumerate(zip(keys, content["boxes"], strict=True)):
+        boxes = np.asarray(corners, np.float64).reshape(-1, 4)
+        if has_sides:
             boxes[:, 2:] += boxes[:, :2]
-        own = None if scores is None else np.asarray(scores[i]).ravel()
-        if own is None and logits is not None:
-            own = 1 / (1 + np.exp(-np.asarray(logits[i], np.float64).ravel()))
-        yield Found(name, own, boxes)
+        values = None if scores is None else np.asarray(scores[i]).ravel()
+        if values is None and logits is not None:
+            values = 1 / (1 + np.exp(-np.asarray(logits[i], np.float64).ravel()))
+        yield Found(key, values, boxes)
 
 
-def _read_json(path: Path) -> Iterator[Found]:
-    """COCO results (a list over all images) and Segment Anything (one image) with run-length masks."""
-    content = read_json(path)
-    if isinstance(content, dict):
-        image = content.get("image", {})
-        key = (
-            Path(image["file_name"]).stem
-            if "file_name" in image
-            else _key(image.get("image_id", path.stem))
-        )
-        grouped = {key: content["annotations"]}
-    else:
-        named = bool(content) and "image_id" in content[0]
-        grouped = {} if named else {path.stem: content}
-        for entry in content if named else []:
-            grouped.setdefault(_key(entry["image_id"]), []).append(entry)
-    for key, entries in grouped.items():
-        scores = np.array(
-            [entry.get("score", entry.get("predicted_iou", 1.0)) for entry in entries], np.float64
-        )
-        yield Found(
-            key,
-            scores,
-            masks=refine(_decode(entry["segmentation"]) for entry in entries) if entries else None,
-        )
+def _read_coco(source: Source) -> Iterator[Found]:
+    """COCO results: the run-length masks of all images in a list."""
+    by_image: dict[str | int, list[Any]] = {}
+    for entry in source.json:
+        by_image.setdefault(_key(entry["image_id"]), []).append(entry)
+    for key, entries in by_image.items():
+        yield _run_lengths(key, entries)
+
+
+def _read_segment_anything(source: Source) -> Iterator[Found]:
+    """Segment Anything's data set: the run-length masks of one image."""
+    image = source.json.get("image", {})
+    named = "file_name" in image
+    key = Path(image["file_name"]).stem if named else _key(image.get("image_id", source.path.stem))
+    yield _run_lengths(key, source.json["annotations"])
+
+
+def _read_list(source: Source) -> Iterator[Found]:
+    """Segment Anything's generator: a list of the run-length masks of one image."""
+    yield _run_lengths(source.path.stem, source.json)
+
+
+def _run_lengths(key: str | int, entries: list[Any]) -> Found:
+    scores = [entry.get("score", entry.get("predicted_iou", 1.0)) for entry in entries]
+    masks = refine(_decode(entry["segmentation"]) for entry in entries) if entries else None
+    return Found(key, np.array(scores, np.float64), masks=masks)
 
 
 def _decode(mask: Any) -> Array:
@@ -238,4 +310,29 @@ def _text(name: Any) -> str:
     return str(name)
 
 
-_READERS = {".mat": _read_mat, ".pkl": _read_pkl, ".pickle": _read_pkl, ".json": _read_json}
+_MATLAB, _PICKLE, _JSON = (".mat",), (".pkl", ".pickle"), (".json",)
+
+READERS = [
+    Reader(
+        _MATLAB,
+        lambda source: "images" in source.matlab and _boxes(source.matlab) is not None,
+        _read_collection,
+    ),
+    Reader(
+        _MATLAB, lambda source: {"superpixels", "labels"} <= set(source.matlab), _read_superpixels
+    ),
+    Reader(_MATLAB, lambda source: "maskmat" in source.matlab, _read_stack),
+    Reader(_MATLAB, lambda source: _boxes(source.matlab) is not None, _read_boxes),
+    Reader(
+        _PICKLE, lambda source: {"boxes", "superpixels"} <= set(source.pickled), _read_memberships
+    ),
+    Reader(_PICKLE, lambda source: "boxes" in source.pickled, _read_detectron),
+    Reader(_JSON, lambda source: isinstance(source.json, dict), _read_segment_anything),
+    Reader(
+        _JSON,
+        lambda source: bool(source.json) and "image_id" in source.json[0],
+        _read_coco,
+    ),
+    Reader(_JSON, lambda source: isinstance(source.json, list), _read_list),
+]
+"""Tried in order; the first that matches reads the file."""

@@ -6,8 +6,7 @@ every proposal is a set of the same superpixels, with an order and an objectness
 
 from __future__ import annotations
 
-import inspect
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -16,11 +15,12 @@ from numpy.typing import NDArray
 from skimage.segmentation import felzenszwalb
 from torchvision.ops import nms
 
+from wsis.images.scale import resize_long_side
 from wsis.proposals.grouping import Floats, Graph, Ints, Merges, group, neighbours
 from wsis.proposals.objectness import objectness
 from wsis.types import Proposals
 
-__all__ = ["propose", "settings"]
+__all__ = ["propose"]
 
 VERSION = 1
 """Goes up when the same image gets other proposals."""
@@ -85,7 +85,7 @@ def propose(
         Proposals in image pixels, no two with the same mask, in the order in which they cover most objects; scored by
         `wsis.proposals.objectness`.
     """
-    small = _shrink(image, work_side)
+    small = resize_long_side(image, work_side, enlarge=None)
     labels = _superpixels(small, superpixels)
     graph = _graph(labels)
     regions = _regions(group(graph, *_strategies(small, labels), _starts(small, labels)), graph)
@@ -96,28 +96,6 @@ def propose(
     best = _order(regions, share[fits])[:limit]
     chosen = np.unpackbits(regions.members[best], axis=1, count=len(graph.sizes)).astype(bool)
     return _proposals(chosen, objectness(small, labels, chosen), labels, image.shape[:2])
-
-
-def settings() -> dict[str, Any]:
-    """What `propose` does by default, for the provenance of files made with it."""
-    chosen = {
-        name: parameter.default
-        for name, parameter in inspect.signature(propose).parameters.items()
-        if name != "image"
-    }
-    return {**chosen, "version": VERSION}
-
-
-def _shrink(image: Image, side: int) -> Image:
-    height, width = image.shape[:2]
-    scale = side / max(height, width)
-    if scale >= 1:
-        return image
-    size = (max(round(width * scale), 1), max(round(height * scale), 1))
-    smaller: Image = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(
-        np.uint8, copy=False
-    )
-    return smaller
 
 
 def _superpixels(image: Image, limit: int) -> Labels:

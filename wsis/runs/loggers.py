@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import netrc
 import os
 from collections.abc import Mapping, Sequence
@@ -11,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import pytorch_lightning as pl
 from lightning_utilities.core.rank_zero import rank_zero_only
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
 from wsis.files import whole
+from wsis.fingerprint import digest
 
-__all__ = ["CSV", "WandB"]
+__all__ = ["CSV", "LogStep", "WandB"]
 
 # where `wandb login` puts the key of W&B's own server, since release 0.31 and before
 HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
@@ -98,7 +100,7 @@ class WandB:
             "project": self.project,
             "group": self.group or name.rpartition("/")[0] or name,
             "name": name,
-            "id": hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
+            "id": digest(str(folder.resolve())),
             "resume": None if self.offline else "allow",
         }
 
@@ -120,6 +122,19 @@ def _has_api_key() -> bool:
         )
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+class LogStep(Callback):
+    """Log metrics of the validation after training at the number of optimiser steps.
+
+    Lightning would log them at the step of a counter that it does not restore where a checkpoint
+    leaves no step to train; a metric called "step" takes precedence over it.
+    """
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the step, except in a validation during training."""
+        if trainer.state.fn == "validate":
+            pl_module.log("step", float(trainer.global_step), sync_dist=True)
 
 
 class CSV(Logger):

@@ -38,7 +38,7 @@ def write_first_labels(
     background_score: float,
 ) -> None:
     """Write the first round's bags.json, pixels.json and peaks.json, from a classifier with affinities."""
-    index, samples = data.index("train"), data.samples("train", train=False, supervision="tags")
+    index, samples = data.index("train"), data.samples("train", train=False, supervision={"tags"})
     net.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     peaks, boxes, pixels = {}, {}, {}
     for i in tqdm(range(len(samples)), desc="peaks and pixel labels", unit="image"):
@@ -79,7 +79,7 @@ def write_next_labels(folder: Path, detections: Path, data: Any, size: int) -> N
     labelled = data.variant(detections)
     index, samples = (
         labelled.index("train"),
-        labelled.samples("train", train=False, supervision="masks"),
+        labelled.samples("train", train=False, supervision={"tags", "boxes", "masks"}),
     )
     boxes, pixels = {}, {}
     for i in tqdm(range(len(samples)), desc="bags and pixel labels", unit="image"):

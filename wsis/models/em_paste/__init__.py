@@ -46,7 +46,7 @@ from wsis.models.em_paste.foregrounds import write_foregrounds, write_segments
 from wsis.nn.backbone import BackboneSettings
 from wsis.parts.classifier import pretrain
 from wsis.pasting.compose import Blend, Where
-from wsis.pasting.paster import Own, Paste
+from wsis.pasting.paster import Own, Paste, Paster
 from wsis.runs.stage import Stage
 
 __all__ = ["EMPaste"]
@@ -138,7 +138,8 @@ class EMPaste(Method):
         settings = {name: self.hparams[name] for name in FOREGROUNDS}
         chosen = partial(write_foregrounds, segments=segments, data=data, **settings)
         pool = run.make("3-foregrounds", chosen, **settings)
-        pasted = data.variant(pool / "labels.json", paste=self.paste(pool))
+        paster = Paster(self.paste(pool), data.class_names)
+        pasted = data.variant(pool / "labels.json", transform=paster)
         segmentor.train(run, "4-segmentor", pasted)
 
     def paste(self, foregrounds: Path) -> Paste:

@@ -28,6 +28,7 @@ from wsis.evidence.em import (
 )
 from wsis.files import read_json, whole
 from wsis.images.draw import grid, jpeg
+from wsis.images.scale import resize_long_side
 from wsis.nn.backbone import weights_follow
 from wsis.nn.masks import run_lengths, segments_of
 from wsis.nn.regions import enlarge
@@ -140,7 +141,7 @@ def write_segments(
     net = net.to(
         "cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last
     ).eval()
-    samples = data.samples("train", train=False, supervision="tags")
+    samples = data.samples("train", train=False, supervision={"tags"})
     samples.segments = True
     images, found = [], 0
     with (
@@ -347,7 +348,7 @@ class _Cutter:
     def __init__(self, segments: Segments, chosen: NDArray[np.int64], data: Any) -> None:
         self.segments, self.chosen = segments, chosen
         self.index: Index = data.index("train")
-        self.samples = data.samples("train", train=False, supervision="tags")
+        self.samples = data.samples("train", train=False, supervision={"tags"})
         self.samples.segments = True
         self.labels: dict[int, list[Record]] = {image["id"]: [] for image in self.index.images}
         self.pictures: dict[int, list[NDArray[np.uint8]]] = {}
@@ -433,6 +434,4 @@ def _eroded(mask: Tensor) -> Tensor:
 def _picture(image: Tensor, mask: Tensor, side: int = 160) -> NDArray[np.uint8]:
     """A thumbnail in which all but the mask is dark."""
     pixels = torch.where(mask, image, image // 3).permute(1, 2, 0).numpy()
-    scale = side / max(pixels.shape[:2])
-    size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
-    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+    return resize_long_side(pixels, side, enlarge=cv2.INTER_AREA)

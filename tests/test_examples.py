@@ -1,0 +1,240 @@
+"""The examples of docs/extending, as if they were installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from example_site import EXAMPLES, install_examples
+from PIL import Image
+
+from wsis import registry
+from wsis.errors import InputError
+from wsis.nn.masks import tight_boxes
+from wsis.proposals.file import ProposalFile
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory) -> list[str]:
+    return install_examples(tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture
+def installed(paths, monkeypatch):
+    """The examples can be imported and are found by name."""
+    for path in reversed(paths):
+        monkeypatch.syspath_prepend(path)
+    registry._plugins.cache_clear()
+    yield
+    registry._plugins.cache_clear()
+
+
+def run(verb: str, words: list[str], paths: list[str], folder: Path) -> str:
+    search = os.pathsep.join([*paths, str(EXAMPLES.parent)])
+    done = subprocess.run(
+        [sys.executable, "-m", f"wsis.{verb}", *words],
+        env=os.environ | {"PYTHONPATH": search},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# A data set
+
+
+@pytest.fixture
+def sorted_photos(tmp_path) -> Path:
+    root = tmp_path / "sorted"
+    rng = np.random.default_rng(0)
+    files = ["train/cat/1.jpg", "train/cat/2.jpg", "train/dog/2.jpg", "train/none/3.jpg"]
+    for name in [*files, "val/dog/4.jpg"]:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (48, 64, 3), np.uint8)).save(path)
+    return root
+
+
+def test_folders_are_read_as_tags(installed, sorted_photos):
+    data = registry.find("data", "class_folders")(sorted_photos)
+    index = data.index("train")
+    tags = {image["file_name"]: index.tags[image["id"]] for image in index.images}
+    assert data.class_names == ["cat", "dog"]
+    assert tags == {"cat/1.jpg": [0], "cat/2.jpg": [0, 1], "none/3.jpg": []}
+    assert [(image["height"], image["width"]) for image in index.images] == [(48, 64)] * 3
+    assert data.has_val
+    assert list(data.index("val").tags.values()) == [[1]]
+
+
+def test_a_photo_in_no_class_is_reported(installed, sorted_photos):
+    (sorted_photos / "val/cow").mkdir()
+    (sorted_photos / "val/dog/4.jpg").rename(sorted_photos / "val/cow/4.jpg")
+    with pytest.raises(InputError, match=r"cow/4\.jpg lies in no folder of a class"):
+        registry.find("data", "class_folders")(sorted_photos).index("val")
+
+
+def test_a_method_trains_on_the_folders(paths, sorted_photos, tmp_path):
+    words = ["--model", "cam", "--data", "class_folders", "--data.root", str(sorted_photos)]
+    words += ["--config", str(EXAMPLES / "dataset/cam.yaml"), "--run_dir", str(tmp_path / "run")]
+    words += ["--model.backbone.name", "test_byobnet", "--model.backbone.weights", "none"]
+    words += ["--model.backbone.frozen_stages", "0", "--trainer.max_steps", "1"]
+    run("fit", [*words, "--trainer.accelerator", "cpu"], paths, tmp_path)
+    stage = json.loads((tmp_path / "run/train/stage.json").read_text())
+    assert stage["finished"]
+    assert stage["steps"] == 1
+
+
+# A proposer
+
+
+@pytest.fixture
+def square() -> np.ndarray:
+    """A red square on a green ground."""
+    image = np.zeros((90, 120, 3), np.uint8)
+    image[..., 1] = 150
+    image[30:60, 40:80] = (220, 30, 30)
+    return image
+
+
+def test_windows_are_sets_of_superpixels(installed, square):
+    from windows import windows
+
+    boxes, scores, labels, members = windows(square)
+    assert labels.shape == square.shape[:2]
+    assert members.shape == (len(boxes), int(labels.max()) + 1)
+    masks = members[:, labels.long()]
+    assert torch.equal(tight_boxes(masks), boxes)
+    assert (scores[:-1] >= scores[1:]).all()
+    assert scores.min() > 0
+    assert scores.max() <= 1
+    assert len(torch.unique(members, dim=0)) == len(members)
+    truth = torch.zeros(90, 120, dtype=torch.bool)
+    truth[30:60, 40:80] = True
+    overlap = (masks & truth).sum((1, 2)) / (masks | truth).sum((1, 2))
+    assert overlap.max() > 0.5
+
+
+def test_a_proposer_is_chosen_by_its_name(paths, tmp_path):
+    words = ["--data", "shapes", "--data.root", str(tmp_path / "data"), "--data.train", "2"]
+    words += ["--data.proposals", "windows", "--out", str(tmp_path / "made.sqlite")]
+    run("propose", [*words, "--split", "train", "--workers", "1"], paths, tmp_path)
+    file = ProposalFile(tmp_path / "made.sqlite")
+    assert len(file) == 2
+    assert file.provenance["made"] == "windows"
+    assert file.provenance["superpixels"] == 300
+    assert file.provenance["supervision"] == "none"
+
+
+# A label field
+
+
+def test_points_are_read_cut_and_pasted(installed, monkeypatch):
+    from wsis.data import targets
+    from wsis.data.transforms import Cut
+
+    monkeypatch.syspath_prepend(EXAMPLES / "label_field")
+    import points
+
+    try:
+        annotations = [
+            {"category_id": 7, "point": [10.0, 20.0], "bbox": [0, 0, 30, 40]},
+            {"category_id": 3, "point": [90.0, 20.0]},
+            {"category_id": 3},
+        ]
+        record = {"annotations": annotations, "tags": [0, 1]}
+        record["image"] = {"id": 1, "height": 50, "width": 100}
+        classes = targets.Classes({3: 0, 7: 1}, 0)
+        target = targets.read_target(record, {"tags", "points"}, classes)
+        assert set(target) == {"tags", "points", "point_labels"}
+        assert target["points"][:2].tolist() == [[10, 20], [90, 20]]
+        assert target["point_labels"].tolist() == [1, 0, 0]
+
+        # the left half at twice its size, flipped: x goes to 100 - 2 x
+        cut = Cut(top=0, left=0, height=50, width=50, size=(100, 100), flip=True)
+        changed = targets.cut_target(target, cut)
+        assert changed["points"][0].tolist() == [80, 40]
+        assert changed["points"][1].isnan().all()
+        assert changed["point_labels"].tolist() == [1, 0]
+        assert torch.equal(changed["tags"], target["tags"])
+
+        mask = torch.zeros(1, 50, 100, dtype=torch.bool)
+        mask[0, 10:13, 20:23] = True
+        pasted = points.of_masks(mask, torch.tensor([1]), target)
+        assert pasted["points"].tolist() == [[21.5, 11.5]]
+    finally:
+        targets.FIELDS.pop("points", None)
+        sys.modules.pop("points", None)
+
+
+# A segmentor
+
+
+TINY = {"name": "test_byobnet", "weights": "none", "output_stride": 32, "frozen_stages": 0}
+
+
+def make_sample() -> dict:
+    """Two objects of a class that touch nothing, and one of another whose mask is unknown."""
+    masks = torch.zeros(3, 64, 96, dtype=torch.bool)
+    masks[0, 8:24, 8:24] = masks[1, 40:56, 8:24] = True
+    image = torch.zeros(3, 64, 96, dtype=torch.uint8)
+    image[0][masks[0] | masks[1]] = 250
+    image[2, 16:48, 64:88] = 250
+    boxes = torch.tensor([[8.0, 8, 24, 24], [8, 40, 24, 56], [64, 16, 88, 48]])
+    target = {"tags": torch.ones(2), "boxes": boxes, "labels": torch.tensor([0, 0, 1])}
+    target |= {"masks": masks, "unsure": torch.tensor([False, False, True])}
+    return {"image": image, "image_id": 1, "size": (64, 96), "target": target}
+
+
+def test_a_segmentor_is_chosen_by_its_name(installed):
+    from wsis.runs.stage import Stage
+
+    given = {"model": "components", "steps": 3, "min_area": 5}
+    stage = Stage.of("segmentor", given, "mask_rcnn", num_classes=2, backbone=TINY)
+    assert type(stage.model).__name__ == "Components"
+    assert stage.model.hparams["min_area"] == 5
+    assert stage.model.backbone.settings.name == "test_byobnet"
+
+
+def test_cells_have_the_class_of_the_mask_on_them(installed):
+    model = registry.find("model", "components")(2, TINY | {"feature_level": 1})
+    stride = model.backbone.stride
+    canvas = model.canvas(make_sample(), (64 // stride, 128 // stride))
+    middle = {"mask": (16, 16), "ground": (32, 32), "unknown": (32, 76), "padding": (32, 120)}
+    cells = {name: int(canvas[y // stride, x // stride]) for name, (y, x) in middle.items()}
+    assert cells == {"mask": 0, "ground": 2, "unknown": 255, "padding": 255}
+
+
+def test_components_are_the_objects(installed, monkeypatch):
+    model = registry.find("model", "components")(2, TINY, min_area=20).eval()
+    sample = make_sample()
+    logits = torch.full((1, 3, 64, 96), -5.0)
+    logits[0, 2] = 0
+    logits[0, 0][sample["target"]["masks"][0]] = 5
+    logits[0, 0][sample["target"]["masks"][1]] = 9
+    logits[0, 1, :4, 60:64] = 9  # 16 pixels
+    monkeypatch.setattr(type(model), "forward", lambda self, images: logits)
+    monkeypatch.setattr(model.backbone, "stride", 1)
+    found = model.predict(sample)
+    assert found.boxes.tolist() == [[8, 40, 24, 56], [8, 8, 24, 24]]
+    assert found.labels.tolist() == [0, 0]
+    assert len(found.masks) == 2
+    assert found.scores[0] > found.scores[1] > 0.9
+
+
+def test_a_method_ends_with_the_segmentor(paths, tmp_path):
+    segmentor = '{"model": "components", "steps": 1, "batch_size": 2}'
+    words = ["--model", "boxcaseg", f"--model.segmentor={segmentor}", "--trainer.max_steps", "1"]
+    words += ["--data.train", "4", "--data.val", "2", "--data.root", str(tmp_path / "data")]
+    words += ["--model.salient_limit", "2", "--data.loading.batch_size", "4"]
+    words += ["--trainer.accelerator", "cpu", "--run_dir", str(tmp_path / "run")]
+    run("fit", words, paths, tmp_path)
+    metrics = json.loads((tmp_path / "run/3-segmentor/metrics.json").read_text())
+    assert "val/AP50" in metrics

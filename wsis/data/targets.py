@@ -1,0 +1,268 @@
+"""The fields of a label: one table says how each is read, cut, flipped and pasted.
+
+A method names the fields that it learns from (`Method.supervision`). A training set keeps what those fields may see and
+nothing else. A new kind of label is one more entry in `FIELDS`, and its tensors in `wsis.types.Target`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from pycocotools import mask as rle
+from torch import Tensor
+
+from wsis.data.transforms import Cut, cut_maps, visible
+from wsis.errors import InputError
+from wsis.nn.masks import tight_boxes
+from wsis.types import RLE, Index, Record, Target
+
+__all__ = [
+    "FIELDS",
+    "Classes",
+    "Field",
+    "check_fields",
+    "cut_target",
+    "join_targets",
+    "read_objects",
+    "read_target",
+    "record_of",
+    "run_length",
+    "target_of_image",
+    "target_of_masks",
+]
+
+
+class Classes(NamedTuple):
+    """The classes of a data set."""
+
+    things: Mapping[int, int]
+    """Class (0-based position) of each category id."""
+    stuff: int
+    """Number of stuff classes."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """How one field of a label, with the tensors that accompany it, is made and changed.
+
+    Args:
+        tensors: Names in `Target`: the field's own, and those of its companions.
+        read: `read(record, classes)` returns the tensors of an image's record, as `record_of` makes it.
+        of_masks: `of_masks(masks, labels, like)` returns the tensors of objects known by masks (M,H,W) bool and classes
+            (M,), as pasted ones are; `like` is another label of the same data set.
+        image_keys: Parts of an index that the field may see: "tags", "stuff_tags".
+        keys: Keys of an annotation that the field may see. A field with keys has a row for each object.
+        needed: Key that some annotation must have for a method to be trained on the field.
+        cut: `cut(target, cut)` returns the tensors that change with a crop, a scale and a flip, and which objects (M,) bool
+            are still to be seen. None where cuts change nothing.
+    """
+
+    tensors: tuple[str, ...]
+    read: Callable[[Record, Classes], Target]
+    of_masks: Callable[[Tensor, Tensor, Target], Target]
+    image_keys: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    needed: str | None = None
+    cut: Callable[[Target, Cut], tuple[Target, Tensor]] | None = None
+
+
+def record_of(index: Index, image: Record, supervision: Iterable[str] | None) -> Record:
+    """Return what may be known of an image: its file, and of its label what the fields may see.
+
+    Args:
+        index: The data set.
+        image: Of the index.
+        supervision: Names of fields; None for evaluation, which may see everything.
+    """
+    number = image["id"]
+    fields = [FIELDS[name] for name in (FIELDS if supervision is None else supervision)]
+    keys = {key for field in fields for key in field.keys}
+    annotations = index.annotations.get(number, []) if keys else []
+    if supervision is not None:
+        annotations = [_only(annotation, keys) for annotation in annotations]
+    image_keys = {key for field in fields for key in field.image_keys}
+    label = {key: getattr(index, key).get(number) for key in image_keys}
+    return {"image": image, "annotations": annotations, **label}
+
+
+def read_target(record: Record, supervision: Iterable[str], classes: Classes) -> Target:
+    """Return the fields `supervision` of an image's record; a field of which nothing is known is left out."""
+    target: Target = {}
+    for name in supervision:
+        target |= FIELDS[name].read(record, classes)
+    return target
+
+
+def cut_target(target: Target, cut: Cut) -> Target:
+    """Cut a target; what is said of a whole image stays. Objects that vanish are left out."""
+    result: dict[str, Tensor] = {**target}  # type: ignore[dict-item]
+    keep = None
+    for field in _fields_of(target):
+        if field.cut is not None:
+            tensors, seen = field.cut(target, cut)
+            result |= cast(dict[str, Tensor], tensors)
+            keep = seen if keep is None else keep & seen
+    if keep is not None:
+        rows = {name for field in _fields_of(target) if field.keys for name in field.tensors}
+        result |= {name: result[name][keep] for name in rows & result.keys()}
+    return cast(Target, result)
+
+
+def target_of_image(target: Target) -> Target:
+    """Return the fields of a target that describe the whole image."""
+    names = [name for name, field in FIELDS.items() if name in target and not field.keys]
+    return cast(Target, {name: cast(Mapping[str, Tensor], target)[name] for name in names})
+
+
+def target_of_masks(like: Target, masks: Tensor, labels: Tensor) -> Target:
+    """Return the fields that `like` has, of objects known by masks (M,H,W) bool and classes (M,)."""
+    target: Target = {}
+    for field in _fields_of(like):
+        target |= field.of_masks(masks, labels, like)
+    return target
+
+
+def join_targets(first: Target, second: Target) -> Target:
+    """Return the label of an image with the objects of both: rows follow each other, an image's tags are united."""
+    one, other = cast(dict[str, Tensor], first), cast(dict[str, Tensor], second)
+    joined = {}
+    for field in _fields_of(second):
+        for name in [name for name in field.tensors if name in one and name in other]:
+            both = one[name], other[name]
+            joined[name] = torch.cat(both) if field.keys else torch.maximum(*both)
+    return cast(Target, joined)
+
+
+def check_fields(names: Collection[str]) -> None:
+    """Raise InputError for a name that is no field of a label."""
+    wrong = [names] if isinstance(names, str) else sorted(set(names) - FIELDS.keys())
+    if wrong:
+        raise InputError(
+            f"supervision '{wrong[0]}' is no set of fields of a label; fields are {', '.join(FIELDS)}"
+        )
+
+
+def read_objects(
+    annotations: Sequence[Record], classes: Mapping[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return boxes (M,4) xyxy, labels (M,) and crowd (M,) of COCO annotations."""
+    boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).view(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    labels = torch.tensor([classes[a["category_id"]] for a in annotations], dtype=torch.int64)
+    crowd = torch.tensor([bool(a.get("iscrowd")) for a in annotations], dtype=torch.bool)
+    return boxes, labels, crowd
+
+
+def run_length(segmentation: Any, size: tuple[int, int]) -> RLE:
+    """Return polygons, or run lengths as a list or compressed, as one compressed RLE."""
+    if isinstance(segmentation, list):
+        return cast(RLE, rle.merge(rle.frPyObjects(segmentation, *size)))
+    if isinstance(segmentation["counts"], list):
+        return cast(RLE, rle.frPyObjects(segmentation, *size))
+    return cast(RLE, segmentation)
+
+
+def _read_tags(record: Record, classes: Classes) -> Target:
+    return {"tags": _one_hot(record["tags"] or (), len(classes.things))}
+
+
+def _tags_of_masks(masks: Tensor, labels: Tensor, like: Target) -> Target:
+    return {"tags": _one_hot(labels.tolist(), len(like["tags"]))}
+
+
+def _read_stuff_tags(record: Record, classes: Classes) -> Target:
+    known = record["stuff_tags"]
+    return {} if known is None else {"stuff_tags": _one_hot(known, classes.stuff)}
+
+
+def _no_stuff(masks: Tensor, labels: Tensor, like: Target) -> Target:
+    return {"stuff_tags": torch.zeros_like(like["stuff_tags"])}
+
+
+def _read_boxes(record: Record, classes: Classes) -> Target:
+    image, annotations = record["image"], record["annotations"]
+    boxes, labels, crowd = read_objects(annotations, classes.things)
+    boxes, _ = visible(boxes, (image["height"], image["width"]))
+    target: Target = {"boxes": boxes, "labels": labels, "crowd": crowd}
+    if annotations and all("bag" in a for a in annotations):
+        target["bag"] = torch.tensor([a["bag"] for a in annotations])
+    return target
+
+
+def _boxes_of_masks(masks: Tensor, labels: Tensor, like: Target) -> Target:
+    crowd = torch.zeros(len(masks), dtype=torch.bool)
+    return {"boxes": tight_boxes(masks), "labels": labels, "crowd": crowd}
+
+
+def _cut_boxes(target: Target, cut: Cut) -> tuple[Target, Tensor]:
+    boxes, seen = visible(cut.view.to_input(target["boxes"]), cut.size)
+    return {"boxes": boxes}, seen
+
+
+def _read_masks(record: Record, classes: Classes) -> Target:
+    annotations = record["annotations"]
+    size = record["image"]["height"], record["image"]["width"]
+    masks = [_mask(annotation, size) for annotation in annotations]
+    unsure = [bool(a.get("ignore") or not a.get("segmentation")) for a in annotations]
+    return {
+        "masks": torch.stack(masks) if masks else torch.zeros((0, *size)).bool(),
+        "unsure": torch.tensor(unsure, dtype=torch.bool),
+    }
+
+
+def _masks_of_masks(masks: Tensor, labels: Tensor, like: Target) -> Target:
+    return {"masks": masks, "unsure": torch.zeros(len(masks), dtype=torch.bool)}
+
+
+def _cut_masks(target: Target, cut: Cut) -> tuple[Target, Tensor]:
+    masks = cut_maps(target["masks"], cut)
+    seen = masks.flatten(1).any(1)
+    unsure = target.get("unsure", torch.zeros_like(seen))
+    return {"masks": masks, "unsure": unsure}, seen | unsure
+
+
+def _mask(annotation: Record, size: tuple[int, int]) -> Tensor:
+    """Return a mask (H,W) bool, empty where the annotation has none."""
+    if not annotation.get("segmentation"):
+        return torch.zeros(size, dtype=torch.bool)
+    return torch.from_numpy(rle.decode(run_length(annotation["segmentation"], size))).bool()
+
+
+def _one_hot(classes: Sequence[int], count: int) -> Tensor:
+    tags = torch.zeros(count)
+    tags[list(classes)] = 1
+    return tags
+
+
+def _only(annotation: Record, keys: set[str]) -> Record:
+    return {key: value for key, value in annotation.items() if key in keys}
+
+
+def _fields_of(target: Target) -> list[Field]:
+    return [field for name, field in FIELDS.items() if name in target]
+
+
+FIELDS: dict[str, Field] = {
+    "tags": Field(("tags",), _read_tags, _tags_of_masks, image_keys=("tags",)),
+    "stuff_tags": Field(("stuff_tags",), _read_stuff_tags, _no_stuff, image_keys=("stuff_tags",)),
+    "boxes": Field(
+        ("boxes", "labels", "crowd", "bag"),
+        _read_boxes,
+        _boxes_of_masks,
+        keys=("bbox", "category_id", "iscrowd", "bag"),
+        needed="bbox",
+        cut=_cut_boxes,
+    ),
+    "masks": Field(
+        ("masks", "unsure"),
+        _read_masks,
+        _masks_of_masks,
+        keys=("segmentation", "ignore"),
+        needed="segmentation",
+        cut=_cut_masks,
+    ),
+}
+"""Every field of a label that a method can learn from, by its name in `Target`."""

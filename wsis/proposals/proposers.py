@@ -1,0 +1,105 @@
+"""Proposers by name: functions that return the proposals of an image.
+
+`segments` is built in. Other packages add theirs by entry points of the group `wsis.proposers`:
+
+    [project.entry-points."wsis.proposers"]
+    sam = "my_package.sam:propose"
+
+A proposer takes an image (H,W,3) uint8 RGB and returns `Proposals` in image pixels, best first. Its
+other parameters have defaults, which are its settings. A function attribute `supervision` tells what
+it was trained from, "none" if it was not trained.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsis.errors import InputError
+from wsis.fingerprint import plain
+from wsis.registry import suggest
+from wsis.types import Proposals
+
+__all__ = ["BUILT_IN", "GROUP", "Proposer", "find", "names", "propose"]
+
+BUILT_IN = "segments"
+GROUP = "wsis.proposers"
+
+
+@dataclass(frozen=True)
+class Proposer:
+    """A function that proposes, and what a file of its proposals tells about it."""
+
+    name: str
+    function: Callable[..., Proposals]
+    version: str
+    supervision: str
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the proposals of an image depend on: the name, the version and the settings."""
+        parameters = list(inspect.signature(self.function).parameters.values())[1:]
+        settings = {parameter.name: plain(parameter.default) for parameter in parameters}
+        told = {"made": self.name, "version": self.version, "supervision": self.supervision}
+        return {**settings, **told}
+
+
+def names() -> list[str]:
+    """Return the names of all proposers, the built-in one first."""
+    return [BUILT_IN, *sorted(_plugins())]
+
+
+@cache
+def find(name: str) -> Proposer:
+    """Return the proposer of a name; its module is imported now.
+
+    Raises:
+        InputError: no such name, or its package cannot be imported.
+    """
+    if name == BUILT_IN:
+        from wsis.proposals import segments
+
+        return Proposer(name, segments.propose, str(segments.VERSION), "none")
+    known = _plugins()
+    if name not in known:
+        have = ", ".join(names())
+        raise InputError(f"no proposer is called '{name}'{suggest(name, names())} (have: {have})")
+    plugin = known[name]
+    try:
+        function = plugin.load()
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"cannot load the proposer '{name}' from {plugin.value}: {error}; "
+            "install or mend its package"
+        ) from error
+    version = plugin.dist.version if plugin.dist else "unknown"
+    return Proposer(name, function, version, str(getattr(function, "supervision", "unknown")))
+
+
+def propose(image: NDArray[np.uint8], name: str = BUILT_IN) -> Proposals:
+    """Return the proposals of an image.
+
+    Args:
+        image: (H,W,3) uint8 RGB.
+        name: of the proposer.
+
+    Raises:
+        InputError: no proposer has that name.
+        TypeError: the proposer returns something else than proposals.
+    """
+    proposals = find(name).function(np.ascontiguousarray(image))
+    if isinstance(proposals, Proposals):
+        return proposals
+    raise TypeError(f"the proposer '{name}' returned {type(proposals).__name__}, not Proposals")
+
+
+@cache
+def _plugins() -> dict[str, EntryPoint]:
+    return {plugin.name: plugin for plugin in entry_points(group=GROUP) if plugin.name != BUILT_IN}

@@ -1,0 +1,125 @@
+"""The proposals that `--data.proposals` asks for: made, converted or read from a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wsis.errors import InputError
+from wsis.files import cache_folder
+from wsis.fingerprint import digest
+from wsis.proposals import proposers
+from wsis.proposals.convert import convert
+from wsis.proposals.file import ProposalFile
+from wsis.proposals.make import make
+from wsis.registry import suggest
+from wsis.types import Index, Record
+
+__all__ = ["content_of", "file_name", "proposals_of_index", "proposer_of"]
+
+
+def proposals_of_index(
+    index: Index, folder: Path, source: str, workers: int | None = None
+) -> ProposalFile:
+    """Return the proposals of the images of `index`, made or converted now as far as they are missing.
+
+    A file that is made belongs to the folder of images, so that subsets of a data set share it. It is
+    kept in `folder`, or in the user's cache if that cannot be written.
+
+    Args:
+        index: the images.
+        folder: of the data set.
+        source: name of a proposer, or a file or folder of proposals in any known format.
+        workers: processes that make proposals; one per core if None.
+
+    Raises:
+        InputError: no such proposer or file, a file without proposals of some image, or an image that
+            cannot be read.
+    """
+    path = None if source in proposers.names() else _existing(source)
+    if path is not None and _is_ours(path):
+        file = ProposalFile(path)
+        file.check(index.images)  # now, not hours into training
+        return file
+    name = file_name(source, _parts(index.root, folder))
+    writable = _writable(folder)
+    for place in (folder, writable):  # a folder that cannot be written may have its file
+        if _is_complete(place / name, index.images):
+            return ProposalFile(place / name)
+    out = writable / name
+    if path is not None:
+        return ProposalFile(convert(path, index, out))
+    return ProposalFile(make(index, out, workers, source))
+
+
+def content_of(source: str, read: Callable[[], ProposalFile | None]) -> Any:
+    """Return what proposals depend on: the proposer and its settings, or the content of a given file.
+
+    Args:
+        source: name of a proposer, or a file or folder.
+        read: opens the proposals; called for a file only.
+    """
+    if source in proposers.names():
+        return proposers.find(source).provenance
+    file = read()
+    return None if file is None else [file.provenance, file.digest()]
+
+
+def proposer_of(data: Mapping[str, Any]) -> str:
+    """Return the proposer for new images, given a run's data settings: its own, if it has one."""
+    source = (data.get("init_args") or {}).get("proposals")
+    return source if source in proposers.names() else proposers.BUILT_IN
+
+
+def file_name(source: str, parts: Sequence[str] = ()) -> str:
+    """Return the name of a file of proposals that are made or converted.
+
+    Args:
+        source: name of a proposer, or an existing file or folder.
+        parts: names of the folders that hold the images, below the data set's folder.
+    """
+    if source not in proposers.names():
+        path = _existing(source)
+        state = path.stat()
+        key = digest([str(path.resolve()), state.st_size, state.st_mtime_ns])
+        source = f"{path.stem}-{key[:12]}"
+    return "-".join(("proposals", source, *parts)) + ".sqlite"
+
+
+def _existing(source: str) -> Path:
+    path = Path(source)
+    if not path.exists():
+        known = proposers.names()
+        raise InputError(
+            f"no proposals {source}{suggest(source, known)}; give an existing file or folder, "
+            f"or a proposer ({', '.join(known)})"
+        )
+    return path
+
+
+def _parts(root: Path, folder: Path) -> tuple[str, ...]:
+    return root.relative_to(folder).parts if root.is_relative_to(folder) else (root.name,)
+
+
+def _writable(folder: Path) -> Path:
+    """Return `folder` if it can be written, else a folder for it in the user's cache."""
+    if folder.is_dir() and os.access(folder, os.W_OK):
+        return folder
+    return cache_folder() / f"{folder.name}-{digest(str(folder.resolve()))[:12]}"
+
+
+def _is_complete(path: Path, images: Sequence[Record]) -> bool:
+    """Return whether a file has the proposals of all images; one that is empty was never begun."""
+    made = ProposalFile(path).files() if path.exists() and path.stat().st_size else {}
+    sizes = {image["file_name"]: (image["height"], image["width"]) for image in images}
+    return all(made.get(name) == size for name, size in sizes.items())
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether a file is an SQLite file of this library, not of a format that is converted."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(15) == b"SQLite format 3"
