@@ -67,8 +67,8 @@ def class_path(kind: str, name: str, typed: bool = False) -> str:
         if not typed and not _is_installed(kind, path):
             raise InputError(
                 f"{kind} {name} is not installed, and a file may name no other code; "
-                f"install it with an entry point of {_GROUPS[kind]}; "
-                f"wsis.fit takes it as --{kind} {name}, too"
+                f"if it is your own, install it with an entry point of {_GROUPS[kind]} "
+                f"or type wsis.fit --{kind} {name}"
             )
         return path
     known = {_plain(n): n for n in names(kind)}
