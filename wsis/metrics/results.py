@@ -46,7 +46,7 @@ def to_results(prediction: Prediction, category_ids: Sequence[int]) -> list[Reco
 
 
 def to_annotations(
-    prediction: Prediction, categories: Sequence[Record], source: str, least_score: float = 0.0
+    prediction: Prediction, categories: Sequence[Record], source: str, score_threshold: float = 0.0
 ) -> list[Record]:
     """Return the detections of an image as COCO annotations: pseudo-labels with score and source.
 
@@ -54,7 +54,7 @@ def to_annotations(
         prediction: of an image.
         categories: the data set's classes, in order.
         source: description of the model that made the labels.
-        least_score: labels below it are marked `ignore`, which excludes their masks from the loss,
+        score_threshold: labels below it are marked `ignore`, which excludes their masks from the loss,
             and so are labels with an empty mask.
     """
     x1, y1, x2, y2 = prediction.boxes.double().unbind(1)
@@ -68,7 +68,7 @@ def to_annotations(
             "area": box[2] * box[3],
             "score": scores[i],
             "source": source,
-            "ignore": int(scores[i] < least_score),
+            "ignore": int(scores[i] < score_threshold),
             "iscrowd": 0,
         }
         if prediction.masks:
