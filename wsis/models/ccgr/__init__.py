@@ -43,7 +43,7 @@ from wsis.evidence.boxes import Form, refine_boxes, surround_part
 from wsis.files import read_json
 from wsis.method import Method, Stages, filled
 from wsis.models.ccgr.branches import BagDetector, Boxes, Segmentation
-from wsis.models.ccgr.hints import write_first_labels, write_next_labels
+from wsis.models.ccgr.pseudo_labels import write_first_labels, write_next_labels
 from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.parts.classifier import pretrain
 from wsis.runs.stage import Stage
