@@ -23,7 +23,7 @@ from wsis import compare
 from wsis.datasets._scene import THINGS, SceneSettings, paint_scene
 from wsis.datasets.coco import COCO
 from wsis.nn.masks import run_lengths
-from wsis.test import evaluate
+from wsis.reports.evaluation import evaluate_file
 
 METHODS = {
     "boxcaseg": "BoxCaseg",
@@ -176,7 +176,7 @@ def write_run(folder: Path, data: Path, seed: int, detections: int) -> Path:
             )
     (folder / "test-val").mkdir()
     (folder / "test-val/predictions.json").write_text(json.dumps(results))
-    evaluate(COCO(data, proposals="none"), predictions=folder / "test-val/predictions.json")
+    evaluate_file(folder / "test-val/predictions.json", COCO(data, proposals="none"))
     return folder
 
 

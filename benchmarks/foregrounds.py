@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from wsis.inference import make_data, read_run
 from wsis.models.em_paste.foregrounds import choose
 from wsis.models.em_paste.segments import Segments
-from wsis.reports.tables import mean_and_range, print_table
+from wsis.reports.table import mean_and_range, print_table
 
 PROPOSALS = 300
 ROUNDS = 3

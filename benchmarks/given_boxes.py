@@ -22,15 +22,17 @@ from wsis.datasets.coco import COCO
 from wsis.files import read_json
 from wsis.metrics import MaskIoU
 from wsis.nn.masks import run_lengths
-from wsis.reports.tables import mean_and_range, print_table
+from wsis.reports.ablation import read_ablation
+from wsis.reports.table import mean_and_range, print_table
 from wsis.types import Prediction
 
 COLUMNS = ("mIoU", "IoU50", "IoU75")
+VARIANTS = read_ablation(CONFIGS / "ablation" / "boxcaseg.yaml").variants
 ROWS = {
     "weak": "heads_weak",
     "salient": "heads_salient",
     "weak + salient": "heads_weak_salient",
-    "all three": "",
+    "all three": "heads_all",
     "all, 100 salient images": "salient_100",
     "all, 500 salient images": "salient_500",
 }
@@ -113,9 +115,7 @@ def figures(row: str, seed: int, asked: argparse.Namespace) -> list[float]:
             "--model.salient",
             str(asked.salient),
         ]
-        words += (
-            ["--config", str(CONFIGS / f"ablation/boxcaseg_{ROWS[row]}.yaml")] if ROWS[row] else []
-        )
+        words += VARIANTS[ROWS[row]].words
         words += [
             "--run_dir",
             str(run),

@@ -18,7 +18,7 @@ from _runs import call, on_small_coco
 
 from wsis.datasets.coco import COCO
 from wsis.metrics import PanopticQuality
-from wsis.reports.tables import mean_and_range, print_table
+from wsis.reports.table import mean_and_range, print_table
 from wsis.runs.record import stages
 from wsis.types import Prediction, Truth
 

@@ -16,25 +16,17 @@ from _runs import call
 
 from wsis.files import read_json
 from wsis.machine import cores
-from wsis.reports.tables import mean_and_range, print_table
+from wsis.reports.ablation import read_ablation
+from wsis.reports.table import mean_and_range, print_table
 
-OVERLAYS = Path(__file__).parents[1] / "configs" / "ablation"
+TABLES = Path(__file__).parents[1] / "configs" / "ablation" / "boxcaseg.yaml"
+VARIANTS = read_ablation(TABLES).variants
 ROWS = {
     "true masks": ["--model", "mask_rcnn"],
-    "raw": ["--model", "boxcaseg", "--config", str(OVERLAYS / "boxcaseg_raw.yaml")],
+    "raw": ["--model", "boxcaseg", *VARIANTS["raw"].words],
     "merge": ["--model", "boxcaseg"],
-    "merge + drop 0.75": [
-        "--model",
-        "boxcaseg",
-        "--config",
-        str(OVERLAYS / "boxcaseg_drop_075.yaml"),
-    ],
-    "merge + drop 0.9": [
-        "--model",
-        "boxcaseg",
-        "--config",
-        str(OVERLAYS / "boxcaseg_drop_09.yaml"),
-    ],
+    "merge + drop 0.75": ["--model", "boxcaseg", *VARIANTS["drop_075"].words],
+    "merge + drop 0.9": ["--model", "boxcaseg", *VARIANTS["drop_09"].words],
 }
 FIGURES = ("AP", "AP25", "AP50", "AP70", "AP75")
 

@@ -20,7 +20,7 @@ from torchvision.ops import box_iou
 from wsis.datasets.coco import COCO
 from wsis.files import read_json
 from wsis.metrics import CorLoc
-from wsis.reports.tables import mean_and_range, print_table
+from wsis.reports.table import mean_and_range, print_table
 from wsis.runs.record import stages
 from wsis.types import Prediction, Proposals, Truth
 

@@ -27,10 +27,11 @@ from wsis.datasets.coco import COCO
 from wsis.datasets.shapes import Shapes
 from wsis.files import read_json
 from wsis.machine import cores
-from wsis.reports.tables import mean_and_range, print_table
-from wsis.test import truths_of
+from wsis.reports.ablation import read_ablation
+from wsis.reports.evaluation import ground_truth
+from wsis.reports.table import mean_and_range, print_table
 
-OVERLAYS = CONFIGS / "ablation"
+VARIANTS = read_ablation(CONFIGS / "ablation" / "ccgr.yaml").variants
 
 
 class Row(NamedTuple):
@@ -46,16 +47,12 @@ LABELS = ["--model.rounds", "1", "--stage", "round-1-labels"]
 ROWS = {
     "all three": Row(["--model.rounds", "3"]),
     "all three, round 3": Row(round=3),
-    "segmentation": Row(["--config", str(OVERLAYS / "ccgr_segmentation.yaml")], run="segmentation"),
-    "and detector": Row(["--config", str(OVERLAYS / "ccgr_detector.yaml")], run="detector"),
-    "external proposals": Row(
-        ["--config", str(OVERLAYS / "ccgr_external_proposals.yaml")], run="external"
-    ),
+    "segmentation": Row([*VARIANTS["segmentation"].words], run="segmentation"),
+    "and detector": Row([*VARIANTS["detector"].words], run="detector"),
+    "external proposals": Row([*VARIANTS["external_proposals"].words], run="external"),
     "labels: whole parts alone": Row(["--model.refinement", "0", *LABELS], run="whole"),
     "labels: refinement alone": Row(["--model.whole", "false", *LABELS], run="refined"),
-    "labels: printed form": Row(
-        ["--config", str(OVERLAYS / "ccgr_printed.yaml"), *LABELS], run="printed"
-    ),
+    "labels: printed form": Row([*VARIANTS["printed"].words, *LABELS], run="printed"),
 }
 FIGURES = ("AP25", "AP50", "AP75")
 LEARNT = ("box IoU", "boxes", "masks")
@@ -163,7 +160,7 @@ def figures(asked: argparse.Namespace, row: Row, draw: int) -> list[float | None
 def best_overlaps(labels: Sequence[Any], index: Any) -> list[tuple[float, float]]:
     """Of each label the highest IoU of its box and of its mask with an object of its class."""
     classes = {category["id"]: label for label, category in enumerate(index.categories)}
-    truths = dict(zip((image["id"] for image in index.images), truths_of(index), strict=True))
+    truths = dict(zip((image["id"] for image in index.images), ground_truth(index), strict=True))
     found = []
     for label in labels:
         truth, (x, y, width, height) = truths[label["image_id"]], label["bbox"]

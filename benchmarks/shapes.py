@@ -18,7 +18,7 @@ from _runs import call
 
 from wsis.files import read_json
 from wsis.machine import cores
-from wsis.reports.tables import mean_and_range, print_table
+from wsis.reports.table import mean_and_range, print_table
 
 METHODS = {
     "cam": ["--model", "cam"],

@@ -20,6 +20,8 @@ from wsis.errors import InputError
 from wsis.reports.ablation import read_ablation
 from wsis.runs import jobs
 
+pytestmark = pytest.mark.slow
+
 TOY = [
     "--data",
     "toy_plugins.Data",
@@ -82,7 +84,7 @@ def forked(monkeypatch):
 
 def write(folder: Path, rows=ROWS, model="toy_plugins.Staged", **table) -> Path:
     (folder / "overlay.yaml").write_text("model:\n  init_args:\n    pool: roi\n")
-    tables = {"widths": {"title": "Table 1", "figures": ["loss"], "rows": rows} | table}
+    tables = {"widths": {"title": "Table 1", "metrics": ["loss"], "rows": rows} | table}
     (folder / "toy.yaml").write_text(
         yaml.safe_dump({"model": model, "paper": "A paper", "tables": tables}, sort_keys=False)
     )
@@ -103,9 +105,9 @@ def done(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr(jobs, "_start", Forked)
     table = write(tmp_path_factory.mktemp("done"))
-    outcomes = go(table, "--seeds", "2", "--jobs", "2")
+    rows = go(table, "--seeds", "2", "--jobs", "2")
     patch.undo()
-    return table.parent / "out", outcomes
+    return table.parent / "out", rows
 
 
 def test_rows_are_what_they_would_be_alone(done, tmp_path):
@@ -170,21 +172,21 @@ def test_prolonging_a_run_leaves_those_it_took_stages_from(done, tmp_path):
 
 
 def test_table_has_the_papers_figures_beside_ours(done):
-    out, outcomes = done
+    out, rows = done
     fast, roi, again = csv.DictReader(open(out / "ablation.csv"))  # noqa: SIM115
     ours = [100 * loss(out / "fast" / seed) for seed in "01"]
     assert [float(fast[f"loss{end}"]) for end in ("", "_min", "_max")] == pytest.approx(
         [sum(ours) / 2, min(ours), max(ours)], abs=0.006
     )
     assert (fast["loss_paper"], roi["loss_paper"], again["loss_paper"]) == ("50.00", "", "")
-    assert (fast["seeds"], fast["source"], roi["settings"]) == (
+    assert (fast["seeds"], fast["paper"], roi["config"]) == (
         "2",
         "A paper, Table 1",
         "--model.pool=roi",
     )
-    cells = f"| fast | {sum(ours) / 2:.1f} ({min(ours):.1f}-{max(ours):.1f}) | 50.0 | 2 |"
+    cells = f"| fast | {sum(ours) / 2:.1f} ({min(ours):.1f}-{max(ours):.1f}) [50.0] | 2 |"
     assert cells in (out / "ablation.md").read_text()
-    assert [found.row.name for found in outcomes] == ["fast", "roi", "again"]
+    assert [found.name for found in rows] == ["fast", "roi", "again"]
 
 
 def test_what_is_done_is_not_done_again(done, forked, capsys):
@@ -211,7 +213,7 @@ def test_a_row_that_fails_stops_no_other_and_is_continued(tmp_path, monkeypatch,
     monkeypatch.delenv("TOY_KILL_MAKE")
     (out,) = go(table, "--seeds", "1", "--rows", "narrow")
     assert "1-first: done before" in (tmp_path / "out/narrow/0/log.txt").read_text()
-    assert out.figures["loss"] == pytest.approx([100 * loss(tmp_path / "out/narrow/0")])
+    assert out.metrics["loss"] == pytest.approx([loss(tmp_path / "out/narrow/0")])
     assert forked.children == ["fast/0", "narrow/0", "narrow/0"]
 
 
@@ -222,7 +224,7 @@ def test_a_row_that_fails_with_other_settings_shows_no_old_figures(tmp_path, mon
     with pytest.raises(SystemExit):
         go(table, "--seeds", "1", "--rows", "fast", "--model.width", "5")
     with (tmp_path / "out/ablation.csv").open() as file:
-        assert [row["row"] for row in csv.DictReader(file)] == ["narrow"]
+        assert [row["name"] for row in csv.DictReader(file)] == ["narrow"]
 
 
 def test_other_settings_do_it_again(tmp_path, forked):
@@ -345,7 +347,7 @@ MISTAKES = {
     "negative seed": (["toy.yaml", "--first_seed", "-1"], "--first_seed 0"),
     "given twice": (
         ["toy.yaml", "--run-dir", "x"],
-        "--run_dir is what wsis.ablate sets for each run",
+        "--run_dir is set by wsis.ablate for each run",
     ),
     "unknown setting": (
         ["toy.yaml", *TOY, "--model.widht", "3"],
@@ -388,7 +390,7 @@ def test_mistakes_are_one_line_before_anything_is_trained(
         ),
         ({"bad": {"set": {"model.fast": 3}}}, "row bad: unknown setting 'model.fast'"),
         ({"bad": {"config": "gone.yaml"}}, "gone.yaml"),
-        ({"bad": {"paper": [1.0, 2.0]}}, "row 'bad' in {}: give 1 figures of the paper (loss)"),
+        ({"bad": {"paper": [1.0, 2.0]}}, "row 'bad' in {}: give 1 metrics of the paper (loss)"),
         ({"bad": {"model": ""}}, "row 'bad' in {} needs `model: NAME`"),
         ({"bad": {"overlay": "x"}}, "row 'bad' in {}: unknown 'overlay'"),
         ({"bad": 3}, "row 'bad' in {} must hold"),
@@ -436,7 +438,7 @@ def test_rows_that_need_a_file_are_left_out_and_run_alone(tmp_path, capsys):
     both = go(
         table, "--seeds", "1", "--rows", "file", "--data.labels", str(tmp_path / "labels.json")
     )
-    assert [found.row.name for found in both] == ["fast", "file"]
+    assert [found.name for found in both] == ["fast", "file"]
 
 
 def test_words_are_told_apart():
@@ -458,10 +460,10 @@ def test_words_are_told_apart():
 
 
 def test_tables_and_rows_are_chosen_by_name(tmp_path):
-    first = {"figures": ["loss"], "rows": {"a": {}, "b": {}}}
+    first = {"metrics": ["loss"], "rows": {"a": {}, "b": {}}}
     (tmp_path / "toy.yaml").write_text(
         yaml.safe_dump(
-            {"model": "m", "tables": {"one": first, "two": {"figures": [], "rows": {"c": {}}}}}
+            {"model": "m", "tables": {"one": first, "two": {"metrics": [], "rows": {"c": {}}}}}
         )
     )
     ablation = read_ablation(tmp_path / "toy.yaml")

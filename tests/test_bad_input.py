@@ -34,6 +34,8 @@ from wsis import fit, label, predict, propose
 from wsis import test as judging
 from wsis.proposals.file import ProposalFile
 
+pytestmark = pytest.mark.slow
+
 QUICK = [
     "--trainer.accelerator",
     "cpu",

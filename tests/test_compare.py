@@ -17,7 +17,7 @@ from toy_runs import make_run, write_stage
 from wandb_files import read_wandb
 
 from wsis import compare, fit
-from wsis.reports.runs import read_judged
+from wsis.reports.runs import read_evaluation_set
 from wsis.reports.table import BEGIN, END
 
 
@@ -76,11 +76,12 @@ def test_runs_become_rows_csv_and_page(runs, tmp_path, capsys):
     rows = compare.main(words(runs, tmp_path))
     printed = capsys.readouterr().out
     assert sorted(row.name for row in rows) == ["cam", "mask_rcnn", "pdsl"]
-    means = [row.figures["AP50"].mean for row in rows]
+    means = [row.mean("AP50") for row in rows]
     assert means == sorted(means, reverse=True)
     ours = [figure(run, "AP50") for run in runs[:2]]
     (cam,) = [row for row in rows if row.name == "cam"]
-    assert cam.figures["AP50"] == pytest.approx((sum(ours) / 2, min(ours), max(ours)))
+    assert cam.metrics["AP50"] == pytest.approx(ours)
+    assert cam.mean("AP50") == pytest.approx(sum(ours) / 2)
     with (tmp_path / "shapes.csv").open() as file:
         lines = {line["method"]: line for line in csv.DictReader(file)}
     assert float(lines["cam"]["AP50"]) == pytest.approx(50 * sum(ours), abs=0.005)
@@ -95,11 +96,11 @@ def test_runs_become_rows_csv_and_page(runs, tmp_path, capsys):
     )
     assert "data.train=4" in lines["cam"]["config"]
     for row in rows:
-        assert f"{100 * row.figures['AP50'].mean:.1f}" in printed
+        assert f"{100 * row.mean('AP50'):.1f}" in printed
     page = Page()
     page.feed((tmp_path / "shapes.html").read_text())
     assert page.seen.count("script") == 2
-    assert page.seen.count("table") == 1
+    assert page.seen.count("table") == 1 + 2 * len(rows)  # and all metrics of each
     assert not [
         path
         for path in tmp_path.iterdir()
@@ -164,11 +165,11 @@ def test_a_users_own_label_file_is_no_pseudo_labels(tmp_path):
     content = {"images": [image], "annotations": [thing], "categories": [{"id": 1, "name": "cat"}]}
     (tmp_path / "own.json").write_text(json.dumps(content))
     named = {"root": str(tmp_path), "labels": "own.json", "val_labels": "own.json"}
-    judged = read_judged(
+    found = read_evaluation_set(
         {"data": {"class_path": "wsis.datasets.folder.Folder", "init_args": named}}, "val", {}
     )
-    assert judged.labels is None
-    assert judged.index.annotations[1][0]["bbox"] == [1, 1, 5, 5]
+    assert found.labels is None
+    assert found.index.annotations[1][0]["bbox"] == [1, 1, 5, 5]
 
 
 def test_the_table_goes_between_its_lines(runs, tmp_path):
@@ -207,7 +208,8 @@ def test_a_file_without_a_place_for_the_table_is_left_alone(text, runs, tmp_path
     assert (tmp_path / "README.md").read_text() == text
 
 
-def test_a_run_without_predictions_is_judged_once(place, tmp_path, capsys):
+@pytest.mark.slow
+def test_a_run_without_predictions_is_evaluated_once(place, tmp_path, capsys):
     run = place / "fresh"
     data = [
         "--data",
@@ -232,23 +234,24 @@ def test_a_run_without_predictions_is_judged_once(place, tmp_path, capsys):
     fit.main(["--model", "toy_detector.Peeper", *map(str, data)])
     capsys.readouterr()
     rows = compare.main(words([run], tmp_path))
-    assert "has not been judged on val yet" in capsys.readouterr().out
-    assert rows[0].figures["AP50"].mean == figure(run, "AP50") > 0.1
+    assert "has not been evaluated on val yet" in capsys.readouterr().out
+    assert rows[0].mean("AP50") == figure(run, "AP50") > 0.1
     assert rows[0].minutes > 0
     assert rows[0].memory > 0.05
-    assert rows[0].commit != "-"
+    assert rows[0].facts["commit"] != "-"
     compare.main(words([run], tmp_path))
-    assert "has not been judged" not in capsys.readouterr().out
+    assert "has not been evaluated" not in capsys.readouterr().out
     checkpoint = run / "train/checkpoints/last.ckpt"
     os.utime(checkpoint, (2**32, 2**32))  # trained on since
     compare.main(words([run], tmp_path))
-    assert "has not been judged on val yet" in capsys.readouterr().out
+    assert "has not been evaluated on val yet" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_pseudo_labels_of_other_images_are_made_once(place, tmp_path, capsys):
     run = place / "fresh"
     if not run.exists():
-        test_a_run_without_predictions_is_judged_once(place, tmp_path, capsys)
+        test_a_run_without_predictions_is_evaluated_once(place, tmp_path, capsys)
     learnt_from = toy_runs.shapes(place / "shapes").folder / "annotations/instances_train2017.json"
     shutil.copy(learnt_from, run / "train/labels.json")
     compare.main(words([run], tmp_path))
@@ -269,7 +272,7 @@ def test_training_images_show_what_was_learnt_from(place, tmp_path):
         taught / "train/labels.json",
     )
     (row,) = compare.main(words([taught], tmp_path, "--split", "train"))
-    assert row.figures["AP50"].mean > 0
+    assert row.mean("AP50") > 0
     assert {path.name for path in tmp_path.iterdir()} == {
         f"shapes-train.{kind}" for kind in ("csv", "html", "jpg")
     }
@@ -377,7 +380,12 @@ def test_runs_without_recorded_costs_show_none(copied, tmp_path):
     (row,) = compare.main(words([copied], tmp_path, "--images", 0))
     with (tmp_path / "shapes.csv").open() as file:
         (line,) = csv.DictReader(file)
-    assert (line["minutes"], line["memory_gib"], line["commit"], row.commit) == ("", "", "-", "-")
+    assert (line["minutes"], line["memory_gib"], line["commit"], row.facts["commit"]) == (
+        "",
+        "",
+        "-",
+        "-",
+    )
 
 
 def test_help_is_short(capsys):

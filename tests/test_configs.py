@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import re
 import shlex
@@ -11,18 +12,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from wsis import registry
+from wsis import ablate, registry
 from wsis.ablate import _divide
+from wsis.command_line.options import run_options
 from wsis.command_line.parser import CLI
 from wsis.command_line.settings import read_config, recipe
-from wsis.fit import options
 from wsis.reports.ablation import read_ablation
 
 FOLDER = Path(__file__).parents[1] / "configs"
 RECIPES = sorted([*FOLDER.glob("*.yaml"), *FOLDER.glob("shapes/*.yaml")])
-TABLES = [path for path in sorted(FOLDER.glob("ablation/*.yaml")) if "tables" in read_config(path)]
-OVERLAYS = [path for path in sorted(FOLDER.glob("ablation/*.yaml")) if path not in TABLES]
-SWEEPS = sorted(FOLDER.glob("sweep/*.yaml"))
+TABLES = sorted(FOLDER.glob("ablation/*.yaml"))
 SMALL = sorted(FOLDER.glob("small/*.yaml"))
 COMPARED = sorted(FOLDER.glob("compare/*.yaml"))
 
@@ -50,15 +49,6 @@ def test_recipe(path):
     )
 
 
-@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
-def test_overlay(path):
-    name = max((name for name in registry.names("model") if path.stem.startswith(name)), key=len)
-    paper = ["--model", name, "--data", "voc", "--data.root", "/voc"]
-    plain, changed = parse(*paper), parse(*paper, "--config", str(path))
-    assert plain != changed, "an overlay changes something"
-    assert len(path.read_text().splitlines()) <= 10
-
-
 BEST = {
     "pdsl": ("AP50", 47.8),
     "jtsm": ("PQ", 39.0),
@@ -71,32 +61,24 @@ PAPER = ("--data", "voc", "--data.root", "/voc")
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_table(path):
-    """Every overlay is in a table; rows that are the method itself have the figures that the comparison has of the paper."""
+    """Rows are understood and differ; rows that are the method itself have the paper's best value."""
     ablation, model = read_ablation(path), path.stem
     plain = parse("--model", model, *PAPER)
-    assert {row.model for row in ablation.rows.values()} == {model}
-    used = {
-        row.get("config")
-        for table in read_config(path)["tables"].values()
-        for row in table["rows"].values()
-    }
-    assert used - {None} == {
-        overlay.name for overlay in OVERLAYS if overlay.stem.startswith(f"{path.stem}_")
-    }
-    same = [
-        row
-        for row in ablation.rows.values()
-        if parse("--model", model, *PAPER, *row.words) == plain
-    ]
-    figure, value = BEST[path.stem]
-    assert value in [row.paper.get(figure) for row in same]
-    assert all(0 < value < 100 for row in ablation.rows.values() for value in row.paper.values())
+    variants = ablation.variants.values()
+    assert {variant.model for variant in variants} == {model}
+    settings = {v.name: parse("--model", model, *PAPER, *v.words) for v in variants}
+    metric, value = BEST[path.stem]
+    same = [v.paper.get(metric, 0) for v in variants if settings[v.name] == plain]
+    assert any(paper == pytest.approx(value / 100) for paper in same)
+    assert all(0 < paper < 1 for variant in variants for paper in variant.paper.values())
+    for table in ablation.tables:
+        assert len({(v.words, v.needs) for v in table.variants}) == len(table.variants)
 
 
 @pytest.mark.parametrize("path", COMPARED, ids=lambda path: f"compare/{path.stem}")
 def test_compared(path):
     """All methods, each with its recipe for the data; a row's overlay says the same as where fit is given it."""
-    rows = read_ablation(path).rows
+    rows = read_ablation(path).variants
     assert [row.model for row in rows.values()] == list(rows)
     assert rows.keys() == BEST.keys() | {"cam", "mask_rcnn"}
     for name, content in read_config(path)["tables"]["methods"]["rows"].items():
@@ -108,35 +90,44 @@ def test_compared(path):
 SWEEP_KEYS = {"name", "project", "program", "method", "metric", "parameters", "command"}
 
 
-@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: f"sweep/{path.stem}")
-def test_sweep(path, monkeypatch):
-    """Every command is made by W&B's own code and understood by ours."""
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: f"sweep of {path.stem}")
+def test_sweep(path, tmp_path, monkeypatch):
+    """W&B's own code makes the commands of its agents; each trains one row with one seed."""
     from wandb.sdk.launch.sweeps import utils
 
-    sweep = yaml.safe_load(path.read_text())
+    words = ["--data", "voc", "--data.root", "${envvar:VOC}", "--out", "/out"]
+    ablate.main([str(path), *words, "--seeds", "2", "--sweep", str(tmp_path / "sweep.yaml")])
+    sweep = yaml.safe_load((tmp_path / "sweep.yaml").read_text())
     assert sweep.keys() == SWEEP_KEYS
-    assert sweep["method"] == "grid"
+    assert (sweep["method"], sweep["program"]) == ("grid", "wsis.ablate")
     assert all(parameter.keys() == {"values"} for parameter in sweep["parameters"].values())
-    files = sweep["parameters"]["config"]["values"]
-    assert {Path(file).stem for file in files if "/ablation/" in file} >= {
-        overlay.stem
-        for overlay in OVERLAYS
-        if overlay.stem.startswith(f"{path.stem}_")
-        and overlay.stem not in ("ccgr_external_proposals", "em_paste_random")
-    }
+    rows, seeds = (sweep["parameters"][name]["values"] for name in ("rows", "first_seed"))
+    variants = read_ablation(path).variants
+    assert rows == [name for name, variant in variants.items() if not variant.needs]
+    assert seeds == [0, 1]
+    figures = {metric for table in read_ablation(path).tables for metric in table.metrics}
+    assert sweep["metric"]["name"].removeprefix("val/") in figures
     monkeypatch.setenv("VOC", "/voc")
-    monkeypatch.setenv("SALIENT", "/salient")
-    monkeypatch.chdir(FOLDER.parent)
-    for file in files:
-        words = utils.create_sweep_command(list(sweep["command"]))
-        made = utils.create_sweep_command_args(
-            {"args": {"config": {"value": file}, "seed_everything": {"value": 2}}}
-        )
-        assert words[:4] == ["${env}", "${interpreter}", "-m", "${program}"]
-        assert sweep["program"] == "wsis.fit"
-        assert words[-1] == "${args}"
-        config = Parsed("fit", [*words[4:-1], *made["args"]], options=options).settings()
-        assert (config["seed_everything"], config["data"]["init_args"]["root"]) == (2, "/voc")
+    command = utils.create_sweep_command(list(sweep["command"]))
+    assert command[:4] == ["${env}", "${interpreter}", "-m", "${program}"]
+    assert command[-1] == "${args}"
+    trained = []
+
+    @functools.wraps(ablate.ablate)
+    def record(**given):
+        trained.append(given)
+
+    monkeypatch.setattr(ablate, "ablate", record)
+    for row in rows:
+        values = {"rows": {"value": row}, "first_seed": {"value": 1}}
+        ablate.main([*command[4:-1], *utils.create_sweep_command_args({"args": values})["args"]])
+        given = trained.pop()
+        assert (given["tables"], given["rows"], given["out"]) == (path, [row], Path("/out"))
+        assert (given["seeds"], given["first_seed"]) == (1, 1)
+        fit = ["--model", variants[row].model, *given["settings"], *variants[row].words]
+        config = Parsed("fit", fit, options=run_options).settings()
+        assert config["data"]["init_args"]["root"] == "/voc"
+        assert config["wandb"]["project"] == "wsis"
 
 
 def holds(settings, some) -> bool:
@@ -163,32 +154,36 @@ def test_recipe_for_few_images_is_short_and_says_nothing_of_a_machine(path):
     "path", [*TABLES, *COMPARED], ids=lambda path: f"{path.parent.name}/{path.stem}"
 )
 def test_commands_of_a_header(path, tmp_path, monkeypatch):
-    """The header's words are understood with a row of each method, and what is compared is the runs alone."""
-    train, *compare = re.findall(
-        r"python -m (wsis\.[^&\n]*)", path.read_text().replace("\n#   ", " ")
-    )
-    _, table, *rest = shlex.split(train)
-    assert FOLDER.parent / table == path
-    own, settings = _divide([table, *rest])
-    ablation, named = (
-        read_ablation(path),
-        own[own.index("--rows") + 1 :] if "--rows" in own else None,
-    )
-    for row in {row.model: row for _, row in ablation.choose(named)}.values():
-        data = Parsed("fit", ["--model", row.model, *settings, *row.words], options=options).names[
-            "data"
-        ]
+    """The header's words are understood with a row of each method, and only runs are compared."""
+    text = path.read_text().replace("\n#   ", " ")
+    commands = re.findall(r"python -m (wsis\.[^&\n]*)", text)
+    ablation, trained = read_ablation(path), set()
+    for command in (c for c in commands if c.startswith("wsis.ablate")):
+        _, table, *rest = shlex.split(command)
+        assert FOLDER.parent / table == path
+        own, settings = _divide([table, *rest])
+        named = own[own.index("--rows") + 1 :] if "--rows" in own else None
+        chosen = ablation.choose(named)
+        ablate._check_needs(chosen, settings)
+        trained |= {variant.name for _, variant in chosen}
+        for row in {variant.model: variant for _, variant in chosen}.values():
+            words = ["--model", row.model, *settings, *row.words]
+            data = Parsed("fit", words, options=run_options).names["data"]
     monkeypatch.chdir(tmp_path)
     runs = Path("runs/ablate", ablation.name, data)
     for place in ("cam/0", "cam/12", "wandb/offline-run-1"):
         (runs / place).mkdir(parents=True)
     (runs / "ablation.csv").touch()
-    for command in compare:
-        assert {*glob.glob(command.split()[1])} == {f"{runs}/cam/0", f"{runs}/cam/12"}
+    compared = [command.split()[1] for command in commands if command.startswith("wsis.compare")]
+    for pattern in compared:
+        assert {*glob.glob(pattern)} == {f"{runs}/cam/0", f"{runs}/cam/12"}
+    if path in COMPARED:
+        assert compared
+        assert trained == ablation.variants.keys()
 
 
-def test_every_paper_has_its_tables_and_sweep():
-    assert {path.stem for path in TABLES} == {path.stem for path in SWEEPS} == BEST.keys()
+def test_every_paper_has_its_tables():
+    assert {path.stem for path in TABLES} == BEST.keys()
 
 
 def test_wheel_has_every_package():

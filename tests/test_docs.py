@@ -89,6 +89,7 @@ def test_wrong_commands_are_found(only_parse, capsys):
     for words in (
         ["--model", "pdsl", "--model.refinments", "3"],
         ["--model", "pdls"],
+        ["--model", "pdsl", "--sweeep", "sweep.yaml"],
         ["--model", "pdsl", "--config", "gone.yaml"],
     ):
         with pytest.raises(SystemExit):
@@ -151,6 +152,18 @@ def test_settings_files_are_understood(only_parse, tmp_path, monkeypatch):
     for content in parts:
         with pytest.raises(Parsed):
             fit.main(["--model", "em_paste", f"--model.segmentor={content['segmentor']}"])
+
+
+def test_pages_show_the_examples():
+    for page, example in {
+        "dataset": "dataset/class_folders.py",
+        "proposer": "proposer/windows.py",
+        "label_field": "label_field/points.py",
+        "segmentor": "segmentor/components.py",
+        "method": "wsddn/wsddn.py",
+    }.items():
+        shown = blocks(ROOT / f"docs/extending/{page}.md", "python")
+        assert (ROOT / "examples" / example).read_text().rstrip() in [b.rstrip() for b in shown]
 
 
 def test_toml_blocks_are_understood():

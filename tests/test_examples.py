@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +15,9 @@ from example_site import EXAMPLES, install_examples
 from PIL import Image
 
 from wsis import registry
-from wsis.datasets.shapes import Shapes
 from wsis.errors import InputError
 from wsis.nn.masks import tight_boxes
-
-PROPOSALS = inspect.signature(Shapes).parameters["proposals"].default
+from wsis.proposals.file import ProposalFile
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +81,6 @@ def test_a_photo_in_no_class_is_reported(installed, sorted_photos):
         registry.find("data", "class_folders")(sorted_photos).index("val")
 
 
-@pytest.mark.skipif(PROPOSALS != "segments", reason="proposals by name are called `auto`")
 def test_a_method_trains_on_the_folders(paths, sorted_photos, tmp_path):
     words = ["--model", "cam", "--data", "class_folders", "--data.root", str(sorted_photos)]
     words += ["--config", str(EXAMPLES / "dataset/cam.yaml"), "--run_dir", str(tmp_path / "run")]
@@ -127,18 +122,20 @@ def test_windows_are_sets_of_superpixels(installed, square):
     assert overlap.max() > 0.5
 
 
-@pytest.mark.skipif(
-    "proposer" not in getattr(registry, "_GROUPS", {}), reason="proposers have no names yet"
-)
-def test_a_proposer_is_found_by_its_name(installed, square):
-    proposals = registry.find("proposer", "windows")(square)
-    assert len(proposals.boxes) > 10
+def test_a_proposer_is_chosen_by_its_name(paths, tmp_path):
+    words = ["--data", "shapes", "--data.root", str(tmp_path / "data"), "--data.train", "2"]
+    words += ["--data.proposals", "windows", "--out", str(tmp_path / "made.sqlite")]
+    run("propose", [*words, "--split", "train", "--workers", "1"], paths, tmp_path)
+    file = ProposalFile(tmp_path / "made.sqlite")
+    assert len(file) == 2
+    assert file.provenance["made"] == "windows"
+    assert file.provenance["superpixels"] == 300
+    assert file.provenance["supervision"] == "none"
 
 
 # A label field
 
 
-@pytest.mark.skipif(find_spec("wsis.data.targets") is None, reason="no table of fields yet")
 def test_points_are_read_cut_and_pasted(installed, monkeypatch):
     from wsis.data import targets
     from wsis.data.transforms import Cut

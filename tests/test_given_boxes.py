@@ -12,11 +12,13 @@ from pycocotools import mask as rle
 
 import wsis
 from wsis import fit, label, predict
-from wsis import test as judging
+from wsis import test as testing
 from wsis.data.index import read_coco
 from wsis.datasets.shapes import Shapes
 from wsis.models.boxcaseg import BoxCaseg
 from wsis.parts.mask_rcnn import MaskRCNN
+
+pytestmark = pytest.mark.slow
 
 SEGMENTOR = {"features": 16, "hidden": 16, "mask_width": 8, "steps": 1}
 
@@ -67,18 +69,18 @@ def test_a_run_is_its_last_trained_stage_or_the_one_asked_for(run, capsys):
         "the joint network's, as the setting names none"
     )
     assert isinstance(wsis.load(run, "1-joint").model, BoxCaseg)
-    line = refused(judging, ["--run", run, "--stage", "2-proxy-masks"], capsys)
+    line = refused(testing, ["--run", run, "--stage", "2-proxy-masks"], capsys)
     assert "no trained stage '2-proxy-masks'; it has 1-joint, 3-segmentor" in line
 
 
 def test_masks_in_given_boxes_are_judged_by_their_overlap(run, capsys):
-    judgement = judging.main(["--run", str(run), "--stage", "1-joint", "--accelerator", "cpu"])
+    metrics = testing.main(["--run", str(run), "--stage", "1-joint", "--accelerator", "cpu"])
     printed = capsys.readouterr().out
     assert "IoU75" in printed
     assert "AP" not in printed
-    assert set(judgement.figures) == {"mIoU", "IoU50", "IoU75"}
+    assert set(metrics.overall) == {"mIoU", "IoU50", "IoU75"}
     trained = json.loads((run / "1-joint/metrics.json").read_text())
-    assert judgement.figures["mIoU"] == pytest.approx(trained["val/mIoU"], abs=1e-5)
+    assert metrics.overall["mIoU"] == pytest.approx(trained["val/mIoU"], abs=1e-5)
     assert (run / "test-val-1-joint/report.html").is_file()
 
 

@@ -28,6 +28,7 @@ def python(code: str) -> str:
     return ended.stdout
 
 
+@pytest.mark.slow
 def test_import_is_quick_and_light():
     code = "import time, sys; a = time.process_time(); import wsis; print(time.process_time() - a, 'torch' in sys.modules)"
     best = min((python(code).split() for _ in range(3)), key=lambda said: float(said[0]))
@@ -35,6 +36,7 @@ def test_import_is_quick_and_light():
     assert best[1] == "False"
 
 
+@pytest.mark.slow
 def test_listing_imports_no_method():
     assert (
         python(
@@ -59,6 +61,7 @@ def test_version():
     assert wsis.__version__.count(".") == 2
 
 
+@pytest.mark.slow
 def test_load(tmp_path):
     words = "--model toy_plugins.Net --data toy_plugins.Data --model.width 7 --data.batch_size 3 --trainer.accelerator cpu"
     fit.main([*words.split(), "--trainer.max_steps", "2", "--run_dir", str(tmp_path)])

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from pycocotools import mask as rle
 
@@ -17,6 +18,8 @@ from wsis import fit
 from wsis.datasets.shapes import Shapes
 from wsis.metrics import MaskIoU
 from wsis.types import Prediction
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[1]
 FLOOR = 0.17

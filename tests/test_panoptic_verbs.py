@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,10 +12,14 @@ import numpy as np
 import pytest
 
 from wsis import fit, predict
-from wsis import test as judging
+from wsis import test as testing
 from wsis.datasets.shapes import Shapes
 from wsis.metrics import PanopticQuality
 from wsis.metrics.panoptic_results import read_panoptic
+from wsis.metrics.results import read_results
+from wsis.reports.evaluation import Metrics
+
+pytestmark = pytest.mark.slow
 
 FIGURES = [name + end for name in ("PQ", "SQ", "RQ") for end in ("", "_things", "_stuff")]
 
@@ -54,8 +59,8 @@ def run(place, data_words) -> Path:
 
 
 @pytest.fixture(scope="module")
-def judged(run) -> judging.Judgement:
-    return judging.main(["--run", str(run), "--accelerator", "cpu"])
+def judged(run) -> Metrics:
+    return testing.main(["--run", str(run), "--accelerator", "cpu"])
 
 
 def by_hand(place, folder: Path) -> dict[str, float]:
@@ -66,9 +71,7 @@ def by_hand(place, folder: Path) -> dict[str, float]:
     samples = data.samples("val", train=False)
     for k, image in enumerate(index.images):
         truth = samples.sample(k)["truth"]._replace(panoptic=index.panoptic(image))
-        prediction = judging.read_results(
-            folder / "predictions.json", index.images, index.categories
-        )[k]
+        prediction = read_results(folder / "predictions.json", index.images, index.categories)[k]
         metric.update([prediction._replace(panoptic=maps(image))], [truth])
     return {name: float(value) for name, value in metric.compute().items() if value.ndim == 0}
 
@@ -77,15 +80,24 @@ def test_a_run_is_judged(run, judged, place, capsys):
     expected = by_hand(place, run / "test-val")
     assert 0 < expected["PQ_things"] < expected["PQ_stuff"] <= 1
     for name in FIGURES:
-        assert judged.figures[name] == pytest.approx(expected[name], abs=1e-6)
+        assert judged.overall[name] == pytest.approx(expected[name], abs=1e-6)
     written = json.loads((run / "test-val/metrics.json").read_text())
-    assert written["metrics"]["PQ"] == judged.figures["PQ"]
+    assert written["metrics"]["PQ"] == judged.overall["PQ"]
     assert set(written["per_class"]["water"]) == {"PQ", "SQ", "RQ"}
     assert {"AP", "PQ", "SQ", "RQ"} <= set(written["per_class"]["red-striped egg"])
     page = (run / "test-val/report.html").read_text()
-    assert page.count("<img") == 4 * 5
-    assert "<td>stuff</td>" in page
-    assert "<td>water</td>" in page
+    assert '<th scope="row">stuff</th>' in page
+    content = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+    assert "water" in content["classes"]
+    assert [source["role"] for source in content["sources"]] == [
+        "truth",
+        "panoptic",
+        "method",
+        "panoptic",
+    ]
+    for image in content["images"]:
+        seen = {content["classes"][thing[0]] for thing in image["objects"][1]}
+        assert seen & {"grass", "water", "sand"}
 
 
 def test_the_files_are_judged_as_the_run_was(run, judged, data_words, tmp_path, capsys):
@@ -93,21 +105,21 @@ def test_the_files_are_judged_as_the_run_was(run, judged, data_words, tmp_path, 
         shutil.copy(run / "test-val" / name, tmp_path)
     shutil.copytree(run / "test-val/panoptic", tmp_path / "panoptic")
     words = ["--predictions", str(tmp_path / "predictions.json"), *data_words, "--per_class"]
-    again = judging.main(words)
-    assert again.figures == pytest.approx(judged.figures, nan_ok=True)
+    again = testing.main(words)
+    assert again.overall == pytest.approx(judged.overall, nan_ok=True)
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [
         "stuff",
-        *(f"{100 * judged.figures[f'{name}_stuff']:.1f}" for name in ("PQ", "SQ", "RQ")),
+        *(f"{100 * judged.overall[f'{name}_stuff']:.1f}" for name in ("PQ", "SQ", "RQ")),
     ] in printed
     assert any(line[:1] == ["water"] for line in printed)
     elsewhere = tmp_path / "else"
     elsewhere.mkdir()
     (tmp_path / "panoptic.json").rename(elsewhere / "mine.json")
     (tmp_path / "panoptic").rename(elsewhere / "mine")
-    given = judging.main([*words, "--panoptic", str(elsewhere / "mine.json")])
-    assert given.figures == pytest.approx(judged.figures, nan_ok=True)
-    assert "PQ" not in judging.main(words).figures
+    given = testing.main([*words, "--panoptic", str(elsewhere / "mine.json")])
+    assert given.overall == pytest.approx(judged.overall, nan_ok=True)
+    assert "PQ" not in testing.main(words).overall
 
 
 @pytest.mark.parametrize("fault", ["png", "annotation", "data"])
@@ -126,7 +138,7 @@ def test_files_that_lack_something_get_one_clear_line(
         root = Shapes(place / "shapes", train=4, val=5).folder
         words = ["--data", "coco", "--data.root", str(root), "--panoptic", str(path)]
     with pytest.raises(SystemExit) as end:
-        judging.main(["--predictions", str(tmp_path / "in/predictions.json"), *words])
+        testing.main(["--predictions", str(tmp_path / "in/predictions.json"), *words])
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     expected = {
@@ -142,15 +154,15 @@ def test_maps_that_the_data_cannot_judge_are_told(run, judged, place, capsys):
     words = ["--data", "coco", "--data.root", str(root), "--out", str(place / "coco")]
     assert (
         "PQ"
-        not in judging.main(
+        not in testing.main(
             ["--predictions", str(run / "test-val/predictions.json"), *words]
-        ).figures
+        ).overall
     )
-    assert "panoptic.json is not judged" in capsys.readouterr().out
-    with_stuff = judging.main(
+    assert "panoptic.json is not evaluated" in capsys.readouterr().out
+    with_stuff = testing.main(
         ["--predictions", str(run / "test-val/predictions.json"), *words, "--data.panoptic", "true"]
     )
-    assert with_stuff.figures == pytest.approx(judged.figures, nan_ok=True)
+    assert with_stuff.overall == pytest.approx(judged.overall, nan_ok=True)
 
 
 def test_predict_writes_and_draws_maps(run, tmp_path):

@@ -6,6 +6,7 @@ import csv
 import re
 import shutil
 
+import pytest
 from pages import ROOT, blocks, read
 
 from wsis import fit
@@ -50,6 +51,7 @@ def test_figures_are_those_of_the_comparison():
         assert f"AP50 {value}" in (ROOT / f"docs/methods/{method}.md").read_text()
 
 
+@pytest.mark.slow
 def test_python_runs(tmp_path, monkeypatch):
     """On few images, for one step of a small network."""
     monkeypatch.chdir(tmp_path)

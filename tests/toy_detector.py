@@ -36,7 +36,7 @@ class Peeper(Method):
         self.log("train/loss", loss)
         return loss
 
-    def validation_step(self, batch, batch_idx):
+    def validation_step(self, batch, batch_idx=0):
         return [self.look(sample) for sample in batch]
 
     test_step = predict_step = validation_step

@@ -11,7 +11,7 @@ import yaml
 from pycocotools import mask as rle_masks
 
 from wsis.datasets.shapes import Shapes
-from wsis.test import evaluate
+from wsis.reports.evaluation import evaluate_file
 
 TRAIN, VAL = 4, 8
 
@@ -53,7 +53,7 @@ def make_run(
         source = Shapes(**{**data, "root": root, "labels": ""})
         results = folder / f"test-{split}/predictions.json"
         write_predictions(results, source, seed, split)
-        evaluate(source, predictions=results, split=split)
+        evaluate_file(results, source, split)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The error that users are meant to read."""
+"""The error whose message is meant for users."""
 
 from __future__ import annotations
 
@@ -6,4 +6,8 @@ __all__ = ["InputError"]
 
 
 class InputError(ValueError):
-    """A mistake in what the user gave: the message says what, where, and what to do. Verbs print it without a traceback."""
+    """A mistake in the user's input.
+
+    The message says in one line what is wrong, where, and what to do. The command line prints it
+    without a traceback.
+    """

@@ -1,4 +1,4 @@
-"""Files: written completely or not at all; JSON, SQLite and pickles of others read safely."""
+"""Atomic writes of files; safe reading of JSON, SQLite and pickles from elsewhere."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @contextmanager
 def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a scratch path beside `path`; on success it becomes `path` in one step, on failure `path` is untouched.
+    """Yield a scratch path that replaces `path` on success; on failure `path` is left untouched.
 
     Raises:
-        InputError: the folder cannot be written or the disk is full.
+        InputError: the folder is not writable or the disk is full.
     """
     path = Path(path)
     scratch = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
@@ -63,18 +63,18 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def clear_scratch(folder: Path) -> None:
-    """Delete what `whole` was writing, anywhere in `folder`, when its process was killed."""
-    for torn in folder.rglob(".*." + 8 * "[0-9a-f]"):
-        torn.unlink(missing_ok=True)
+    """Delete scratch files that killed processes left under `folder` in `whole`."""
+    for scratch in folder.rglob(".*." + 8 * "[0-9a-f]"):
+        scratch.unlink(missing_ok=True)
 
 
 @contextmanager
 def database(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open an SQLite file to write to it, or begin it; what is committed stays on any error.
+    """Open an SQLite file for writing, creating it if needed; commits survive any later error.
 
     Raises:
-        InputError: it cannot be written, also later, while it is open.
-        sqlite3.DatabaseError: it is no SQLite file, or is damaged.
+        InputError: the file cannot be written, now or later while it is open.
+        sqlite3.DatabaseError: the file is damaged or not SQLite.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,21 +87,22 @@ def database(path: Path) -> Iterator[sqlite3.Connection]:
             yield connection
     except sqlite3.OperationalError as error:
         raise InputError(
-            f"cannot write {path}: {error}; free space or choose another place, then repeat the command"
+            f"cannot write {path}: {error}; free space or choose another place, then repeat the "
+            "command"
         ) from error
 
 
 def cache_folder() -> Path:
-    """Give the user's folder for things that can be made again: WSIS_CACHE, else the system's cache folder / wsis."""
+    """Return the cache folder: WSIS_CACHE if set, else `wsis` in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("WSIS_CACHE") or Path(base) / "wsis")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a json file.
+    """Read a JSON file.
 
     Raises:
-        InputError: no such file, or not the whole of a json file.
+        InputError: no such file, or it is incomplete or not JSON.
     """
     try:
         with open(path, "rb") as file:
@@ -115,25 +116,26 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def read_lists(path: Path, keys: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """Read a json object that must hold lists under `keys`, as COCO files do."""
+    """Read a JSON object that holds lists under `keys`, as COCO files do.
+
+    Raises:
+        InputError: as `read_json`, or a list is missing.
+    """
     content = read_json(path)
-    missing = [
-        key
-        for key in keys
-        if not isinstance(content, dict) or not isinstance(content.get(key), list)
-    ]
+    lists = content if isinstance(content, dict) else {}
+    missing = [key for key in keys if not isinstance(lists.get(key), list)]
     if missing:
         raise InputError(f'{path} has no list "{missing[0]}"; a COCO file has {", ".join(keys)}')
     return content
 
 
 def read_pickle(path: str | os.PathLike[str]) -> Any:
-    """Read a pickle of containers, numbers, strings and numpy arrays, of any Python version, running none of its code.
+    """Read a pickle of containers, numbers, strings and arrays without running any of its code.
 
-    Text of Python 2 is read as latin-1, so its bytes survive.
+    Pickles of any Python version are read; text of Python 2 as latin-1, which keeps its bytes.
 
     Raises:
-        InputError: no such file, not a pickle, truncated, or holding anything else than data.
+        InputError: no such file, or it is truncated, not a pickle, or holds more than data.
     """
     try:
         with open(path, "rb") as file:
@@ -148,12 +150,11 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
 
 
 class _DataUnpickler(pickle.Unpickler):
-    """Knows numpy arrays and containers by name and nothing else."""
+    """Unpickler that resolves the names of numpy arrays and containers, and no others."""
 
     def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("numpy.core", "numpy._core").replace(
-            "__builtin__", "builtins"
-        )  # before numpy 2, Python 3
+        # the names before numpy 2 and Python 3
+        module = module.replace("numpy.core", "numpy._core").replace("__builtin__", "builtins")
         try:
             return _DATA[module, name]
         except KeyError:
@@ -163,7 +164,7 @@ class _DataUnpickler(pickle.Unpickler):
 
 
 def _empty_array(*_: Any) -> np.ndarray[Any, Any]:
-    """What `ndarray` unpickling starts from: its state, shape and type included, comes after."""
+    """Return the array that unpickling starts from; shape, type and data are set afterwards."""
     return np.empty(0)
 
 
@@ -178,7 +179,7 @@ def _number(dtype: np.dtype[Any], data: bytes | str) -> Any:
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """How pickle protocols before 3 hold bytes."""
+    """Decode bytes as pickle protocols before 3 store them."""
     return text.encode("latin1")
 
 

@@ -13,22 +13,22 @@ __all__ = ["digest", "file_hash", "fingerprint", "plain"]
 
 
 def digest(content: Any) -> str:
-    """Return sixteen hexadecimal digits of a value as JSON has it; strings and paths are text."""
+    """Return sixteen hexadecimal digits that identify a value by its JSON text."""
     text = json.dumps(content, sort_keys=True, default=_text)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def fingerprint(*parts: Any) -> str:
-    """Return the digest of values in which each file stands for its content, wherever it is."""
+    """Return the digest of values in which each file counts by its content, not its path."""
     return digest([plain(part) for part in parts])
 
 
 def plain(value: Any, inside: Path | None = None) -> Any:
-    """Return a value as JSON has it; a file is its content's hash, a folder or a missing path None.
+    """Return a value made of JSON types: a file as its hash, a folder or missing path as None.
 
     Args:
         value: numbers, strings, paths, dataclasses and containers of them.
-        inside: files in this folder are None: they are results of the run itself.
+        inside: a folder whose files become None, because the run itself writes them.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return plain(dataclasses.asdict(value), inside)
@@ -47,7 +47,7 @@ def plain(value: Any, inside: Path | None = None) -> Any:
 
 
 def file_hash(path: Path) -> str:
-    """Return sixteen hexadecimal digits of a file's content."""
+    """Return sixteen hexadecimal digits that identify a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
@@ -57,5 +57,5 @@ def _names_a_file(text: str) -> bool:
 
 
 def _text(value: Any) -> Any:
-    """Return what JSON does not know as text: bytes, such as run lengths, and paths."""
+    """Return text for values that JSON does not have: bytes, such as run lengths, and paths."""
     return value.decode("latin1") if isinstance(value, bytes) else str(value)

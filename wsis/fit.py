@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch.distributed as dist
-from jsonargparse.typing import PositiveInt
-from pytorch_lightning.cli import LightningArgumentParser
 
 from wsis.command_line.messages import plain_errors
+from wsis.command_line.options import run_options
 from wsis.command_line.parser import CLI
 from wsis.command_line.trainers import run_folder, write_settings
 from wsis.errors import InputError
@@ -21,7 +20,7 @@ from wsis.method import Method
 from wsis.runs.record import stages
 from wsis.runs.run import OnlyStage, Run, rank
 
-__all__ = ["main", "options"]
+__all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> Run:
@@ -61,47 +60,8 @@ def main(argv: Sequence[str] | None = None) -> Run:
 
 def _parse(words: list[str]) -> tuple[CLI, Path]:
     """Return the command line and the run's folder; a resumed run has its own settings."""
-    cli = CLI("fit", words, options=options, run_flag="--resume")
+    cli = CLI("fit", words, options=run_options, run_flag="--resume")
     return cli, cli.run or run_folder(cli.names["model"], cli.names["data"], cli.config.run_dir)
-
-
-def options(parser: LightningArgumentParser) -> None:
-    """Add the settings of the run itself."""
-    parser.add_argument(
-        "--run_dir",
-        type=Path | None,
-        default=None,
-        help="Where this run writes; runs/MODEL/DATA/TIME if not given.",
-    )
-    parser.add_argument(
-        "--resume",
-        type=Path | None,
-        default=None,
-        help="Folder of a run to continue with its own settings.",
-    )
-    parser.add_argument(
-        "--save_every",
-        type=PositiveInt,
-        default=500,
-        help="Optimiser steps from one checkpoint to the next.",
-    )
-    parser.add_argument(
-        "--stage",
-        type=str | None,
-        default=None,
-        help="The one stage to work on; those before must be finished, here or in --reuse.",
-    )
-    parser.add_argument(
-        "--reuse",
-        type=Path | None,
-        default=None,
-        help="Folder of runs; stages that one of them has done just so are taken over.",
-    )
-    parser.add_argument(
-        "--list_stages",
-        action="store_true",
-        help="Show the stages of the run and how far they are.",
-    )
 
 
 def _open(cli: CLI, folder: Path) -> None:

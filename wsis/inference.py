@@ -1,15 +1,18 @@
-"""Trained models from Python: load a run, predict an image."""
+"""Trained models: load a run, predict an image or a split, write pseudo-labels."""
 
 from __future__ import annotations
 
 import os
+import sys
 from itertools import takewhile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from jsonargparse import ArgumentParser
 from numpy.typing import NDArray
 from torch import Tensor
@@ -17,18 +20,33 @@ from torch import Tensor
 from wsis import registry
 from wsis.command_line.parser import overlay
 from wsis.command_line.settings import Config, read_run
+from wsis.command_line.trainers import new_trainer
 from wsis.errors import InputError
 from wsis.images.read import read_image
 from wsis.method import Method
+from wsis.metrics.evaluation import Evaluation
 from wsis.proposals.proposers import BUILT_IN, propose
 from wsis.runs.checkpoints import intact
+from wsis.runs.labels import Labeller, write_labels
 from wsis.runs.record import stages
-from wsis.types import Prediction, Proposals, Sample, View
+from wsis.runs.run import Split
+from wsis.types import Index, Prediction, Proposals, Record, Sample, View
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Loaded", "load", "make_data", "predict", "read_run", "trained"]
+__all__ = [
+    "Loaded",
+    "classes_of",
+    "labelling_stage",
+    "load",
+    "make_data",
+    "predict",
+    "read_run",
+    "store_labels",
+    "store_predictions",
+    "trained",
+]
 
 
 class Loaded(NamedTuple):
@@ -112,6 +130,87 @@ def make_data(section: Config) -> pl.LightningDataModule:
     parser.add_class_arguments(data, "data", fail_untyped=False)
     settings = overlay(parser, {"data": section}, "the settings of the run")
     return parser.instantiate(settings).data
+
+
+def classes_of(run: Path, data: Any) -> tuple[list[Record], list[Record]]:
+    """Return a run's thing and stuff classes, from a checkpoint or, without one, from the data."""
+    for folder, _ in reversed(stages(run)):
+        path = folder / "checkpoints" / "last.ckpt"
+        if intact(path):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            state = content.get(type(data).__qualname__) or {}
+            if "categories" in state:  # no data set is needed
+                return list(state["categories"]), list(state["stuff"])
+    return list(data.categories), list(data.stuff)
+
+
+def store_predictions(
+    model: Method,
+    data: Any,
+    split: str,
+    folder: Path,
+    accelerator: str = "auto",
+    devices: int = 1,
+) -> Path | None:
+    """Predict every image of a split once, divided among the devices.
+
+    Returns:
+        `folder`/predictions.json on rank zero; None on the other ranks, whose work ends here.
+    """
+    trainer = new_trainer(
+        default_root_dir=folder,
+        accelerator=accelerator,
+        devices=devices,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=sys.stderr.isatty(),
+        callbacks=[Evaluation([])],
+    )
+    try:
+        trainer.predict(model, datamodule=Split(data, split), return_predictions=False)
+    finally:
+        if dist.is_initialized():  # else gloo aborts one exit in five
+            dist.destroy_process_group()
+    return folder / "predictions.json" if trainer.is_global_zero else None
+
+
+def labelling_stage(run: Path) -> str | None:
+    """Return the last trained stage whose model has its own `label`; None if there is none."""
+    able = [name for name, model in trained(run).items() if model.label is not Method.label]
+    return able[-1] if able else None
+
+
+def store_labels(
+    model: Method,
+    data: Any,
+    split: str,
+    out: Path,
+    run: Path,
+    score_threshold: float = 0.5,
+    accelerator: str = "auto",
+    devices: int = 1,
+) -> int | None:
+    """Write a model's pseudo-labels of a split as a COCO instances file.
+
+    Args:
+        model: labels the images in its own way, or by its detections of tagged classes.
+        data: the images and what is known of them.
+        split: "train" or "val".
+        out: file to write.
+        run: the model's run, named as the source of each label.
+        score_threshold: lowest score of a label that is not the best of its class.
+        accelerator: as Lightning calls it.
+        devices: how many.
+
+    Returns:
+        Number of labels; None on all ranks but the first.
+    """
+    index: Index = data.index(split)
+    with TemporaryDirectory() as folder:
+        labeller, place = Labeller(model, score_threshold), Path(folder)
+        results = store_predictions(labeller, data, split, place, accelerator, devices)
+        return None if results is None else write_labels(out, results, index, model, str(run))
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from jsonargparse import ArgumentParser
 
@@ -12,17 +11,13 @@ from wsis.command_line.messages import plain_errors
 from wsis.command_line.parser import Help, parse
 from wsis.data.module import Loading
 from wsis.datasets.folder import Folder
-from wsis.inference import load, trained
-from wsis.method import Method
-from wsis.predict import classes_of, store_predictions
-from wsis.runs.labels import Labeller, write_labels
-from wsis.types import Index
+from wsis.inference import classes_of, labelling_stage, load, store_labels
 
 __all__ = ["label_images", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
-    """Label what `argv` names; returns the file."""
+    """Label the images that `argv` names; return the file."""
     with plain_errors():
         parser = ArgumentParser(
             prog="python -m wsis.label",
@@ -47,44 +42,38 @@ def label_images(
 ) -> Path:
     """Write a model's labels of its own training images, or of others, as a COCO instances file.
 
-    A method that has its own way to label, such as masks in given boxes, uses it; of others, each tagged class gets its best
-    detection and those above `score`.
+    Methods with their own labels, such as masks in given boxes, write these; others write the best
+    detection of each tagged class and all above `score`.
 
     Args:
         run: Folder of a finished run.
-        out: File to write: a COCO instances json with `score`, `source` and `ignore` for each annotation.
+        out: COCO instances json to write, with `score`, `source` and `ignore` of each annotation.
         images: Folder of images to label in place of the run's own.
-        labels: What is known of them, relative to `images`: tags (.csv) or boxes (COCO json); labels.csv or labels.json there
-            if not given.
+        labels: Tags (.csv) or boxes (COCO json) of these images, relative to `images`; labels.csv or
+            labels.json there if not given.
         split: Which of the run's own images: train or val.
-        stage: Trained stage to use; the last whose model has its own way to label, or the last, if not given.
-        score: Least score of a label that is not the best of its class.
+        stage: Trained stage to use; by default the last with labels of its own, else the last.
+        score: Lowest score of a label that is not the best of its class.
         accelerator: What to compute on, as Lightning calls it: auto, cpu, gpu, ...
         devices: How many of them.
 
     Raises:
         InputError: not a finished run, its data is not there, or the file cannot be written.
     """
-    own_way = [name for name, model in trained(run).items() if model.label is not Method.label]
-    model, data, _ = load(run, stage or next(reversed(own_way), None))
+    model, data, _ = load(run, stage or labelling_stage(run))
     if images is not None:
         names = [category["name"] for category in classes_of(run, data)[0]]
         wanted = () if model.needs_boxes else names
         data = _folder(images, labels, wanted, data.loading)  # type: ignore[attr-defined]
         split = "train"
-    index: Index = data.index(split)  # type: ignore[attr-defined]
-    with TemporaryDirectory() as folder:
-        results = store_predictions(
-            Labeller(model, score), data, split, Path(folder), accelerator, devices
-        )
-        if results is not None:
-            count = write_labels(out, results, index, model, str(run))
-            print(f"{count} labels on {len(index.images)} images: {out}")
+    count = store_labels(model, data, split, out, run, score, accelerator, devices)
+    if count is not None:
+        print(f"{count} labels on {len(data.index(split).images)} images: {out}")  # type: ignore[attr-defined]
     return out
 
 
 def _folder(images: Path, labels: str, classes: Sequence[str], loading: Loading) -> Folder:
-    """A user's images; without `classes` those of its labels."""
+    """Return a user's images as data; without `classes`, those of the labels."""
     elsewhere = labels and not (images / labels).is_file()
     return Folder(
         images,

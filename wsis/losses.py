@@ -1,7 +1,7 @@
-"""The papers' loss functions, pure: tensors in, a scalar out.
+"""Loss functions of the papers: pure functions from tensors to a scalar.
 
-P proposals, C classes, K regions, h x w a mask. Every loss of an empty set is zero, `image_loss`'s a constant; it stays
-connected to the graph.
+P proposals, C classes, K regions, h x w pixels of a mask. The loss of an empty set is zero (a
+constant for `image_loss`) and stays connected to the graph.
 """
 
 from __future__ import annotations
@@ -30,79 +30,86 @@ __all__ = [
 ]
 
 NO_STUFF = 255
-"""The stuff class of a pixel without one."""
+"""Label of pixels that have no stuff class."""
 
 
 def mil_scores(classification: Tensor, detection: Tensor) -> Tensor:
-    """Score every proposal for every class by the two streams of WSDDN.
+    """Return the score of every proposal for every class from the two streams of WSDDN.
+
+    Bilen and Vedaldi, CVPR 2016; PDSL section 3.2.
 
     Args:
         classification: (P,C) logits, normalised over the classes of a proposal.
         detection: (P,C) logits, normalised over the proposals of the image.
 
     Returns:
-        (P,C); a column sums to at most 1. Bilen and Vedaldi, CVPR 2016; PDSL section 3.2.
+        (P,C); each column sums to at most 1.
     """
     return classification.softmax(dim=1) * detection.softmax(dim=0)
 
 
 def image_loss(scores: Tensor, tags: Tensor) -> Tensor:
-    """Binary cross-entropy of the image's summed scores (PDSL eq. 2, JTSM eq. 2).
+    """Return the binary cross-entropy of the image's summed scores (PDSL eq. 2, JTSM eq. 2).
 
-    The papers sum over classes; their code takes the mean and clamps to [1e-6, 1 - 1e-6], and so does this.
+    The papers sum over classes. Their code takes the mean and clamps scores to [1e-6, 1 - 1e-6], as
+    is done here.
 
     Args:
         scores: (P,C) in [0, 1], from `mil_scores`.
         tags: (C,) 0 or 1.
     """
     score = scores.sum(0).clamp(1e-6, 1 - 1e-6)
-    return -(
-        tags * score.log() + (1 - tags) * (-score).log1p()
-    ).mean()  # F.binary_cross_entropy is refused by CUDA's autocast
+    # not F.binary_cross_entropy, which raises an error under CUDA's autocast
+    return -(tags * score.log() + (1 - tags) * (-score).log1p()).mean()
 
 
 def refinement_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Weighted cross-entropy of a refinement head (PDSL eq. 3, first term), over the number of weighted proposals.
+    """Return the weighted cross-entropy of a refinement head (PDSL eq. 3, first term).
+
+    The sum is divided by the number of proposals whose weight is not 0.
 
     Args:
         logits: (P,C+1), background last.
         labels: (P,) int64.
-        weights: (P,) in [0, 1], the image score of the pseudo-label that a proposal was matched with.
+        weights: (P,) in [0, 1], image score of the pseudo-label that each proposal is matched to.
     """
     each = F.cross_entropy(logits, labels, reduction="none")
     return (weights * each).sum() / (weights > 1e-12).sum().clamp(min=1)
 
 
 def box_loss(deltas: Tensor, targets: Tensor, weights: Tensor, proposals: int) -> Tensor:
-    """Weighted L1 of the box deltas of foreground proposals (PDSL eq. 3, second term).
+    """Return the weighted L1 loss of foreground box deltas (PDSL eq. 3, second term).
 
     Args:
         deltas: (K,4) predicted for the matched class.
         targets: (K,4).
         weights: (K,).
-        proposals: number of all proposals, foreground or not, by which the sum is divided.
+        proposals: number of all proposals, foreground and background; divides the sum.
     """
     return (weights[:, None] * (deltas - targets).abs()).sum() / max(proposals, 1)
 
 
 def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy, mean over regions and pixels (PDSL eq. 5 with its sign mended; the code's mean, unweighted).
+    """Return the binary cross-entropy, a mean over regions and pixels (PDSL eq. 5).
+
+    The sign of eq. 5 is corrected; the mean is unweighted, as in the authors' code.
 
     Args:
         logits: (K,h,w).
         targets: (K,h,w) in [0, 1].
     """
-    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / max(
-        logits.numel(), 1
-    )
+    total = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+    return total / max(logits.numel(), 1)
 
 
 def instance_activation(probabilities: Tensor, tau: float = 5.0) -> Tensor:
-    """Smooth maximum of each mask (PDSL eq. 7): log-mean-exp at sharpness `tau`, within [mean, max] of the mask.
+    """Return the smooth maximum of each mask (PDSL eq. 7), the log-mean-exp at sharpness `tau`.
+
+    It lies between the mean and the maximum of the mask.
 
     Args:
-        probabilities: (K,h,w) in [0, 1]; on unbounded logits it could not be compared with a score.
-        tau: above 0; near 0 it is the mean, the higher the nearer the maximum. The paper takes 5.
+        probabilities: (K,h,w) in [0, 1]; unbounded logits would not be comparable to a score.
+        tau: above 0; the mean near 0, approaching the maximum as it grows. The paper uses 5.
 
     Returns:
         (K,).
@@ -111,13 +118,18 @@ def instance_activation(probabilities: Tensor, tau: float = 5.0) -> Tensor:
 
 
 def log_mean_exp(maps: Tensor, sharpness: float) -> Tensor:
-    """Smooth maximum (...,) of maps (...,h,w), within [mean, max] (Pinheiro and Collobert, CVPR 2015)."""
+    """Return the smooth maximum (...,) of maps (...,h,w), Pinheiro and Collobert, CVPR 2015.
+
+    It lies between the mean and the maximum of each map.
+    """
     flat = maps.flatten(-2)
     return (torch.logsumexp(sharpness * flat, -1) - math.log(flat.shape[-1])) / sharpness
 
 
 def correlation_loss(activation: Tensor, score: Tensor) -> Tensor:
-    """Mean distance of mask activation and detection score (PDSL eq. 8); the score is a target and gets no gradient.
+    """Return the mean distance between mask activation and detection score (PDSL eq. 8).
+
+    The score is the target and gets no gradient.
 
     Args:
         activation: (K,), from `instance_activation`.
@@ -127,37 +139,39 @@ def correlation_loss(activation: Tensor, score: Tensor) -> Tensor:
 
 
 def semantic_loss(logits: Tensor, canvas: Tensor) -> Tensor:
-    """Cross-entropy over stuff classes, mean over the cells that are known (JTSM eq. 10).
+    """Return the cross-entropy over stuff classes, a mean over labelled cells (JTSM eq. 10).
 
     Args:
         logits: (N,S,H,W).
-        canvas: (N,H,W) int64, `NO_STUFF` where a cell teaches nothing.
+        canvas: (N,H,W) int64 stuff class, `NO_STUFF` where a cell is excluded from the loss.
     """
     total = F.cross_entropy(logits, canvas, ignore_index=NO_STUFF, reduction="sum")
     return total / (canvas != NO_STUFF).sum().clamp(min=1)
 
 
 def tightness_loss(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Learn from a tight box that each of its lines holds the object, and no other line does (BoxCaseg eq. 1, unary term).
+    """Return the loss of masks whose lines disagree with a tight box (BoxCaseg eq. 1, unary term).
 
-    A line's score is its largest logit; the binary cross-entropy is a mean over all lines, where the text has a sum.
+    Every row and column that crosses a tight box holds the object, and no other line does. A line's
+    score is its largest logit; the binary cross-entropy is a mean over all lines, where the text
+    has a sum.
 
     Args:
         logits: (N,H,W).
         rows: (N,H) bool, rows that cross the object.
-        columns: (N,W) bool, columns that do.
+        columns: (N,W) bool, columns that cross it.
     """
     lines = torch.cat([logits.amax(2), logits.amax(1)], 1)
     crossed = torch.cat([rows, columns], 1).to(logits.dtype)
-    return F.binary_cross_entropy_with_logits(lines, crossed, reduction="sum") / max(
-        lines.numel(), 1
-    )
+    total = F.binary_cross_entropy_with_logits(lines, crossed, reduction="sum")
+    return total / max(lines.numel(), 1)
 
 
 def neighbour_smoothness(probabilities: Tensor) -> Tensor:
-    """Mean squared difference over all pairs of 8-neighbours inside a map (BoxCaseg eq. 2).
+    """Return the mean squared difference over all pairs of 8-neighbours in a map (BoxCaseg eq. 2).
 
-    The code compares border pixels with zeros around the map, which pushes objects off the border of tight crops.
+    The authors' code pads the map with zeros and includes those pairs, which pushes objects away
+    from the border of tight crops.
 
     Args:
         probabilities: (N,H,W).
@@ -170,5 +184,5 @@ def neighbour_smoothness(probabilities: Tensor) -> Tensor:
 
 
 def mean_losses(losses: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Average each part of a loss over the images of a batch."""
+    """Return the mean of each part of a loss over the images of a batch."""
     return {name: torch.stack([of_image[name] for of_image in losses]).mean() for name in losses[0]}

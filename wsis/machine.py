@@ -1,4 +1,4 @@
-"""What the machine lends this process: cores and memory."""
+"""CPU cores and memory available to this process."""
 
 from __future__ import annotations
 
@@ -9,29 +9,28 @@ __all__ = ["cores", "free_memory"]
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_memory() -> int:
-    """Bytes that may still be used, by what the system and this process's control group say."""
-    known = []
+    """Return the bytes of memory that the system and this process's control group leave free."""
+    bounds = []
+    group = Path("/sys/fs/cgroup")
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        known += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
-        limit, used, detail = (
-            Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current", "stat")
-        )
+        system = Path("/proc/meminfo").read_text()
+        bounds += [1024 * size for size in _sizes(system, "MemAvailable")]
+        limit = (group / "memory.max").read_text()
+        used = (group / "memory.current").read_text()
+        detail = (group / "memory.stat").read_text()
         if limit.strip() != "max":
-            cache = next(
-                (
-                    int(line.split()[1])
-                    for line in detail.splitlines()
-                    if line.startswith("inactive_file")
-                ),
-                0,
-            )
-            known.append(int(limit) - int(used) + cache)
+            cache = _sizes(detail, "inactive_file") or [0]
+            bounds.append(int(limit) - int(used) + cache[0])
     except OSError:  # not Linux, or no control groups
         pass
-    return min(known, default=8 * 2**30)
+    return min(bounds, default=8 * 2**30)
+
+
+def _sizes(text: str, name: str) -> list[int]:
+    """Return the numbers of the lines that start with `name`."""
+    return [int(line.split()[1]) for line in text.splitlines() if line.startswith(name)]

@@ -1,7 +1,7 @@
-"""The contract of a method: what it tells data, runs, labels and reports about itself.
+"""The base class of all methods, with the attributes that data, runs, labels and reports read.
 
-A method derives from `Method`, sets the attributes in which it differs, and writes `training_step`, `predict` and
-`configure_optimizers`. Nothing here belongs to a paper.
+A method derives from `Method`, sets the attributes in which it differs, and implements
+`training_step`, `predict` and `configure_optimizers`. Nothing here is specific to a paper.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Settings = TypeVar("Settings")
 
 
 class Stages(Protocol):
-    """What `Method.stages` can ask of its run; `wsis.runs.run.Run` has the details."""
+    """Operations of a run that `Method.stages` can use; see `wsis.runs.run.Run`."""
 
     def fit(self, name: str, model: Method, data: Any, **trainer: Any) -> Path:
         """Train `model` and return its last checkpoint."""
@@ -45,34 +45,38 @@ class Stages(Protocol):
 
 
 class Method(pl.LightningModule):
-    """Base of every method and of every network that is trained as a stage of one.
+    """Base class of every method and of every network that is trained as a stage of one.
 
-    The attributes are read by the data module (what a sample holds), by runs (what a stage depends on), by labels and by
-    reports. An instance may replace a class's value, as BoxCaseg does with `min_mask_score`.
+    The attributes are read by the data module (contents of a sample), by runs (dependencies of a
+    stage), by labels and by reports. An instance may override a value of its class, as BoxCaseg
+    does with `min_mask_score`.
     """
 
     supervision: frozenset[str] = frozenset({"tags"})
-    """Fields of `Target` that training may read: of tags, stuff_tags, boxes, masks."""
+    """Fields of `Target` that training may read: any of tags, stuff_tags, boxes, masks."""
     needs_proposals: bool = True
-    """Samples hold proposals."""
+    """True if samples hold proposals."""
     needs_segments: bool = False
-    """Proposals come with superpixels and memberships."""
+    """True if proposals hold superpixels and memberships."""
     needs_boxes: bool = False
-    """Predictions are masks of given boxes, one each and in their order."""
+    """True if predictions are masks of given boxes, one for each box, in the same order."""
     panoptic: bool = False
-    """Predictions hold panoptic maps, and panoptic quality is measured."""
+    """True if predictions hold panoptic maps; panoptic quality is then measured."""
     min_mask_score: float = 0.0
-    """Pseudo-labels of a lower score are marked `ignore`: their masks train nothing."""
+    """Masks of pseudo-labels with a lower score are marked `ignore` and excluded from the loss."""
     label_settings: tuple[str, ...] = ()
-    """Constructor arguments that only `label` reads: training does not depend on them."""
+    """Constructor arguments that only `label` reads, so training does not depend on them."""
     later_settings: tuple[str, ...] = ()
     """Constructor arguments that only later stages read."""
 
     data_settings: tuple[str, ...] = ()
-    """Constructor arguments that only choose data for `training_data`, whose fingerprint says what was chosen."""
+    """Constructor arguments that only select data in `training_data`; its fingerprint has them."""
 
     def save_hyperparameters(self, *names: Any, **options: Any) -> None:
-        """Do as Lightning, with groups of settings as dictionaries, so that checkpoints hold plain values alone."""
+        """Save hyperparameters as Lightning does, but groups of settings as dictionaries.
+
+        Checkpoints then hold plain values only.
+        """
         options.setdefault("frame", inspect.currentframe().f_back)  # type: ignore[union-attr]
         super().save_hyperparameters(*names, **options)
         for name, value in self.hparams.items():
@@ -82,32 +86,32 @@ class Method(pl.LightningModule):
 
     @classmethod
     def predicts(cls) -> bool:
-        """Return whether the method implements `predict` or `predict_step`."""
+        """Return True if the method implements `predict` or `predict_step`."""
         return cls.predict is not Method.predict or cls.predict_step is not Method.predict_step
 
     @classmethod
     def validates(cls) -> bool:
-        """Return whether validation measures anything."""
+        """Return True if validation measures anything."""
         return cls.predicts() or cls.validation_step is not Method.validation_step
 
     def training_data(self, data: Any) -> Any:
-        """Return what to train on, given the data set of the run: by default just that.
+        """Return the data to train on, given the data set of the run: by default `data` itself.
 
-        A method that loads other images beside those of the data set adds them here. From Python:
+        A method that trains on images from elsewhere, too, adds them here. From Python:
         `trainer.fit(model, model.training_data(data))`.
         """
         return data
 
     def stages(self, run: Stages, data: Any) -> None:
-        """Train in one stage; a method with several says so here, in the paper's order."""
+        """Train in one stage; a method with several stages overrides this to run them in order."""
         run.fit("train", self, self.training_data(data))
 
     def configure_callbacks(self) -> list[Callback]:
-        """Evaluate what is predicted."""
+        """Return the evaluation callback, if the method predicts."""
         return [Evaluation()] if self.predicts() else []
 
     def predict(self, sample: Sample) -> Prediction:
-        """Return the objects of one image, the best first."""
+        """Return the objects of one image, best first."""
         raise NotImplementedError(f"{type(self).__name__} predicts nothing")
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> list[Prediction]:
@@ -115,30 +119,30 @@ class Method(pl.LightningModule):
         return [self.predict(sample) for sample in batch]
 
     def validation_step(self, batch: Batch, batch_idx: int = 0) -> Any:
-        """Predict each image, for the callback to evaluate."""
+        """Predict each image; the callback evaluates the predictions."""
         return self.predict_step(batch, batch_idx) if self.predicts() else None
 
     def test_step(self, batch: Batch, batch_idx: int = 0) -> Any:
-        """Do as in validation."""
+        """Predict as in validation."""
         return self.validation_step(batch, batch_idx)
 
     def label(self, batch: Batch, score_threshold: float = 0.5) -> list[Prediction]:
-        """Label training images: detections of tagged classes, the best of each and those above the threshold."""
-        found = self.predict_step(batch)
+        """Label training images with detections of tagged classes, as `tagged` selects them."""
+        predictions = self.predict_step(batch, 0)
         return [
             tagged(prediction, sample["target"]["tags"], score_threshold)
-            for prediction, sample in zip(found, batch, strict=True)
+            for prediction, sample in zip(predictions, batch, strict=True)
         ]
 
     def log_losses(self, losses: Mapping[str, Tensor], total: Tensor, batch_size: int) -> None:
-        """Log each part of a loss as `train/NAME` and the sum that is minimised as `train/loss`."""
+        """Log each part of a loss as `train/NAME` and the minimised total as `train/loss`."""
         parts = {f"train/{name}": value for name, value in losses.items()}
         self.log_dict(parts, batch_size=batch_size)
         self.log("train/loss", total, prog_bar=True, batch_size=batch_size)
 
 
 def filled(default: Settings, given: Settings | Mapping[str, Any]) -> Settings:
-    """Return a group of settings, where `given` may say only what differs from `default`.
+    """Return a group of settings; `given` may hold only what differs from `default`.
 
     Raises:
         InputError: `given` has a setting that the group does not have.
@@ -155,21 +159,20 @@ def filled(default: Settings, given: Settings | Mapping[str, Any]) -> Settings:
 
 
 def describe_supervision(supervision: frozenset[str]) -> str:
-    """Return the fields as tables show them, without those that others imply: "boxes" for tags and boxes."""
+    """Return the fields for tables, without those that others imply: boxes imply tags."""
     implied = {"boxes": {"tags"}, "masks": {"tags", "boxes"}}
     weaker = {field for strong in supervision for field in implied.get(strong, ())}
-    return " + ".join(
-        field.replace("_", " ") for field in sorted(supervision - weaker, reverse=True)
-    )
+    strongest = sorted(supervision - weaker, reverse=True)
+    return " + ".join(field.replace("_", " ") for field in strongest)
 
 
 def tagged(prediction: Prediction, tags: Tensor, score_threshold: float) -> Prediction:
-    """Keep detections of tagged classes: the best of each class, and those of at least `score_threshold`.
+    """Keep the best detection of each tagged class, and those with at least `score_threshold`.
 
     Args:
         prediction: of one image.
-        tags: (C,) 1 where the image holds the class.
-        score_threshold: applies to detections that are not the best of their class.
+        tags: (C,) 0 or 1.
+        score_threshold: lowest score of detections that are not the best of their class.
     """
     labels, scores = prediction.labels.cpu(), prediction.scores.cpu()
     lowest = torch.full_like(tags.cpu(), -torch.inf)
@@ -188,7 +191,7 @@ def tagged(prediction: Prediction, tags: Tensor, score_threshold: float) -> Pred
 
 
 def _first_of_each(labels: Tensor, candidate: Tensor) -> Tensor:
-    """Mark the first candidate of each label (N,), so that one of equal scores counts as best."""
+    """Mark the first candidate of each label (N,), so that one of several equal scores is best."""
     earlier = torch.ones(len(labels), len(labels)).tril(-1).bool()
     same = (labels[:, None] == labels) & candidate & earlier
     return candidate & ~same.any(1)

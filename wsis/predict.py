@@ -7,42 +7,34 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
-import pytorch_lightning as pl
-import torch
-import torch.distributed as dist
 from jsonargparse import ArgumentParser
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from wsis.command_line.messages import plain_errors
 from wsis.command_line.parser import Help, parse
-from wsis.command_line.trainers import new_trainer
 from wsis.data.index import read_coco
 from wsis.data.module import Augment, DataModule, Loading
 from wsis.errors import InputError
 from wsis.files import whole
 from wsis.images import draw
 from wsis.images.read import pictures, read_image
-from wsis.inference import load, trained
-from wsis.metrics.evaluation import Evaluation
+from wsis.inference import classes_of, load, store_predictions, trained
 from wsis.metrics.panoptic_results import PANOPTIC, read_panoptic
 from wsis.metrics.results import read_results
 from wsis.proposals.make import Fresh
 from wsis.proposals.source import proposer_of
-from wsis.runs.checkpoints import intact
-from wsis.runs.record import stages
-from wsis.runs.run import Split
 from wsis.types import Index, Record
 
 if TYPE_CHECKING:
     from wsis.proposals.file import ProposalFile
 
-__all__ = ["main", "predict_images", "store_predictions"]
+__all__ = ["main", "predict_images"]
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
-    """Predict what `argv` names; returns the results file."""
+    """Predict the images that `argv` names; return the results file."""
     with plain_errors():
         parser = ArgumentParser(
             prog="python -m wsis.predict",
@@ -66,15 +58,15 @@ def predict_images(
     accelerator: str = "auto",
     devices: int = 1,
 ) -> Path:
-    """Find objects in images and write predictions.json (COCO results), images.json and overlays/ into a folder.
+    """Predict images and write predictions.json (COCO results), images.json and overlays/.
 
-    A panoptic method also writes panoptic.json with panoptic/ (COCO's format) and overlays/panoptic/.
+    A panoptic method also writes panoptic.json and panoptic/ (COCO's format) and overlays/panoptic/.
 
     Args:
         images: Images, and folders of images.
         run: Folder of a finished run.
         out: Folder to write to.
-        boxes: COCO json with boxes of the images; the masks in them are predicted, by a method that learnt from boxes.
+        boxes: COCO json with boxes of the images, for a method that predicts the masks in them.
         stage: Trained stage to use; if not given the last, with `boxes` the last that takes boxes.
         score: Detections below this score are not drawn; predictions.json has them all.
         workers: Processes that read images and make proposals.
@@ -82,12 +74,14 @@ def predict_images(
         devices: How many of them.
 
     Raises:
-        InputError: not a finished run, no image can be read, or boxes that no stage takes or that are of other images.
+        InputError: not a finished run, no image can be read, or boxes that no stage takes or of
+            other images.
     """
     model, data, config = load(run, stage or (_stage_for_boxes(run) if boxes else None))
     if model.needs_boxes != (boxes is not None):
         raise InputError(
-            f"{type(model).__name__} of {run} {'does not take' if boxes else 'needs'} --boxes; choose a --stage of it"
+            f"{type(model).__name__} of {run} {'does not take' if boxes else 'needs'} --boxes; "
+            "choose a --stage of it"
         )
     things, stuff = classes_of(run, data)
     index = Index(
@@ -109,53 +103,8 @@ def predict_images(
     return out / "predictions.json"
 
 
-def store_predictions(
-    model: pl.LightningModule,
-    data: Any,
-    split: str,
-    folder: Path,
-    accelerator: str = "auto",
-    devices: int = 1,
-) -> Path | None:
-    """Let `model` see every image of a split once, all devices sharing the work.
-
-    Returns:
-        `folder`/predictions.json on rank zero; None on the others, whose work ends here.
-    """
-    trainer = new_trainer(
-        default_root_dir=folder,
-        accelerator=accelerator,
-        devices=devices,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=sys.stderr.isatty(),
-        callbacks=[Evaluation([])],
-    )
-    try:
-        trainer.predict(model, datamodule=Split(data, split), return_predictions=False)
-    finally:
-        if (
-            dist.is_initialized()
-        ):  # Lightning leaves the group open, and gloo then aborts one exit in five
-            dist.destroy_process_group()
-    return folder / "predictions.json" if trainer.is_global_zero else None
-
-
-def classes_of(run: Path, data: Any) -> tuple[list[Record], list[Record]]:
-    """Give a run's things and stuff: from its checkpoint, which needs no data set at hand, else from the data."""
-    for folder, _ in reversed(stages(run)):
-        path = folder / "checkpoints" / "last.ckpt"
-        if intact(path):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            state = content.get(type(data).__qualname__) or {}
-            if "categories" in state:
-                return list(state["categories"]), list(state["stuff"])
-    return list(data.categories), list(data.stuff)
-
-
 class _Pictures(DataModule):
-    """Images without annotations, or with boxes alone; proposals are made by the loader's processes as images are read."""
+    """Images without annotations, or with boxes alone; proposals are made as images are read."""
 
     def __init__(self, index: Index, workers: int, proposer: str) -> None:
         loading = Loading(batch_size=1, workers=workers)
@@ -175,17 +124,18 @@ class _Pictures(DataModule):
 
 
 def _stage_for_boxes(run: Path) -> str:
-    """The last trained stage whose model segments given boxes."""
+    """Return the last trained stage whose model segments given boxes."""
     able = [name for name, model in trained(run).items() if model.needs_boxes]
     if not able:
         raise InputError(
-            f"{run} has no trained stage that segments given boxes; leave out --boxes, or train boxcaseg"
+            f"{run} has no trained stage that segments given boxes; "
+            "leave out --boxes, or train boxcaseg"
         )
     return able[-1]
 
 
 def _with_boxes(index: Index, path: Path) -> Index:
-    """Give the images their boxes in a COCO json, which names them by the end of their paths; others are left out."""
+    """Add the boxes of a COCO json, which names images by the end of their paths; drop others."""
     given = read_coco(path, Path(), check_images=False)
     named = {image["file_name"]: image for image in given.images}
     images, boxes = [], {}
@@ -201,7 +151,8 @@ def _with_boxes(index: Index, path: Path) -> Index:
         if (mine["height"], mine["width"]) != (image["height"], image["width"]):
             theirs = f"{mine['width']} x {mine['height']}"
             raise InputError(
-                f"{path} has {image['file_name']} at {theirs} pixels, but it is {image['width']} x {image['height']}"
+                f"{path} has {image['file_name']} at {theirs} pixels, "
+                f"but it is {image['width']} x {image['height']}"
             )
         images.append(image)
         boxes[image["id"]] = [a for a in given.annotations[mine["id"]] if not a.get("iscrowd")]
@@ -213,7 +164,7 @@ def _with_boxes(index: Index, path: Path) -> Index:
 
 
 def _readable(given: Iterable[Path]) -> list[Record]:
-    """Records of the images that can be read; one line for each that cannot."""
+    """Return records of the images that can be read; print a line for each that cannot."""
     records: list[Record] = []
     for path in _files(given):
         try:
@@ -235,7 +186,7 @@ def _readable(given: Iterable[Path]) -> list[Record]:
 
 
 def _files(given: Iterable[Path]) -> list[Path]:
-    """Files named, and the pictures in folders named, each once."""
+    """Return the given files, and the pictures in the given folders, each once."""
     files: list[Path] = []
     for path in given:
         inside = pictures(path) if path.is_dir() else [path]
@@ -274,7 +225,7 @@ def _draw_panoptic(results: Path, index: Index, folder: Path) -> None:
 
 
 def _names(index: Index) -> list[str]:
-    """A name for each image's overlay: its stem, with its id where another could have that."""
+    """Name each image's overlay by its stem, and its id if another has that stem."""
     stems = [Path(image["file_name"]).stem for image in index.images]
     numbered = [f"{stem}-{image['id']}" for stem, image in zip(stems, index.images, strict=True)]
     taken = Counter([*stems, *numbered])

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from wsis.datasets.folder import index_of_folder
 from wsis.errors import InputError
-from wsis.images.read import SUFFIXES, image_size, pictures
 from wsis.proposals.convert import convert
 from wsis.proposals.file import ProposalFile
 from wsis.proposals.make import make
 from wsis.proposals.proposers import BUILT_IN, names
 from wsis.proposals.source import file_name
-from wsis.types import Index, Record
+from wsis.types import Index
 
-__all__ = ["index_of_folder", "main"]
+__all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> list[Path]:
@@ -109,26 +109,6 @@ def _places(splits: list[str], out: Path | None, folder: Path, source: str) -> d
         split: out if len(splits) == 1 else out.with_name(f"{out.stem}-{split}{out.suffix}")
         for split in splits
     }
-
-
-def index_of_folder(folder: Path) -> Index:
-    """Index the images under a folder, without annotations.
-
-    Raises:
-        InputError: no images there, or one that cannot be read.
-    """
-    files = pictures(folder)
-    if not files:
-        raise InputError(
-            f"no images in {folder}; give a folder with {', '.join(sorted(SUFFIXES))} files"
-        )
-    images: list[Record] = [
-        {"id": number, "file_name": str(path.relative_to(folder)), "height": height, "width": width}
-        for number, (path, (height, width)) in enumerate(
-            zip(files, map(image_size, files), strict=True), 1
-        )
-    ]
-    return Index(name="folder", root=folder, images=images, categories=[])
 
 
 if __name__ == "__main__":

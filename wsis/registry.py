@@ -1,12 +1,12 @@
 """Short names: `pdsl` is the class that `wsis/models/pdsl.py` lists first in its `__all__`.
 
-The name of the file (or of a folder with an `__init__.py`) is the registration. Files are read,
-not imported, until a class is asked for, so a method with heavy dependencies costs the others
-nothing. Other packages add theirs by entry points of the groups `wsis.models`, `wsis.data` and
+A file (or a folder with an `__init__.py`) registers its class by its name. Files are parsed, not
+imported, until a class is needed, so that the heavy dependencies of one method do not slow down the
+others. Other packages register classes by entry points of the groups `wsis.models`, `wsis.data` and
 `wsis.proposers`.
 
-A name stands for a class of this library or of an installed plug-in, and for no other code: names
-come from settings files, run folders and tables, which may be somebody else's.
+A name resolves only to this library and to installed plug-ins, never to other code, because
+settings files, run folders and tables may come from somebody else.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ __all__ = [
 ]
 
 KINDS = ("model", "data")
-"""What a command line chooses by name; each is a section of a settings file."""
+"""Kinds that the command line selects by name; each is a section of a settings file."""
 _GROUPS = {"model": "wsis.models", "data": "wsis.data", "proposer": "wsis.proposers"}
 _PACKAGES = {"model": ("models", "parts"), "data": ("datasets",)}
 _BASES = {"model": "LightningModule", "data": "LightningDataModule"}
 _FUNCTIONS = {"proposer": {"segments": "wsis.proposals.segments.propose"}}
-"""Built-in functions by name; a kind with a base has classes."""
+"""Built-in functions by name, for kinds that are functions rather than classes."""
 
 
 def names(kind: str) -> list[str]:
-    """Return the short names of one kind ("model", "data", "proposer"), plug-ins included."""
+    """Return the short names of one kind ("model", "data", "proposer"), including plug-ins."""
     return sorted({*_files(kind), *_FUNCTIONS.get(kind, {}), *_plugins(kind)})
 
 
@@ -60,15 +60,15 @@ def class_path(kind: str, name: str, typed: bool = False) -> str:
         typed: the user typed the name, so that it may be the path of any code.
 
     Raises:
-        InputError: no such name (the message has the nearest one), or a path that is not installed.
+        InputError: no such name (the message suggests the nearest), or the path is not installed.
     """
     if "." in name:
         path = name.replace(":", ".")
         if not typed and not _is_installed(kind, path):
             raise InputError(
                 f"{kind} {name} is not installed, and a file may name no other code; "
-                f"install it with an entry point of {_GROUPS[kind]}; "
-                f"wsis.fit takes it as --{kind} {name}, too"
+                f"if it is your own, install it with an entry point of {_GROUPS[kind]} "
+                f"or type wsis.fit --{kind} {name}"
             )
         return path
     known = {_plain(n): n for n in names(kind)}
@@ -88,11 +88,11 @@ def find(kind: Literal["model", "data"], name: str, typed: bool = ...) -> type[A
 @overload
 def find(kind: str, name: str, typed: bool = ...) -> Any: ...
 def find(kind: str, name: str, typed: bool = False) -> Any:
-    """Import the class (of a proposer: the function) of a short name or dotted path.
+    """Import the class, or for a proposer the function, of a short name or dotted path.
 
     Args:
         kind: "model", "data" or "proposer".
-        name: as `class_path` takes it.
+        name: as in `class_path`.
         typed: the user typed the name, so that it may be the path of any code.
 
     Raises:
@@ -115,7 +115,7 @@ def find(kind: str, name: str, typed: bool = False) -> Any:
 
 
 def arguments(cls: type[Any]) -> dict[str, inspect.Parameter]:
-    """Return the arguments of a constructor, with those that its `**settings` pass on to the base class."""
+    """Return the arguments of a constructor, including those its `**settings` pass to the base."""
     known = dict(inspect.signature(cls).parameters)
     passes_on = [name for name, p in known.items() if p.kind is p.VAR_KEYWORD]
     if not passes_on:
@@ -148,7 +148,7 @@ def exports() -> dict[str, str]:
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Return "; did you mean 'x'?" with the nearest of `known`, or "" where none is near."""
+    """Return "; did you mean 'x'?" with the nearest of `known`, or "" if none is near."""
     spelled = {_plain(k): k for k in known}
     near = difflib.get_close_matches(_plain(word), spelled, n=1)
     return f"; did you mean '{spelled[near[0]]}'?" if near else ""
@@ -182,7 +182,7 @@ def _plugins(kind: str) -> dict[str, str]:
 
 
 def _is_installed(kind: str, path: str) -> bool:
-    """Return whether a path lies in this library or in the module of a plug-in of this kind."""
+    """Return True if a path is in this library or in the module of a plug-in of this kind."""
     plugins = [plugin.rpartition(".")[0] for plugin in _plugins(kind).values()]
     inside = any(path.startswith(f"{place}.") for place in ["wsis", *plugins])
     return inside if kind in _BASES else path in _FUNCTIONS.get(kind, {}).values()
@@ -195,7 +195,7 @@ def _derives_from(thing: Any, base: str) -> bool:
 
 
 def _source(path: str) -> Path | None:
-    """Return the file of a plug-in's class, where it is a file."""
+    """Return the Python file of a plug-in's class, or None if there is none."""
     try:
         spec = importlib.util.find_spec(path.rpartition(".")[0])
     except ModuleNotFoundError:

@@ -1,6 +1,7 @@
-"""The words this library speaks: what passes between data, models and metrics.
+"""Types that data, models and metrics exchange.
 
-Boxes are xyxy float32 in pixels, x2/y2 exclusive. P proposals, C classes, M instances, S superpixels, H x W an image.
+Boxes are xyxy float32 in pixels, x2/y2 exclusive. P proposals, C classes, M instances, S
+superpixels, H x W pixels of an image.
 """
 
 from __future__ import annotations
@@ -32,51 +33,59 @@ RLE = dict[str, Any]
 
 
 class Proposals(NamedTuple):
-    """Candidate regions of one image, the most useful first, so that a few are a good choice; each is a set of superpixels."""
+    """Candidate regions of one image, the most useful first; each is a set of superpixels.
+
+    The first few of them are a good choice where not all can be used.
+    """
 
     boxes: Tensor
     """(P,4) float32."""
     scores: Tensor
     """(P,) float32, objectness in [0, 1]."""
     labels: Tensor | None = None
-    """(H,W) int32, superpixel of each pixel, 0-based, -1 = none (padding); None where only boxes are known."""
+    """(H,W) int32, superpixel of each pixel, -1 for padding; None if only boxes are known."""
     members: Tensor | None = None
-    """(P,S) bool, the superpixels that make up each proposal; None where only boxes are known."""
+    """(P,S) bool, the superpixels that make up each proposal; None if only boxes are known."""
 
 
 class Target(TypedDict, total=False):
-    """What a method may learn from: the fields that its `supervision` names, each with its companions.
+    """Annotations that a method may train on.
 
-    `wsis.data.targets.FIELDS` has how each field is read, cut and pasted.
+    The fields that its `supervision` names, each with its companions.
+
+    `wsis.data.targets.FIELDS` defines how each field is read, cropped and pasted.
     """
 
     tags: Tensor
-    """(C,) float32, 1 where the image holds the class."""
+    """(C,) float32, 1 if the class is in the image."""
     stuff_tags: Tensor
-    """(C_stuff,) float32, where the data set knows stuff classes."""
+    """(C_stuff,) float32, likewise; only if the data set has stuff classes."""
     boxes: Tensor
     """(M,4) float32."""
     labels: Tensor
     """(M,) int64, 0-based class; with `boxes`."""
     crowd: Tensor
-    """(M,) bool, boxes of several objects or hard ones, to be left out of training; with `boxes`."""
+    """(M,) bool, boxes of several or of difficult objects, excluded from training; with `boxes`."""
     bag: Tensor
-    """(M,) int64, ascending, the bag that each box belongs to; with `boxes`, of annotations that name one."""
+    """(M,) int64, ascending, bag of each box; with `boxes`, if annotations have bags."""
     masks: Tensor
     """(M,H,W) bool."""
     unsure: Tensor
-    """(M,) bool, 1 where box and label hold but the mask is missing or marked `ignore`; with `masks`."""
+    """(M,) bool, True where the mask is missing or marked `ignore`; with `masks`.
+
+    Box and label are valid all the same.
+    """
 
 
 class View(NamedTuple):
-    """How a network input was cut from its original image: crop, scale, flip."""
+    """The crop, scale and flip that made a network input from its original image."""
 
     scale: tuple[float, float]
-    """Input pixels per original pixel, (x, y)."""
+    """(x, y), input pixels per original pixel."""
     offset: tuple[float, float]
-    """Original (x, y) of the crop's corner."""
+    """(x, y) of the crop's top left corner in the original image."""
     width: int
-    """Input width in pixels, the mirror of a flip."""
+    """Input width in pixels, which a flip needs."""
     flip: bool
 
     def to_original(self, boxes: Tensor) -> Tensor:
@@ -98,32 +107,35 @@ class View(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """The annotations of one image in original pixels. For metrics alone: training samples never carry it."""
+    """Annotations of one image in original pixels, for metrics only; never in training samples."""
 
     boxes: Tensor
     """(M,4) float32."""
     labels: Tensor
     """(M,) int64."""
     masks: list[RLE]
-    """M run-length masks at the original size; empty where an object has none."""
+    """M run-length masks at the original size; an empty mask for an object without one."""
     crowd: Tensor
-    """(M,) bool: matched detections of these are ignored, as COCO does."""
+    """(M,) bool, objects whose matched detections are ignored, as in COCO."""
     panoptic: Tensor | None = None
-    """(H,W,2) int32: each pixel's class (things 0..C-1, stuff C..C+C_stuff-1, -1 = void) and instance number (0 for stuff)."""
+    """(H,W,2) int32, class and instance number of each pixel.
+
+    Things are 0..C-1, stuff C..C+C_stuff-1, void -1; the instance number of stuff is 0.
+    """
 
 
 class Sample(TypedDict, total=False):
     """One image on its way into a network."""
 
     image: Tensor
-    """(3,H,W) uint8 RGB; augmented in training, the original in evaluation."""
+    """(3,H,W) uint8 RGB, augmented in training, original in evaluation."""
     image_id: int
     path: Path
     """The original image file."""
     size: tuple[int, int]
     """(H, W) of the original."""
     view: View
-    """From the original to `image`."""
+    """Transform from the original to `image`."""
     proposals: Proposals
     """In pixels of `image`."""
     target: Target
@@ -135,7 +147,7 @@ Batch = list[Sample]
 
 
 class Prediction(NamedTuple):
-    """Detections of one image in original pixels, best first; N of them."""
+    """N detections of one image in original pixels, best first."""
 
     image_id: int
     size: tuple[int, int]
@@ -147,16 +159,22 @@ class Prediction(NamedTuple):
     labels: Tensor
     """(N,) int64, 0-based class."""
     masks: list[RLE]
-    """N run-length masks at `size`, empty where an object has none; a list, because (N,H,W) would not fit at full size."""
+    """N run-length masks at `size`; an empty mask for an object without one.
+
+    A tensor (N,H,W) at full size would not fit into memory.
+    """
     panoptic: Tensor | None = None
-    """(H,W,2) int32, as in `Truth`; None from a method that gives instances alone."""
+    """(H,W,2) int32, as in `Truth`; None if the method predicts instances only."""
 
 
 Record = dict[str, Any]
 
 
 class Index(NamedTuple):
-    """A data set's images and annotations in memory, built with keywords. Classes are positions in `categories`."""
+    """Images and annotations of a data set, in memory; a class is a position in `categories`.
+
+    Pass the fields by keyword.
+    """
 
     name: str
     root: Path
@@ -166,19 +184,19 @@ class Index(NamedTuple):
     categories: list[Record]
     """id, name."""
     annotations: Mapping[int, list[Record]] = {}
-    """Image id -> COCO annotations: bbox xywh, category_id, iscrowd, segmentation (polygons or RLE) or none."""
+    """Image id -> COCO annotations: bbox xywh, category_id, iscrowd, segmentation (or none)."""
     tags: Mapping[int, list[int]] = {}
     """Image id -> classes in the image, ascending."""
     stuff: Sequence[Record] = ()
-    """id, name of stuff classes; empty where the data set knows none."""
+    """id, name of stuff classes; empty if the data set has none."""
     stuff_tags: Mapping[int, list[int]] = {}
     """Image id -> positions in `stuff`, ascending."""
     panoptic: Callable[[Record], Tensor | None] | None = None
-    """Reads the panoptic map (H,W,2) of an image record, None of an image that has none; None where no image has."""
+    """Reads the panoptic map (H,W,2) of an image record, or None for an image without one."""
 
 
 def class_of(categories: Iterable[Record]) -> dict[int, int]:
-    """Give the class (0-based position) of each category id."""
+    """Return the class (0-based position) of each category id."""
     return {category["id"]: position for position, category in enumerate(categories)}
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from wsis.data import Augment, DataModule, Index, Loading
+from wsis.data import DataModule, Index
 from wsis.errors import InputError
 from wsis.images.read import image_size, pictures
-
-AUGMENT = Augment(short_sides=(480,), max_side=800)
-LOADING = Loading()
 
 
 class ClassFolders(DataModule):
@@ -20,21 +18,10 @@ class ClassFolders(DataModule):
 
     Args:
         root: Folder that holds `train` and maybe `val`.
-        proposals: "segments" makes proposals on first use; "none", a file or a proposer.
-        max_proposals: Largest number of proposals of an image, highest ranked first.
-        augment: How training images are varied.
-        loading: How batches are loaded.
     """
 
-    def __init__(
-        self,
-        root: Path = Path("data/sorted"),
-        proposals: str = "segments",
-        max_proposals: int = 2000,
-        augment: Augment = AUGMENT,
-        loading: Loading = LOADING,
-    ) -> None:
-        super().__init__("class_folders", Path(root), proposals, max_proposals, augment, loading)
+    def __init__(self, root: Path = Path("data/sorted"), **settings: Any) -> None:
+        super().__init__("class_folders", Path(root), **settings)
 
     @property
     def has_val(self) -> bool:
@@ -68,9 +55,6 @@ class ClassFolders(DataModule):
             name=self.name,
             root=root,
             images=images,
-            annotations={image["id"]: [] for image in images},
             categories=[{"id": k, "name": name} for k, name in enumerate(names, 1)],
-            stuff=[],
             tags=tags,
-            stuff_tags={},
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,22 +11,25 @@ from skimage.segmentation import slic
 
 from wsis.types import Proposals
 
-SIDES = (1 / 6, 1 / 4, 1 / 3, 1 / 2)
-"""Sides of the windows over those of the image; each window is half a side from the next."""
 
-
-def windows(image: NDArray[np.uint8]) -> Proposals:
+def windows(
+    image: NDArray[np.uint8],
+    superpixels: int = 300,
+    sides: tuple[float, ...] = (1 / 6, 1 / 4, 1 / 3, 1 / 2),
+) -> Proposals:
     """Propose, for each window of a grid, the superpixels that lie by more than half inside it.
 
     Args:
         image: (H,W,3) uint8 RGB.
+        superpixels: Approximate number of superpixels.
+        sides: Sides of windows over those of the image; each is half a side from the next.
 
     Returns:
         Proposals in image pixels, scored by the part of their box that they fill.
     """
-    labels = slic(image, n_segments=300, start_label=0).astype(np.int32)
+    labels = slic(image, n_segments=superpixels, start_label=0).astype(np.int32)
     area = np.bincount(labels.ravel())
-    inside = [np.bincount(part.ravel(), minlength=len(area)) for part in _cut(labels)]
+    inside = [np.bincount(part.ravel(), minlength=len(area)) for part in _cut(labels, sides)]
     members = np.unique(np.stack(inside) > area / 2, axis=0)
     members = members[members.any(1)]
     boxes = _boxes(labels, members)
@@ -34,11 +39,14 @@ def windows(image: NDArray[np.uint8]) -> Proposals:
     return Proposals(*map(torch.from_numpy, columns))
 
 
-def _cut(labels: NDArray[np.int32]) -> list[NDArray[np.int32]]:
+windows.supervision = "none"  # nothing was trained
+
+
+def _cut(labels: NDArray[np.int32], sides: Sequence[float]) -> list[NDArray[np.int32]]:
     """Return the parts of a label map (H,W) that the windows show."""
     height, width = labels.shape
     parts = []
-    for side in SIDES:
+    for side in sides:
         h, w = max(int(side * height), 2), max(int(side * width), 2)
         for y in range(0, height - h // 2, h // 2):
             parts += [labels[y : y + h, x : x + w] for x in range(0, width - w // 2, w // 2)]

@@ -87,7 +87,7 @@ def test_it_trains(plugin, tmp_path):
 
 def test_the_command_line_knows_its_settings_and_those_it_passes_on(plugin, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        CLI("fit", ["--model", "cam", "--data", "colours_plugin.Colours", "--help"])
+        CLI("fit", ["--model", "cam", "--data", "colours_plugin.Colours", "--help", "data"])
     said = capsys.readouterr().out
     for sentence in (
         "Number of pictures.",

@@ -239,6 +239,7 @@ def test_fingerprint_knows_the_salient_images_where_they_are_learned_from(tmp_pa
     assert coco() not in seen, "another mask under the same name"
 
 
+@pytest.mark.slow
 def test_a_run_begins_again_with_other_salient_images(tmp_path: Path) -> None:
     def run(count: int) -> str:
         small = [

@@ -204,7 +204,7 @@ def test_random_masks_do_not_reach_a_method_for_boxes(clean: Path, poisoned: Pat
     assert batches[0] == batches[1]
 
 
-@pytest.mark.parametrize("supervision", KEYS, ids="-".join)
+@pytest.mark.parametrize("supervision", KEYS, ids=lambda fields: "-".join(sorted(fields)))
 def test_a_training_sample_holds_what_is_allowed_and_no_truth(
     clean: Path, supervision: frozenset[str]
 ) -> None:

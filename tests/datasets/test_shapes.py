@@ -15,6 +15,7 @@ import torch
 from pycocotools import mask as rle
 
 from wsis.data.index import read_coco
+from wsis.data.salient import Salient
 from wsis.datasets._scene import THINGS, SceneSettings, paint_scene
 from wsis.datasets.shapes import Shapes
 from wsis.datasets.voc import read_voc
@@ -47,6 +48,7 @@ def test_constructor_touches_no_disk(tmp_path: Path) -> None:
     assert not (tmp_path / "absent").exists()
 
 
+@pytest.mark.slow
 def test_equal_settings_give_equal_bytes(shapes: Shapes, tmp_path: Path) -> None:
     again = Shapes(tmp_path, train=40, val=8, salient=8, proposals="none")
     again.index("train")
@@ -157,6 +159,7 @@ def test_splits_share_no_image(shapes: Shapes) -> None:
     assert len(set(pictures)) == 48
 
 
+@pytest.mark.slow
 def test_the_hard_parts_are_there() -> None:
     """Sizes, groups that touch, occlusion, co-occurring ground: counted on 200 scenes."""
     scenes = [
@@ -199,6 +202,7 @@ def test_two_classes_share_each_body() -> None:
     assert len({(kind.mark, kind.pattern) for kind in THINGS}) == 8
 
 
+@pytest.mark.slow
 def test_long_tail(tmp_path: Path) -> None:
     index = Shapes(tmp_path, train=100, val=8, long_tail=True, proposals="none").index("train")
     per_class = Counter(label for found in index.tags.values() for label in found)
@@ -206,15 +210,14 @@ def test_long_tail(tmp_path: Path) -> None:
 
 
 def test_salient_objects_are_single_and_of_other_classes(shapes: Shapes) -> None:
-    index = shapes.index("salient")
+    salient = Salient(shapes.salient_folder(), augment=shapes.augment)
+    index = salient.index("train")
     assert len(index.images) == 8
     assert all(len(found) == 1 for found in index.annotations.values())
     mask = rle.decode(index.annotations[1][0]["segmentation"])
     assert cv2.connectedComponents(mask)[0] == 2
     assert mask[0].sum() + mask[-1].sum() + mask[:, 0].sum() + mask[:, -1].sum() == 0  # shown whole
-    sample = shapes.samples("salient", train=True, supervision={"tags", "boxes", "masks"}).sample(
-        0, 3
-    )
+    sample = salient.samples("train", train=True).sample(0, 3)
     assert sample["target"]["masks"].shape == (1, 256, 256)
 
 

@@ -13,6 +13,8 @@ from PIL import Image
 
 from wsis.generate import _models, main
 
+pytestmark = pytest.mark.slow
+
 open_clip = pytest.importorskip("open_clip")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")

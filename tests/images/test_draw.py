@@ -52,7 +52,7 @@ def test_small_objects_lie_on_top():
 
 def test_low_scores_and_nan_are_left_out():
     low = prediction([[20, 24, 60, 50], [5, 5, 9, 9]], [0, 1], [0.2, float("nan")])
-    assert (draw.overlay(IMAGE, low, least_score=0.3) == 128).all()
+    assert (draw.overlay(IMAGE, low, score_threshold=0.3) == 128).all()
     assert (draw.overlay(IMAGE, low) != 128).any()
 
 

@@ -11,7 +11,6 @@ import pytorch_lightning as pl
 import torch
 from pycocotools import mask as rle_masks
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader, Dataset
 
 from wsis.method import Method
@@ -175,6 +174,7 @@ class Album(Logger):
 
 
 def test_pictures_of_the_first_images_go_to_loggers_that_take_them(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     album, board = Album(), TensorBoardLogger(tmp_path)
     trainer = trainer_for(
         tmp_path, Evaluation(pictures=3, least_score=0), logger=[CSVLogger(tmp_path), album, board]
@@ -185,7 +185,7 @@ def test_pictures_of_the_first_images_go_to_loggers_that_take_them(tmp_path):
         assert picture.dtype == np.uint8
         assert picture.shape[1] > 2 * 512  # prediction beside truth
     board.finalize("success")
-    events = EventAccumulator(board.log_dir)
+    events = accumulator.EventAccumulator(board.log_dir)
     events.Reload()
     assert len(events.Tags()["images"]) == 3
 
@@ -209,6 +209,7 @@ class Witness(Oracle):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [5, 1])
 def test_two_processes_see_what_one_sees(tmp_path, length):
     """Of an odd number of images Lightning's sampler repeats one."""

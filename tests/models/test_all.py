@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,13 @@ from wsis.method import Method
 from wsis.parts.mask_rcnn import MaskRCNN
 from wsis.types import Prediction, Proposals
 
+pytestmark = pytest.mark.timeout(900)  # a method may have ten stages
+
 METHODS = registry.names("model")
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(
+    ["wsis.fit", *(registry.find("model", name).__module__ for name in METHODS)]
+)  # imports take long
 MASK_RCNN = {
     "steps": 2,
     "backbone": {"weights": "none", "frozen_stages": 0},
@@ -49,6 +55,10 @@ GROUPS = {  # of settings that several methods have
 }
 TINY = {
     **GROUPS,
+    "hidden": 32,
+    "features": 32,
+    "mask_width": 8,
+    "test_side": 0,
     "crop": 64,
     "proxy_crop": 64,
     "num_stuff": 3,
@@ -98,6 +108,8 @@ TRAINED = [
     for name in METHODS
     if registry.find("model", name).training_step is not Method.training_step
 ]
+PROPOSALS = 100
+"""Of an image. Most of a step on a small network goes into pooling them."""
 QUIET = {
     "logger": False,
     "enable_progress_bar": False,
@@ -111,9 +123,27 @@ def root(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("shapes")
 
 
+def shapes(root: Path) -> Shapes:
+    return Shapes(root=root, train=8, val=4, salient=4, max_proposals=PROPOSALS)
+
+
 @pytest.fixture
 def data(root) -> Shapes:
-    return Shapes(root=root, train=8, val=4, salient=4)
+    return shapes(root)
+
+
+@pytest.fixture(scope="module", params=TRAINED)
+def trained(request, root) -> tuple[str, pl.LightningModule]:
+    """Each method, trained for two steps."""
+    return request.param, train(request.param, shapes(root))
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def whole(request, root, tmp_path_factory) -> tuple[str, Path]:
+    """An undisturbed run of each method."""
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    fit.main(words(request.param, root, folder))
+    return request.param, folder
 
 
 def build(name: str, **settings) -> Method:
@@ -162,20 +192,20 @@ def test_every_setting_has_a_sentence(name):
     assert {"tags"} <= cls.supervision <= {*FIELDS}
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_two_steps_move_what_is_not_frozen_and_nothing_else(name, data, tmp_path):
+@pytest.mark.slow
+def test_two_steps_move_what_is_not_frozen_and_nothing_else(trained):
+    name, model = trained
     pl.seed_everything(0, verbose=False)
-    before = {key: value.clone() for key, value in build(name).named_parameters()}
-    after = dict(train(name, data, default_root_dir=tmp_path).named_parameters())
+    before, after = dict(build(name).named_parameters()), dict(model.named_parameters())
     moved = {key for key in after if not torch.equal(before[key], after[key])}
     assert moved
     assert moved <= {key for key, value in after.items() if value.requires_grad}
     assert all(value.isfinite().all() for value in after.values())
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_saved_and_loaded_from_python(name, data, tmp_path):
-    model = train(name, data)
+@pytest.mark.slow
+def test_saved_and_loaded_from_python(trained, data, tmp_path):
+    name, model = trained
     trainer = pl.Trainer(accelerator="cpu", max_steps=2, default_root_dir=tmp_path, **QUIET)
     trainer.strategy.connect(model)
     trainer.save_checkpoint(tmp_path / "model.ckpt", weights_only=True)
@@ -190,7 +220,8 @@ def test_saved_and_loaded_from_python(name, data, tmp_path):
 
 def train_on_files(name: str, data: Shapes, folder: Path, salient: Path | None = None) -> Method:
     """Train as on `data`, but on files that can be changed."""
-    files = COCO(folder, panoptic=True, augment=data.augment, loading=data.loading)
+    settings = {"augment": data.augment, "loading": data.loading, "max_proposals": PROPOSALS}
+    files = COCO(folder, panoptic=True, **settings)
     return train(name, files, salient or data.salient_folder(), limit_val_batches=0)
 
 
@@ -201,6 +232,7 @@ def equal(a: pl.LightningModule, b: pl.LightningModule) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in TRAINED if hidden(n)])
 def test_poison_where_it_may_not_look_changes_no_bit(name, data, tmp_path):
     folder = data.index("train").root.parent
@@ -210,6 +242,7 @@ def test_poison_where_it_may_not_look_changes_no_bit(name, data, tmp_path):
     assert equal(train_on_files(name, data, tmp_path / "poisoned"), honest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STAGED)
 def test_poison_changes_no_bit_of_any_stage(name, data, tmp_path):
     folder = data.index("train").root.parent
@@ -236,6 +269,7 @@ def test_poison_changes_no_bit_of_any_stage(name, data, tmp_path):
         assert all(torch.equal(a[key], b[key]) for key in a), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [n for n in METHODS if "salient" in inspect.signature(registry.find("model", n)).parameters],
@@ -273,6 +307,7 @@ def words(name: str, root: Path, run: Path, steps: int = 4) -> list[str]:
         "--data.train=8",
         "--data.val=4",
         "--data.salient=4",
+        f"--data.max_proposals={PROPOSALS}",
         f"--run_dir={run}",
     ]
     return [
@@ -289,11 +324,11 @@ class PowerCut(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_interrupted_run_ends_as_an_undisturbed_one(name, root, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_interrupted_run_ends_as_an_undisturbed_one(whole, root, tmp_path, monkeypatch):
+    name, undisturbed = whole
     cls = registry.find("model", name)
     cls, last_step = (cls, 2) if name in TRAINED else (MaskRCNN, 1)
-    fit.main(words(name, root, tmp_path / "whole"))
     with monkeypatch.context() as patch:
         step = cls.training_step
 
@@ -307,22 +342,22 @@ def test_interrupted_run_ends_as_an_undisturbed_one(name, root, tmp_path, monkey
             fit.main(words(name, root, tmp_path / "cut"))
     fit.main(words(name, root, tmp_path / "cut"))
     last = "checkpoints/last.ckpt"
-    stages = sorted(path.parents[1].name for path in (tmp_path / "whole").glob(f"*/{last}"))
+    stages = sorted(path.parents[1].name for path in undisturbed.glob(f"*/{last}"))
     assert stages
     for stage in stages:
         a, b = (
-            torch.load(tmp_path / run / stage / last, weights_only=True)["state_dict"]
-            for run in ("whole", "cut")
+            torch.load(run / stage / last, weights_only=True)["state_dict"]
+            for run in (undisturbed, tmp_path / "cut")
         )
         assert a.keys() == b.keys()
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_saved_settings_give_the_same_run_and_it_loads(name, root, data, tmp_path):
-    fit.main(words(name, root, tmp_path / "a", steps=2))
-    fit.main(["--config", str(tmp_path / "a/config.yaml"), "--run_dir", str(tmp_path / "b")])
-    a, b = (wsis.load(tmp_path / run).model for run in "ab")
+@pytest.mark.slow
+def test_saved_settings_give_the_same_run_and_it_loads(whole, data, tmp_path):
+    name, run = whole
+    fit.main(["--config", str(run / "config.yaml"), "--run_dir", str(tmp_path / "again")])
+    a, b = (wsis.load(folder).model for folder in (run, tmp_path / "again"))
     assert all(
         torch.equal(x, y)
         for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
@@ -385,6 +420,24 @@ def test_predictions_are_what_the_glossary_says(name, data):
         assert all(mask["size"] == list(found.size) for mask in found.masks)
 
 
+def _rank(rank: int, port: int, argv: list[str], said: Path) -> None:
+    """One of two processes, as torchrun and Slurm start them."""
+    group = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": 2,
+        "NODE_RANK": 0,
+        "LOCAL_RANK": rank,
+    }
+    os.environ |= {name: str(value) for name, value in group.items()}
+    torch.set_num_threads(1)
+    with said.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    fit.main(argv)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_two_processes_train_together(name, root, tmp_path):
     flags = [
@@ -392,15 +445,24 @@ def test_two_processes_train_together(name, root, tmp_path):
         "--trainer.devices=2",
         "--trainer.strategy=ddp",
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "wsis.fit", *flags],
-        timeout=300,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert not done.returncode, done.stderr[-3000:]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [
+        FORK.Process(target=_rank, args=(rank, port, flags, tmp_path / f"{rank}.txt"))
+        for rank in range(2)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+        process.kill()
+    assert [process.exitcode for process in ranks] == [0, 0], (tmp_path / "0.txt").read_text()[
+        -3000:
+    ]
     stages = [json.loads(path.read_text()) for path in (tmp_path / "run").glob("*/stage.json")]
     assert stages
     assert all(stage["finished"] for stage in stages)
+    assert all(
+        stage["settings"]["processes"] == 2 for stage in stages if "processes" in stage["settings"]
+    )

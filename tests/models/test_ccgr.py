@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from wsis import fit
 from wsis.data.index import read_coco
-from wsis.data.transforms import cut_target, draw_cut
+from wsis.data.targets import cut_target
+from wsis.data.transforms import draw_cut
 from wsis.datasets.shapes import Augment, Shapes
 from wsis.errors import InputError
 from wsis.evidence.affinity import AffinityNet

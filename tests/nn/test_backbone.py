@@ -276,6 +276,17 @@ def test_mistakes_are_one_line(settings, message):
     assert one_line(error)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"output_stride": 7}, {"output_stride": 0}, {"frozen_stages": -1}, {"frozen_stages": 6}],
+)
+def test_settings_that_no_network_has_are_refused_before_one_is_made(settings):
+    with pytest.raises(InputError, match="a stride of 8, 16 or 32, and 0 to 5 stages"):
+        BackboneSettings(**settings)
+    for edge in ({"output_stride": 32, "frozen_stages": 0}, {"frozen_stages": 5}):
+        BackboneSettings(**edge)
+
+
 def test_hub_out_of_reach(monkeypatch):
     def unreachable(*_, **__):
         raise ConnectionError("no route\nto host")

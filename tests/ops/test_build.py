@@ -15,6 +15,8 @@ import torch
 from wsis.errors import InputError
 from wsis.ops.build import SOURCES, compile_kernels
 
+pytestmark = pytest.mark.slow
+
 COMPILER = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
 NVCC = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / "nvcc"
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")

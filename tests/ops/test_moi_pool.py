@@ -172,6 +172,7 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda f: moi_pool(f, boxes, cells, 3, 1 / 8), (features,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learning", [False, True])
 @ops_on
 def test_opcheck(device, learning):
@@ -251,6 +252,7 @@ class Pooled(nn.Module):
         return moi_pool(features * self.scale, boxes, cells, 3).square().mean()
 
 
+@pytest.mark.slow
 def test_compile_in_one_graph():
     module = Pooled()
     compiled = torch.compile(copy.deepcopy(module), fullgraph=True, backend="aot_eager")

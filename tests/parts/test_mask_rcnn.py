@@ -311,6 +311,7 @@ def test_masks_are_asked_for_without_proposals(tmp_path) -> None:
     assert not list(tmp_path.rglob("*.sqlite"))
 
 
+@pytest.mark.slow
 def test_it_learns_one_image_by_heart(tmp_path) -> None:
     data = Shapes(tmp_path, train=1, val=1, proposals="none")
     sample = data.samples("train", train=True, supervision={"tags", "boxes", "masks"}).sample(0)

@@ -147,6 +147,7 @@ def _die(path):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_writer_killed_in_the_middle_loses_only_its_last_images(tmp_path):
     """4 MB are not committed: more than SQLite's cache, so half of them are in the file."""
     process = multiprocessing.get_context("fork").Process(
@@ -307,6 +308,7 @@ def test_the_verb_serves_a_folder_and_says_where(tmp_path, capsys, monkeypatch):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_the_verb_makes_the_file_that_the_data_set_looks_for(tmp_path, monkeypatch):
     from wsis.datasets.shapes import Shapes
     from wsis.propose import main

@@ -16,6 +16,8 @@ from wsis.data.index import write_coco
 from wsis.metrics.errors import ERRORS, Breakdown
 from wsis.reports.page import write_page
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
@@ -47,9 +49,7 @@ def place(tmp_path_factory) -> Path:
     for path in (runs[1] / "train/labels.json", runs[1] / "test-val/labels.json"):
         write_coco(path, index)
     rows = compare.main([*map(str, runs), "--out", str(place / "out")])
-    (place / "rows.json").write_text(
-        json.dumps([[row.name, row.figures["AP50"].mean] for row in rows])
-    )
+    (place / "rows.json").write_text(json.dumps([[row.name, row.mean("AP50")] for row in rows]))
     return place
 
 
@@ -108,20 +108,20 @@ def shown(page) -> str:
 
 def test_columns_sort(page, place):
     rows = json.loads((place / "rows.json").read_text())
-    heads = [head.text.split()[0] for head in all_of(page, "#figures thead th")]
+    heads = [head.text.split()[0] for head in all_of(page, "#metrics thead th")]
     number = heads.index("AP50") + 1
-    button = one(page, f"#figures thead th:nth-child({number}) button")
+    button = one(page, f"#metrics thead th:nth-child({number}) button")
     for direction in ("descending", "ascending", "descending"):
         button.click()
         ranked = sorted((value for _, value in rows), reverse=direction == "descending")
-        assert column(page, "#figures table", number) == [f"{100 * value:.1f}" for value in ranked]
+        assert column(page, "#metrics table", number) == [f"{100 * value:.1f}" for value in ranked]
         assert (
-            one(page, f"#figures thead th:nth-child({number})").get_attribute("aria-sort")
+            one(page, f"#metrics thead th:nth-child({number})").get_attribute("aria-sort")
             == direction
         )
-    one(page, "#figures thead th:nth-child(1) button").click()
-    assert column(page, "#figures table", 1) == sorted(name for name, _ in rows)
-    assert len(all_of(page, "#figures th[aria-sort]")) == 1
+    one(page, "#metrics thead th:nth-child(1) button").click()
+    assert column(page, "#metrics table", 1) == sorted(name for name, _ in rows)
+    assert len(all_of(page, "#metrics th[aria-sort]")) == 1
 
 
 def test_what_is_not_known_is_sorted_last(page):
@@ -238,7 +238,7 @@ def test_pseudo_labels_have_a_panel(page):
 
 def test_classes_and_colours_can_be_chosen(page):
     before = column(page, "#class-table table", 2)
-    one(page, "#class-figure option[value=AP75]").click()
+    one(page, "#class-metric option[value=AP75]").click()
     assert column(page, "#class-table table", 2) != before
     canvas = "return document.querySelector('#panels [data-source=cam] canvas').toDataURL()"
     one(page, "#unsure").click()
@@ -300,8 +300,11 @@ def test_names_cannot_become_code(place, browser, tmp_path):
     evil = "</script><script>document.title = 'taken'</script><!--"
     import dataclasses
 
-    first = dataclasses.replace(rows[0].first, config=evil, per_class={evil: {"AP50": 0.5}})
-    rows[0] = dataclasses.replace(rows[0], name=evil, entries=[first])
+    first = dataclasses.replace(rows[0].first, folder=tmp_path, per_class={evil: {"AP50": 0.5}})
+    facts = {**rows[0].facts, "config": evil}
+    rows[0] = dataclasses.replace(rows[0], name=evil, entries=[first], facts=facts)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/metrics.csv").write_text(f"step,{evil}\n0,1\n1,2\n")
     errors = [Breakdown(0.5, dict.fromkeys(ERRORS, 0.1), dict.fromkeys(ERRORS, 1), 0.5, []), None]
     gallery = {
         "images": [],
@@ -309,8 +312,11 @@ def test_names_cannot_become_code(place, browser, tmp_path):
         "grid": 255,
         "sources": [{"name": evil, "role": "method", "row": 0}],
     }
-    write_page(tmp_path / "evil.html", rows, evil, errors, gallery)
+    write_page(tmp_path / "evil.html", rows, errors, gallery)
     browser.get((tmp_path / "evil.html").as_uri())
-    assert evil in one(browser, "#figures tbody").text
+    assert evil in one(browser, "#metrics tbody").text
     assert evil in one(browser, "#class-table").text
+    assert evil in one(browser, "#runs summary").text
+    browser.execute_script("document.querySelector('#runs details').open = true")
+    assert evil in one(browser, "#runs figcaption").text
     assert browser.title != "taken"

@@ -17,12 +17,12 @@ from wsis.reports.gallery import (
     Source,
     agreement,
     make_gallery,
-    objects_of_prediction,
-    objects_of_proposals,
     outline,
     outlines,
+    rank_images,
+    write_picture,
 )
-from wsis.reports.picture import write_picture
+from wsis.reports.panels import objects_of_map, objects_of_prediction, objects_of_proposals
 from wsis.types import Index, Prediction, Proposals
 
 
@@ -149,7 +149,7 @@ def test_gallery_has_the_images_that_methods_disagree_on(index):
         Source("a", "method", 0, truth),
         Source("b", "method", 1, one),
     ]
-    gallery = make_gallery(index, sources, 3)
+    gallery = make_gallery(index, sources, rank_images(sources, 5, 3))
     assert [image["name"] for image in gallery["images"]] == ["5.jpg", "4.jpg", "3.jpg"]
     assert [image["apart"] for image in gallery["images"]] == pytest.approx(
         [0.8, 0.6, 0.4], abs=1e-3
@@ -168,16 +168,15 @@ def test_gallery_has_the_images_that_methods_disagree_on(index):
         data = base64.b64decode(image["jpeg"])
         assert len(data) < 40_000
         assert cv2.imdecode(np.frombuffer(data, np.uint8), 1).shape == (240, 320, 3)
-    assert make_gallery(index, sources, 0)["images"] == []
+    assert make_gallery(index, sources, rank_images(sources, 5, 0))["images"] == []
 
 
 def test_one_method_is_sorted_by_its_distance_from_the_truth(index):
     size = (600, 800)
     truth = [things((0, (100, 100, 300, 300)), size=size)] * 5
     found = [truth[0], things(), truth[0], truth[0], truth[0]]
-    gallery = make_gallery(
-        index, [Source("truth", "truth", -1, truth), Source("a", "method", 0, found)], 1
-    )
+    sources = [Source("truth", "truth", -1, truth), Source("a", "method", 0, found)]
+    gallery = make_gallery(index, sources, rank_images(sources, 5, 1))
     assert gallery["images"][0]["name"] == "2.jpg"
 
 
@@ -200,6 +199,17 @@ def test_proposals_are_drawn_as_segments_or_boxes(tmp_path):
     assert (
         objects_of_proposals(opened, {"file_name": "c.jpg", "height": 20, "width": 30}).boxes == []
     )
+
+
+def test_segments_of_a_panoptic_map_are_objects():
+    panoptic = torch.full((4, 6, 2), -1)
+    panoptic[:, :2] = torch.tensor([0, 1])
+    panoptic[:2, 2:4] = torch.tensor([0, 2])
+    panoptic[2:, 2:4] = torch.tensor([3, 0])
+    found = objects_of_map(panoptic)
+    assert (found.labels, found.sure) == ([0, 0, 3], 3)
+    assert [int(area) for area in rle_masks.area(found.masks)] == [8, 4, 4]
+    assert objects_of_map(None).labels == []
 
 
 def test_picture_shows_what_is_sure_of_truth_and_methods(index, tmp_path):

@@ -14,7 +14,7 @@ from wsis.command_line.parser import CLI
 from wsis.command_line.settings import recipe
 from wsis.registry import names
 from wsis.reports import papers
-from wsis.reports.runs import Entry, Judged
+from wsis.reports.runs import Entry, EvaluationSet
 from wsis.reports.settings import departures, row_key
 from wsis.reports.table import make_rows, markdown
 from wsis.types import Index
@@ -47,7 +47,8 @@ def entry(
         "method": method,
         "backbone": backbone,
         "departures": departures(found),
-        "judged": Judged(None, index, "", 1, None),
+        "evaluation_set": EvaluationSet(None, "val", index, 1, None),
+        "panoptic": None,
     }
     costs = {
         "minutes": math.nan,
@@ -61,7 +62,7 @@ def entry(
             **blank,
             **known,
             **costs,
-            "figures": figures,
+            "metrics": figures,
             "per_class": {},
             "supervision": "tags",
             **changes,
@@ -120,7 +121,7 @@ def test_departures_are_what_the_user_set():
 def test_the_papers_figures_go_to_runs_in_their_setting():
     usual = config("--model", "pdsl", "--data", "voc")
     found = papers.published(entry(usual, "voc", 1449, 20, "resnet18_ws", "pdsl"))
-    assert found.figures == pytest.approx(
+    assert found.metrics == pytest.approx(
         {"AP25": 0.586, "AP50": 0.478, "AP75": 0.156, "AP": 0.208}
     )
     assert "ICCV 2021" in found.source
@@ -134,7 +135,7 @@ def test_the_papers_figures_go_to_runs_in_their_setting():
         "--model.backbone.weights",
         "mine.pt",
     )
-    assert papers.published(entry(other, "voc", 1449, 20, "resnet50_ws", "pdsl")).figures[
+    assert papers.published(entry(other, "voc", 1449, 20, "resnet50_ws", "pdsl")).metrics[
         "AP50"
     ] == pytest.approx(0.496)
 
@@ -196,15 +197,15 @@ def test_markdown_has_range_and_paper():
             "resnet18_ws",
             "pdsl",
             seed=(s, 0),
-            figures={"AP50": v, "mIoU": math.nan},
+            metrics={"AP50": v, "mIoU": math.nan},
         )
         for s, v in ((1, 0.5), (0, 0.4))
     ]
     rows = make_rows(runs)
     assert [e.seed for e in rows[0].entries] == [(0, 0), (1, 0)]
-    text = markdown(rows, "val")
+    text = markdown(rows)
     assert "| 45.0 (40.0-50.0) [47.8] |" in text
     assert "in brackets the paper's" in text
     assert "mIoU" not in text
-    piped = markdown(make_rows([dataclasses.replace(runs[0], config="a|b")]), "val")
+    piped = markdown(make_rows([dataclasses.replace(runs[0], config="a|b")]))
     assert "a\\|b" in piped

@@ -6,7 +6,7 @@ import csv
 
 import pytest
 
-from wsis.reports.tables import markdown_table, mean_and_range, print_table, write_csv
+from wsis.reports.table import markdown_table, mean_and_range, print_table, write_csv
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ import pytest
 from wsis import fit
 from wsis.runs import cost
 
+pytestmark = pytest.mark.slow
+
 WORDS = [
     "--data",
     "toy_plugins.Data",

@@ -37,6 +37,7 @@ def logged(folder):
 WORDS = "--model toy_plugins.Staged --data toy_plugins.Data --trainer.accelerator cpu --trainer.log_every_n_steps 1"
 
 
+@pytest.mark.slow
 def test_each_stage_is_a_run_with_its_own_settings_and_curves(tmp_path):
     own = f"--trainer.max_steps 3 --model.width 5 --wandb.project trial --wandb.group pair --run_dir {tmp_path}/run"
     fit.main(f"{WORDS} {own}".split())
@@ -55,6 +56,7 @@ def test_each_stage_is_a_run_with_its_own_settings_and_curves(tmp_path):
             )
 
 
+@pytest.mark.slow
 def test_a_sweep_has_one_run_for_all_stages(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
     monkeypatch.setenv("WANDB_RUN_ID", "its-run")

@@ -27,9 +27,11 @@ from wsis.inference import trained
 from wsis.runs.checkpoints import newest
 from wsis.runs.record import adopt
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parents[1]
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["toy_plugins", "wsis.fit"])  # a process to kill costs milliseconds
+FORK.set_forkserver_preload(["conftest", "toy_plugins", "wsis.fit"])  # cheap to kill
 WORDS = [
     "--data",
     "toy_plugins.Data",

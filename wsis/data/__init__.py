@@ -1,6 +1,7 @@
-"""What every data set shares: an index of images and labels, samples that hold what a method may learn from, loaders.
+"""Code shared by all data sets: the index of images and labels, training samples, and loaders.
 
-A data set of your own derives from `DataModule` and returns an `Index` from `read`; `Augment` and `Loading` are its settings.
+To add a data set, derive from `DataModule` and return an `Index` from `read`. `Augment` and
+`Loading` hold its settings.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _HOMES = {"Augment": "transforms", "DataModule": "module", "Index": "index", "Lo
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for."""
+    """Import a public name on first use."""
     if name in _HOMES:
         return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'wsis.data' has no attribute '{name}'")

@@ -1,4 +1,4 @@
-"""COCO json in and out. Every data set is held in one form, `Index`: what a COCO instances file says, checked."""
+"""Read and write COCO json files; every data set is held as an `Index`, which is checked here."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 def tags_of(
     annotations: Mapping[int, Iterable[Record]], categories: Iterable[Record]
 ) -> dict[int, list[int]]:
-    """Give the classes that each image's annotations name."""
+    """Return the classes (0-based positions, sorted) among each image's annotations."""
     position = class_of(categories)
     return {
         image: sorted({position[a["category_id"]] for a in found})
@@ -48,19 +48,19 @@ def read_coco(
 ) -> Index:
     """Read a COCO instances file.
 
-    Tags name every annotated class, also that of an annotation whose box is dropped, so they never depend on a box. Polygons
-    of fewer than three corners are left out.
+    Tags include the class of every annotation, even if its box is dropped, so they never depend on
+    boxes. Polygons with fewer than three corners are left out.
 
     Args:
         path: the instances json.
         images_dir: folder that `file_name` is relative to.
-        categories: names to keep, in this order; all in the file's order when None.
-        name: what the index is called.
-        check_images: look whether every image file is there.
+        categories: names to keep, in this order; None keeps all in the file's order.
+        name: name of the index.
+        check_images: check that every image file exists.
 
     Raises:
-        InputError: unreadable json, a category, image or file that is named but absent or named twice, or a mask of another
-            size than its image.
+        InputError: unreadable json; a missing or duplicate category, image or file; or a mask whose
+            size differs from its image's.
     """
     content = read_lists(path, ("images", "annotations", "categories"))
     kept = _select(content["categories"], categories, path)
@@ -87,27 +87,30 @@ def read_coco(
 
 
 def write_coco(path: Path, index: Index) -> None:
-    """Write `index` as a COCO instances file; annotations get ids 1, 2, ... and an area where they have none."""
+    """Write `index` as a COCO instances file.
+
+    Annotations get the ids 1, 2, ...; a missing area is the area of the box.
+    """
     annotations: list[Record] = []
     for image in index.images:
         for annotation in index.annotations.get(image["id"], []):
-            own = {
+            complete = {
                 "area": annotation["bbox"][2] * annotation["bbox"][3],
                 "iscrowd": 0,
                 **annotation,
             }
-            annotations.append({**own, "id": len(annotations) + 1, "image_id": image["id"]})
+            annotations.append({**complete, "id": len(annotations) + 1, "image_id": image["id"]})
     content = {"images": index.images, "annotations": annotations, "categories": index.categories}
     with whole(path) as scratch:
-        scratch.write_text(
-            json.dumps(content, default=bytes.decode)
-        )  # compressed run lengths may be bytes
+        # compressed run lengths may be bytes
+        scratch.write_text(json.dumps(content, default=bytes.decode))
 
 
 def read_stuff(path: Path, index: Index) -> Index:
     """Add the stuff classes, stuff tags and panoptic maps of a COCO panoptic file to `index`.
 
-    The maps are pngs in a folder of the file's name; a thing of a class that `index` does not have is void in them.
+    The maps are png files in a folder named like the json file. Things whose class `index` lacks
+    are void.
     """
     content = read_lists(path, ("annotations", "categories"))
     stuff = [{"id": c["id"], "name": c["name"]} for c in content["categories"] if not c["isthing"]]
@@ -129,21 +132,26 @@ def read_stuff(path: Path, index: Index) -> Index:
 
 
 def check_files(images: Sequence[Record], folder: Path, source: Path) -> None:
-    """Refuse a list that names images which are not in `folder`."""
+    """Raise InputError if images of a list are missing from `folder`."""
     folders = {os.path.dirname(image["file_name"]) for image in images}
     present = {os.path.join(f, name) for f in folders for name in _names(folder / f)}
     absent = [image["file_name"] for image in images if image["file_name"] not in present]
     if absent:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
         raise InputError(
-            f"{source} names {absent[0]}{more}, not found in {folder}; add the images or remove them from the list"
+            f"{source} names {absent[0]}{more}, not found in {folder}; add the images or remove "
+            "them from the list"
         )
 
 
 def drop_empty(
     annotations: Mapping[int, list[Record]], images: Sequence[Record], source: Path
 ) -> dict[int, list[Record]]:
-    """Drop annotations whose box has no area in its image, with one counted warning; a missing box is an error."""
+    """Drop annotations whose box has no area in the image, and warn once with their number.
+
+    Raises:
+        InputError: an annotation without a box.
+    """
     kept = {
         image["id"]: [
             a
@@ -162,7 +170,7 @@ def drop_empty(
 
 
 def _has_area(annotation: Record, width: float, height: float, source: Path) -> bool:
-    """Say whether an annotation's box covers a part of an image; one with NaN does not."""
+    """Return whether an annotation's box covers part of an image; False for NaN."""
     try:
         x, y, w, h = annotation["bbox"]
         return bool(0 < w < math.inf and 0 < h < math.inf and -w < x < width and -h < y < height)
@@ -195,12 +203,14 @@ def _image(record: Record, path: Path) -> Record:
         ) from error
     if not isinstance(image["id"], int) or not isinstance(image["file_name"], str):
         raise InputError(
-            f"{path}: image {image['file_name']!r} has the id {image['id']!r}; name the file and number the images"
+            f"{path}: image {image['file_name']!r} has the id {image['id']!r}; name the file and "
+            "number the images"
         )
     sides = image["height"], image["width"]
     if not all(isinstance(side, (int, float)) and side > 0 and side % 1 == 0 for side in sides):
         raise InputError(
-            f"{path}: image {image['file_name']} is {image['width']} x {image['height']}; give its size in pixels"
+            f"{path}: image {image['file_name']} is {image['width']} x {image['height']}; give "
+            "its size in pixels"
         )
     return {**image, "height": int(sides[0]), "width": int(sides[1])}
 
@@ -231,13 +241,14 @@ def _refuse_duplicates(
 def _place(
     annotation: Any, images: Container[int], categories: Container[int], path: Path
 ) -> tuple[int, int]:
-    """Give the image and the category of an annotation, which must be known."""
+    """Return the image and category ids of an annotation; both must be known."""
     try:
         number, image, category = (annotation.get(key) for key in ("id", "image_id", "category_id"))
         there, named = image in images, category in categories
     except (AttributeError, TypeError) as error:
         raise InputError(
-            f"{path}: {reprlib.repr(annotation)} is no annotation with image_id and category_id; mend it"
+            f"{path}: {reprlib.repr(annotation)} is no annotation with image_id and category_id; "
+            "mend it"
         ) from error
     if not there:
         raise InputError(
@@ -251,20 +262,25 @@ def _place(
 
 
 def _with_usable_mask(annotation: Record, size: list[int], path: Path) -> Record:
-    """Give an annotation without polygons that have no area; refuse a mask that is none, or of another size."""
+    """Return an annotation without degenerate polygons.
+
+    Raises:
+        InputError: the mask is malformed or its size differs from the image's.
+    """
     mask, number = annotation.get("segmentation"), annotation.get("id")
     if not mask:
         return annotation
     if isinstance(mask, dict) and isinstance(mask.get("counts"), (str, list)):
         if mask.get("size") != size:
             raise InputError(
-                f"{path}: the mask of annotation {number} is {mask.get('size')}, but its image is {size} (height, width); "
-                "make masks at the image's size"
+                f"{path}: the mask of annotation {number} is {mask.get('size')}, but its image is "
+                f"{size} (height, width); make masks at the image's size"
             )
         return annotation
     if not isinstance(mask, list) or not all(map(_is_polygon, mask)):
         raise InputError(
-            f"{path}: the mask of annotation {number} is neither polygons [[x, y, x, y, ...]] nor run lengths; mend it"
+            f"{path}: the mask of annotation {number} is neither polygons [[x, y, x, y, ...]] nor "
+            "run lengths; mend it"
         )
     usable = [polygon for polygon in mask if len(polygon) >= 6]
     return (
@@ -273,7 +289,7 @@ def _with_usable_mask(annotation: Record, size: list[int], path: Path) -> Record
 
 
 def _is_polygon(value: Any) -> bool:
-    """Say whether a value is a list of coordinates, in pairs."""
+    """Return whether a value is a list of an even number of finite coordinates."""
     try:
         return isinstance(value, list) and len(value) % 2 == 0 and math.isfinite(sum(value))
     except TypeError:

@@ -1,4 +1,4 @@
-"""Labels from elsewhere, such as a method's pseudo-labels, in place of a data set's own training annotations."""
+"""Replace a data set's training annotations by other labels, such as pseudo-labels."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ __all__ = ["relabel"]
 
 
 def relabel(own: Index, path: Path) -> Index:
-    """Give the images that a COCO instances file labels, with its annotations; tags stay as they are.
+    """Return the images of a COCO instances file with its annotations; tags do not change.
 
     Args:
         own: the data set, with all images that may be labelled.
         path: the instances json; annotations may carry `score`, `source` and `ignore`.
 
     Raises:
-        InputError: the file is of other images, of other sizes of them, or of other classes.
+        InputError: the images, their sizes or the classes differ from those of the data set.
     """
     given = read_coco(
         path, own.root, [category["name"] for category in own.categories], check_images=False
     )
-    position, number = class_of(given.categories), [category["id"] for category in own.categories]
-    mine = {image["id"]: image for image in own.images}
+    position = class_of(given.categories)
+    number = [category["id"] for category in own.categories]
+    by_id = {image["id"]: image for image in own.images}
     for image in given.images:
-        _check_image(image, mine.get(image["id"]), own.name, path)
+        _check_image(image, by_id.get(image["id"]), own.name, path)
     labels = {
         image: [{**a, "category_id": number[position[a["category_id"]]]} for a in found]
         for image, found in given.annotations.items()
@@ -43,6 +44,6 @@ def _check_image(image: Record, mine: Record | None, name: str, path: Path) -> N
     theirs, ours = ((record["width"], record["height"]) for record in (image, mine))
     if theirs != ours:
         raise InputError(
-            f"{path} labels {image['file_name']} at {theirs[0]} x {theirs[1]} pixels, but it has {ours[0]} x {ours[1]}; "
-            "label the images as they are"
+            f"{path} labels {image['file_name']} at {theirs[0]} x {theirs[1]} pixels, but it has "
+            f"{ours[0]} x {ours[1]}; label the images as they are"
         )

@@ -1,4 +1,4 @@
-"""What all data modules share: from an index to batches that hold what the model's supervision allows, and no more."""
+"""The base of all data modules: from an index to batches with the labels a method may use."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ __all__ = ["Augment", "DataModule", "Loading"]
 
 @dataclass(frozen=True)
 class Loading:
-    """How batches are loaded.
+    """Settings of the data loader.
 
     Args:
         batch_size: Images per step and process.
-        workers: Loader processes; 0 loads in the training process, to the same batches.
+        workers: Loader processes; 0 loads the same batches in the training process.
         seed: Seed of the order of images and of all augmentation.
     """
 
@@ -46,7 +46,7 @@ class Loading:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse counts that make no batch."""
+        """Raise InputError for impossible counts."""
         if self.batch_size < 1 or self.workers < 0 or self.seed < 0:
             raise InputError(
                 f"{self}: batch_size must be at least 1, workers and seed not negative"
@@ -57,19 +57,20 @@ _LOADING = Loading()
 
 
 class DataModule(pl.LightningDataModule):
-    """A data set for Lightning: `read` returns the index of a split, the rest is the same for all.
+    """A data set for Lightning; a subclass defines `read`, which returns the index of a split.
 
-    A data set has settings of its own and passes on those below: `super().__init__("name", root, **settings)`. The command
-    line takes them, and their help, from here.
+    A subclass adds its own settings and passes on those below with
+    `super().__init__("name", root, **settings)`. The command line's options and help come from
+    these arguments.
 
     Args:
         name: Name of the data set in files and messages.
-        folder: Folder that holds the data set, and what is made for it.
-        labels: COCO json to train on, such as wsis.label writes; empty takes the data set's own labels.
-        proposals: name of a proposer ("segments" is built in), a file or folder of proposals, or "none".
-        max_proposals: Largest number of proposals of an image, highest ranked first.
-        augment: How training images are varied.
-        loading: How batches are loaded.
+        folder: Folder of the data set and of files made for it.
+        labels: COCO json to train on, as wsis.label writes it; empty uses the data set's labels.
+        proposals: Proposer ("segments" is built in), file or folder of proposals, or "none".
+        max_proposals: Maximum number of proposals per image, highest ranked first.
+        augment: Augmentation of training images.
+        loading: Settings of the data loader.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class DataModule(pl.LightningDataModule):
         self._indices: dict[str, Index] = {}
 
     def __str__(self) -> str:
-        """Name the data set, for error messages; Lightning's text would load every split to count it."""
+        """Return a short name for error messages; Lightning's version would load every split."""
         return f"{self.name} in {self.folder}"
 
     def read(self, split: str) -> Index:
@@ -103,18 +104,19 @@ class DataModule(pl.LightningDataModule):
 
     @property
     def has_val(self) -> bool:
-        """Whether there is a validation split."""
+        """Whether the data set has a validation split."""
         return True
 
     def index(self, split: str) -> Index:
-        """Give the index of a split ("train", "val"), read once."""
+        """Return the index of a split ("train" or "val"), which is read once."""
         if split not in self._indices:
             index = self.read(split)
             if split == "train" and self.relabelled:
                 index = relabel(index, self.relabelled)
             if not index.images:
                 raise InputError(
-                    f"{self.name} has no {split} images in {index.root}; check its lists and settings"
+                    f"{self.name} has no {split} images in {index.root}; check its lists and "
+                    "settings"
                 )
             self._indices[split] = index
         return self._indices[split]
@@ -127,51 +129,52 @@ class DataModule(pl.LightningDataModule):
         transform: Transform | None = None,
         views: int | None = None,
     ) -> Self:
-        """Return the same data for another stage, with what is given in place of what it had; tags stay as they are.
+        """Return a copy for another stage with the given settings replaced; tags do not change.
 
         Args:
             labels: COCO json whose annotations replace those of the training set.
-            augment: How training images are varied.
+            augment: Augmentation of training images.
             batch_size: Images per step and process.
-            transform: Changes training samples before they are varied.
-            views: Samples drawn of each training image, each varied anew; see `Samples`.
+            transform: Changes training samples before augmentation.
+            views: Independently augmented samples per training image; see `Samples`.
 
         Raises:
-            InputError: The file is of other images or other classes.
+            InputError: The images or classes of `labels` differ from those of the data set.
         """
         other = copy.copy(self)
         other.trainer, other.augment = None, augment or self.augment
         other.loading = replace(self.loading, batch_size=batch_size or self.loading.batch_size)
         other.transform, other.views = transform or self.transform, views or self.views
         if labels:
-            own = relabel(self.index("train"), labels)
-            other.relabelled, other._indices = labels, {**self._indices, "train": own}
+            index = relabel(self.index("train"), labels)
+            other.relabelled, other._indices = labels, {**self._indices, "train": index}
         return other
 
     def with_loaders(self, **others: DataModule) -> Self:
-        """Return the same data, with a batch of each of `others` beside each training batch.
+        """Return a copy whose training batches come with a batch of each of `others`.
 
-        A training batch is then a dictionary: "images" are of this data set, the rest have the names given here. Each data
-        set has its own batch size, order and augmentation.
+        A training batch is then a dictionary with this data set's batch under "images" and the
+        others' under the names given here. Each data set has its own batch size, order and
+        augmentation.
         """
         other = copy.copy(self)
         other.trainer, other.others = None, {**self.others, **others}
         return other
 
     def as_annotated(self) -> Self:
-        """Give the same data with the training set's own annotations, to judge by."""
+        """Return a copy with the original training annotations, for evaluation."""
         if self.relabelled is None:
             return self
         other = copy.copy(self)
-        other.relabelled, other._indices = (
-            None,
-            {split: index for split, index in self._indices.items() if split != "train"},
-        )
+        other.relabelled = None
+        other._indices = {
+            split: index for split, index in self._indices.items() if split != "train"
+        }
         return other
 
     @property
     def categories(self) -> list[Record]:
-        """The thing classes in order: id and name."""
+        """The thing classes in order, each with id and name."""
         return self.index("train").categories
 
     @property
@@ -181,34 +184,34 @@ class DataModule(pl.LightningDataModule):
 
     @property
     def num_classes(self) -> int:
-        """How many thing classes there are."""
+        """The number of thing classes."""
         return len(self.categories)
 
     @property
     def stuff(self) -> list[Record]:
-        """The stuff classes in order: id and name."""
+        """The stuff classes in order, each with id and name."""
         return list(self.index("train").stuff)
 
     @property
     def num_stuff(self) -> int:
-        """How many stuff classes there are."""
+        """The number of stuff classes."""
         return len(self.stuff)
 
     def prepare_data(self) -> None:
-        """Make on disk, in one process, what the coming stage reads: the data where generated, and proposals."""
+        """Write, in one process, the generated data and proposals that the stage will read."""
         for other in self.others.values() if self._stage() == "fit" else ():
             other.index("train")
         for split in self._splits():
             self.index(split)
-            if self.trainer is not None:  # only its model tells whether proposals are needed
+            if self.trainer is not None:  # the model decides whether proposals are needed
                 self.proposal_file(split)
 
     def proposal_file(self, split: str, workers: int | None = None) -> ProposalFile | None:
-        """Return the proposals of a split, made now as far as they are missing; None with "none".
+        """Return the proposals of a split, making missing ones; None if none are used.
 
         Args:
             split: "train" or "val".
-            workers: processes that make them; one per core if None.
+            workers: Processes that make proposals; one per core if None.
         """
         if self.proposals == "none" or not self._needs().needs_proposals:
             return None
@@ -219,15 +222,15 @@ class DataModule(pl.LightningDataModule):
     def samples(
         self, split: str, train: bool, supervision: AbstractSet[str] | None = None
     ) -> Samples:
-        """Return the samples of a split, for training (varied, only what supervision allows) or evaluation (whole).
+        """Return the samples of a split: augmented for training, whole with truth for evaluation.
 
         Args:
             split: "train" or "val".
-            train: For training.
-            supervision: Fields of the target, of `wsis.data.targets.FIELDS`; None takes those of the trainer's model.
+            train: Whether the samples are for training.
+            supervision: Fields of `wsis.data.targets.FIELDS`; None takes those of the model.
 
         Raises:
-            InputError: The data set has no such labels to train with.
+            InputError: The data set lacks the labels for training.
         """
         needs = self._needs()
         allowed = needs.supervision if supervision is None else supervision
@@ -247,12 +250,12 @@ class DataModule(pl.LightningDataModule):
         )
 
     def dataloader(self, split: str, train: bool, steps: int = 0) -> DataLoader[Batch]:
-        """Return batches of a split: in training by (seed, step), in evaluation every image once.
+        """Return batches of a split: in (seed, step) order for training, else every image once.
 
         Args:
             split: "train" or "val".
-            train: For training.
-            steps: Batches of one pass where the trainer counts in epochs; 0 takes what shows each image once.
+            train: Whether the batches are for training.
+            steps: Batches per epoch if the trainer counts epochs; 0 shows each image once.
         """
         samples, size = self.samples(split, train), self.loading.batch_size
         rank, world = 0, 1
@@ -260,26 +263,25 @@ class DataModule(pl.LightningDataModule):
             rank, world = self.trainer.global_rank, self.trainer.world_size
         if self.loading.workers:
             cv2.setNumThreads(0)  # here, because a forked child that touches OpenCV's threads hangs
+        sampler: StepSampler | OrderSampler
+        if train:
+            sampler = self._step_sampler(len(samples), rank, world, steps)
+        else:
+            sampler = OrderSampler(len(samples), size, rank, world)
         return DataLoader(
             samples,
-            batch_size=None,  # a key of the sampler is a batch already
-            sampler=cast(
-                Any,
-                self._step_sampler(len(samples), rank, world, steps)
-                if train
-                else OrderSampler(len(samples), size, rank, world),
-            ),
+            batch_size=None,  # a key of the sampler is already a batch
+            sampler=cast(Any, sampler),
             collate_fn=_as_is,  # the default turns tuples into lists
             num_workers=self.loading.workers,
             worker_init_fn=_begin_worker,
-            generator=torch.Generator().manual_seed(
-                self.loading.seed
-            ),  # else the loader draws from the model's generator
+            # without one the loader draws from the model's generator
+            generator=torch.Generator().manual_seed(self.loading.seed),
             pin_memory=torch.cuda.is_available(),
         )
 
     def train_dataloader(self) -> DataLoader[Batch] | CombinedLoader:
-        """Return the training batches, beside those of other data sets where there are any."""
+        """Return the training batches, with those of `others` if there are any."""
         images = self.dataloader("train", train=True)
         loaders = {"images": images}
         for name, other in self.others.items():
@@ -289,19 +291,19 @@ class DataModule(pl.LightningDataModule):
         return CombinedLoader(loaders, "min_size") if self.others else images
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
-        """Give the validation images, or nothing where there is no such split."""
+        """Return the validation images, or nothing without a validation split."""
         return self.dataloader("val", train=False) if self.has_val else []
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """Give the validation images: the sets here keep their test annotations to themselves."""
+        """Return the validation images, as the test annotations of most sets are not public."""
         return self.dataloader("val", train=False)
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """Give the validation images, or the training images where there is no such split."""
+        """Return the validation images, or the training images without a validation split."""
         return self.dataloader("val" if self.has_val else "train", train=False)
 
     def fingerprint(self) -> str:
-        """Hash what is learned from and asked: images, labels, proposals and how they are varied, no paths."""
+        """Return a hash of images, labels, proposals and augmentation, independent of paths."""
         index = self.index("train")
         by_image = [
             sorted(part.items()) for part in (index.annotations, index.tags, index.stuff_tags)
@@ -320,18 +322,19 @@ class DataModule(pl.LightningDataModule):
         return digest([self.name, learned, asked, self._proposal_content(), settings, others])
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the classes, so that a checkpoint knows their names."""
+        """Return the classes, so that a checkpoint holds their names."""
         return {"categories": self.categories, "stuff": self.stuff}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse a checkpoint of other classes."""
+        """Raise InputError for a checkpoint of other classes."""
         theirs, ours = (
             [c["name"] for c in categories]
             for categories in (state_dict["categories"], self.categories)
         )
         if theirs != ours:
             raise InputError(
-                f"the checkpoint knows the classes {', '.join(theirs)} but {self.name} has {', '.join(ours)}; use the same data"
+                f"the checkpoint knows the classes {', '.join(theirs)} but {self.name} has "
+                f"{', '.join(ours)}; use the same data"
             )
 
     def _proposal_content(self) -> Any:
@@ -345,7 +348,7 @@ class DataModule(pl.LightningDataModule):
         return None if self.trainer is None else getattr(self.trainer, "lightning_module", None)
 
     def _needs(self) -> type[Method] | Method:
-        """Return the model that samples are made for; without a trainer, what most methods need."""
+        """Return the trainer's model, or the defaults of `Method` without a trainer."""
         model = self._model()
         if model is None or isinstance(model, Method):
             return model or Method
@@ -360,7 +363,7 @@ class DataModule(pl.LightningDataModule):
         return ("train", *val) if stage is None or stage == "fit" else val or ("train",)
 
     def _step_sampler(self, images: int, rank: int, world: int, steps: int = 0) -> StepSampler:
-        """Return the order of images; `steps` is the length of one pass where the trainer counts in epochs."""
+        """Return the training sampler; `steps` is the batches per epoch, 0 for the default."""
         seed, trainer, batch_size = self.loading.seed, self.trainer, self.loading.batch_size
         one_pass = steps or -(-images // (batch_size * world))
         if trainer is None:
@@ -369,9 +372,8 @@ class DataModule(pl.LightningDataModule):
         steps = trainer.max_steps * accumulate if trainer.max_steps > 0 else one_pass
 
         def position() -> int:
-            passes, rest = divmod(
-                trainer.global_step, -(-steps // accumulate)
-            )  # a pass ends with a step
+            # an optimiser step never spans two passes
+            passes, rest = divmod(trainer.global_step, -(-steps // accumulate))
             return passes * steps + rest * accumulate
 
         return StepSampler(images, batch_size, seed, steps, position, rank, world)
@@ -384,8 +386,8 @@ def _require(index: Index, supervision: AbstractSet[str], labels: Path | None) -
     missing = [name for name, key in needed.items() if key and key not in keys]
     if missing:
         raise InputError(
-            f"{index.name} has no {' and no '.join(missing)} to train with in {labels or index.root}; "
-            "add them or take a model for tags"
+            f"{index.name} has no {' and no '.join(missing)} to train with in "
+            f"{labels or index.root}; add them or take a model for tags"
         )
 
 

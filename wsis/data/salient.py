@@ -1,4 +1,7 @@
-"""Salient-object sets (DUTS, ECSSD, ...): images with a mask each, of one class; those that show one object are kept."""
+"""Salient-object sets (DUTS, ECSSD, ...): one class and one mask per image.
+
+Images whose mask shows no object or several objects are left out.
+"""
 
 from __future__ import annotations
 
@@ -24,30 +27,29 @@ from wsis.types import Index, Record
 __all__ = ["BringsSalient", "Salient", "read_salient"]
 
 _CATEGORY: Record = {"id": 1, "name": "salient"}
+# ours, ECSSD's, DUTS's
 _LAYOUTS = (
     ("images", "masks"),
     ("images", "ground_truth_mask"),
     ("*-Image", "*-Mask"),
-)  # ours, ECSSD's, DUTS's
-_SPECK = 0.05  # smaller parts of a mask, as a share of its largest, are no object of their own
-_MOSTLY_GREY = (
-    0.1  # share of pixels; edges make DUTS's masks grey in parts, ECSSD's have no grey at all
 )
-
-
+# parts of a mask below this fraction of its largest part are not objects of their own
+_SPECK = 0.05
+# fraction of pixels; the edges of DUTS's masks are grey, ECSSD's masks have no grey at all
+_MOSTLY_GREY = 0.1
 _MASKS = frozenset({"tags", "boxes", "masks"})
 
 
 @runtime_checkable
 class BringsSalient(Protocol):
-    """A data set that has salient images of its own."""
+    """A data set that comes with salient images."""
 
     def salient_folder(self) -> Path:
         """Return their folder, as `read_salient` takes it."""
 
 
 class Salient(DataModule):
-    """Salient images as a training set, to be loaded beside another; their masks are known whatever the other's labels.
+    """Salient images, loaded beside another training set; their masks are always known.
 
     Args:
         folder: Folder of images and masks.
@@ -60,7 +62,7 @@ class Salient(DataModule):
 
     @property
     def has_val(self) -> bool:
-        """Whether there is a validation split: no."""
+        """Return False: there is no validation split."""
         return False
 
     def read(self, split: str) -> Index:
@@ -70,22 +72,25 @@ class Salient(DataModule):
     def samples(
         self, split: str, train: bool, supervision: AbstractSet[str] | None = None
     ) -> Samples:
-        """Return the samples, with masks unless `supervision` says otherwise."""
+        """Return the samples, with tags, boxes and masks unless `supervision` is given."""
         return super().samples(split, train, _MASKS if supervision is None else supervision)
 
 
 def read_salient(folder: Path, limit: int = 0) -> Index:
-    """Read images and masks (over half white: salient) of equal names as an index of one class.
+    """Read images, and the masks of the same names, as an index of one class.
 
-    As in DUTS-Single (BoxCaseg, section 4), images whose mask shows no object or several are left out, with one counted
-    warning.
+    A mask's pixels above half of white are salient. As in DUTS-Single (BoxCaseg, section 4), images
+    whose mask shows no object or several objects are left out; one warning gives their number.
 
     Args:
-        folder: of images/ and masks/, of images/ and ground_truth_mask/ (ECSSD), or of X-Image/ and X-Mask/ (DUTS).
-        limit: so many images, drawn by their names, so that fewer are a part of more; 0 takes all.
+        folder: folder that holds images/ and masks/, images/ and ground_truth_mask/ (ECSSD), or
+            X-Image/ and X-Mask/ (DUTS).
+        limit: number of images, drawn by the hashes of their names, so that a smaller draw is part
+            of a larger one; 0 takes all.
 
     Raises:
-        InputError: a folder, a mask or an image is missing, sizes differ, a mask is coloured or grey, or no image is left.
+        InputError: a folder, a mask or an image is missing, sizes differ, a mask is coloured or
+            grey, or no image is left.
     """
     if limit < 0:
         raise InputError(f"salient_limit {limit} is negative; 0 takes all images")
@@ -96,21 +101,23 @@ def read_salient(folder: Path, limit: int = 0) -> Index:
             raise InputError(
                 f"no mask for {path}; add {masks_dir / path.stem}.png or remove the image"
             )
-    with ThreadPoolExecutor() as pool:  # 10,553 of DUTS
-        found = list(pool.map(lambda path: _annotate(path, masks[path.stem]), images))
+    with ThreadPoolExecutor() as pool:  # DUTS has 10,553 images
+        annotations = list(pool.map(lambda path: _annotate(path, masks[path.stem]), images))
     kept = [
         (number, path.name, a)
-        for number, (path, a) in enumerate(zip(images, found, strict=True), 1)
+        for number, (path, a) in enumerate(zip(images, annotations, strict=True), 1)
         if a
     ]
     if not kept:
         raise InputError(
-            f"none of {len(images)} images in {images_dir} has a mask of one object; give another salient set"
+            f"none of {len(images)} images in {images_dir} has a mask of one object; give another "
+            "salient set"
         )
     if len(kept) < len(images):
         left = len(images) - len(kept)
         warnings.warn(
-            f"{folder}: {left} of {len(images)} images are left out, their masks are not of one object",
+            f"{folder}: {left} of {len(images)} images are left out, their masks are not of one "
+            "object",
             stacklevel=2,
         )
     if limit:
@@ -132,7 +139,7 @@ def read_salient(folder: Path, limit: int = 0) -> Index:
 
 
 def _folders(folder: Path) -> tuple[Path, Path]:
-    """Find the one pair of folders of images and of masks."""
+    """Return the one pair of folders of images and masks."""
     pairs = [
         (place, folder / masks.replace("*", place.name.removesuffix("-Image")))
         for images, masks in _LAYOUTS
@@ -141,7 +148,8 @@ def _folders(folder: Path) -> tuple[Path, Path]:
     pairs = [pair for pair in pairs if all(path.is_dir() for path in pair)]
     if len(pairs) != 1:
         raise InputError(
-            f"{len(pairs) or 'no'} salient sets in {folder}; give a folder with one of these pairs, and equal names in both: "
+            f"{len(pairs) or 'no'} salient sets in {folder}; give a folder with one of these "
+            "pairs, and equal names in both: "
             + ", ".join(f"{images}/ and {masks}/" for images, masks in _LAYOUTS)
         )
     return pairs[0]
@@ -152,7 +160,7 @@ def _directly_in(folder: Path) -> list[Path]:
 
 
 def _annotate(image: Path, path: Path) -> Record | None:
-    """Describe the salient object of an image; None where there is none or more than one."""
+    """Return the annotation of an image's salient object; None unless there is exactly one."""
     mask = _read_mask(path)
     if mask.shape != image_size(image):
         raise InputError(f"{path} has another size than its image {image}; make them equal")
@@ -170,17 +178,18 @@ def _annotate(image: Path, path: Path) -> Record | None:
 
 def _read_mask(path: Path) -> NDArray[np.bool_]:
     grey = read_grey(path)
-    if grey.max(initial=0) == 1:  # 0 and 1 instead of black and white
+    if grey.max(initial=0) == 1:  # 0 and 1, not 0 and 255
         return grey.astype(bool)
     if np.count_nonzero((grey >= 64) & (grey < 192)) > _MOSTLY_GREY * grey.size:
         raise InputError(
-            f"{path} is neither black nor white in many places; give masks of objects, not maps of probability"
+            f"{path} is neither black nor white in many places; give masks of objects, not maps "
+            "of probability"
         )
     return grey > 127
 
 
 def _is_one(mask: NDArray[np.bool_]) -> bool:
-    """Say whether a mask is one connected object, specks aside."""
+    """Return whether a mask is one connected object, ignoring specks."""
     if not mask.any():
         return False
     areas = cv2.connectedComponentsWithStats(mask.astype(np.uint8))[2][1:, cv2.CC_STAT_AREA]

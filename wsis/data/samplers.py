@@ -1,6 +1,7 @@
-"""Which images come when: a pure function of (seed, step), so that a resumed run goes on where it stopped, to the bit.
+"""The order of images, as a pure function of (seed, step): a resumed run repeats it exactly.
 
-Both samplers derive from `DistributedSampler` for one reason: Lightning leaves such a sampler in place under DDP.
+Both samplers derive from `DistributedSampler` only because Lightning does not replace such a
+sampler under DDP.
 """
 
 from __future__ import annotations
@@ -13,21 +14,21 @@ from torch.utils.data import DistributedSampler
 __all__ = ["Key", "OrderSampler", "StepSampler"]
 
 Key = tuple[int, int]
-"""Position of an image in its index, and the seed of everything drawn for it."""
+"""Position of an image in its index, and the seed of all its random draws."""
 
 
 class StepSampler(DistributedSampler[list[Key]]):
-    """The batches of a training run: image orders without replacement, one after the other, cut into steps.
+    """The batches of a training run: consecutive permutations of the images, cut into steps.
 
-    A step takes `world * batch_size` images; rank r has the r-th part of them.
+    A step takes `world * batch_size` images; rank r gets the r-th part of them.
 
     Args:
         images: number of images.
         batch_size: images per step and rank.
-        seed: of the order and of the draws.
+        seed: seed of the order and of the draws.
         steps: batches in the whole run.
-        position: gives the number of batches already trained; asked when iteration begins.
-        rank: of this process.
+        position: returns the number of batches already trained; called when iteration begins.
+        rank: rank of this process.
         world: number of processes.
     """
 
@@ -46,45 +47,43 @@ class StepSampler(DistributedSampler[list[Key]]):
         self._pass, self._order = -1, np.empty(0, int)
 
     def __len__(self) -> int:
-        """Batches of the whole run, whether or not some are already trained: what Lightning counts against."""
+        """Return the number of batches of the whole run, as Lightning expects when resuming."""
         return self.steps
 
     def __iter__(self) -> Iterator[list[Key]]:
         done = self.position()
-        last = (
-            done // self.steps + 1
-        ) * self.steps  # several passes when the run is counted in epochs
+        # there are several passes when the run is counted in epochs
+        last = (done // self.steps + 1) * self.steps
         for step in range(done, last):
             yield self.batch(step)
 
     def batch(self, step: int) -> list[Key]:
-        """Give the keys of one step on this rank."""
+        """Return the keys of one step on this rank."""
         first = (step * self.world + self.rank) * self.batch_size
         return [self._key(place) for place in range(first, first + self.batch_size)]
 
     def set_epoch(self, epoch: int) -> None:
-        """Ignore Lightning's epoch: the step says all."""
+        """Ignore Lightning's epoch: the step decides the order."""
 
     def _key(self, place: int) -> Key:
         passed, position = divmod(place, self.images)
         if passed != self._pass:
-            self._pass, self._order = (
-                passed,
-                np.random.default_rng([self.seed, passed]).permutation(self.images),
-            )
+            self._pass = passed
+            self._order = np.random.default_rng([self.seed, passed]).permutation(self.images)
         draw = np.random.SeedSequence([self.seed, 1, place]).generate_state(1)[0]
         return int(self._order[position]), int(draw)
 
 
 class OrderSampler(DistributedSampler[list[Key]]):
-    """Every image once, in order, never twice across ranks; draws are zero since nothing is drawn.
+    """Every image once and in order, divided among the ranks; seeds are 0, as nothing is drawn.
 
-    A rank for which no image is left gets the first, since Lightning refuses an empty loader; metrics count it once.
+    A rank without images gets the first one, since Lightning rejects an empty loader; metrics count
+    it once.
 
     Args:
         images: number of images.
         batch_size: images per batch.
-        rank: of this process.
+        rank: rank of this process.
         world: number of processes.
     """
 

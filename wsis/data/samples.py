@@ -1,4 +1,4 @@
-"""One image of an index as a sample: pixels, proposals, and of the annotations what supervision allows."""
+"""Samples of an index: pixels, proposals, and the part of the labels that supervision allows."""
 
 from __future__ import annotations
 
@@ -39,31 +39,32 @@ __all__ = ["Samples", "Transform", "truth_of"]
 
 
 class Transform(Protocol):
-    """A change of training samples that a method brings, such as pasting; it travels to loader processes."""
+    """A method's change of training samples, such as pasting; it is pickled for loader workers."""
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """Return the sample, changed; equal generators give equal bits."""
+        """Return the changed sample; equal generators give identical results."""
 
     def content(self) -> Any:
-        """Return what results depend on, without paths, as JSON has it: a part of the data's fingerprint."""
+        """Return all that results depend on, as JSON without paths, for the data's fingerprint."""
 
 
 class Samples(Dataset[Batch]):
-    """Images of an index as samples; a key is a list of (position, draw seed), so an item is a batch.
+    """Images of an index as samples; a key is a list of (position, seed), so an item is a batch.
 
-    What `supervision` does not allow is not even kept in a training set.
+    A training set does not even store the labels that `supervision` does not allow.
 
     Args:
         index: The images.
         supervision: Fields that `target` holds, of `wsis.data.targets.FIELDS`.
-        augment: Variation in training; None for evaluation, which returns the whole image and the `truth`.
-        proposals: Where proposals are read from; None for no proposals.
+        augment: Augmentation in training; None for evaluation, which returns the whole image and
+            the `truth`.
+        proposals: File of the proposals; None for no proposals.
         segments: Also read the proposals' superpixels.
-        max_proposals: Largest number of proposals of an image.
-        panoptic: The truth of evaluation also has the panoptic map, where the data set has one.
-        transform: Changes training samples before they are varied.
-        views: Samples drawn of each training image, with different draws. A batch holds one of each image, in order, then
-            another of each.
+        max_proposals: Maximum number of proposals per image, highest ranked first.
+        panoptic: Add the panoptic map to the truth, if the data set has one.
+        transform: Changes training samples before augmentation.
+        views: Samples per training image, each augmented independently. A batch holds the first
+            view of every image, then the second of every image, and so on.
     """
 
     def __init__(
@@ -84,9 +85,10 @@ class Samples(Dataset[Batch]):
         self.proposals, self.segments, self.max_proposals = proposals, segments, max_proposals
         training, self.transform, self.views = augment is not None, transform, views
         self.panoptic = index.panoptic if panoptic and not training else None
-        seen = supervision if training else None
-        # one bytes object per image: workers share its pages, where dicts would be copied as their counts change
-        self._records = [pickle.dumps(record_of(index, image, seen)) for image in index.images]
+        allowed = supervision if training else None
+        # One bytes object per image: workers share its memory pages, while changing reference
+        # counts would copy those of dicts.
+        self._records = [pickle.dumps(record_of(index, image, allowed)) for image in index.images]
 
     def __len__(self) -> int:
         return len(self._records)
@@ -96,12 +98,12 @@ class Samples(Dataset[Batch]):
         return [self.sample(position, draw, view) for view in views for position, draw in keys]
 
     def sample(self, position: int, draw: int = 0, view: int = 0) -> Sample:
-        """Return one sample; equal draws give equal bits.
+        """Return one sample; equal arguments give identical results.
 
         Args:
-            position: Of the image in the index.
-            draw: Seed of all that is random.
-            view: Number of the view; each has draws of its own.
+            position: Position of the image in the index.
+            draw: Seed of the augmentation.
+            view: Number of the view, which changes the random draws.
         """
         record: Record = pickle.loads(self._records[position])
         image = record["image"]
@@ -131,10 +133,12 @@ class Samples(Dataset[Batch]):
 def truth_of(
     annotations: Sequence[Record], classes: Mapping[int, int], size: tuple[int, int]
 ) -> Truth:
-    """Return the ground truth of an image. If any object lacks a mask, no masks are returned; `ignore` counts as crowd.
+    """Return the ground truth of an image; objects with `ignore` count as crowd.
+
+    If any object lacks a mask, no masks are returned.
 
     Args:
-        annotations: Of COCO.
+        annotations: COCO annotations.
         classes: Class (0-based position) of each category id.
         size: (height, width) of the image.
     """
@@ -146,11 +150,11 @@ def truth_of(
 
 
 def _vary(sample: Sample, augment: Augment, rng: np.random.Generator) -> Sample:
-    """Crop, scale, flip and colour a sample at random."""
+    """Crop, scale, flip and recolour a sample at random."""
     cut = draw_cut(rng, sample["size"], augment)
     exposure, saturation = draw_factor(rng, augment.jitter), draw_factor(rng, augment.jitter)
     image = sample["image"]
-    if augment.jitter > 1:  # before scaling, which mostly enlarges: a quarter of the pixels
+    if augment.jitter > 1:  # before scaling, which typically makes four times as many pixels
         image = jitter_colours(image, exposure, saturation)
     varied: Sample = {
         **sample,

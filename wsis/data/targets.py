@@ -1,7 +1,8 @@
-"""The fields of a label: one table says how each is read, cut, flipped and pasted.
+"""The fields of a label: one table defines how each is read, cropped, flipped and pasted.
 
-A method names the fields that it learns from (`Method.supervision`). A training set keeps what those fields may see and
-nothing else. A new kind of label is one more entry in `FIELDS`, and its tensors in `wsis.types.Target`.
+A method names the fields that it learns from (`Method.supervision`). A training set keeps only the
+parts of the labels that these fields may use. To add a kind of label, add an entry to `FIELDS` and
+its tensors to `wsis.types.Target`.
 """
 
 from __future__ import annotations
@@ -46,18 +47,20 @@ class Classes(NamedTuple):
 
 @dataclass(frozen=True)
 class Field:
-    """How one field of a label, with the tensors that accompany it, is made and changed.
+    """How to make and change the tensors of one field of a label.
 
     Args:
-        tensors: Names in `Target`: the field's own, and those of its companions.
-        read: `read(record, classes)` returns the tensors of an image's record, as `record_of` makes it.
-        of_masks: `of_masks(masks, labels, like)` returns the tensors of objects known by masks (M,H,W) bool and classes
-            (M,), as pasted ones are; `like` is another label of the same data set.
-        image_keys: Parts of an index that the field may see: "tags", "stuff_tags".
-        keys: Keys of an annotation that the field may see. A field with keys has a row for each object.
-        needed: Key that some annotation must have for a method to be trained on the field.
-        cut: `cut(target, cut)` returns the tensors that change with a crop, a scale and a flip, and which objects (M,) bool
-            are still to be seen. None where cuts change nothing.
+        tensors: Names of the field's tensors in `Target`.
+        read: `read(record, classes)` returns the tensors of an image's record, which `record_of`
+            makes.
+        of_masks: `of_masks(masks, labels, like)` returns the tensors of objects, such as pasted
+            ones, from their masks (M,H,W) bool and classes (M,); `like` is another label of the
+            same data set.
+        image_keys: Parts of an index that the field may use: "tags", "stuff_tags".
+        keys: Keys of an annotation that the field may use. A field with keys has a row per object.
+        needed: Key that at least one annotation must have to train a method on the field.
+        cut: `cut(target, cut)` returns the tensors after a crop, a scale and a flip, and which
+            objects (M,) bool remain visible. None if cuts change nothing.
     """
 
     tensors: tuple[str, ...]
@@ -70,12 +73,12 @@ class Field:
 
 
 def record_of(index: Index, image: Record, supervision: Iterable[str] | None) -> Record:
-    """Return what may be known of an image: its file, and of its label what the fields may see.
+    """Return an image's file entry and the parts of its label that the fields may use.
 
     Args:
         index: The data set.
-        image: Of the index.
-        supervision: Names of fields; None for evaluation, which may see everything.
+        image: The image's entry in the index.
+        supervision: Names of fields; None for evaluation, which may use everything.
     """
     number = image["id"]
     fields = [FIELDS[name] for name in (FIELDS if supervision is None else supervision)]
@@ -89,7 +92,7 @@ def record_of(index: Index, image: Record, supervision: Iterable[str] | None) ->
 
 
 def read_target(record: Record, supervision: Iterable[str], classes: Classes) -> Target:
-    """Return the fields `supervision` of an image's record; a field of which nothing is known is left out."""
+    """Return the fields `supervision` of an image's record, without fields that have no label."""
     target: Target = {}
     for name in supervision:
         target |= FIELDS[name].read(record, classes)
@@ -97,7 +100,7 @@ def read_target(record: Record, supervision: Iterable[str], classes: Classes) ->
 
 
 def cut_target(target: Target, cut: Cut) -> Target:
-    """Cut a target; what is said of a whole image stays. Objects that vanish are left out."""
+    """Cut a target and drop objects that vanish; labels of the whole image do not change."""
     result: dict[str, Tensor] = {**target}  # type: ignore[dict-item]
     keep = None
     for field in _fields_of(target):
@@ -118,7 +121,7 @@ def target_of_image(target: Target) -> Target:
 
 
 def target_of_masks(like: Target, masks: Tensor, labels: Tensor) -> Target:
-    """Return the fields that `like` has, of objects known by masks (M,H,W) bool and classes (M,)."""
+    """Return the fields of `like` for objects of masks (M,H,W) bool and classes (M,)."""
     target: Target = {}
     for field in _fields_of(like):
         target |= field.of_masks(masks, labels, like)
@@ -126,7 +129,7 @@ def target_of_masks(like: Target, masks: Tensor, labels: Tensor) -> Target:
 
 
 def join_targets(first: Target, second: Target) -> Target:
-    """Return the label of an image with the objects of both: rows follow each other, an image's tags are united."""
+    """Return a label with the objects of both targets: rows are concatenated, tags united."""
     one, other = cast(dict[str, Tensor], first), cast(dict[str, Tensor], second)
     joined = {}
     for field in _fields_of(second):
@@ -137,11 +140,12 @@ def join_targets(first: Target, second: Target) -> Target:
 
 
 def check_fields(names: Collection[str]) -> None:
-    """Raise InputError for a name that is no field of a label."""
+    """Raise InputError for a name that is not a field of a label."""
     wrong = [names] if isinstance(names, str) else sorted(set(names) - FIELDS.keys())
     if wrong:
         raise InputError(
-            f"supervision '{wrong[0]}' is no set of fields of a label; fields are {', '.join(FIELDS)}"
+            f"supervision '{wrong[0]}' is no set of fields of a label; fields are "
+            f"{', '.join(FIELDS)}"
         )
 
 
@@ -157,7 +161,7 @@ def read_objects(
 
 
 def run_length(segmentation: Any, size: tuple[int, int]) -> RLE:
-    """Return polygons, or run lengths as a list or compressed, as one compressed RLE."""
+    """Return a segmentation (polygons, or an RLE of either form) as one compressed RLE."""
     if isinstance(segmentation, list):
         return cast(RLE, rle.merge(rle.frPyObjects(segmentation, *size)))
     if isinstance(segmentation["counts"], list):
@@ -265,4 +269,4 @@ FIELDS: dict[str, Field] = {
         cut=_cut_masks,
     ),
 }
-"""Every field of a label that a method can learn from, by its name in `Target`."""
+"""The fields of a label that a method can learn from, by name."""

@@ -1,4 +1,4 @@
-"""Random views of a training image: crop, scale, flip, colours; boxes, proposals and masks stay in step with the pixels."""
+"""Random crops, scales, flips and colours of training images, their boxes, proposals and masks."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Augment:
-    """How training images are varied.
+    """Augmentation of training images.
 
     Args:
-        short_sides: the short side is scaled to one of these lengths in pixels; empty keeps the size.
-        max_side: the long side is scaled to at most this length in pixels.
-        crop: side of a random crop as a share of the image's side; 1 keeps the whole image.
-        scales: large-scale jitter: max_side times a factor in this range, cut to max_side.
-        flip: chance of a horizontal flip.
-        jitter: exposure and saturation change by random factors in [1 / jitter, jitter]; 1 leaves colours alone.
-        min_proposal_side: proposals narrower or lower than this in network input pixels are left out.
+        short_sides: Lengths of the short side in pixels, one drawn per image; empty keeps the size.
+        max_side: Maximum length of the long side in pixels.
+        crop: Side of a random crop as a fraction of the image's side; 1 keeps the whole image.
+        scales: Range of the factor on max_side for large-scale jitter; empty turns it off.
+        flip: Probability of a horizontal flip.
+        jitter: Maximum factor (or divisor) on exposure and saturation; 1 keeps the colours.
+        min_proposal_side: Minimum width and height of a proposal in pixels of the network's input.
     """
 
     short_sides: tuple[int, ...] = ()
@@ -49,20 +49,22 @@ class Augment:
     min_proposal_side: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what no image could be varied by."""
+        """Raise InputError for impossible values."""
         sizes = (*self.short_sides, self.max_side)
         if min(sizes) < 1 or not 0 < self.crop <= 1 or not 0 <= self.flip <= 1 or self.jitter < 1:
             raise InputError(
-                f"{self}: sides must be at least 1, crop in (0, 1], flip in [0, 1], jitter at least 1"
+                f"{self}: sides must be at least 1, crop in (0, 1], flip in [0, 1], jitter at "
+                "least 1"
             )
         if self.scales and not (len(self.scales) == 2 and 0 < self.scales[0] <= self.scales[1]):
             raise InputError(
-                f"{self}: scales must be two factors above 0, the least and the largest, such as 0.1 and 2"
+                f"{self}: scales must be two factors above 0, the least and the largest, such as "
+                "0.1 and 2"
             )
 
 
 PHOTOGRAPHS = Augment(short_sides=tuple(range(480, 1217, 32)), max_side=2000, crop=0.9, jitter=1.5)
-"""How photographs are varied where nothing else is said."""
+"""The default augmentation of photographs."""
 
 
 class Cut(NamedTuple):
@@ -78,7 +80,7 @@ class Cut(NamedTuple):
 
     @property
     def view(self) -> View:
-        """The same as a map of coordinates."""
+        """The cut as a map of coordinates."""
         height, width = self.size
         return View(
             (width / self.width, height / self.height), (self.left, self.top), width, self.flip
@@ -99,7 +101,10 @@ def draw_cut(rng: np.random.Generator, size: tuple[int, int], augment: Augment) 
 
 
 def _draw_jittered(rng: np.random.Generator, size: tuple[int, int], augment: Augment) -> Cut:
-    """Large-scale jitter (Ghiasi et al., CVPR 2021): the long side becomes `max_side` times a factor; cut what exceeds it."""
+    """Draw large-scale jitter (Ghiasi et al., CVPR 2021).
+
+    The long side becomes `max_side` times a factor; a larger result is cropped to `max_side`.
+    """
     least, largest = augment.scales
     factor = float(rng.uniform(least, largest))
     scale = factor * augment.max_side / max(size)
@@ -121,7 +126,7 @@ def cut_image(image: Tensor, cut: Cut) -> Tensor:
 
 
 def cut_maps(maps: Tensor, cut: Cut) -> Tensor:
-    """Cut label maps or masks (...,H,W): each result pixel takes the value below its centre."""
+    """Cut label maps or masks (...,H,W) by nearest-neighbour sampling at pixel centres."""
     rows, columns = (
         start + ((torch.arange(to) + 0.5) * (side / to)).long().clamp(max=side - 1)
         for start, side, to in (
@@ -133,7 +138,11 @@ def cut_maps(maps: Tensor, cut: Cut) -> Tensor:
 
 
 def cut_proposals(proposals: Proposals, cut: Cut, min_side: float = 0.0) -> Proposals:
-    """Cut proposals: clip them, drop those outside, under a pixel, below `min_side`, or whose superpixels all vanish."""
+    """Clip proposals to a cut.
+
+    Proposals whose sides are below one pixel or `min_side`, or without a remaining superpixel, are
+    dropped.
+    """
     boxes, keep = visible(cut.view.to_input(proposals.boxes), cut.size, max(min_side, 1.0))
     if proposals.labels is None or proposals.members is None:
         return Proposals(boxes[keep], proposals.scores[keep])
@@ -146,17 +155,18 @@ def cut_proposals(proposals: Proposals, cut: Cut, min_side: float = 0.0) -> Prop
 
 
 def visible(boxes: Tensor, size: tuple[int, int], min_side: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Clip boxes (N,4) to an image of `size` (H, W); say (N,) which still measure `min_side` both ways."""
+    """Clip boxes (N,4) to `size` (H, W); also return (N,) whether both sides are >= `min_side`."""
     limit = torch.tensor([size[1], size[0]], dtype=boxes.dtype)
     boxes = boxes.view(-1, 2, 2).clamp(min=0).minimum(limit).flatten(1)
     return boxes, (boxes[:, 2:] - boxes[:, :2] >= min_side).all(1)
 
 
 def jitter_colours(image: Tensor, exposure: float, saturation: float) -> Tensor:
-    """Multiply value and saturation in HSV, hue kept, for an image (3,H,W) uint8; both saturate at their largest.
+    """Multiply value and saturation of an image (3,H,W) uint8 in HSV, clipped to their maxima.
 
-    With V the largest channel, saturation times f is V - f (V - channel), f limited by S <= 1; value times e scales all
-    channels by e, limited by V <= 255.
+    With V the largest channel, multiplying saturation by f gives V - f (V - channel), with f
+    limited by S <= 1; multiplying value by e scales all channels by e, limited by V <= 255. Hue is
+    kept.
     """
     channels = image.float()
     value = channels.amax(0)
@@ -169,6 +179,6 @@ def jitter_colours(image: Tensor, exposure: float, saturation: float) -> Tensor:
 
 
 def draw_factor(rng: np.random.Generator, jitter: float) -> float:
-    """Draw a factor in [1 / jitter, jitter], as often below one as above."""
+    """Draw a factor in [1 / jitter, jitter], with equal probability below and above one."""
     factor = float(rng.uniform(1, jitter))
     return factor if rng.random() < 0.5 else 1 / factor

@@ -1,1 +1,1 @@
-"""Data sets: `--data X` is the class that `X.py` here lists first in its `__all__`."""
+"""Data sets: `--data X` selects the first class in the `__all__` of `X.py` in this folder."""

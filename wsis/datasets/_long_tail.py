@@ -1,4 +1,7 @@
-"""A long-tailed draw from a multi-label set, after VOC-MLT and COCO-MLT (Wu et al., Distribution-Balanced Loss, 2020)."""
+"""Draw a long-tailed subset of a multi-label data set, as for VOC-MLT and COCO-MLT.
+
+Source: Wu et al., Distribution-Balanced Loss, ECCV 2020.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ __all__ = ["draw_long_tail", "tail_counts"]
 def tail_counts(
     classes: int, maximum: int, minimum: int = 1, shape: float = 6.0
 ) -> NDArray[np.int64]:
-    """Give images per class, head first: the Pareto density at even steps up to its 99 % quantile, from maximum to minimum."""
+    """Return the number of images per class, head first, from `maximum` to about `minimum`.
+
+    It follows the Pareto density at even steps up to its 99 % quantile.
+    """
     distribution = pareto(shape)
     density: NDArray[np.float64] = distribution.pdf(
         np.linspace(distribution.ppf(0), distribution.ppf(0.99), classes)
@@ -25,16 +31,17 @@ def tail_counts(
 def draw_long_tail(
     tags: Mapping[int, Sequence[int]], classes: int, maximum: int, seed: int = 0
 ) -> list[int]:
-    """Draw image ids so that images per class follow `tail_counts`, as nearly as co-occurrence lets them.
+    """Draw image ids so that images per class follow `tail_counts` as closely as possible.
 
-    Classes that co-occur most become the head, since they come along anyway. From the tail up, images of a class are
-    added at random until it has its number; then images are removed whose every class has more than that.
+    The classes that co-occur most are the head, since other classes bring them along. From the tail
+    up, random images of a class are added until it has its number; then images are removed if all
+    their classes exceed their numbers.
 
     Args:
         tags: image id -> classes.
         classes: number of classes.
-        maximum: images of the most frequent class.
-        seed: of the draw.
+        maximum: number of images of the most frequent class.
+        seed: seed of the draw.
     """
     ids = np.array([image for image, found in tags.items() if found])
     holds = np.zeros((len(ids), classes), bool)

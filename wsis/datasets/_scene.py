@@ -1,8 +1,9 @@
-"""Painting the generated scenes: what makes weak supervision hard, in 256 pixels.
+"""Paint the generated scenes: the difficulties of weak supervision, in 256 x 256 pixels.
 
-A thing is a body (outline and material, each shared by two classes) with a small mark that only its class has, so a
-classifier prefers the mark to the object. Things of a class stand in touching groups, hide one another, measure 24 to
-160 px, and half of the classes nearly always stand on the same stuff.
+A thing is a body (outline and material, each shared by two classes) with a small mark that only its
+class has, so a classifier prefers the mark to the object. Things of a class stand in touching
+groups, occlude one another and are 24 to 160 px long; half of the classes nearly always stand on
+the same stuff.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ __all__ = [
     "paint_scene",
 ]
 
-Array = Any  # float arrays: numpy's own operators give Any
+Array = Any  # float arrays, since numpy's operators return Any
 Colour = tuple[int, int, int]
 SIZE = 256
 
 
 class Kind(NamedTuple):
-    """What an object looks like."""
+    """The appearance of a class of objects."""
 
     name: str
     outline: str
@@ -44,14 +45,13 @@ class Kind(NamedTuple):
     pattern: str
 
 
-_RED, _BLUE, _YELLOW, _GREEN, _PINK = (
-    (214, 60, 50),
-    (40, 80, 200),
-    (250, 200, 40),
-    (40, 150, 70),
-    (200, 60, 170),
-)
-_WHITE, _BLACK = (250, 240, 235), (30, 30, 35)
+_RED = (214, 60, 50)
+_BLUE = (40, 80, 200)
+_YELLOW = (250, 200, 40)
+_GREEN = (40, 150, 70)
+_PINK = (200, 60, 170)
+_WHITE = (250, 240, 235)
+_BLACK = (30, 30, 35)
 THINGS = (
     Kind("red-striped egg", "egg", (176, 128, 92), 0, (_RED, _WHITE), "stripes"),
     Kind("blue-striped egg", "egg", (176, 128, 92), 0, (_BLUE, _WHITE), "stripes"),
@@ -76,13 +76,13 @@ _SMALLEST, _LARGEST = 24, 160
 
 @dataclass(frozen=True)
 class SceneSettings:
-    """How hard a scene is; the defaults were found learnable from tags in minutes.
+    """Difficulty of a scene; with the defaults, classes are learned from tags in minutes.
 
     Args:
         mark: radius of the class's mark, in half lengths of the object.
-        rotation: objects turn by up to this many radians either way.
-        co_occurrence: share of the scenes in which a class with a home stands on it.
-        touch: chance of a second, and again of a third, object in a group.
+        rotation: maximum rotation of an object in either direction, in radians.
+        co_occurrence: fraction of scenes in which a class with a home stuff stands on it.
+        touch: probability of a second object in a group, and of a third one.
     """
 
     mark: float = 0.3
@@ -92,22 +92,22 @@ class SceneSettings:
 
 
 class Scene(NamedTuple):
-    """A painted image and what is in it."""
+    """A painted image and its annotations."""
 
     image: NDArray[np.uint8]
     """(256,256,3) RGB."""
     owner: NDArray[np.int32]
-    """(256,256): 0 background, k + 1 the k-th object's visible pixels."""
+    """(256,256): 0 for background, k + 1 for visible pixels of object k."""
     labels: list[int]
     """Class of each object."""
     stuff: NDArray[np.uint8]
-    """(256,256): stuff class, 255 under objects."""
+    """(256,256): stuff class, 255 at objects."""
 
 
 def paint_scene(
     rng: np.random.Generator, settings: SceneSettings, main: int, weights: NDArray[np.float64]
 ) -> Scene:
-    """Paint groups of class `main` and perhaps of a second class drawn with `weights`."""
+    """Paint groups of class `main`, and possibly of a second class drawn with `weights`."""
     at_home = main in _HOME and rng.random() < settings.co_occurrence
     ground = _HOME[main] if at_home else int(rng.integers(len(STUFF)))
     image, stuff = _paint_ground(rng, ground)
@@ -124,7 +124,7 @@ def paint_scene(
 
 
 def paint_salient(rng: np.random.Generator, kind: int) -> Scene:
-    """Paint one object of `SALIENT[kind]`, large and whole, as salient-object data sets show them."""
+    """Paint one large, whole object of `SALIENT[kind]`, as in salient-object data sets."""
     image, stuff = _paint_ground(rng, int(rng.integers(len(STUFF))))
     canvas = _Canvas(image)
     length = rng.uniform(70, 190)
@@ -136,7 +136,7 @@ def paint_salient(rng: np.random.Generator, kind: int) -> Scene:
 
 
 class _Canvas:
-    """An image under way: who owns each pixel and how much of each object still shows."""
+    """An unfinished image, with the owner of each pixel and the visible area of each object."""
 
     def __init__(self, image: Array) -> None:
         self.image, self.owner = image, np.zeros((SIZE, SIZE), np.int32)
@@ -145,7 +145,11 @@ class _Canvas:
         self._visible: list[int] = []
 
     def place(self, colours: Array, mask: Array, x: float, y: float, label: int) -> bool:
-        """Paste an object centred at (x, y), unless too little of it or of an older one would show."""
+        """Paste an object centred at (x, y), unless it or an older one would be mostly hidden.
+
+        Returns:
+            Whether it was pasted.
+        """
         side = len(mask)
         left, top = int(x - side / 2), int(y - side / 2)
         (y1, y2), (x1, x2) = (np.clip((start, start + side), 0, SIZE) for start in (top, left))
@@ -168,7 +172,7 @@ class _Canvas:
 def _paint_group(
     rng: np.random.Generator, canvas: _Canvas, label: int, settings: SceneSettings
 ) -> None:
-    """Paint one to four objects of a class and about one size, most of them touching the one before."""
+    """Paint one to four objects of one class and similar size, mostly touching each other."""
     base = float(np.exp(rng.uniform(np.log(_SMALLEST + 2), np.log(_LARGEST))))
     chances = (1.0, settings.touch, settings.touch * (base < 90), 0.4 * (base < 45))
     before: tuple[float, float, float] | None = None
@@ -188,7 +192,7 @@ def _paint_group(
 def _paint_object(
     rng: np.random.Generator, kind: Kind, length: float, settings: SceneSettings
 ) -> tuple[Array, Array]:
-    """Paint an object `length` px long: colours (n,n,3) float32 and mask (n,n)."""
+    """Paint an object `length` px long; return colours (n,n,3) float32 and mask (n,n)."""
     radius, side = length / 2, int(np.ceil(length)) + 5
     y, x = np.mgrid[:side, :side].astype(np.float32) - (side - 1) / 2
     faces = 1 if rng.random() < 0.5 else -1
@@ -199,7 +203,7 @@ def _paint_object(
     reach = _outline(kind.outline, angle) * (
         1 + 0.05 * np.sin(2 * angle + rng.uniform(0, 2 * np.pi))
     )
-    depth = np.hypot(u, v) / reach  # 0 centre, 1 outline
+    depth = np.hypot(u, v) / reach  # 0 at the centre, 1 at the outline
     tone = np.float32(kind.colour + rng.normal(0, 10, 3) + rng.normal(0, 10))
     colours = tone + _cut(rng, _textures()[1][kind.material], side, side)[..., None]
     across = u - 0.45
@@ -208,13 +212,13 @@ def _paint_object(
     colours[inside] = marks[
         1 - _pattern(kind.pattern, across[inside], v[inside], 3.2 / settings.mark)
     ]
-    lamp = 1 - 0.13 / (radius * 1.41) * (x + y)  # from the upper left
+    lamp = 1 - 0.13 / (radius * 1.41) * (x + y)  # light from the upper left
     lamp[depth > 1 - min(0.3, 2.2 / radius)] *= 0.72
     return colours * lamp[..., None], depth < 1
 
 
 def _outline(name: str, angle: Array) -> Array:
-    """Give the radius of an outline in each direction."""
+    """Return the radius of an outline in each direction."""
     match name:
         case "egg":
             return 1 / np.sqrt(np.cos(angle) ** 2 + (np.sin(angle) / 0.62) ** 2)
@@ -238,7 +242,7 @@ def _outline(name: str, angle: Array) -> Array:
 
 
 def _pattern(name: str, u: Array, v: Array, frequency: float) -> Array:
-    """Say where a pattern shows the first of its two colours (1) or the second (0)."""
+    """Return 1 where a pattern has the first of its two colours, 0 where it has the second."""
     match name:
         case "stripes":
             shown = np.sin(2.2 * frequency * u + 1) > 0
@@ -254,7 +258,7 @@ def _pattern(name: str, u: Array, v: Array, frequency: float) -> Array:
 
 
 def _paint_ground(rng: np.random.Generator, main: int) -> tuple[Array, NDArray[np.uint8]]:
-    """Paint one stuff, and in six scenes of ten another one above a wavy line."""
+    """Paint one stuff class, in 60 % of scenes with another one above a wavy line."""
     stuff = np.full((SIZE, SIZE), main, np.uint8)
     if rng.random() < 0.6:
         wave = np.sin(np.arange(SIZE) / rng.uniform(18, 50) + rng.uniform(0, 2 * np.pi))
@@ -269,15 +273,15 @@ def _paint_ground(rng: np.random.Generator, main: int) -> tuple[Array, NDArray[n
 
 
 def _develop(rng: np.random.Generator, image: Array) -> NDArray[np.uint8]:
-    """Give a painting the blur and noise of a camera."""
+    """Add the blur and noise of a camera."""
     noise = rng.standard_normal(image.shape, dtype=np.float32)
-    seen: NDArray[np.float32] = cv2.GaussianBlur(image, (0, 0), 0.7) + 4 * noise
-    return np.clip(seen, 0, 255).astype(np.uint8)
+    photo: NDArray[np.float32] = cv2.GaussianBlur(image, (0, 0), 0.7) + 4 * noise
+    return np.clip(photo, 0, 255).astype(np.uint8)
 
 
 @functools.cache
 def _textures(side: int = 640) -> tuple[list[Array], list[Array]]:
-    """Make the textures of stuff and of materials, the same in every draw of the data."""
+    """Return the textures of stuff and of materials, which are the same for every seed."""
     rng = np.random.default_rng(7)
     y, x = np.mgrid[:side, :side].astype(np.float32)
     noise = functools.partial(_noise, rng, side)

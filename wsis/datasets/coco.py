@@ -1,4 +1,4 @@
-"""MS COCO: instances, stuff tags from the panoptic annotations, and the subsets that share VOC's classes."""
+"""MS COCO: instances, stuff tags from the panoptic annotations, subsets with VOC's classes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ _VOC_AS_COCO = {
     "sofa": "couch",
     "tvmonitor": "tv",
 }
-# The COCO-VOC set of DeepCO3 has 12 of VOC's classes; neither its paper nor CCGR's prints which. These are the animals and
-# the vehicles but boat, which makes exactly twelve.
+# DeepCO3's COCO-VOC set has 12 of VOC's classes; neither its paper nor CCGR's lists them. The
+# animals and the vehicles except boat are exactly twelve.
 # fmt: off
 COCO_VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "bus", "car", "cat", "cow", "dog", "horse", "motorbike", "sheep", "train",
+    "aeroplane", "bicycle", "bird", "bus", "car", "cat",
+    "cow", "dog", "horse", "motorbike", "sheep", "train",
 )
 # fmt: on
 _SUBSETS = {"voc": VOC_CLASSES, "coco-voc": COCO_VOC_CLASSES}
@@ -41,17 +42,18 @@ _FILES = {
 
 
 class COCO(DataModule):
-    """MS COCO: 80 classes, or those it shares with VOC; 118,287 training and 5,000 validation images in 2017's lists.
+    """MS COCO with all 80 classes, or with those that it shares with VOC.
 
-    Training leaves out images without any of the classes; validation keeps every image. 2017's training list is 2014's
-    training list with "valminusminival", so papers on either are served by 2017's files.
+    The 2017 lists have 118,287 training and 5,000 validation images. Training images without any of
+    the classes are left out; all validation images are kept. The training list of 2017 is that of
+    2014 plus "valminusminival", so the 2017 files serve papers on either year.
 
     Args:
-        root: Folder of annotations and the image folders (train2017, val2017 or train2014, val2014).
-        classes: "all", "voc" (the 20 classes of VOC, under its names) or "coco-voc" (12 of them, animals and vehicles).
-        year: "2017" or "2014"; "auto" takes the first that is found.
+        root: Folder that holds annotations/ and the image folders, such as train2017/.
+        classes: "all", "voc" (the 20 VOC classes) or "coco-voc" (12 of them: animals and vehicles).
+        year: "2017" or "2014"; "auto" takes the first that exists.
         panoptic: Also read stuff classes and stuff tags from panoptic_*.json.
-        long_tail: Draw a long-tailed training set of at most 1,200 images a class.
+        long_tail: Draw a long-tailed training set of up to 1,200 images per class.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class COCO(DataModule):
                 annotations.with_name(annotations.name.replace("instances", "panoptic")), index
             )
         if split == "train":
-            if not self.relabelled:  # else the labels say which images
+            if not self.relabelled:  # otherwise the labels select the images
                 index = keep_images(index, {image for image, found in index.tags.items() if found})
             if self.long_tail:
                 index = keep_images(
@@ -93,7 +95,7 @@ class COCO(DataModule):
 
     @property
     def stuff(self) -> list[Record]:
-        """The stuff classes in order: id and name; empty unless `panoptic`."""
+        """The stuff classes in order, each with id and name; empty unless `panoptic`."""
         return super().stuff if self.panoptic else []
 
     def _find(self, split: str) -> tuple[Path, Path]:
@@ -103,7 +105,7 @@ class COCO(DataModule):
             if path.is_file() and name.endswith(years):
                 return path, self.folder / images
         raise InputError(
-            f"no COCO {split} annotations in {self.folder}; fetch annotations_trainval2017.zip, train2017.zip and val2017.zip "
-            f"from https://cocodataset.org/#download and unpack them there: annotations/instances_{split}2017.json, "
-            f"{split}2017/*.jpg"
+            f"no COCO {split} annotations in {self.folder}; fetch annotations_trainval2017.zip, "
+            "train2017.zip and val2017.zip from https://cocodataset.org/#download and unpack them "
+            f"there: annotations/instances_{split}2017.json, {split}2017/*.jpg"
         )

@@ -1,4 +1,4 @@
-"""A user's own images, with tags in a csv file or with boxes or masks in a COCO json."""
+"""A user's images, with tags in a csv file or with boxes or masks in a COCO json."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import Any
 from wsis.data.index import read_coco
 from wsis.data.module import DataModule
 from wsis.errors import InputError
-from wsis.images.read import image_size
+from wsis.images.read import SUFFIXES, image_size, pictures
 from wsis.types import Index, Record
 
-__all__ = ["Folder", "read_tags"]
+__all__ = ["Folder", "index_of_folder", "read_tags"]
 
 _NAMES = {"train": ("labels.csv", "labels.json"), "val": ("val.csv", "val.json")}
 
 
 class Folder(DataModule):
-    """Your own images: `labels.csv` with lines `image.jpg,cat;dog`, or a COCO json with boxes or masks.
+    """Your own images, labelled by csv lines `image.jpg,cat;dog` or by a COCO json.
 
-    An image with nothing after the comma holds none of the classes. Without validation labels nothing is validated, and
-    predictions are made for the training images.
+    An image with nothing after the comma has none of the classes. Without validation labels there
+    is no validation, and predictions are made for the training images.
 
     Args:
-        root: Folder of the images; the label files name images relative to it.
-        labels: Training labels (.csv or .json), relative to root; empty takes labels.csv, else labels.json.
-        val_labels: Validation labels (.csv or .json), relative to root; empty takes val.csv, val.json or none.
-        classes: Class names in order; empty takes the tags that occur, sorted, or the json's categories.
+        root: Folder of the images; label files name images relative to it.
+        labels: Training labels, relative to root; empty takes labels.csv, else labels.json.
+        val_labels: Validation labels, relative to root; empty takes val.csv, val.json or none.
+        classes: Class names in order; empty takes the sorted tags or the json's categories.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class Folder(DataModule):
         return self._file("val") is not None
 
     def read(self, split: str) -> Index:
-        """Read a split's labels and check every image's header."""
+        """Read the labels of a split and check the header of every image."""
         path = self._file(split)
         if path is None:
             raise InputError(
-                f"no {split} labels in {self.folder}; write {self.folder / _NAMES[split][0]} with lines like image.jpg,cat;dog "
-                f"or put a COCO json there as {_NAMES[split][1]}"
+                f"no {split} labels in {self.folder}; write {self.folder / _NAMES[split][0]} with "
+                f"lines like image.jpg,cat;dog or put a COCO json there as {_NAMES[split][1]}"
             )
         classes = self.classes if split == "train" else self.class_names
         if path.suffix.lower() != ".json":
@@ -78,15 +78,16 @@ class Folder(DataModule):
 
 
 def read_tags(path: Path, root: Path, classes: Sequence[str] = ()) -> Index:
-    """Read lines `file,tag;tag` (a first line `file,tags` is a heading) as an index without annotations.
+    """Read lines `file,tag;tag` as an index without annotations; `file,tags` is a heading.
 
     Args:
         path: the csv file.
         root: folder that its images are relative to.
-        classes: the classes in order; any other tag is an error. The tags that occur, sorted, when empty.
+        classes: the classes in order, and the only tags allowed; empty takes the sorted tags.
 
     Raises:
-        InputError: a line is malformed, names an image twice, a missing or broken image, or an unknown tag; or no tag at all.
+        InputError: a malformed line, a duplicate, missing or broken image, an unknown tag, or a
+            file without tags.
     """
     rows = _rows(path)
     occurring = sorted({tag for _, _, tags in rows for tag in tags})
@@ -100,7 +101,8 @@ def read_tags(path: Path, root: Path, classes: Sequence[str] = ()) -> Index:
     for line, file_name, tags in rows:
         if file_name in seen:
             raise InputError(
-                f"{path}:{line}: {file_name} is there already in line {seen[file_name]}; give each image one line"
+                f"{path}:{line}: {file_name} is there already in line {seen[file_name]}; give "
+                "each image one line"
             )
         seen[file_name] = line
         if not (root / file_name).is_file():
@@ -129,7 +131,7 @@ def read_tags(path: Path, root: Path, classes: Sequence[str] = ()) -> Index:
 
 
 def _rows(path: Path) -> list[tuple[int, str, list[str]]]:
-    """Give line number, file and tags of each line."""
+    """Return the number, file and tags of each line."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             lines = [
@@ -139,13 +141,15 @@ def _rows(path: Path) -> list[tuple[int, str, list[str]]]:
             ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(
-            f"cannot read {path} ({error}); it must be a text file in UTF-8 with lines like image.jpg,cat;dog"
+            f"cannot read {path} ({error}); it must be a text file in UTF-8 with lines like "
+            "image.jpg,cat;dog"
         ) from error
     rows = []
     for number, row in lines:
         if len(row) != 2 or not row[0].strip():
             raise InputError(
-                f"{path}:{number}: expected image.jpg,cat;dog but found {','.join(row)}; write one comma"
+                f"{path}:{number}: expected image.jpg,cat;dog but found {','.join(row)}; write "
+                "one comma"
             )
         rows.append(
             (number, row[0].strip(), [tag.strip() for tag in row[1].split(";") if tag.strip()])
@@ -156,3 +160,22 @@ def _rows(path: Path) -> list[tuple[int, str, list[str]]]:
 def _suggestion(word: str, names: Sequence[str]) -> str:
     near = difflib.get_close_matches(word, names, 1)
     return f'did you mean "{near[0]}"?' if near else f"the classes are {', '.join(names)}"
+
+
+def index_of_folder(folder: Path) -> Index:
+    """Index the images anywhere under a folder, without annotations.
+
+    Raises:
+        InputError: there are no images, or one cannot be read.
+    """
+    files = pictures(folder)
+    if not files:
+        raise InputError(
+            f"no images in {folder}; give a folder with {', '.join(sorted(SUFFIXES))} files"
+        )
+    images: list[Record] = []
+    for number, path in enumerate(files, 1):
+        height, width = image_size(path)
+        name = str(path.relative_to(folder))
+        images.append({"id": number, "file_name": name, "height": height, "width": width})
+    return Index(name="folder", root=folder, images=images, categories=[])

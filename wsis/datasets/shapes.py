@@ -1,8 +1,9 @@
-"""The generated data set: eight kinds of things on three kinds of stuff, made in seconds, in COCO and VOC layouts.
+"""The generated data set: eight thing classes on three stuff classes, in COCO and VOC layouts.
 
-Nothing is downloaded; the scenes are painted by `_shapes_scene` from a seed and written once, under a folder named by the
-settings. The same pictures are there as COCO (`train2017/`, `annotations/instances_train2017.json`, panoptic) and as VOC
-(`VOCdevkit/VOC2012/...`). A salient-object set (`images/`, `masks/`) is made when asked for, in a folder of its own.
+Nothing is downloaded: `_scene` paints the scenes from a seed, in seconds, and they are written once
+to a folder named after the settings. The same images are written as COCO (`train2017/`,
+`annotations/instances_train2017.json`, panoptic) and as VOC (`VOCdevkit/VOC2012/...`). A
+salient-object set (`images/`, `masks/`) is made on request, in a separate folder.
 """
 
 from __future__ import annotations
@@ -42,30 +43,28 @@ from wsis.types import Index, Record
 
 __all__ = ["Shapes"]
 
-_VERSION = 1  # raise it whenever the same settings would give other files
-_TAIL = 20  # of a long-tailed draw: images of the most frequent class to those of the rarest
-_AUGMENT, _LOADING = (
-    Augment(),
-    Loading(workers=0),
-)  # a sample takes a millisecond, a worker seconds to start
+_VERSION = 1  # raise it whenever the same settings would produce other files
+_TAIL = 20  # long-tailed draw: ratio of the most frequent to the rarest class
+_AUGMENT = Augment()
+_LOADING = Loading(workers=0)  # a sample takes a millisecond, starting a worker takes seconds
 _CATEGORIES = [{"id": k + 1, "name": kind.name} for k, kind in enumerate(THINGS)]
 _STUFF_CATEGORIES = [{"id": 101 + k, "name": name} for k, name in enumerate(STUFF)]
 
 
 class Shapes(DataModule):
-    """Generated scenes of marked bodies: learnable from tags in minutes on a CPU, yet hard where weak supervision is.
+    """Generated scenes: learnable from tags in minutes on a CPU, with the usual difficulties.
 
     Args:
-        root: Folder that generated sets are kept in.
+        root: Folder for generated data sets.
         train: Number of training images.
         val: Number of validation images.
         salient: Number of salient images for BoxCaseg: single objects of other classes, with masks.
         seed: Seed of the generated data. Report results on a seed that was not used for tuning.
         long_tail: Draw the training classes twenty times as often at the head as at the tail.
-        mark: Radius of the mark that tells two classes of a body apart, in half object lengths.
-        rotation: Largest turn of an object either way, in radians.
-        augment: How training images are varied.
-        loading: How batches are loaded.
+        mark: Radius of the mark that tells two similar classes apart, in half object lengths.
+        rotation: Maximum rotation of an object in either direction, in radians.
+        augment: Augmentation of training images.
+        loading: Settings of the data loader.
     """
 
     def __init__(
@@ -96,22 +95,22 @@ class Shapes(DataModule):
 
     @property
     def categories(self) -> list[Record]:
-        """The thing classes in order: id and name."""
+        """The thing classes in order, each with id and name."""
         return [dict(category) for category in _CATEGORIES]
 
     @property
     def stuff(self) -> list[Record]:
-        """The stuff classes in order: id and name."""
+        """The stuff classes in order, each with id and name."""
         return [dict(category) for category in _STUFF_CATEGORIES]
 
     def salient_folder(self) -> Path:
-        """Return the folder of the salient images, generated first where they are not there."""
+        """Return the folder of the salient images, generating them if they do not exist."""
         folder = self.folder.parent / _key(self._salient)
         _once(folder, self._salient, _write_salient)
         return folder
 
     def read(self, split: str) -> Index:
-        """Read a split, generated first where it is not there."""
+        """Read a split, generating the data set if it does not exist."""
         _once(self.folder, self._scenes, _write_scenes)
         annotations = self.folder / "annotations"
         index = read_coco(
@@ -125,7 +124,10 @@ def _key(settings: Record) -> str:
 
 
 def _once(folder: Path, settings: Record, write: Callable[[Path, Record], None]) -> None:
-    """Let `write` fill a folder beside `folder` and put it there in one step; whoever comes second finds it done."""
+    """Create `folder` with `write`, unless it exists.
+
+    A scratch folder is filled and renamed, so that concurrent processes never see half a data set.
+    """
     if folder.is_dir():
         return
     scratch = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
@@ -137,7 +139,8 @@ def _once(folder: Path, settings: Record, write: Callable[[Path, Record], None])
     except OSError as error:
         if not folder.is_dir():
             raise InputError(
-                f"cannot write {folder}: {error.strerror or error}; give another --data.root, with room"
+                f"cannot write {folder}: {error.strerror or error}; give another --data.root, "
+                "with room"
             ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -153,15 +156,10 @@ def _write_split(folder: Path, split: str, settings: Record) -> None:
     annotations: list[Record] = []
     panoptic: list[Record] = []
     voc = folder / "VOCdevkit" / "VOC2012"
-    pictures, panoptic_folder = (
-        folder / f"{split}2017",
-        folder / "annotations" / f"panoptic_{split}2017",
-    )
-    for path in (
-        pictures,
-        panoptic_folder,
-        *(voc / name for name in ("JPEGImages", "Annotations", *_VOC_MAPS)),
-    ):
+    pictures = folder / f"{split}2017"
+    panoptic_folder = folder / "annotations" / f"panoptic_{split}2017"
+    voc_folders = [voc / name for name in ("JPEGImages", "Annotations", *_VOC_MAPS)]
+    for path in (pictures, panoptic_folder, *voc_folders):
         path.mkdir(parents=True, exist_ok=True)
     for number, scene in _scenes(split, settings):
         stem = f"{number:012d}"
@@ -188,7 +186,7 @@ def _write_split(folder: Path, split: str, settings: Record) -> None:
 
 
 def _scenes(split: str, settings: Record) -> Iterator[tuple[int, Scene]]:
-    """Paint the scenes of a split, each from a generator of its own, under numbers that no two splits share."""
+    """Paint the scenes of a split, each from its own generator; numbers are unique over splits."""
     part = ("train", "val").index(split)
     shares = np.full(len(THINGS), 1.0)
     if settings["long_tail"] and split == "train":
@@ -201,7 +199,7 @@ def _scenes(split: str, settings: Record) -> Iterator[tuple[int, Scene]]:
 
 
 def _spread(shares: NDArray[np.float64], count: int) -> list[int]:
-    """Give `count` classes in proportion to `shares`, each spread evenly over the list: equal shares take turns."""
+    """Return `count` classes in proportion to `shares`, each spread evenly over the list."""
     given = np.zeros(len(shares))
     classes = []
     for k in range(count):
@@ -211,7 +209,7 @@ def _spread(shares: NDArray[np.float64], count: int) -> list[int]:
 
 
 def _annotate(scene: Scene, image: int, before: int) -> list[Record]:
-    """Describe the visible part of each object as a COCO annotation."""
+    """Return a COCO annotation of the visible part of each object."""
     annotations = []
     for k, label in enumerate(scene.labels):
         lengths = run_lengths(scene.owner == k + 1)
@@ -240,15 +238,14 @@ def _write_jpeg(path: Path, image: NDArray[np.uint8]) -> None:
 
 
 def _write_panoptic(path: Path, scene: Scene, image: int) -> Record:
-    """Write the panoptic png (segment id = R + 256 G + 65536 B) and give its json entry."""
+    """Write the panoptic png (segment id = R + 256 G + 65536 B) and return its json entry."""
     ids = np.where(scene.owner > 0, scene.owner + 10, scene.stuff.astype(int) + 1)
     zeros = np.zeros_like(ids)
     path.write_bytes(
         cv2.imencode(".png", np.stack([zeros, zeros, ids], -1).astype(np.uint8))[1].tobytes()
     )
-    category = {k + 11: label + 1 for k, label in enumerate(scene.labels)} | {
-        k + 1: 101 + k for k in range(len(STUFF))
-    }
+    category = {k + 11: label + 1 for k, label in enumerate(scene.labels)}
+    category |= {k + 1: 101 + k for k in range(len(STUFF))}
     segments = [_segment(int(k), category[int(k)], ids == k) for k in np.unique(ids)]
     return {"image_id": image, "file_name": path.name, "segments_info": segments}
 
@@ -263,7 +260,7 @@ _VOC_MAPS = ("SegmentationObject", "SegmentationClass")
 
 
 def _write_voc(voc: Path, stem: str, scene: Scene, annotations: Sequence[Record]) -> None:
-    """Write what VOC holds of a scene: object and class maps, and boxes with 1-based inclusive corners."""
+    """Write VOC's object and class maps, and boxes with 1-based inclusive corners."""
     classes = np.array([0, *(label + 1 for label in scene.labels)])
     for name, labels in zip(_VOC_MAPS, (scene.owner, classes[scene.owner]), strict=True):
         picture = Image.fromarray(labels.astype(np.uint8)).convert("P")
@@ -297,7 +294,7 @@ def _voc_corners(box: Sequence[float]) -> list[int]:
 
 
 def _voc_palette() -> list[int]:
-    """Give VOC's colour map: the bits of an index, dealt to the three channels from the top bit down."""
+    """Return VOC's colour map: an index's bits, dealt to the channels from the highest bit down."""
     indices = np.arange(256)[:, None]
     colours = np.zeros((256, 3), int)
     for k in range(8):

@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 and 2007, with the instance masks of SBD for the training list that papers call trainaug."""
+"""PASCAL VOC 2012 and 2007, with SBD's instance masks for the training list trainaug."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ __all__ = ["VOC", "VOC_CLASSES", "read_voc"]
 
 # fmt: off
 VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
-    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "tvmonitor",
 )
 # fmt: on
 _LISTS = {
@@ -48,19 +49,21 @@ _SBD_HOST = "http://home.bharathh.info/pubs/codes/SBD/download.html"
 
 
 class VOC(DataModule):
-    """PASCAL VOC: 20 classes; 10,582 training images with SBD's masks and 1,449 validation images, or the detection sets.
+    """PASCAL VOC with 20 classes: instance segmentation with SBD's masks, or detection.
 
-    Tags are the classes of the xml files' objects that are not difficult; masks and their boxes come from the png and SBD
-    files ("segmentation"), boxes alone from the xml files ("detection", where difficult objects are ignored in evaluation).
+    For segmentation, VOC 2012 has 10,582 training images (trainaug) and 1,449 validation images.
+    Tags are the classes of the objects in the xml files that are not difficult. "segmentation"
+    takes masks and their boxes from the png and SBD files; "detection" takes boxes from the xml
+    files and ignores difficult objects in evaluation. Images of a list in Main, such as Main/train,
+    have boxes and no masks for either task.
 
     Args:
         root: Folder that holds VOCdevkit (and, for trainaug, SBD or benchmark_RELEASE).
         year: "2012" or "2007".
-        task: "segmentation" has instance masks, "detection" boxes on the larger lists.
-        train_list: Name of the training list in ImageSets; empty takes the usual one: trainaug, or trainval for 2007.
-            Main/train is the one for classification and detection, whose images have boxes and no masks, whatever the task.
-        val_list: Name of the validation list in ImageSets; empty takes the usual one: val, or test for 2007.
-        long_tail: Draw a long-tailed training set of at most 800 images a class from the training list.
+        task: "segmentation" has instance masks, "detection" has boxes and longer lists.
+        train_list: Training list in ImageSets; empty takes trainaug, trainval (2007) or train.
+        val_list: Validation list in ImageSets; empty takes val, or test for 2007.
+        long_tail: Draw a long-tailed training set of up to 800 images per class.
     """
 
     def __init__(
@@ -80,28 +83,22 @@ class VOC(DataModule):
 
     @property
     def categories(self) -> list[Record]:
-        """The twenty classes in order: id and name."""
+        """The twenty classes in order, each with id and name."""
         return [{"id": position + 1, "name": name} for position, name in enumerate(VOC_CLASSES)]
 
     @property
     def stuff(self) -> list[Record]:
-        """The one stuff class, background; "detection" has none."""
+        """The stuff class background; none for "detection"."""
         return list(_STUFF) if self.task == "segmentation" else []
 
     def read(self, split: str) -> Index:
-        """Read a split's list and annotations."""
+        """Read the list and the annotations of a split."""
         devkit = _devkit(self.folder, self.year)
         usual = "Segmentation" if self.task == "segmentation" else "Main"
         folder, _, name = self.lists[split].rpartition("/")
         masks = (folder or usual) == "Segmentation"
-        sbd = (
-            next(
-                (path for name in _SBD_PLACES if (path := self.folder / name / "inst").is_dir()),
-                None,
-            )
-            if masks
-            else None
-        )
+        places = [self.folder / place / "inst" for place in _SBD_PLACES if masks]
+        sbd = next((path for path in places if path.is_dir()), None)
         stems = _stems(self.folder, devkit, folder or usual, name, sbd)
         index = read_voc(devkit, stems, VOC_CLASSES, masks=masks, sbd=sbd)
         if self.task == "segmentation":
@@ -119,17 +116,18 @@ _SBD_PLACES = ("SBD", "sbd", "SBD/dataset", "benchmark_RELEASE/dataset", "VOCdev
 def read_voc(
     devkit: Path, stems: Sequence[str], classes: Sequence[str], masks: bool, sbd: Path | None = None
 ) -> Index:
-    """Read VOC annotations of the images `stems`; what was read is kept in the user's cache until a file changes.
+    """Read VOC annotations of the images `stems`, and cache them until a file changes.
 
     Args:
         devkit: folder with JPEGImages, Annotations, SegmentationObject and SegmentationClass.
         stems: image names without suffix.
         classes: class names in order.
-        masks: instances from png or SBD files; else boxes from the xml files.
-        sbd: SBD's folder `inst` for images without a png.
+        masks: read instances from png or SBD files instead of boxes from the xml files.
+        sbd: SBD's folder `inst`, for images without a png.
 
     Raises:
-        InputError: an image or annotation is missing, broken, of another size, or names an unknown class.
+        InputError: an image or annotation is missing or broken, sizes differ, or a class is
+            unknown.
     """
     sources = [_sources(devkit, stem, masks, sbd) for stem in stems]
     key = _key(
@@ -146,10 +144,8 @@ def read_voc(
         records = [
             _read_image(stem, files, categories) for stem, files in zip(stems, sources, strict=True)
         ]
-        with (
-            contextlib.suppress(InputError),
-            whole(cached) as scratch,
-        ):  # a cache that cannot be written is no fault
+        # the cache is optional: a failure to write it is not an error
+        with contextlib.suppress(InputError), whole(cached) as scratch:
             scratch.write_text(json.dumps(records))
     else:
         records = json.loads(cached.read_text())
@@ -172,7 +168,7 @@ def read_voc(
 
 
 def _with_background(index: Index) -> Index:
-    """Give every image the stuff class background: it is there, whether or not masks say where."""
+    """Tag every image with the stuff class background, which is always present."""
     return index._replace(
         stuff=list(_STUFF), stuff_tags={image["id"]: [0] for image in index.images}
     )
@@ -184,8 +180,9 @@ def _devkit(root: Path, year: str) -> Path:
         if (place / "JPEGImages").is_dir() and (place / "ImageSets").is_dir():
             return place
     raise InputError(
-        f"no VOC {year} in {root}; fetch the archives from {_HOST.format(year=year)} and unpack them there, "
-        f"so that {places[0]} holds JPEGImages, Annotations, ImageSets and SegmentationObject"
+        f"no VOC {year} in {root}; fetch the archives from {_HOST.format(year=year)} and unpack "
+        f"them there, so that {places[0]} holds JPEGImages, Annotations, ImageSets and "
+        "SegmentationObject"
     )
 
 
@@ -199,8 +196,9 @@ def _stems(root: Path, devkit: Path, kind: str, name: str, sbd: Path | None) -> 
         )
     if sbd is None:
         raise InputError(
-            f"trainaug needs the masks of SBD and {root} has none; unpack benchmark.tgz from {_SBD_HOST} there, so that "
-            f"{root / 'benchmark_RELEASE/dataset/inst'} is there, or set train_list to train"
+            f"trainaug needs the masks of SBD and {root} has none; unpack benchmark.tgz from "
+            f"{_SBD_HOST} there, so that {root / 'benchmark_RELEASE/dataset/inst'} is there, or "
+            "set train_list to train"
         )
     augmented = [stem for part in ("train", "val") for stem in _list(sbd.parent / f"{part}.txt")]
     return sorted({*_list(folder / "train.txt"), *augmented} - set(_list(folder / "val.txt")))
@@ -220,7 +218,7 @@ def _list(path: Path) -> list[str]:
 
 
 def _sources(devkit: Path, stem: str, masks: bool, sbd: Path | None) -> list[Path]:
-    """Give the files that say what is in an image, the image first; they all exist."""
+    """Return an image and its annotation files, all of which exist."""
     xml, picture = devkit / "Annotations" / f"{stem}.xml", devkit / "JPEGImages" / f"{stem}.jpg"
     pngs = [devkit / name / f"{stem}.png" for name in ("SegmentationObject", "SegmentationClass")]
     files = [picture]
@@ -231,7 +229,8 @@ def _sources(devkit: Path, stem: str, masks: bool, sbd: Path | None) -> list[Pat
     for path in files:
         if not path.is_file():
             raise InputError(
-                f"no {path}, though the list names {stem}; unpack the archive again or shorten the list"
+                f"no {path}, though the list names {stem}; unpack the archive again or shorten "
+                "the list"
             )
     return files
 
@@ -241,7 +240,7 @@ def _key(content: Any) -> str:
 
 
 def _numbers(stems: Sequence[str]) -> list[int]:
-    """Give image ids: the digits of the names, or places in the list where that is ambiguous."""
+    """Return image ids: the digits of the names, or list positions if those are not unique."""
     digits = [int("0" + "".join(filter(str.isdigit, stem))) for stem in stems]
     return digits if len(set(digits)) == len(digits) else list(range(1, len(stems) + 1))
 
@@ -257,12 +256,12 @@ def _read_image(
     annotations = (
         _read_masks(files[1:], (height, width), len(categories)) if masked else boxes or []
     )
-    told = annotations if boxes is None else [box for box in boxes if not box["iscrowd"]]
-    return image, annotations, tags_of({0: told}, categories)[0]
+    tagged = annotations if boxes is None else [box for box in boxes if not box["iscrowd"]]
+    return image, annotations, tags_of({0: tagged}, categories)[0]
 
 
 def _read_boxes(path: Path, categories: Sequence[Record]) -> list[Record]:
-    """Read an xml file's objects; difficult ones count as crowd."""
+    """Read the objects of an xml file; difficult ones count as crowd."""
     number = {category["name"]: category["id"] for category in categories}
     try:
         return [_read_object(item, number) for item in ElementTree.parse(path).iter("object")]
@@ -279,14 +278,9 @@ def _read_object(item: ElementTree.Element, number: dict[str, int]) -> Record:
         float(item.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")
     )
     difficult = int(item.findtext("difficult") or 0)
-    box = [
-        x1 - 1,
-        y1 - 1,
-        x2 - x1 + 1,
-        y2 - y1 + 1,
-    ]  # VOC counts pixels from 1 and includes the last
     return {
-        "bbox": box,
+        # VOC counts pixels from 1 and includes the last
+        "bbox": [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1],
         "category_id": number[(item.findtext("name") or "").strip()],
         "iscrowd": difficult,
     }
@@ -312,7 +306,7 @@ def _read_masks(files: Sequence[Path], size: tuple[int, int], classes: int) -> l
 
 @dataclass(frozen=True)
 class _PanopticMaps:
-    """Reads panoptic maps: objects, void borders, and background as the one stuff class."""
+    """Reads panoptic maps: objects, void borders, and background as the only stuff class."""
 
     devkit: Path
     sbd: Path | None
@@ -331,7 +325,10 @@ class _PanopticMaps:
 def _read_objects(
     files: Sequence[Path], size: tuple[int, int], classes: int
 ) -> tuple[NDArray[np.uint8], dict[int, int]]:
-    """Read a map of object numbers (0 background, 255 void border) and the class of each number, counted from 1."""
+    """Read the map of object numbers and the class of each number, counted from 1.
+
+    In the map, 0 is background and 255 is a void border.
+    """
     path = files[0]
     objects, category = _read_sbd(path) if path.suffix == ".mat" else _read_pngs(*files[:2])
     if objects.shape != size:

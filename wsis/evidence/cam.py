@@ -1,4 +1,4 @@
-"""Class activation maps: where a classifier looks. Pure functions, no gradients kept."""
+"""Class activation maps. Pure functions, whose results carry no gradients."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ __all__ = ["average_over_scales", "cam", "finite", "grad_cam", "inside", "normal
 
 
 def cam(features: Tensor, weight: Tensor) -> Tensor:
-    """Class activation maps of a linear head over average-pooled features (Zhou et al., CVPR 2016).
+    """Return activation maps of a linear head on pooled features (Zhou et al., CVPR 2016).
 
     Args:
         features: (N,D,H,W).
         weight: (C,D) of the linear head.
 
     Returns:
-        (N,C,H,W) in [0, 1]: negative evidence is 0, the largest of each map is 1; a map without positive evidence is all 0.
+        (N,C,H,W) in [0, 1]: negative evidence is 0, the largest of each map is 1; a map without
+        positive evidence is all 0.
     """
     return normalise(torch.einsum("ndhw,cd->nchw", features.detach(), weight.detach()))
 
@@ -30,15 +31,16 @@ def cam(features: Tensor, weight: Tensor) -> Tensor:
 def grad_cam(
     features: Tensor, head: Callable[[Tensor], Tensor], classes: Tensor | None = None
 ) -> Tensor:
-    """Grad-CAM (Selvaraju et al., ICCV 2017, eqs. 1-2) of any differentiable head.
+    """Return Grad-CAM of a differentiable head (Selvaraju et al., ICCV 2017, eqs. 1-2).
 
     Args:
         features: (N,D,H,W).
-        head: From features to scores (N,C), before softmax or sigmoid; each image's from its own features alone.
+        head: function from features to scores (N,C) before softmax or sigmoid; the scores of an
+            image depend on its own features only.
         classes: (K,) int, the classes to explain; by default all.
 
     Returns:
-        (N,K,H,W) in [0, 1] as `cam` gives them.
+        (N,K,H,W) in [0, 1], normalised as by `cam`.
     """
     with torch.enable_grad():
         features = features.detach().requires_grad_()
@@ -54,15 +56,15 @@ def average_over_scales(
     maps: Callable[[Tensor], Tensor],
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0),
 ) -> Tensor:
-    """Mean of an image's maps over scales and their mirror images.
+    """Return the mean of an image's maps over scales and their mirror images.
 
     Args:
         image: (3,H,W) uint8 or float.
-        maps: From images (N,3,h,w), float, to maps (N,C,h',w').
-        scales: Factors on the image's size.
+        maps: function from float images (N,3,h,w) to maps (N,C,h',w').
+        scales: factors on the image's size.
 
     Returns:
-        (C,H,W); the largest of each map is 1 again.
+        (C,H,W), normalised again.
     """
     size = size_of(image)
     total: Tensor | float = 0.0
@@ -79,11 +81,11 @@ def average_over_scales(
 
 
 def inside(sizes: Sequence[tuple[int, int]], maps: Tensor, stride: float) -> Tensor:
-    """Which cells of a padded batch begin inside their image.
+    """Mark the cells of a padded batch that begin inside their image.
 
     Args:
         sizes: (H, W) of the N images, in input pixels.
-        maps: (...,h,w), any on the same cells and device.
+        maps: (...,h,w), any maps of the same size and device.
         stride: input pixels per cell.
 
     Returns:
@@ -95,10 +97,10 @@ def inside(sizes: Sequence[tuple[int, int]], maps: Tensor, stride: float) -> Ten
 
 
 def finite(values: Tensor, what: str = "class maps") -> Tensor:
-    """The values, which a network that has diverged spoils.
+    """Return `values`, checked for NaN and infinity.
 
     Raises:
-        InputError: they hold NaN or infinity.
+        InputError: one is NaN or infinite, as after a training that diverged.
     """
     if not values.isfinite().all():
         raise InputError(
@@ -108,7 +110,10 @@ def finite(values: Tensor, what: str = "class maps") -> Tensor:
 
 
 def normalise(maps: Tensor) -> Tensor:
-    """Maps (...,H,W) to [0, 1]: negative evidence is 0, the largest of each is 1, one without positive evidence is all 0."""
+    """Scale maps (...,H,W) to [0, 1]: clamp them at 0, then divide each by its maximum.
+
+    A map without positive values is all 0.
+    """
     maps = maps.clamp(min=0)
     peak = maps.amax((-2, -1), keepdim=True)
     return maps / peak.where(peak > 0, 1)

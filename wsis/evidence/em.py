@@ -1,9 +1,11 @@
-"""Foregrounds from tags: of each image the segment that looks like what all images of its class have in common.
+"""Foregrounds from tags: the segment of each image that is most typical of the image's class.
 
-EM-Paste (under review at TMLR), section 3.1, algorithm 1, "F-EM". The first choice of an image is among the segments nearest
-to the centre of its class activation map; the mean look of the chosen segments then chooses anew, for a few rounds.
+EM-Paste (under review at TMLR), section 3.1, algorithm 1, "F-EM". The first choice in an image is
+one of the segments nearest to the centre of its class activation map. For a few rounds, the mean
+feature of the chosen segments then determines new choices.
 
-n images of one class, m_i segments of image i, D features; P segments of one image, S superpixels, A classes it is tagged with.
+n images of one class, m_i segments of image i, D features; P segments of one image, S superpixels,
+A tagged classes of the image.
 """
 
 from __future__ import annotations
@@ -35,34 +37,37 @@ __all__ = [
 ]
 
 GREY = 117
-"""What surrounds a segment in its patch."""
+"""Value of the pixels around a segment in its patch."""
 
 Distance = Literal["cosine", "mahalanobis"]
 
 _CELLS = 1 << 20
-"""Patch pixels rendered at a time: 50 MB."""
+"""Patch pixels rendered at a time; they take 50 MB."""
 _TIE = 1e-5
-"""Relative to 1 + distance: equal features differ by less, in how a product of matrices is blocked."""
+"""Tolerance of ties over 1 + distance; equal features differ by less after a matrix product."""
 
 
 class Round(NamedTuple):
     """One round over the n images of a class."""
 
     kept: Tensor
-    """(n,) bool, the images whose previous choice made the mean."""
+    """(n,) bool, the images whose previous choice is in the mean."""
     chosen: Tensor
-    """(n,) int64, the candidate nearest to that mean, -1 in an image without candidates."""
+    """(n,) int64, the candidate nearest to that mean, -1 for an image without candidates."""
     distances: Tensor
-    """(n,) float32, its distance to the mean: 1 - cosine, or Mahalanobis; infinite in an image without candidates."""
+    """(n,) float32, its distance (1 - cosine, or Mahalanobis), infinite without candidates."""
 
 
 class SegmentStatistics(NamedTuple):
-    """Size and place of an image's segments."""
+    """Size and position of an image's segments."""
 
     shares: Tensor
-    """(P,) float32, area over the label map's."""
+    """(P,) float32, area over the area of the label map."""
     distances: Tensor
-    """(A,P) float32, mean distance in pixels of a segment's pixels to each point; infinite for a segment without pixels."""
+    """(A,P) float32, mean distance in pixels between a segment's pixels and each point.
+
+    Infinite for a segment without pixels.
+    """
 
 
 def foreground_em(
@@ -72,27 +77,29 @@ def foreground_em(
     keep: float = 0.5,
     distance: Distance = "cosine",
 ) -> Tensor:
-    """Choose the segment of each image that looks most like the class (EM-Paste, algorithm 1, steps 2 and 3).
+    """Choose the most typical segment of each image (EM-Paste, algorithm 1, steps 2 and 3).
 
-    Each round takes the mean of the chosen features, keeps the images whose choice is nearest to it, takes the mean of those
-    and chooses in every image the candidate nearest to that. Candidates as near as the nearest, to five digits, are tied, and
-    the first of them is chosen.
+    Each round takes the mean of the chosen features, keeps the images whose choice is nearest to
+    it, takes the mean of those, and chooses the candidate nearest to that in every image.
+    Candidates whose distances agree to five digits are tied; the first of them is chosen.
 
     Args:
-        features: of each of n images of one class, (m_i,D) of its candidates; an image may have none.
-        start: (n,) int, the first choice in each image; -1 where there is none, which leaves it out of the first mean.
-        rounds: of the two steps.
-        keep: share of the images whose choices make the mean, rounded up.
-        distance: "cosine" to the mean of the features at unit length, as the authors' code; "mahalanobis" under the covariance
-            of `shrunk_covariance`, as the text, where the authors' pseudo-inverse puts whatever leaves the span of the chosen
-            features at distance 0. Clutter in every image that varies less than the class misleads the second, not the first:
-            1 % against 100 % right of 100 invented images, from a start with 58 %.
+        features: (m_i,D) of the candidates of each of n images of one class; m_i may be 0.
+        start: (n,) int, the first choice in each image; -1 excludes it from the first mean.
+        rounds: number of repetitions of the two steps.
+        keep: fraction of the images whose choices are in the mean, rounded up.
+        distance: "cosine" to the mean of features of unit length, as in the authors' code;
+            "mahalanobis" with `shrunk_covariance`, as in the text. (The authors' pseudo-inverse
+            assigns distance 0 to directions outside the span of the chosen features.) Clutter in
+            every image that varies less than the class misleads "mahalanobis", not "cosine": 1 %
+            against 100 % correct of 100 synthetic images, from a start with 58 %.
 
     Returns:
-        (n,) int64, the choice in each image, -1 without candidates. Where no image has a first choice, no image has any.
+        (n,) int64, the choice in each image, -1 without candidates, and -1 for all images if none
+        has a first choice.
 
     Raises:
-        InputError: the arguments do not fit together, or features are not finite.
+        InputError: the arguments do not match, or features are not finite.
     """
     history = foreground_rounds(features, start, rounds, keep, distance)
     return history[-1].chosen if history else start.long()
@@ -106,47 +113,38 @@ def foreground_rounds(
     keep: float = 0.5,
     distance: Distance = "cosine",
 ) -> list[Round]:
-    """Every round of `foreground_em`, which see; none where no image has a first choice."""
+    """Return all rounds of `foreground_em`, with its arguments; none without a first choice."""
     _check(features, start, keep, distance)
     if not (start >= 0).any():
         return []
     counts = torch.tensor([len(rows) for rows in features], device=features[0].device)
-    begin, images = (
-        counts.cumsum(0) - counts,
-        torch.arange(len(counts), device=counts.device).repeat_interleave(counts),
-    )
-    lengths = torch.cat(
-        [torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32) for rows in features]
-    )
-    if not lengths.isfinite().all():
-        image = int(images[~lengths.isfinite()][0])
-        raise InputError(
-            f"features of image {image} hold NaN or infinity; check the network that made them"
-        )
+    begin = counts.cumsum(0) - counts
+    images = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    _check_finite(features, images)
     fit = {"cosine": _cosine, "mahalanobis": _mahalanobis}[distance]
     chosen, history = start.to(counts), []
     for _ in range(rounds):
-        kept = chosen >= 0
-        rows = torch.stack(
-            [some[c] for some, c in zip(features, chosen.tolist(), strict=True) if c >= 0]
-        ).float()
-        nearest = fit(rows)(rows).sort(stable=True).indices[: math.ceil(round(keep * len(rows), 6))]
-        kept = torch.zeros_like(kept).index_fill_(0, kept.nonzero()[nearest, 0], True)
+        pairs = zip(features, chosen.tolist(), strict=True)
+        rows = torch.stack([candidates[c] for candidates, c in pairs if c >= 0]).float()
+        count = math.ceil(round(keep * len(rows), 6))
+        nearest = fit(rows)(rows).sort(stable=True).indices[:count]
+        usable = chosen >= 0
+        kept = torch.zeros_like(usable).index_fill_(0, usable.nonzero()[nearest, 0], True)
         measure = fit(rows[nearest])
-        distances = torch.cat(
-            [measure(some.float()) for some in features]
-        )  # a copy of all would double the memory
-        first, least = _least(distances, images, len(counts))
+        # image by image, because a float copy of all features would double the memory
+        distances = torch.cat([measure(candidates.float()) for candidates in features])
+        first, lowest = _lowest(distances, images, len(counts))
         chosen = torch.where(counts > 0, first - begin, -1)
-        history += [Round(kept, chosen, least)]
+        history += [Round(kept, chosen, lowest)]
     return history
 
 
 def shrunk_covariance(rows: Tensor) -> Tensor:
-    """Covariance drawn towards a multiple of the identity, so that it has an inverse when there are fewer rows than columns.
+    """Return the covariance shrunk towards a multiple of the identity.
 
-    Oracle approximating shrinkage: Chen, Wiesel, Eldar and Hero, IEEE TSP 2010, eq. 23. Rows that are all equal, or a single
-    one, have the identity, which makes Mahalanobis distance Euclidean.
+    It has an inverse even with fewer rows than columns. Oracle approximating shrinkage: Chen,
+    Wiesel, Eldar and Hero, IEEE TSP 2010, eq. 23. For equal rows, or a single one, it is the
+    identity, which makes the Mahalanobis distance Euclidean.
 
     Args:
         rows: (N,D), N at least 1.
@@ -168,16 +166,19 @@ def shrunk_covariance(rows: Tensor) -> Tensor:
 
 
 def cam_centroid(maps: Tensor, share: float = 0.2, stride: float = 1.0) -> Tensor:
-    """Centre of gravity of the highest cells of class activation maps (EM-Paste, section 3.1, c_i).
+    """Return the centroid of the highest cells of class activation maps (EM-Paste, section 3.1).
 
-    Each map is that of a class the image is tagged with; the authors' code takes the class of the highest score, which loses
-    the others. The logit maps of `wsis.parts.classifier` serve as they are: its Grad-CAM is their positive part, less the
-    bias, times a constant, whatever its pooling. Cells at a map's minimum never count, so that the zeros of a map with
-    little positive evidence do not draw its centre to the image's; a constant map has the image's centre.
+    This is c_i of the paper. The maps are those of the image's tagged classes; the authors' code
+    uses only the class with the highest score. The logit maps of `wsis.parts.classifier` can be
+    used directly: without the bias, their positive part is its Grad-CAM times a constant for any
+    pooling. Cells at a map's minimum are excluded, so that the zeros of a map with little positive
+    evidence do not pull its centroid to the centre of the image; a constant map has its centroid
+    there.
 
     Args:
-        maps: (...,H,W), without padding; cell (i, j) has its centre at ((j + .5), (i + .5)) x stride.
-        share: of the cells that count, rounded up, and cells as high as the last of them.
+        maps: (...,H,W), without padding; the centre of cell (i, j) is at ((j + .5), (i + .5)) x
+            stride.
+        share: fraction of the cells to include, rounded up; ties with the lowest are included.
         stride: pixels per cell.
 
     Returns:
@@ -198,10 +199,12 @@ def cam_centroid(maps: Tensor, share: float = 0.2, stride: float = 1.0) -> Tenso
 
 
 def segment_statistics(labels: Tensor, members: Tensor, points: Tensor) -> SegmentStatistics:
-    """Measure segments by their superpixels, without a mask of any (EM-Paste, section 3.1, dist(O, c)).
+    """Measure segments through their superpixels, without masks (EM-Paste, section 3.1).
+
+    The distances are dist(O, c) of the paper.
 
     Args:
-        labels: (H,W) int, superpixel of each pixel; negative where there is none.
+        labels: (H,W) int, superpixel of each pixel; negative for none.
         members: (P,S) bool, the superpixels of each segment.
         points: (A,2), (x, y) in pixels.
 
@@ -211,13 +214,13 @@ def segment_statistics(labels: Tensor, members: Tensor, points: Tensor) -> Segme
     count = members.shape[1]
     if int(labels.max()) >= count:
         raise InputError(
-            f"the label map holds superpixel {int(labels.max())}, members only {count}; give those of this map"
+            f"the label map holds superpixel {int(labels.max())}, members only {count}; give "
+            "those of this map"
         )
     y, x = (torch.arange(n, device=labels.device, dtype=torch.float64) + 0.5 for n in labels.shape)
     px, py = points.to(x).reshape(-1, 2, 1, 1).unbind(1)
-    values = F.pad(torch.hypot(x - px, y[:, None] - py), (0, 0, 0, 0, 0, 1), value=1).flatten(
-        1
-    )  # the last counts pixels
+    distance = torch.hypot(x - px, y[:, None] - py)
+    values = F.pad(distance, (0, 0, 0, 0, 0, 1), value=1).flatten(1)  # the last row counts pixels
     bins = torch.where(labels < 0, count, labels).long().flatten().expand(len(values), -1)
     sums = values.new_zeros(len(values), count + 1).scatter_add_(1, bins, values)[:, :count]
     totals = sums.float() @ members.float().T
@@ -234,15 +237,17 @@ def eligible_segments(
     largest: float = 0.8,
     margin: float = 10 / 299,
 ) -> Tensor:
-    """Which segments may be a first choice, (P,) bool; defaults are the authors' code's, whose images are 299 pixels wide.
+    """Mark the segments that can be a first choice, (P,) bool.
+
+    Defaults are those of the authors' code, whose images are 299 pixels wide.
 
     Args:
         shares: (P,), from `segment_statistics`.
         boxes: (P,4) xyxy in pixels.
         size: (H, W) of the image.
-        smallest: least share of the image.
-        largest: greatest share of the image.
-        margin: share of the image's width that a box leaves free at least, and likewise of its height.
+        smallest: lowest fraction of the image's area.
+        largest: highest fraction of the image's area.
+        margin: lowest fraction of the image's width, and of its height, outside the box.
     """
     sides = boxes.new_tensor([size[1], size[0]], dtype=torch.float64)
     free = sides - (boxes[:, 2:] - boxes[:, :2])
@@ -250,15 +255,17 @@ def eligible_segments(
 
 
 def nearest_segments(distances: Tensor, eligible: Tensor, count: int = 3) -> Tensor:
-    """The segments among which a classifier makes the first choice, nearest first (EM-Paste, algorithm 1, line 5).
+    """Return the eligible segments nearest to each point (EM-Paste, algorithm 1, line 5).
+
+    A classifier makes the first choice among them.
 
     Args:
         distances: (A,P), from `segment_statistics`.
         eligible: (P,) bool.
-        count: segments for each point.
+        count: number of segments for each point.
 
     Returns:
-        (A,count) int64, -1 where there are no more.
+        (A,count) int64, nearest first, -1 in unused places.
     """
     ranked = distances.masked_fill(~eligible, torch.inf).sort(dim=1, stable=True)
     nearest = ranked.indices.masked_fill(ranked.values.isinf(), -1)[:, :count]
@@ -268,16 +275,17 @@ def nearest_segments(distances: Tensor, eligible: Tensor, count: int = 3) -> Ten
 def segment_patches(
     image: Tensor, labels: Tensor, members: Tensor, boxes: Tensor, side: int = 224
 ) -> Tensor:
-    """Render segments on grey, cut to their boxes and stretched to a square, as a classifier is shown them.
+    """Render segments on grey, cropped to their boxes and resized to squares, for a classifier.
 
-    Colours are bilinear; where a patch is smaller than the box, they are means. Outlines are sharp, the authors' are bilinear.
+    Colours are interpolated bilinearly, or averaged if a patch is smaller than its box. Outlines
+    are sharp; the authors' are bilinear.
 
     Args:
         image: (3,H,W) uint8.
-        labels: (H,W) int, superpixel of each pixel; negative where there is none.
+        labels: (H,W) int, superpixel of each pixel; negative for none.
         members: (K,S) bool, the superpixels of each segment.
         boxes: (K,4) xyxy in pixels.
-        side: of a patch in pixels.
+        side: side of a patch in pixels.
 
     Returns:
         (K,3,side,side) uint8.
@@ -285,36 +293,40 @@ def segment_patches(
     patches = image.new_full((len(boxes), 3, side, side), GREY)
     step, pixels = max(_CELLS // side**2, 1), image[None].float()
     for i in range(0, len(boxes), step):
-        at = boxes[i : i + step].float()
-        belongs = segment_windows(labels, members[i : i + step], at, (side, side))
-        colours = (
-            roi_align(pixels, [at], side, sampling_ratio=-1, aligned=True).round().to(torch.uint8)
-        )
-        patches[i : i + step] = torch.where(belongs[:, None], colours, GREY)
+        crops = boxes[i : i + step].float()
+        belongs = segment_windows(labels, members[i : i + step], crops, (side, side))
+        colours = roi_align(pixels, [crops], side, sampling_ratio=-1, aligned=True)
+        patches[i : i + step] = torch.where(belongs[:, None], colours.round().to(torch.uint8), GREY)
     return patches
 
 
 def _cosine(rows: Tensor) -> Callable[[Tensor], Tensor]:
-    """1 - cosine to the mean of rows (N,D) at unit length, which ranks as the distance to that mean does."""
+    """Return a function 1 - cosine to the mean of rows (N,D) of unit length.
+
+    It ranks unit vectors as their distance to that mean does.
+    """
     direction = F.normalize(F.normalize(rows).mean(0), dim=0)
-    return lambda some: (
-        1 - some @ direction / torch.linalg.vector_norm(some, dim=1).clamp(min=1e-12)
-    )
+
+    def distance(features: Tensor) -> Tensor:
+        return 1 - features @ direction / torch.linalg.vector_norm(features, dim=1).clamp(min=1e-12)
+
+    return distance
 
 
 def _mahalanobis(rows: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return a function for the Mahalanobis distance to the mean of rows (N,D)."""
     mean, root = rows.mean(0), torch.linalg.cholesky(shrunk_covariance(rows))
     identity = torch.eye(len(root), dtype=root.dtype, device=root.device)
     whiten = torch.linalg.solve_triangular(root, identity, upper=False).float().T
-    return lambda some: ((some - mean) @ whiten).norm(dim=1)
+    return lambda features: ((features - mean) @ whiten).norm(dim=1)
 
 
-def _least(values: Tensor, images: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Of each of `count` images the first place of its least value, and that value, infinite where there is none."""
-    least = values.new_full((count,), torch.inf).scatter_reduce_(0, images, values, "amin")
-    tied = (values <= least[images] + _TIE * (1 + least[images])).nonzero()[:, 0]
+def _lowest(values: Tensor, images: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the index and value of each image's lowest value, infinite for an image without."""
+    lowest = values.new_full((count,), torch.inf).scatter_reduce_(0, images, values, "amin")
+    tied = (values <= lowest[images] + _TIE * (1 + lowest[images])).nonzero()[:, 0]
     first = images.new_full((count,), len(values)).scatter_reduce_(0, images[tied], tied, "amin")
-    return first, least
+    return first, lowest
 
 
 def _check(features: Sequence[Tensor], start: Tensor, keep: float, distance: str) -> None:
@@ -325,24 +337,28 @@ def _check(features: Sequence[Tensor], start: Tensor, keep: float, distance: str
         raise InputError(
             f"start is {tuple(start.shape)} for {len(features)} images; give one index each"
         )
-    odd = [
-        i
-        for i, rows in enumerate(features)
-        if rows.ndim != 2 or rows.shape[1] != features[0].shape[-1]
-    ]
-    if odd:
+    for image, rows in enumerate(features):
+        if rows.ndim != 2 or rows.shape[1] != features[0].shape[-1]:
+            raise InputError(
+                f"features of image {image} are {tuple(rows.shape)}; give (m,D) with the same D "
+                "for all"
+            )
+    for image, (rows, first) in enumerate(zip(features, start.tolist(), strict=True)):
+        if not -1 <= first < len(rows):
+            raise InputError(
+                f"start of image {image} is {int(first)}, which has {len(rows)} candidates; "
+                "give an index of one, or -1 for none"
+            )
+
+
+def _check_finite(features: Sequence[Tensor], images: Tensor) -> None:
+    """Raise InputError if features are not finite; `images` (sum m_i,) is the image of each row."""
+    norms = [torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32) for rows in features]
+    finite_rows = torch.cat(norms).isfinite()
+    if not finite_rows.all():
+        image = int(images[~finite_rows][0])
         raise InputError(
-            f"features of image {odd[0]} are {tuple(features[odd[0]].shape)}; give (m,D) with the same D for all"
-        )
-    wrong = [
-        i
-        for i, (rows, first) in enumerate(zip(features, start.tolist(), strict=True))
-        if not -1 <= first < len(rows)
-    ]
-    if wrong:
-        raise InputError(
-            f"start of image {wrong[0]} is {int(start[wrong[0]])}, which has {len(features[wrong[0]])} candidates; "
-            "give an index of one, or -1 for none"
+            f"features of image {image} hold NaN or infinity; check the network that made them"
         )
 
 

@@ -1,4 +1,4 @@
-"""Bottom-up masks of the boxes that PDSL and JTSM choose as seeds, made once a box and remembered."""
+"""Bottom-up masks of the boxes that PDSL and JTSM choose as seeds, with a cache."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Array = NDArray[Any]
 
 
 class Request(NamedTuple):
-    """Boxes of one image whose foreground is asked for."""
+    """Boxes of one image, for which `Evidence` returns foreground masks."""
 
     image_id: int
     image: Callable[[], Tensor]
-    """Gives the original image, (3,H,W) uint8 RGB; called only when a box is not remembered."""
+    """Returns the original image, (3,H,W) uint8 RGB; called only if a box is not in the cache."""
     boxes: Tensor
-    """(K,4) xyxy in pixels of the original, inside it as proposals are."""
+    """(K,4) xyxy in pixels of the original image, inside it."""
     sure: Tensor | None = None
     """(K,SIZE,SIZE) bool as in `crops`."""
 
@@ -36,15 +36,15 @@ _Key = tuple[Any, ...]
 
 
 class Evidence:
-    """`crops` that are made once: masks are remembered bit-packed, up to a number of bytes, the least recently used go first.
+    """LRU cache around `crops`; masks are stored bit-packed, up to `megabytes`.
 
-    Boxes are rounded to whole pixels, so that a box that comes back from another augmentation is the same box. The answer
-    never depends on what is remembered.
+    Boxes are rounded to whole pixels, so that a box mapped back from another augmentation hits the
+    cache. Results do not depend on the contents of the cache.
 
     Args:
-        setting: "fast" or "authors", as in `foreground`; the authors' takes no sure cells here.
-        megabytes: Memory for remembered masks; 1000 hold about a million and a half.
-        threads: Images looked at side by side.
+        setting: "fast" or "authors", as in `foreground`; "authors" ignores sure cells here.
+        megabytes: Memory for masks; 1000 hold about 1.5 million masks.
+        threads: Number of images processed in parallel.
     """
 
     def __init__(self, setting: str = "fast", megabytes: float = 500, threads: int = 4) -> None:
@@ -60,25 +60,29 @@ class Evidence:
         return len(self._masks)
 
     def __call__(self, requests: Sequence[Request]) -> list[tuple[Tensor, Tensor]]:
-        """For each request windows (K,4) float32, in original pixels, and masks (K,SIZE,SIZE) bool over them; on the CPU."""
-        keys = [_keys(request) for request in requests]
-        found = {
-            key: self._masks[key] for of_image in keys for key in of_image if key in self._masks
-        }
-        open_requests = [
-            (r, missing)
-            for r, of in zip(requests, keys, strict=True)
-            if (missing := [k for k in of if k not in found])
-        ]
-        if open_requests:
-            with ThreadPoolExecutor(self.threads) as pool:
-                for masks in pool.map(self._make, *zip(*open_requests, strict=True)):
-                    found.update(masks)
-        self._remember(found)
-        return [_unpack(of_image, found) for of_image in keys]
+        """Return windows (K,4) float32 in original pixels and masks (K,SIZE,SIZE) bool, on the CPU.
 
-    def _remember(self, found: dict[_Key, bytes]) -> None:
-        for key, mask in found.items():
+        One pair for each request.
+        """
+        keys = [_keys(request) for request in requests]
+        masks: dict[_Key, bytes] = {}
+        incomplete: list[Request] = []
+        missing_keys: list[list[_Key]] = []
+        for request, of_image in zip(requests, keys, strict=True):
+            masks |= {key: self._masks[key] for key in of_image if key in self._masks}
+            missing = [key for key in of_image if key not in self._masks]
+            if missing:
+                incomplete.append(request)
+                missing_keys.append(missing)
+        if incomplete:
+            with ThreadPoolExecutor(self.threads) as pool:
+                for made in pool.map(self._make, incomplete, missing_keys):
+                    masks.update(made)
+        self._remember(masks)
+        return [_unpack(of_image, masks) for of_image in keys]
+
+    def _remember(self, masks: dict[_Key, bytes]) -> None:
+        for key, mask in masks.items():
             if key not in self._masks:
                 self.used += _size(key, mask)
             self._masks[key] = mask
@@ -88,20 +92,19 @@ class Evidence:
 
 
 def _keys(request: Request) -> list[_Key]:
-    """What tells crops apart: image, whole-pixel box, packed sure cells."""
+    """Return the key of each box: image, corners in whole pixels, packed sure cells."""
     corners = request.boxes.detach().cpu().double().round().int()
-    boxes = torch.cat(
-        [corners[:, :2], torch.maximum(corners[:, 2:], corners[:, :2] + 1)], 1
-    ).tolist()
+    low, high = corners[:, :2], corners[:, 2:]
+    boxes = torch.cat([low, torch.maximum(high, low + 1)], 1).tolist()
+    image = request.image_id
     if request.sure is None:
-        return [(request.image_id, *box, b"") for box in boxes]
+        return [(image, *box, b"") for box in boxes]
     sure = np.packbits(request.sure.cpu().numpy().reshape(-1, SIZE * SIZE), axis=1)
-    return [
-        (request.image_id, *box, cells.tobytes()) for box, cells in zip(boxes, sure, strict=True)
-    ]
+    return [(image, *box, cells.tobytes()) for box, cells in zip(boxes, sure, strict=True)]
 
 
 def _size(key: _Key, mask: bytes) -> int:
+    """Return the bytes that an entry of the cache takes."""
     return len(mask) + len(key[-1]) + 400  # 400: Python's tuple, numbers and table entry
 
 
@@ -129,9 +132,8 @@ def _bits(packed: bytes) -> Array:
     return np.unpackbits(np.frombuffer(packed, np.uint8)).reshape(SIZE, SIZE).astype(bool)
 
 
-def _unpack(keys: list[_Key], found: dict[_Key, bytes]) -> tuple[Tensor, Tensor]:
+def _unpack(keys: list[_Key], masks: dict[_Key, bytes]) -> tuple[Tensor, Tensor]:
     windows = torch.tensor([key[1:5] for key in keys], dtype=torch.float32).reshape(-1, 4)
-    masks = np.frombuffer(b"".join(found[key] for key in keys), np.uint8)
-    return windows, torch.from_numpy(
-        np.unpackbits(masks).reshape(len(keys), SIZE, SIZE).astype(bool)
-    )
+    packed = np.frombuffer(b"".join(masks[key] for key in keys), np.uint8)
+    cells = np.unpackbits(packed).reshape(len(keys), SIZE, SIZE).astype(bool)
+    return windows, torch.from_numpy(cells)

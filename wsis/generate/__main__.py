@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from wsis.command_line.messages import plain_errors
 from wsis.command_line.parser import CLI
+from wsis.datasets.folder import index_of_folder
 from wsis.datasets.voc import VOC_CLASSES
 from wsis.errors import InputError
 from wsis.files import clear_scratch, read_json
@@ -24,7 +25,6 @@ from wsis.generate.backgrounds import Backgrounds, found_in
 from wsis.generate.captions import Captioner, read_captions
 from wsis.generate.pictures import Painter
 from wsis.generate.similarity import Clip
-from wsis.propose import index_of_folder
 from wsis.types import Index
 
 __all__ = ["generate", "main"]

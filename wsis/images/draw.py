@@ -1,6 +1,6 @@
-"""Pictures of predictions and truths: masks with contours and names over the image, and grids of pictures.
+"""Draw predictions and truths: masks with contours and names over the image, and grids.
 
-A picture is (H,W,3) uint8 RGB. Nothing here needs more memory than a few pictures, however many objects there are.
+A picture is (H,W,3) uint8 RGB. Memory is that of a few pictures, however many objects there are.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as rle_masks
 from torch import Tensor
 
+from wsis.images.scale import resize_long_side
 from wsis.types import RLE, Prediction, Truth
 
 __all__ = [
@@ -73,22 +74,23 @@ def overlay(
     image: Picture | Tensor,
     objects: Prediction | Truth,
     names: Sequence[str] = (),
-    least_score: float = 0.0,
+    score_threshold: float = 0.0,
     long_side: int = 800,
     opacity: float = 0.45,
 ) -> Picture:
-    """Draw objects over their image: a tinted mask with a contour each, or its box where there is no mask, and a name.
+    """Draw objects over their image: a tinted mask with a contour, or a box without one, and a name.
 
     Args:
         image: (H,W,3) uint8 RGB, or the same as a (3,H,W) tensor.
         objects: what to draw; the masks are of the image's size.
         names: class names; "class 3" where there are none.
-        least_score: predictions below this score are left out.
-        long_side: pixels of the result's longer side; small images are enlarged, so that lines and letters stay crisp.
+        score_threshold: predictions below this score are left out.
+        long_side: pixels of the result's longer side; small images are enlarged, so that lines and
+            letters stay crisp.
         opacity: of the tint, 0 to 1.
     """
     canvas, scale = _canvas(image, long_side)
-    drawn = _objects(objects, names, least_score, scale)
+    drawn = _objects(objects, names, score_threshold, scale)
     tops = [_tint(canvas, thing, opacity) for thing in drawn]
     return _write(canvas, drawn, tops, max(12, round(long_side / 50)))
 
@@ -101,7 +103,7 @@ def overlay_panoptic(
     long_side: int = 800,
     opacity: float = 0.55,
 ) -> Picture:
-    """Draw a panoptic map over its image: things vivid and outlined, stuff in calm colours, void as dark grey picture.
+    """Draw a panoptic map over its image: things vivid and outlined, stuff calm, void dark grey.
 
     Args:
         image: (H,W,3) uint8 RGB, or the same as a (3,H,W) tensor.
@@ -122,7 +124,7 @@ def overlay_panoptic(
 def grid(
     pictures: Sequence[Picture], columns: int = 4, captions: Sequence[str] = (), gap: int = 12
 ) -> Picture:
-    """Put pictures in rows on one sheet, each fitted into a cell of the largest one's size, with captions below.
+    """Put pictures in rows on one sheet, in cells of the largest one's size, with captions below.
 
     Raises:
         ValueError: no picture.
@@ -159,25 +161,20 @@ def jpeg(picture: Picture, quality: int = 88) -> bytes:
 
 
 def picture_of(image: Picture | Tensor) -> Picture:
-    """Give a (3,H,W) uint8 RGB tensor on any device, or a picture, as a picture."""
+    """Return a (3,H,W) uint8 RGB tensor on any device, or a picture, as a picture."""
     if isinstance(image, Tensor):
         image = image.detach().cpu().permute(1, 2, 0).numpy()
     return np.ascontiguousarray(image)
 
 
 def _canvas(image: Picture | Tensor, long_side: int) -> tuple[Picture, float]:
-    """Give a copy of the image to draw on, and its scale."""
+    """Return a copy of the image to draw on, and its scale."""
     pixels = picture_of(image)
-    scale = long_side / max(pixels.shape[:2])
-    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
-    resized = cv2.resize(
-        pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    )
-    return np.array(resized, np.uint8), scale
+    return resize_long_side(pixels, long_side), long_side / max(pixels.shape[:2])
 
 
 def _enlarged(mask: NDArray[Any], canvas: Picture) -> NDArray[np.bool_]:
-    """Give a mask (H,W) at the canvas' size, with smooth edges."""
+    """Return a mask (H,W) at the canvas' size, with smooth edges."""
     soft = cv2.resize(
         mask.astype(np.uint8) * np.uint8(255), canvas.shape[1::-1], interpolation=cv2.INTER_LINEAR
     )
@@ -187,7 +184,7 @@ def _enlarged(mask: NDArray[Any], canvas: Picture) -> NDArray[np.bool_]:
 def _segments(
     panoptic: NDArray[np.int32], things: int, names: Sequence[str], scale: float
 ) -> list[_Object]:
-    """Give what to draw of a panoptic map: stuff first, then things, large ones first."""
+    """Return what to draw of a panoptic map: stuff first, then things, large ones first."""
     drawn = []
     seen: dict[int, int] = {}
     keys = (
@@ -213,15 +210,15 @@ def _segments(
 
 
 def _objects(
-    objects: Prediction | Truth, names: Sequence[str], least_score: float, scale: float
+    objects: Prediction | Truth, names: Sequence[str], score_threshold: float, scale: float
 ) -> list[_Object]:
-    """Give what to draw, large objects first, so that small ones lie on top."""
+    """Return what to draw, large objects first, so that small ones lie on top."""
     labels, boxes = objects.labels.tolist(), (objects.boxes * scale).tolist()
     scores = objects.scores.tolist() if isinstance(objects, Prediction) else [None] * len(labels)
     seen: dict[int, int] = {}
     drawn = []
     for i, (label, box, score) in enumerate(zip(labels, boxes, scores, strict=True)):
-        if score is not None and not score >= least_score:
+        if score is not None and not score >= score_threshold:
             continue
         name = names[label] if label < len(names) else f"class {label}"
         text = name if score is None else f"{name} {score:.2f}"
@@ -259,7 +256,7 @@ def _tint(canvas: Picture, thing: _Object, opacity: float) -> Point:
 
 
 def _write(canvas: Picture, drawn: Sequence[_Object], tops: Sequence[Point], size: int) -> Picture:
-    """Write each object's name on a plate of its colour, where it covers no other name if there is room."""
+    """Write each object's name on a plate of its colour, away from other names if possible."""
     image = Image.fromarray(canvas)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(size)
     placed: list[Rectangle] = []
@@ -280,7 +277,7 @@ def _write(canvas: Picture, drawn: Sequence[_Object], tops: Sequence[Point], siz
 def _place(
     box: Rectangle, top: Point, plate: Point, size: tuple[int, int], placed: Sequence[Rectangle]
 ) -> Rectangle:
-    """Choose the place at an object, inside the picture, that covers least of the plates there are."""
+    """Choose the place at an object, inside the picture, that covers other plates least."""
     (x1, y1, x2, y2), (width, height) = box, plate
     centred, middle = top[0] - width / 2, (x1 + x2 - width) / 2
     corners = [

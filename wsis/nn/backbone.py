@@ -1,4 +1,4 @@
-"""Image features: any convolutional network of timm, or a ResNet-WS, with its own normalisation, stride and frozen part."""
+"""Backbones: networks of timm or ResNet-WS, with input normalisation, stride and frozen stages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _follow: ContextVar[bool] = ContextVar("weights_follow", default=False)
 
 @contextmanager
 def weights_follow() -> Iterator[None]:
-    """Build backbones without reading their weights, because a checkpoint's state dict will be loaded next."""
+    """Build backbones without reading weights, because a checkpoint's state dict is loaded next."""
     token = _follow.set(True)
     try:
         yield
@@ -40,18 +40,24 @@ def weights_follow() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class BackboneSettings:
-    """The network that makes the features.
+    """The network that computes features.
 
     Args:
-        name: A timm network that has `features_only`, or resnet18_ws, resnet50_ws, resnet101_ws (add _v2 for JTSM's pooling).
-        weights: "imagenet" (downloaded by timm), "none" (random), or a file: safetensors, a PyTorch state dict, the authors'
-            pickle of a ResNet-WS, or a checkpoint of this library's classifier.
-        output_stride: Input pixels per cell of the last feature map: 8 or 16, by dilation; 32 leaves the network as it is.
-        feature_level: Index of the feature map that is used; -1 is the last.
-        frozen_stages: Number of stages that are not trained, from the first: 0 none, 1 the stem, up to 5 all.
-        model_args: Further arguments of the timm network, such as pad_type "same" for weights made in TensorFlow.
-        mean: Mean per channel (RGB, 0 to 1) that the weights expect; by default as timm or the ResNet-WS authors state.
-        std: Standard deviation per channel that the weights expect; by default as timm or the ResNet-WS authors state.
+        name: A timm network that has `features_only`, or resnet18_ws, resnet50_ws, resnet101_ws
+            (add _v2 for JTSM's pooling).
+        weights: "imagenet" (downloaded by timm), "none" (random), or a file: safetensors, a PyTorch
+            state dict, the authors' pickle of a ResNet-WS, or a checkpoint of this library's
+            classifier.
+        output_stride: Input pixels per cell of the last feature map; 8 and 16 use dilation, 32
+            leaves the network unchanged.
+        feature_level: Index of the feature map to use; -1 is the last.
+        frozen_stages: Number of leading stages that are not trained: 0 is none, 1 the stem, 5 all.
+        model_args: Further arguments of the timm network, such as pad_type "same" for weights
+            trained in TensorFlow.
+        mean: Mean per channel (RGB, 0 to 1) that the weights expect; by default that of timm or
+            the ResNet-WS authors.
+        std: Standard deviation per channel that the weights expect; by default that of timm or
+            the ResNet-WS authors.
     """
 
     name: str = "resnet18_ws"
@@ -64,7 +70,7 @@ class BackboneSettings:
     std: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
-        """Raise InputError for a stride or a number of stages that no network has."""
+        """Raise InputError if no network has this stride or this number of stages."""
         if self.output_stride not in (8, 16, 32) or not 0 <= self.frozen_stages <= 5:
             raise InputError(
                 f"backbone output_stride {self.output_stride}, frozen_stages {self.frozen_stages}: "
@@ -72,24 +78,25 @@ class BackboneSettings:
             )
 
     def shared(self, *more: str) -> dict[str, Any]:
-        """Return what another network on the same backbone takes over: name, weights, input, and `more`."""
+        """Return the settings that define weights and input, and those named in `more`."""
         names = ("name", "weights", "model_args", "mean", "std", *more)
         return {name: getattr(self, name) for name in names}
 
 
 class Backbone(nn.Module):
-    """Images -> features (N, `channels`, H / `stride`, W / `stride`), H and W padded to what the network divides by.
+    """Images -> features (N, `channels`, H / `stride`, W / `stride`).
 
-    `network` returns every map up to `feature_level` from `normalise`d images; `widths` and `strides` list their channels and
-    strides; sides of images are padded to a multiple of `divisor`.
+    `network` returns every map up to `feature_level` from `normalise`d images; `widths` and
+    `strides` list their channels and strides. H and W are padded to a multiple of `divisor`.
 
-    BatchNorm keeps its statistics and scales wherever weights are frozen, and everywhere once weights were read.
+    BatchNorm layers are fixed in frozen stages, and everywhere if weights were read.
 
     Args:
         settings: see `BackboneSettings`.
 
     Raises:
-        InputError: unknown network, stride it cannot take, or weights that cannot be had, are damaged or belong to another.
+        InputError: the network is unknown or does not support the stride, or its weights are
+            unavailable, damaged or made for another network.
     """
 
     mean: Tensor
@@ -98,98 +105,77 @@ class Backbone(nn.Module):
     def __init__(self, settings: BackboneSettings) -> None:
         super().__init__()
         self.settings = settings
-        name, weights, stage = settings.name, settings.weights, settings.feature_level
-        output_stride, freeze = settings.output_stride, settings.frozen_stages
-        mean, std, model_args = settings.mean, settings.std, settings.model_args
-        state = (
-            _read_weights(Path(weights))
-            if weights not in ("imagenet", "none") and not _follow.get()
-            else None
-        )
-        own = _own_state(state)
-        if match := _RESNET_WS.fullmatch(name):
-            network = _resnet_ws(
-                name, int(match[1]), bool(match[2]), output_stride, weights, None if own else state
-            )
+        name, weights, level = settings.name, settings.weights, settings.feature_level
+        from_file = weights not in ("imagenet", "none") and not _follow.get()
+        state = _read_weights(Path(weights)) if from_file else None
+        checkpoint = _backbone_state(state)  # loaded last; other files are loaded as it is built
+        network = _build(settings, None if checkpoint else state)
+        if isinstance(network, ResNetWS):
             channels, reduction = network.channels, network.reduction
             expected = {"mean": _WS_MEAN, "std": (1 / 255,) * 3}
         else:
-            network = _timm(
-                name, output_stride, stage, model_args or {}, weights, None if own else state
-            )
             channels, reduction = network.feature_info.channels(), network.feature_info.reduction()
             expected = network.pretrained_cfg
         try:
-            self.channels, self.stride = channels[stage], reduction[stage]
+            self.channels, self.stride = channels[level], reduction[level]
         except IndexError:
             raise InputError(
-                f"backbone {name} has {len(channels)} feature maps, none at feature_level {stage}; choose another"
+                f"backbone {name} has {len(channels)} feature maps, none at feature_level "
+                f"{level}; choose another"
             ) from None
-        upto = slice(stage + 1 or None)
+        upto = slice(level + 1 or None)
         self.widths, self.strides = list(channels[upto]), list(reduction[upto])
-        self.network, self.feature_level = network, stage
+        self.network, self.feature_level = network, level
         self._name = name
         self.divisor = max(reduction)
-        self.register_buffer(
-            "mean", torch.tensor(mean or expected["mean"], dtype=torch.float32).view(3, 1, 1) * 255
-        )
-        self.register_buffer(
-            "std", torch.tensor(std or expected["std"], dtype=torch.float32).view(3, 1, 1) * 255
-        )
-        if own:
-            _load(self, own, name, weights)
-        self._frozen = (
-            list(self.network.modules())
-            if freeze == 5
-            else _leading_modules(self.network, freeze, name)
-        )
+        self.register_buffer("mean", _per_channel(settings.mean or expected["mean"]))
+        self.register_buffer("std", _per_channel(settings.std or expected["std"]))
+        if checkpoint:
+            _load(self, checkpoint, name, weights)
+        self._frozen = _leading_modules(network, settings.frozen_stages, name)
         self._freeze(every_norm=weights != "none")
 
     def forward(self, images: Sequence[Tensor] | Tensor) -> Tensor:
-        """Features of images of any sizes.
+        """Return features of images of any sizes.
 
         Args:
             images: list of (3,H,W), or one (N,3,H,W); RGB from 0 to 255, uint8 or float.
 
         Returns:
-            (N,D,h,w); smaller images of a list fill the top left, zeros (after normalisation) the rest.
+            (N,D,h,w); smaller images of a list are padded at the right and bottom with zeros after
+            normalisation.
         """
         return self.network(self.normalise(images))[self.feature_level]
 
     def load(self, path: Path) -> None:
-        """Take the backbone out of a checkpoint of this library whose network has at least the same stages.
+        """Load the backbone of a checkpoint of this library.
+
+        The checkpoint's network may have further stages, which are skipped.
 
         Raises:
-            InputError: the checkpoint cannot be read, or its backbone is another.
+            InputError: the checkpoint cannot be read, or it holds another backbone.
         """
-        state = _own_state(_read_weights(path))
-        mine = self.state_dict()
-        _load(
-            self, {key: value for key, value in state.items() if key in mine}, self._name, str(path)
-        )
+        state = _backbone_state(_read_weights(path))
+        names = self.state_dict()
+        known = {name: value for name, value in state.items() if name in names}
+        _load(self, known, self._name, str(path))
 
     def normalise(self, images: Sequence[Tensor] | Tensor) -> Tensor:
-        """The network's input: normalised, then padded with zeros at the right and bottom to a size it divides."""
+        """Normalise images, then pad them with zeros to one size that `divisor` divides."""
         if isinstance(images, Tensor):
-            return self._pad(
-                (images.to(self.mean.dtype) - self.mean) / self.std,
-                images.shape[-2],
-                images.shape[-1],
-            )
-        height, width = (max(image.shape[d] for image in images) for d in (-2, -1))
-        return torch.stack(
-            [
-                self._pad((image.to(self.mean.dtype) - self.mean) / self.std, height, width)
-                for image in images
-            ]
-        )
+            return self._normalise(images, images.shape[-2], images.shape[-1])
+        height = max(image.shape[-2] for image in images)
+        width = max(image.shape[-1] for image in images)
+        return torch.stack([self._normalise(image, height, width) for image in images])
 
-    def _pad(self, image: Tensor, height: int, width: int) -> Tensor:
+    def _normalise(self, image: Tensor, height: int, width: int) -> Tensor:
+        """Normalise images (...,3,H,W) and pad them at the right and bottom."""
         height, width = (-(-size // self.divisor) * self.divisor for size in (height, width))
-        return F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2]))
+        padding = (0, width - image.shape[-1], 0, height - image.shape[-2])
+        return F.pad((image.to(self.mean.dtype) - self.mean) / self.std, padding)
 
     def train(self, mode: bool = True) -> Backbone:
-        """As nn.Module, but frozen parts stay in evaluation mode."""
+        """Set the mode as nn.Module does, but keep frozen parts in evaluation mode."""
         super().train(mode)
         for module in self._frozen:
             module.training = False
@@ -197,8 +183,9 @@ class Backbone(nn.Module):
 
     def _freeze(self, every_norm: bool) -> None:
         if every_norm:
+            norm = nn.modules.batchnorm._BatchNorm
             self._frozen += [
-                m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+                module for module in self.network.modules() if isinstance(module, norm)
             ]
         for module in self._frozen:
             for parameter in module.parameters(recurse=False):
@@ -206,42 +193,43 @@ class Backbone(nn.Module):
         self.train(self.training)
 
 
+def _build(settings: BackboneSettings, state: dict[str, Any] | None) -> Any:
+    """Return a ResNet-WS or timm's network, with the weights of `state` if given."""
+    if match := _RESNET_WS.fullmatch(settings.name):
+        return _resnet_ws(settings, int(match[1]), bool(match[2]), state)
+    return _timm(settings, state)
+
+
+def _per_channel(values: Sequence[float]) -> Tensor:
+    """Return statistics of a channel (0 to 1) as (3,1,1) on the scale of pixels (0 to 255)."""
+    return torch.tensor(values, dtype=torch.float32).view(3, 1, 1) * 255
+
+
 def _resnet_ws(
-    name: str, depth: int, pool_first: bool, stride: int, weights: str, state: dict[str, Any] | None
+    settings: BackboneSettings, depth: int, pool_first: bool, state: dict[str, Any] | None
 ) -> ResNetWS:
-    if stride == 32:
+    name, weights = settings.name, settings.weights
+    if settings.output_stride == 32:
         raise InputError(f"backbone {name} has stride 8 or 16; choose one as output_stride")
     if weights == "imagenet" and not _follow.get():
         raise InputError(
-            f"no ImageNet weights of {name} can be downloaded; give the authors' file as weights, or a timm network as name"
+            f"no ImageNet weights of {name} can be downloaded; give the authors' file as weights, "
+            "or a timm network as name"
         )
-    network = ResNetWS(depth, stride, pool_first)
+    network = ResNetWS(depth, settings.output_stride, pool_first)
     if state is not None:
         _load(network, released_weights(state), name, weights)
     return network
 
 
-def _timm(
-    name: str,
-    stride: int,
-    stage: int,
-    model_args: dict[str, Any],
-    weights: str,
-    state: dict[str, Any] | None,
-) -> Any:
+def _timm(settings: BackboneSettings, state: dict[str, Any] | None) -> Any:
+    name, weights, level = settings.name, settings.weights, settings.feature_level
     if not timm.is_model(name):
-        near = ", ".join(
-            get_close_matches(
-                name, [*timm.list_models(), "resnet18_ws", "resnet50_ws", "resnet101_ws"]
-            )
-        )
-        raise InputError(
-            f"unknown backbone {name}; "
-            + (f"did you mean {near}?" if near else "see timm.list_models()")
-        )
+        raise _unknown(name)
+    model_args, stride = settings.model_args or {}, settings.output_stride
     arguments = {**model_args, **({} if stride == 32 else {"output_stride": stride})}
-    if stage >= 0:
-        arguments["out_indices"] = tuple(range(stage + 1))  # what comes after is not built
+    if level >= 0:
+        arguments["out_indices"] = tuple(range(level + 1))  # later stages are not built
     if state is not None:
         arguments["pretrained_cfg_overlay"] = {"state_dict": dict(state)}
     pretrained = (weights == "imagenet" and not _follow.get()) or state is not None
@@ -249,36 +237,52 @@ def _timm(
         network = timm.create_model(name, pretrained=pretrained, features_only=True, **arguments)
     except (AssertionError, TypeError, NotImplementedError) as error:
         raise InputError(
-            f"backbone {name} cannot be built with output_stride {stride} and model_args {model_args}{_reason(error)}; "
-            "output_stride 32 leaves its stride as it is"
+            f"backbone {name} cannot be built with output_stride {stride} and model_args "
+            f"{model_args}{_reason(error)}; output_stride 32 leaves its stride as it is"
         ) from error
     except IndexError as error:
         raise InputError(
-            f"backbone {name} has no feature_level {stage}; choose a smaller one"
+            f"backbone {name} has no feature_level {level}; choose a smaller one"
         ) from error
     except Exception as error:  # the hub and its clients raise many kinds
-        advice = (
-            "another backbone or file"
-            if state is not None
-            else "a network that timm has weights for, a file, or none"
-        )
+        advice = "a network that timm has weights for, a file, or none"
+        if state is not None:
+            advice = "another backbone or file"
         raise InputError(
-            f"cannot load weights {weights} into backbone {name}{_reason(error)}; give {advice} as weights"
+            f"cannot load weights {weights} into backbone {name}{_reason(error)}; give {advice} "
+            "as weights"
         ) from error
-    if state is not None and (share := _share_loaded(network, state)) < 0.9:
+    fraction = 1.0 if state is None else _fraction_loaded(network, state)
+    if fraction < 0.9:
         raise InputError(
-            f"weights {weights} fill only {share:.0%} of backbone {name}; give a file made for {name}"
+            f"weights {weights} fill only {fraction:.0%} of backbone {name}; give a file made for "
+            f"{name}"
         )
     return network
 
 
-def _share_loaded(network: nn.Module, state: dict[str, Any]) -> float:
-    """Part of the network's parameters that the file holds; timm renames and reshapes them, and skips unknown ones silently."""
-    known = {(t.numel(), t.double().sum().item()) for t in state.values() if isinstance(t, Tensor)}
-    loaded = [
-        (p.numel(), (p.numel(), p.double().sum().item()) in known) for p in network.parameters()
-    ]
-    return sum(size for size, found in loaded if found) / sum(size for size, _ in loaded)
+def _unknown(name: str) -> InputError:
+    known = [*timm.list_models(), "resnet18_ws", "resnet50_ws", "resnet101_ws"]
+    near = ", ".join(get_close_matches(name, known))
+    advice = f"did you mean {near}?" if near else "see timm.list_models()"
+    return InputError(f"unknown backbone {name}; {advice}")
+
+
+def _fraction_loaded(network: nn.Module, state: dict[str, Any]) -> float:
+    """Return the fraction of the network's parameters that the file holds.
+
+    timm renames and reshapes parameters and silently skips unknown ones, so they are compared by
+    size and sum.
+    """
+    tensors = [value for value in state.values() if isinstance(value, Tensor)]
+    known = {(t.numel(), t.double().sum().item()) for t in tensors}
+    total = loaded = 0
+    for parameter in network.parameters():
+        size = parameter.numel()
+        total += size
+        if (size, parameter.double().sum().item()) in known:
+            loaded += size
+    return loaded / total
 
 
 def _read_weights(path: Path) -> dict[str, Any]:
@@ -288,11 +292,10 @@ def _read_weights(path: Path) -> dict[str, Any]:
         content = read_pickle(path)
     else:
         try:
-            content = (
-                load_file(path)
-                if path.suffix == ".safetensors"
-                else torch.load(path, map_location="cpu", weights_only=True)
-            )
+            if path.suffix == ".safetensors":
+                content = load_file(path)
+            else:
+                content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # damaged files raise many kinds
             raise InputError(
                 f"cannot read weights {path}{_reason(error)}; fetch the file again"
@@ -304,8 +307,8 @@ def _read_weights(path: Path) -> dict[str, Any]:
     return content
 
 
-def _own_state(state: dict[str, Any] | None) -> dict[str, Any]:
-    """The part of a checkpoint of this library that belongs to its backbone; empty for files from elsewhere."""
+def _backbone_state(state: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the backbone's part of a checkpoint of this library; empty for other files."""
     for prefix in ("backbone.", ""):
         if state and any(name.startswith(f"{prefix}network.") for name in state):
             return {
@@ -320,32 +323,38 @@ def _load(module: nn.Module, state: dict[str, Any], name: str, weights: str) -> 
     counts = {
         key: value
         for key, value in module.state_dict().items()
-        if key.endswith("num_batches_tracked")
+        if key.endswith("num_batches_tracked")  # caffe2 files lack them
     }
     try:
-        module.load_state_dict({**counts, **state})  # caffe2 keeps no such counts
+        module.load_state_dict({**counts, **state})
     except RuntimeError as error:
         raise InputError(
-            f"weights {weights} are not those of backbone {name}{_reason(error)}; give a file made for it"
+            f"weights {weights} are not those of backbone {name}{_reason(error)}; give a file "
+            "made for it"
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """A colon and the first 200 characters of what went wrong, on one line."""
+    """Return a colon and the first 200 characters of an error's text, on one line."""
     text = " ".join(str(error).split())[:200]
     return f": {text}" if text else ""
 
 
 def _leading_modules(network: nn.Module, stages: int, name: str) -> list[nn.Module]:
-    """Everything that computes the first `stages` feature maps; modules are registered in the order they run."""
+    """Return the modules that compute the first `stages` feature maps, all of them for 5.
+
+    Modules are registered in the order in which they run.
+    """
     if stages == 0:
         return []
+    if stages == 5:
+        return list(network.modules())
     modules = list(network.named_modules())
     if isinstance(network, ResNetWS):
         last = ["stem", "res2", "res3", "res4", "res5"][stages - 1]
     else:
         names: list[str] = network.feature_info.module_name()  # type: ignore[operator, union-attr]
-        last = names[min(stages, len(names)) - 1].replace(".", "_")  # timm flattens some names so
+        last = names[min(stages, len(names)) - 1].replace(".", "_")  # timm flattens some names
     ends = [
         i
         for i, (path, _) in enumerate(modules)
@@ -353,6 +362,7 @@ def _leading_modules(network: nn.Module, stages: int, name: str) -> list[nn.Modu
     ]
     if not ends:
         raise InputError(
-            f"backbone {name} does not say where its stage {stages} ends; set frozen_stages to 0 or 5"
+            f"backbone {name} does not say where its stage {stages} ends; set frozen_stages to 0 "
+            "or 5"
         )
     return [module for _, module in modules[1 : ends[-1] + 1]]

@@ -1,6 +1,6 @@
-"""The detection branch that PDSL and JTSM share: two streams, refinement heads, and what they teach each other and the masks.
+"""The detection branch of PDSL and JTSM: two MIL streams, refinement heads and their losses.
 
-P proposals, C classes, K foreground proposals, G pseudo-labels, D a feature length.
+P proposals, C classes, K foreground proposals, G pseudo-labels, D length of a feature.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class HeadWidths:
-    """Widths of the heads.
+    """Widths of the heads' layers.
 
     Args:
-        hidden: Width of the first fully connected layer; 4096 for ResNet18-WS, 2048 for the deeper ones.
+        hidden: Width of the first fully connected layer; 4096 for ResNet18-WS, 2048 for the deeper
+            ones.
         features: Width of the second fully connected layer.
         mask: Channels of the mask branches.
     """
@@ -42,7 +43,7 @@ class HeadWidths:
 
 
 class Detection(NamedTuple):
-    """What the detection branch says of one image."""
+    """Outputs of the detection branch for one image."""
 
     mil: Tensor
     """S^0 (P,C)."""
@@ -52,7 +53,7 @@ class Detection(NamedTuple):
     """(P,C,4) of each refinement head, or None."""
 
     def scores(self) -> Tensor:
-        """The mean of the heads' probabilities without background (P,C); S^0 where there are none."""
+        """Return the heads' mean probabilities (P,C) without background; S^0 without heads."""
         if not self.logits:
             return self.mil
         return torch.stack([logits.softmax(1) for logits in self.logits]).mean(0)[:, :-1]
@@ -62,12 +63,12 @@ class Detector(nn.Module):
     """Hidden layers, the two streams and the refinement heads, on pooled features.
 
     Args:
-        trunk: from pooled features to D features.
+        trunk: hidden layers, from pooled features to D features.
         features: D.
         classes: classes of the two streams.
         refinements: number of refinement heads.
-        regression: whether they regress boxes.
-        refined: classes of the refinement heads, the first of the streams'; all when None.
+        regression: True if they regress boxes.
+        refined: number of classes of the refinement heads, the first of the streams'; all if None.
     """
 
     def __init__(
@@ -89,7 +90,10 @@ class Detector(nn.Module):
     def forward(
         self, pooled: Tensor, proposals: list[Tensor], objectness: Tensor
     ) -> list[Detection]:
-        """Judge the proposals (P_i,4) of several images by their pooled features (P,...) times objectness (P,) + 1."""
+        """Classify proposals (P_i,4) of several images by pooled features (P,...).
+
+        The features are multiplied by `objectness` (P,) + 1.
+        """
         counts = [len(boxes) for boxes in proposals]
         regions = self.trunk(pooled * (objectness + 1).view(-1, *[1] * (pooled.ndim - 1)))
         refined = [head(regions) for head in self.refinements]
@@ -104,14 +108,14 @@ class Detector(nn.Module):
 
 
 class Refined(NamedTuple):
-    """What the refinement heads of one image learn, and what the last of them mines."""
+    """Losses of one image's refinement heads, and the pseudo-labels of the last head."""
 
     refinement: Tensor
-    """() loss of the classes, eq. (3), summed over the heads."""
+    """() classification loss, eq. (3), summed over the heads."""
     box: Tensor
-    """() loss of the boxes, eq. (3), summed over the heads."""
+    """() box loss, eq. (3), summed over the heads."""
     scores: Tensor
-    """(P,C+1) of the last head; S^0 (P,C) where there are none."""
+    """(P,C+1) of the last head; S^0 (P,C) without heads."""
     pseudo: Pseudo
     matched: Match
 
@@ -124,14 +128,16 @@ def refine(
     prior: Tensor | None = None,
     background: float = 1.0,
 ) -> Refined:
-    """Let each refinement head learn from the best proposals of the one before it (OICR; PDSL and JTSM eqs. 3-4).
+    """Train each refinement head on the best proposals of the previous one.
+
+    OICR; PDSL and JTSM eqs. 3-4.
 
     Args:
         heads: of one image.
         tags: (C,) 0 or 1.
         proposals: (P,4).
         size: (H, W) of the image, which clips regressed boxes.
-        prior: (P,) factor on scores where proposals are chosen.
+        prior: (P,) factor on the scores by which proposals are chosen.
         background: weight of background proposals.
     """
     image_scores, zero = heads.mil.sum(0), heads.mil.sum() * 0
@@ -167,22 +173,22 @@ class MaskSamples(NamedTuple):
 
 
 def mask_samples(proposals: Tensor, pseudo: Pseudo, matched: Match, most: int) -> MaskSamples:
-    """Take at most `most` of the proposals (P,4) that are matched to a class, at random, with their pseudo-labels' scores."""
+    """Draw at most `most` of the foreground proposals (P,4) at random."""
     index = matched.foreground.nonzero().flatten()
     index = index[torch.randperm(len(index), device=index.device)[:most]]
-    which = matched.pseudo[index]
+    assigned = matched.pseudo[index]
     return MaskSamples(
-        proposals[index],
-        index,
-        matched.labels[index],
-        pseudo.scores[which],
-        which,
-        matched.overlap[index],
+        boxes=proposals[index],
+        proposals=index,
+        labels=matched.labels[index],
+        scores=pseudo.scores[assigned],
+        pseudo=assigned,
+        overlap=matched.overlap[index],
     )
 
 
 def nearest_seeds(found: MaskSamples, seeds: int) -> Tensor:
-    """Indices into the foreground (K,) of the `seeds` proposals nearest to each pseudo-label by box IoU."""
+    """Return the indices (K,) of the `seeds` samples with the highest IoU to each pseudo-label."""
     groups = found.pseudo == torch.unique(found.pseudo)[:, None]  # (G,K)
     overlap = torch.where(groups, found.overlap, -1.0)
     best, index = overlap.topk(min(seeds, overlap.shape[1]), dim=1)
@@ -190,9 +196,15 @@ def nearest_seeds(found: MaskSamples, seeds: int) -> Tensor:
 
 
 def _regression_loss(deltas: Tensor, proposals: Tensor, pseudo: Pseudo, matched: Match) -> Tensor:
-    """Each foreground proposal (P,4) regresses, by the deltas (P,C,4) of its class, to its pseudo-label's box; eq. (3)."""
+    """Return the loss of regressing foreground proposals to their pseudo-labels, eq. (3).
+
+    Args:
+        deltas: (P,C,4); those of a proposal's class are used.
+        proposals: (P,4).
+        pseudo: pseudo-labels of the image.
+        matched: assignment of the proposals to them.
+    """
     index = matched.foreground.nonzero().flatten()
     target = encode(pseudo.boxes[matched.pseudo[index]], proposals[index])
-    return box_loss(
-        deltas[index, matched.labels[index]], target, matched.weights[index], len(proposals)
-    )
+    predicted = deltas[index, matched.labels[index]]
+    return box_loss(predicted, target, matched.weights[index], len(proposals))

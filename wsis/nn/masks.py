@@ -1,4 +1,4 @@
-"""Mask heads on region features, and from their small masks to run-length masks of the image."""
+"""Mask heads on region features, and their masks resampled to run lengths of the image."""
 
 from __future__ import annotations
 
@@ -60,16 +60,20 @@ class MaskHeads(nn.Module):
 
 
 def of_class(masks: Tensor, labels: Tensor) -> Tensor:
-    """Select each region's mask of its class: (K,C,h,w), labels (K,) -> (K,h,w); a single channel serves all classes."""
+    """Select each region's mask of its class: (K,C,h,w), labels (K,) -> (K,h,w).
+
+    A single channel is class-agnostic and selected for every label.
+    """
     if masks.shape[1] == 1:
         return masks[:, 0]
     return masks[torch.arange(len(masks), device=masks.device), labels]
 
 
 def pointwise(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Apply a 1 x 1 convolution, weight (O,sum D_i,1,1), to maps (N,D_i,h_i,w_i) enlarged to the first one's size.
+    """Apply a 1 x 1 convolution to maps (N,D_i,h_i,w_i) enlarged to the size of the first.
 
-    Maps are enlarged after the convolution: the same result with an eighth of the multiplications for 720 channels.
+    `weight` is (O,sum D_i,1,1). Maps are enlarged after the convolution: the same result with an
+    eighth of the multiplications for 720 channels.
     """
     parts = torch.split(weight, [m.shape[1] for m in maps], 1)
     total = F.conv2d(maps[0], parts[0], bias)
@@ -113,7 +117,8 @@ def segments_of(proposals: Proposals) -> tuple[Tensor, Tensor]:
     """
     if proposals.labels is None or proposals.members is None:
         raise InputError(
-            "these proposals are boxes alone, and segments are needed: use --data.proposals segments, or a file that has masks"
+            "these proposals are boxes alone, and segments are needed: use --data.proposals "
+            "segments, or a file that has masks"
         )
     return proposals.labels, proposals.members
 
@@ -132,7 +137,7 @@ def run_lengths(mask: Tensor | NDArray[np.bool_]) -> RLE:
 
 
 def tight_boxes(masks: Tensor) -> Tensor:
-    """Return the boxes (K,4) float32 xyxy of masks (K,H,W) bool, x2/y2 exclusive; zeros for an empty mask."""
+    """Return the tight boxes (K,4) float32 xyxy of masks (K,H,W) bool; zeros for an empty mask."""
     pixels, ends = masks.view(torch.uint8), []  # 60 times faster to reduce than bool
     for lines in (pixels.amax(1), pixels.amax(2)):  # columns, rows
         first, last = lines.argmax(1), lines.shape[1] - lines.flip(1).argmax(1)

@@ -1,6 +1,6 @@
-"""Learning to detect from tags: the two streams of WSDDN, and refinement heads (OICR) with box regression.
+"""Detection from image tags: the two streams of WSDDN, and the refinement heads of OICR.
 
-P proposals, C classes, G pseudo-labels, D a feature length.
+P proposals, C classes, G pseudo-labels, D length of a feature.
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ _DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 
 class MLPHead(nn.Sequential):
-    """Two hidden layers with dropout, from pooled features to proposal features; weights N(0, 0.005), bias 0.1.
+    """Two hidden layers with dropout, from pooled features to proposal features.
+
+    Weights are initialised from N(0, 0.005), biases with 0.1.
 
     Args:
         inputs: length of a flattened pooled feature, channels x 7 x 7.
-        hidden: width of the first layer; the authors take 4096 for ResNet18-WS and 2048 for the deeper ones.
+        hidden: width of the first layer; the authors take 4096 for ResNet18-WS and 2048 for the
+            deeper ones.
         outputs: width of the second layer.
         dropout: probability of dropping a unit.
     """
@@ -77,9 +80,10 @@ class MILHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def start(self, weight: Tensor, bias: Tensor) -> None:
-        """Initialise with a linear classifier, weight (C,D) and bias (C,), for regions from `mean_and_contrast`.
+        """Initialise with a linear classifier, weight (C,D) and bias (C,).
 
-        The classification stream starts with the logits of the mean, the detection stream with those of the contrast.
+        Regions are described by `mean_and_contrast`: the classification stream starts with the
+        logits of the mean, the detection stream with those of the contrast.
         """
         self.classification.load_state_dict(
             {"weight": F.pad(weight, (0, weight.shape[1])), "bias": bias}
@@ -89,7 +93,7 @@ class MILHead(nn.Module):
         )
 
     def forward(self, features: Tensor, counts: list[int]) -> list[Tensor]:
-        """Return scores (P_i,C) of each image, from features (P,D) of all proposals and their `counts` per image."""
+        """Return scores (P_i,C) of each image from features (P,D) and `counts` P_i per image."""
         classification = self.classification(features).split(counts)
         detection = self.detection(features).split(counts)
         return [mil_scores(c, d) for c, d in zip(classification, detection, strict=True)]
@@ -101,7 +105,7 @@ class RefinementHead(nn.Module):
     Args:
         features: D.
         classes: C; background is class C.
-        boxes: whether boxes are regressed.
+        boxes: True if boxes are regressed.
     """
 
     def __init__(self, features: int, classes: int, boxes: bool = True) -> None:
@@ -115,7 +119,10 @@ class RefinementHead(nn.Module):
             nn.init.zeros_(self.deltas.bias)
 
     def start(self, weight: Tensor) -> None:
-        """Initialise with a linear classifier (C,D) of the contrast in `mean_and_contrast`; background has logit 0."""
+        """Initialise with a linear classifier (C,D) of the contrast; background has logit 0.
+
+        Regions are described by `mean_and_contrast`.
+        """
         self.logits.load_state_dict(
             {"weight": F.pad(weight, (weight.shape[1], 0, 0, 1)), "bias": self.logits.bias}
         )
@@ -151,7 +158,8 @@ def mine(
         tags: (C,) 0 or 1.
         image_scores: (C,) summed MIL scores.
         boxes: (P,4) proposals, or (P,C,4) regressed by the previous head.
-        prior: (P,) factor on the scores by which a proposal is chosen, not on the score that is returned.
+        prior: (P,) factor on the scores by which a proposal is chosen, not on the score that is
+            returned.
     """
     labels = tags.nonzero().flatten() if len(scores) else tags.new_zeros(0, dtype=torch.int64)
     candidates = scores.detach()[:, labels]
@@ -181,9 +189,10 @@ class Match(NamedTuple):
 
 
 def match(proposals: Tensor, pseudo: Pseudo, classes: int, threshold: float = 0.5) -> Match:
-    """Assign each proposal (P,4) to the pseudo-label it overlaps most; below `threshold` box IoU it is background.
+    """Assign each proposal (P,4) to the pseudo-label it overlaps most.
 
-    As in the authors' code, no overlaps are ignored and nothing is sampled. Without pseudo-labels all weights are 0.
+    A proposal whose box IoU with it is below `threshold` is background. As in the authors' code, no
+    overlaps are ignored and nothing is sampled. Without pseudo-labels all weights are 0.
     """
     count = len(proposals)
     if not len(pseudo.boxes):
@@ -196,7 +205,7 @@ def match(proposals: Tensor, pseudo: Pseudo, classes: int, threshold: float = 0.
 
 
 def encode(boxes: Tensor, proposals: Tensor) -> Tensor:
-    """Return deltas (K,4) from `proposals` (K,4) to `boxes` (K,4): Fast R-CNN's (x, y, log w, log h), weighted."""
+    """Return Fast R-CNN's weighted deltas (K,4) from `proposals` (K,4) to `boxes` (K,4)."""
     centre, size = _centre_size(boxes)
     from_centre, from_size = _centre_size(proposals)
     deltas = torch.cat([(centre - from_centre) / from_size, (size / from_size).log()], -1)
@@ -204,7 +213,7 @@ def encode(boxes: Tensor, proposals: Tensor) -> Tensor:
 
 
 def decode(deltas: Tensor, proposals: Tensor, size: tuple[int, int]) -> Tensor:
-    """Apply deltas (P,C,4) to proposals (P,4), clipped to an image of `size` (H, W); the inverse of `encode`."""
+    """Apply deltas (P,C,4) to proposals (P,4), the inverse of `encode`; clip to `size` (H, W)."""
     deltas = deltas / deltas.new_tensor(_DELTA_WEIGHTS)
     centre, extent = (part[:, None] for part in _centre_size(proposals))
     centre = centre + deltas[..., :2] * extent
@@ -227,7 +236,8 @@ def detect(
     Args:
         scores: (P,C).
         boxes: (P,4) or (P,C,4).
-        nms: box IoU above which the lower-scored of two boxes of a class is dropped; 0.5 in the papers, 0.3 in their code.
+        nms: box IoU above which the lower-scored of two boxes of a class is dropped; 0.5 in the
+            papers, 0.3 in their code.
         threshold: lowest score, exclusive.
         limit: largest number of detections.
 

@@ -1,4 +1,7 @@
-"""How the weakly supervised methods are optimised: biases learn at twice the rate without decay, the rate falls in steps."""
+"""Optimiser and learning rate schedule of the weakly supervised methods.
+
+Biases learn at twice the rate and without weight decay; the rate falls in steps.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ __all__ = ["Optimisation", "optimise", "rate"]
 
 @dataclass(frozen=True)
 class Optimisation:
-    """How weights are optimised.
+    """Settings of the optimiser and its schedule.
 
     Args:
         optimiser: SGD with momentum 0.9, as in the papers, or AdamW for short schedules.
         lr: Learning rate of weights; biases learn at twice the rate.
-        warmup: Fraction of the schedule over which the learning rate rises from nothing.
-        weight_decay: Weight decay of weights; biases have none.
+        warmup: Fraction of the schedule over which the learning rate rises from 0.
+        weight_decay: Weight decay; biases have none.
         decay_at: Fractions of the schedule at which the learning rate falls to a tenth.
     """
 
@@ -33,25 +36,23 @@ class Optimisation:
 
 
 def optimise(module: pl.LightningModule, settings: Optimisation) -> Any:
-    """Return what `configure_optimizers` returns, as the code of PDSL and JTSM has it; frozen parameters are left out."""
+    """Return the value of `configure_optimizers`, as in the authors' code of PDSL and JTSM.
+
+    Frozen parameters are excluded.
+    """
     lr, weight_decay = settings.lr, settings.weight_decay
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    groups = [
-        {
-            "params": [p for name, p in trained if not name.endswith("bias")],
-            "weight_decay": weight_decay,
-        },
-        {
-            "params": [p for name, p in trained if name.endswith("bias")],
-            "lr": 2 * lr,
-            "weight_decay": 0.0,
-        },
+    weights = [p for name, p in trained if not name.endswith("bias")]
+    biases = [p for name, p in trained if name.endswith("bias")]
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "weight_decay": weight_decay},
+        {"params": biases, "lr": 2 * lr, "weight_decay": 0.0},
     ]
-    optimiser = (
-        torch.optim.SGD(groups, lr=lr, momentum=0.9)
-        if settings.optimiser == "sgd"
-        else torch.optim.AdamW(groups, lr=lr)
-    )
+    optimiser: torch.optim.Optimizer
+    if settings.optimiser == "sgd":
+        optimiser = torch.optim.SGD(groups, lr=lr, momentum=0.9)
+    else:
+        optimiser = torch.optim.AdamW(groups, lr=lr)
     steps = int(module.trainer.estimated_stepping_batches)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, partial(rate, steps=steps, warmup=settings.warmup, decay_at=settings.decay_at)
@@ -60,6 +61,9 @@ def optimise(module: pl.LightningModule, settings: Optimisation) -> Any:
 
 
 def rate(step: int, steps: int, warmup: float, decay_at: Sequence[float]) -> float:
-    """Factor of the learning rate: up from nothing over a fraction `warmup` of `steps`, to a tenth at each of `decay_at`."""
+    """Return the factor on the learning rate at a step.
+
+    It rises from 0 over a fraction `warmup` of `steps`, and falls to a tenth at each of `decay_at`.
+    """
     rising = min(1.0, (step + 1) / (warmup * steps)) if warmup else 1.0
     return rising * 0.1 ** sum(step >= round(at * steps) for at in decay_at)

@@ -22,25 +22,30 @@ def merge(
     overlap_threshold: float = 0.5,
     stuff_area: int = 4096,
 ) -> Tensor:
-    """Fill the map with instances by descending score, then with stuff (Kirillov et al., Panoptic FPN, section 4.1).
+    """Fill the map with instances by descending score, then with stuff.
+
+    Kirillov et al., Panoptic Feature Pyramid Networks, section 4.1.
 
     Args:
         prediction: instances with masks.
         semantic: (H,W) int64 stuff class of each pixel, 0-based; 255 = none.
-        num_classes: number of thing classes: stuff class s becomes `num_classes` + s.
+        num_classes: number of thing classes; stuff class s becomes `num_classes` + s.
         score_threshold: lowest score of an instance.
-        overlap_threshold: an instance is dropped if a larger fraction of it is taken already; else it keeps its free pixels.
-        stuff_area: fewest free pixels of a stuff class.
+        overlap_threshold: largest fraction of an instance that others may cover; the instance is
+            dropped above it, else it keeps its free pixels.
+        stuff_area: lowest number of free pixels of a stuff class.
 
     Returns:
-        (H,W,2) int32: class (-1 = void) and instance, counted from 1 in order of score, 0 for stuff and void.
+        (H,W,2) int32: class (-1 = void) and instance, counted from 1 in order of score, 0 for stuff
+        and void.
 
     Raises:
-        ValueError: `semantic` is not of the image's size.
+        ValueError: `semantic` has another size than the image.
     """
     if tuple(semantic.shape) != tuple(prediction.size):
         raise ValueError(
-            f"image {prediction.image_id} is {prediction.size}, but its stuff map {tuple(semantic.shape)}"
+            f"image {prediction.image_id} is {prediction.size}, but its stuff map "
+            f"{tuple(semantic.shape)}"
         )
     classes, instances = np.full(prediction.size, -1, np.int32), np.zeros(prediction.size, np.int32)
     scores, labels = prediction.scores.tolist(), prediction.labels.tolist()
@@ -63,7 +68,7 @@ def merge(
 
 
 def paint(proposals: Proposals, scores: Tensor) -> Tensor:
-    """Assign each pixel the stuff class of the best-scoring proposal that covers it (JTSM, section 3.2).
+    """Label each pixel with the stuff class of the best proposal on it (JTSM, section 3.2).
 
     Args:
         proposals: P segments of an image.

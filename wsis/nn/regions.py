@@ -35,15 +35,15 @@ def pool(
         features: (N,D,H,W).
         boxes: N tensors (P_i,4) in input pixels.
         stride: input pixels per feature cell.
-        size: cells on a side of the grid.
-        how: "roi_pool" takes the maximum of each bin, "roi_align" interpolates with half-pixel offsets (detectron2's V2).
+        size: side of the grid in bins.
+        how: "roi_pool" takes the maximum of each bin, "roi_align" interpolates with half-pixel
+            offsets (detectron2's ROIAlignV2).
 
     Returns:
         (P_1 + ... + P_N, D, size, size).
     """
-    exact = features.to(
-        torch.promote_types(features.dtype, torch.float32)
-    )  # in bfloat16 corners are pixels off
+    # in bfloat16 corners would be pixels off
+    exact = features.to(torch.promote_types(features.dtype, torch.float32))
     boxes = [box.to(exact.dtype) for box in boxes]
     if how == "roi_pool":
         pooled = roi_pool(exact, boxes, size, 1 / stride)
@@ -53,10 +53,12 @@ def pool(
 
 
 def enlarge(maps: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
-    """Maps (N,C,h,w) at the pixels of an image of `size` (H, W): scaled by the stride and cut, so padding shifts nothing."""
-    return F.interpolate(maps, scale_factor=float(stride), mode="bilinear")[
-        ..., : size[0], : size[1]
-    ]
+    """Enlarge maps (N,C,h,w) by the stride and crop them to `size` (H, W).
+
+    Scaling by the stride rather than to `size` keeps the maps of padded images aligned.
+    """
+    pixels = F.interpolate(maps, scale_factor=float(stride), mode="bilinear")
+    return pixels[..., : size[0], : size[1]]
 
 
 def pool_segments(
@@ -67,15 +69,16 @@ def pool_segments(
     compensation: Compensation = "bins",
     size: int = 7,
 ) -> Tensor:
-    """Pool segments of a batch of feature maps to a grid, from their own pixels (JTSM, section 3.3).
+    """Pool segments of a batch to a grid, from cells of the segment only (JTSM, section 3.3).
 
     Args:
         features: (N,D,H,W).
         proposals: of N images, with superpixels.
         stride: input pixels per feature cell.
-        how: "moi_pool" takes the maximum of each bin, "moi_pool_interpolated" warps segments to rectangles.
-        compensation: for empty bins, as `wsis.ops.moi_pool` has it.
-        size: cells on a side of the grid.
+        how: "moi_pool" takes the maximum of each bin, "moi_pool_interpolated" warps segments to
+            rectangles.
+        compensation: factor for empty bins, as in `wsis.ops.moi_pool`.
+        size: side of the grid in bins.
 
     Returns:
         (P_1 + ... + P_N, D, size, size).
@@ -89,43 +92,45 @@ def pool_segments(
         labels, members = segments_of(p)
         below, right = height * stride - labels.shape[0], width * stride - labels.shape[1]
         if min(below, right) < 0:
-            seen = f"a map of {height} x {width} cells of {stride} pixels"
             raise InputError(
-                f"the label map of these proposals is {tuple(labels.shape)}, larger than {seen}: they are of another image"
+                f"the label map of these proposals is {tuple(labels.shape)}, larger than a map of "
+                f"{height} x {width} cells of {stride} pixels: they belong to another image"
             )
-        cells.append(
-            segment_cells(F.pad(labels, (0, right, 0, below), value=-1), members, (height, width))
-        )
+        padded = F.pad(labels, (0, right, 0, below), value=-1)
+        cells.append(segment_cells(padded, members, (height, width)))
         boxes.append(F.pad(p.boxes, (1, 0), value=image))
-    regions, own = torch.cat(boxes), torch.cat(cells)
+    regions, region_cells = torch.cat(boxes), torch.cat(cells)
     if how == "moi_pool_interpolated":
-        return moi_pool_interpolated(features, regions, own, size, 1 / stride)
-    return moi_pool(features, regions, own, size, 1 / stride, compensation)
+        return moi_pool_interpolated(features, regions, region_cells, size, 1 / stride)
+    return moi_pool(features, regions, region_cells, size, 1 / stride, compensation)
 
 
 def mean_and_contrast(features: Tensor, boxes: list[Tensor], stride: int, reach: float) -> Tensor:
-    """Describe regions by their mean and by how it differs from the ring around them (contrast of ContextLocNet, ECCV 2016).
+    """Describe regions by their mean and its contrast to a ring around them.
 
-    A mean alone cannot tell an object from its most telling part; both differ from what surrounds them, the object more.
+    The contrast is that of ContextLocNet (Kantorov et al., ECCV 2016). The mean alone cannot tell
+    an object from its most discriminative part. Both differ from their surroundings, the whole
+    object more.
 
     Args:
         features: (N,D,H,W).
         boxes: N tensors (P_i,4) in input pixels.
         stride: input pixels per feature cell.
-        reach: outer side of the ring in sides of the region, above 1; the feature map cuts it off.
+        reach: outer side of the ring over the side of the region, above 1; the ring is clipped to
+            the feature map.
 
     Returns:
-        (P_1 + ... + P_N, 2D): the mean, then mean inside minus mean of the ring; zero where no ring is left.
+        (P_1 + ... + P_N, 2D): the mean, then the mean inside minus the mean of the ring; zero if no
+        ring is left.
     """
     limit = boxes[0].new_tensor([features.shape[-1], features.shape[-2]]).repeat(2) * stride
     grow = boxes[0].new_tensor([[-1, -1, 1, 1]]) * (reach - 1) / 2
-    windows = [
-        (box + grow * (box[:, 2:] - box[:, :2]).repeat(1, 2)).clamp(min=0).minimum(limit)
-        for box in boxes
-    ]
-    inside, within = (
-        pool(features, b, stride, how="roi_align").mean((2, 3)) for b in (boxes, windows)
-    )
-    area, outer = (box_area(torch.cat(b)) for b in (boxes, windows))
+    windows = []
+    for box in boxes:
+        grown = box + grow * (box[:, 2:] - box[:, :2]).repeat(1, 2)
+        windows.append(grown.clamp(min=0).minimum(limit))
+    inside = pool(features, boxes, stride, how="roi_align").mean((2, 3))
+    whole = pool(features, windows, stride, how="roi_align").mean((2, 3))
+    area, outer = box_area(torch.cat(boxes)), box_area(torch.cat(windows))
     ring = outer / (outer - area).maximum(0.01 * outer).clamp(min=1e-6)
-    return torch.cat([inside, (inside - within) * ring[:, None].to(inside.dtype)], 1)
+    return torch.cat([inside, (inside - whole) * ring[:, None].to(inside.dtype)], 1)

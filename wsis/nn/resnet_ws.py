@@ -1,7 +1,8 @@
 """ResNet-WS: residual networks for weakly supervised detection (Shen et al., DRN-WSOD, ECCV 2020).
 
-No convolution after the stem is strided: the network steps down by 2x2 max-pools, which keep small evidence alive. Parameter
-names are detectron2's, so the authors' files load as they are.
+No convolution after the stem is strided; 2x2 max-pools reduce the resolution instead, which keeps
+the evidence of small objects. Parameter names are detectron2's, so the authors' files load as they
+are.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
 class ResNetWS(nn.Module):
-    """Stem and four residual stages; `forward` gives the five feature maps.
+    """Stem and four residual stages; `forward` returns five feature maps.
 
     Args:
         depth: 18, 50 or 101.
         output_stride: Stride of the last map: 8 (dilation 2 in res4 and res5) or 16 (no dilation).
-        pool_first: False pools at the end of res2 and res3 (v1), True at the beginning of res3 and res4 (v2).
+        pool_first: False pools at the end of res2 and res3 (v1), True at the start of res3 and res4
+            (v2).
     """
 
     def __init__(self, depth: int = 18, output_stride: int = 8, pool_first: bool = False) -> None:
@@ -85,7 +87,7 @@ class _Stem(nn.Module):
 
 
 class _Block(nn.Module):
-    """Residual block, basic (two 3x3) or bottleneck, with a 2x2 max-pool before or after it where `pool_stride` is set."""
+    """Residual block, basic or bottleneck, with a 2x2 max-pool if `pool_stride` is set."""
 
     def __init__(
         self, inputs: int, outputs: int, width: int, dilation: int, bottleneck: bool
@@ -111,7 +113,7 @@ class _Block(nn.Module):
         return y if self.pool_first else self._pool(y)
 
     def _pool(self, x: Tensor) -> Tensor:
-        if self.pool_stride == 1:  # keeps the size: one more row and column
+        if self.pool_stride == 1:  # one more row and column keep the size
             x = F.pad(x, (0, 1, 0, 1))
         return F.max_pool2d(x, 2, self.pool_stride) if self.pool_stride else x
 
@@ -133,9 +135,10 @@ _CAFFE2_NAME = re.compile(
 
 
 def released_weights(content: dict[str, Any]) -> dict[str, Tensor]:
-    """The authors' pickle (detectron2 or caffe2 names, BGR input) as a state dict of `ResNetWS` with RGB input.
+    """Convert the authors' pickle to a state dict of `ResNetWS`.
 
-    Weights of other parts (momentum, classifier, detector heads) are left out.
+    Parameters have detectron2's or caffe2's names; the stem is converted from BGR to RGB input.
+    Other parts (momentum, classifier, detector heads) are skipped.
     """
     state = {}
     for name, value in content.items():

@@ -1,4 +1,4 @@
-"""Predictions at test time are means over views of an image: several sizes, each with its mirror image."""
+"""Test-time augmentation: means of predictions over several sizes of an image, with flips."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wsis.images.scale import scaled_size
 from wsis.nn.detection import Detection
 from wsis.nn.mil import decode
 from wsis.nn.regions import pool
@@ -28,11 +29,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Inference:
-    """How images are predicted.
+    """Settings of test-time augmentation and suppression.
 
     Args:
-        short_sides: Short sides in pixels over which predictions are averaged; empty keeps the image's own size.
-        flip: Whether predictions are averaged with those of the mirror image.
+        short_sides: Short sides in pixels over which predictions are averaged; empty keeps the
+            image's size.
+        flip: Average predictions with those of the mirror image.
         nms: Box IoU above which the lower-scored of two detections of a class is dropped.
     """
 
@@ -50,7 +52,7 @@ class ImageView(NamedTuple):
 
 
 def image_views(image: Tensor, inference: Inference, max_side: int = 4000) -> Iterator[ImageView]:
-    """Yield an image (3,H,W) at each short side, and its mirror image; without sides, as it is."""
+    """Yield an image (3,H,W) at each short side, with its mirror image if `flip` is set."""
     height, width = image.shape[-2:]
     for side in inference.short_sides or (min(height, width),):
         small = resize(image, side, max_side)
@@ -61,7 +63,7 @@ def image_views(image: Tensor, inference: Inference, max_side: int = 4000) -> It
 
 
 def proposals_in(view: ImageView, proposals: Proposals) -> Proposals:
-    """Carry an image's proposals into one view of it; label maps by the nearest pixel."""
+    """Transform an image's proposals to one view of it; label maps by the nearest pixel."""
     boxes = view.view.to_input(proposals.boxes)
     if proposals.labels is None:
         return proposals._replace(boxes=boxes)
@@ -78,16 +80,16 @@ def average(
 ) -> tuple[Tensor, Tensor]:
     """Average the scores and boxes of an image's proposals over its views.
 
-    Deltas are averaged and decoded once, where the released code of PDSL and JTSM averages boxes.
+    Deltas are averaged and decoded once; the released code of PDSL and JTSM averages boxes.
 
     Args:
-        heads: of each view.
+        heads: outputs for each view.
         views: of the image.
         proposals: (P,4) in the image.
         size: (H, W) of the image, which clips regressed boxes.
 
     Returns:
-        scores (P,C), and boxes: (P,C,4) where heads regress them, else the proposals.
+        scores (P,C), and boxes: (P,C,4) if heads regress them, else the proposals.
     """
     scores = torch.stack([of_view.scores() for of_view in heads]).mean(0)
     deltas = [[delta for delta in of_view.deltas if delta is not None] for of_view in heads]
@@ -107,14 +109,14 @@ def mean_masks(
     stride: int,
     logits: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Average mask probabilities (N,h,w) of boxes over the views of an image.
+    """Return the mean mask probabilities (N,h,w) of boxes over the views of an image.
 
     Args:
         features: (1,D,H,W) of each view.
         views: of the image.
         boxes: (N,4) in the image.
         stride: input pixels per feature cell.
-        logits: mask logits (N,h,w) of pooled regions (N,D,14,14).
+        logits: function from pooled regions (N,D,14,14) to mask logits (N,h,w).
     """
     masks = []
     for feature, view in zip(features, views, strict=True):
@@ -125,10 +127,10 @@ def mean_masks(
 
 
 def resize(image: Tensor, side: int, max_side: int) -> Tensor:
-    """Resize (3,H,W) uint8 so that the short side is `side`, unless the long one would exceed `max_side`."""
+    """Resize (3,H,W) uint8 to short side `side`, or less so that no side exceeds `max_side`."""
     height, width = image.shape[-2:]
     scale = min(side / min(height, width), max_side / max(height, width))
-    size = max(round(height * scale), 1), max(round(width * scale), 1)
+    size = scaled_size((height, width), scale)
     if size == (height, width):
         return image
     resized = F.interpolate(image[None].float(), size=size, mode="bilinear", antialias=True)

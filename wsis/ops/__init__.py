@@ -1,4 +1,4 @@
-"""Operators on regions of arbitrary shape: MoIPool, its interpolated variant, and regions as cells of a feature map."""
+"""Operators on regions of any shape: MoIPool, its interpolated variant, and feature cells."""
 
 from __future__ import annotations
 

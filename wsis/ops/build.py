@@ -1,7 +1,8 @@
-"""Compiles the kernels on first use, seconds for the CPU's, and loads them; without a compiler the reference serves.
+"""Compilation of the kernels on first use; without a compiler, plain PyTorch is used.
 
-What is built lies in the user's cache, keyed by sources, torch's ABI, compiler and processor. `WSIS_OPS=reference` builds
-nothing, `WSIS_OPS=compiled` insists.
+Compiling takes seconds for the CPU. Libraries are kept in the user's cache folder, keyed by
+sources, torch's ABI, compiler and processor. `WSIS_OPS=reference` builds nothing;
+`WSIS_OPS=compiled` makes a failed build an error.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ __all__ = ["backend", "compile_kernels", "compiled_devices"]
 
 SOURCES = Path(__file__).parent / "csrc"
 _TORCH = Path(torch.__file__).parent
-_TORCH_TARGET = (
-    "0x020a000000000000"  # torch 2.10: the library runs under that and all later releases
-)
+# torch 2.10: the library runs with that and all later releases
+_TORCH_TARGET = "0x020a000000000000"
 
 
 def backend() -> str:
-    """Say whose kernels serve: "cuda" (and the CPU's), "cpu", or "reference" for readable PyTorch. Builds on first use.
+    """Return the kernels in use, building them if needed: "cuda", "cpu" or "reference".
+
+    "cuda" includes the CPU's kernels; "reference" is plain PyTorch.
 
     Raises:
-        InputError: `WSIS_OPS` asks for compiled kernels and they cannot be had.
+        InputError: `WSIS_OPS` requires compiled kernels and they are unavailable.
     """
     devices = compiled_devices()
     return "cuda" if "cuda" in devices else "cpu" if "cpu" in devices else "reference"
@@ -43,10 +45,11 @@ def backend() -> str:
 
 @functools.cache
 def compiled_devices() -> frozenset[str]:
-    """Build and load what this machine can run; the device types that have kernels.
+    """Build and load the kernels that this machine can run; return their device types.
 
     Raises:
-        InputError: `WSIS_OPS` is no known word, or asks for compiled kernels and they cannot be had.
+        InputError: `WSIS_OPS` has an unknown value, or requires compiled kernels and they are
+            unavailable.
     """
     asked = os.environ.get("WSIS_OPS", "")
     if asked not in ("", "reference", "compiled"):
@@ -56,7 +59,8 @@ def compiled_devices() -> frozenset[str]:
     loaded = set()
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         try:
-            torch.ops.load_library(str(compile_kernels(device, _folder())))  # type: ignore[no-untyped-call]
+            library = str(compile_kernels(device, _folder()))
+            torch.ops.load_library(library)  # type: ignore[no-untyped-call]
             loaded.add(device)
         except (InputError, OSError) as error:
             if asked == "compiled":
@@ -70,15 +74,16 @@ def compiled_devices() -> frozenset[str]:
 
 
 def compile_kernels(device: str, folder: Path, architectures: tuple[str, ...] = ()) -> Path:
-    """Compile the kernels of one kind of device, unless that was done before; returns the library.
+    """Compile the kernels of one device type unless they exist, and return the library's path.
 
     Args:
         device: "cpu" or "cuda".
-        folder: where libraries are kept.
-        architectures: of CUDA, such as ("80", "90"); those of the GPUs at hand when empty.
+        folder: folder of libraries.
+        architectures: CUDA architectures such as ("80", "90"); those of the machine's GPUs if
+            empty.
 
     Raises:
-        InputError: no compiler, or it fails.
+        InputError: there is no compiler, or it fails.
     """
     command = _cuda_command(architectures) if device == "cuda" else _cpu_command()
     sources = [file_hash(source) for source in sorted(SOURCES.iterdir())]
@@ -86,25 +91,19 @@ def compile_kernels(device: str, folder: Path, architectures: tuple[str, ...] = 
     library = folder / f"moi_pool_{device}_{key}{_suffix()}"
     if not library.exists():
         with whole(library) as scratch:
-            done = subprocess.run([*command, "-o", str(scratch)], capture_output=True, text=True)
-            if done.returncode:
-                said = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
-                raise InputError(f"{command[0]} failed: {said.splitlines()[0]}")
+            result = subprocess.run([*command, "-o", str(scratch)], capture_output=True, text=True)
+            if result.returncode:
+                output = (result.stderr or result.stdout).strip()
+                reason = output or f"exit code {result.returncode}"
+                raise InputError(f"{command[0]} failed: {reason.splitlines()[0]}")
     return library
 
 
 def _cpu_command() -> list[str]:
     compiler = _compiler()
     # no fused multiply-add, as in the reference; strict floating point otherwise
-    flags = [
-        "-O3",
-        "-std=c++20",
-        "-march=native",
-        "-ffp-contract=off",
-        "-fPIC",
-        "-shared",
-        "-fvisibility=hidden",
-    ]
+    flags = ["-O3", "-std=c++20", "-march=native", "-ffp-contract=off"]
+    flags += ["-fPIC", "-shared", "-fvisibility=hidden"]
     return [compiler, *flags, *_headers(), str(SOURCES / "moi_pool.cpp"), *_libraries("torch_cpu")]
 
 
@@ -113,19 +112,14 @@ def _cuda_command(architectures: tuple[str, ...]) -> list[str]:
     nvcc = str(Path(home) / "bin" / "nvcc") if home else shutil.which("nvcc")
     if nvcc is None or not Path(nvcc).is_file():
         raise InputError("nvcc was not found; install the CUDA toolkit or set CUDA_HOME to it")
-    names = architectures or tuple(
-        sorted({"{}{}".format(*torch.cuda.get_device_capability(i)) for i in _gpus()})
-    )
-    targets = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
+    if not architectures:
+        gpus = range(torch.cuda.device_count())
+        present = {"{}{}".format(*torch.cuda.get_device_capability(gpu)) for gpu in gpus}
+        architectures = tuple(sorted(present))
+    targets = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures]
     flags = ["-O3", "-std=c++20", "-shared", "-Xcompiler", "-fPIC", "-ccbin", _compiler(), *targets]
-    return [
-        nvcc,
-        *flags,
-        *_headers(),
-        "-DUSE_CUDA",
-        str(SOURCES / "moi_pool.cu"),
-        *_libraries("torch_cpu", "torch_cuda"),
-    ]
+    source = ["-DUSE_CUDA", str(SOURCES / "moi_pool.cu")]
+    return [nvcc, *flags, *_headers(), *source, *_libraries("torch_cpu", "torch_cuda")]
 
 
 def _headers() -> list[str]:
@@ -133,28 +127,24 @@ def _headers() -> list[str]:
 
 
 def _libraries(*names: str) -> list[str]:
-    """Torch's libraries, which are loaded already; where torch has no CUDA its kernels are compiled all the same."""
-    return [
-        "-L",
-        str(_TORCH / "lib"),
-        *(f"-l{name}" for name in names if any((_TORCH / "lib").glob(f"lib{name}.*"))),
-    ]
+    """Return linker flags for torch's libraries.
+
+    Libraries that this torch does not have are skipped: CUDA kernels compile without torch's CUDA.
+    """
+    folder = _TORCH / "lib"
+    present = [name for name in names if any(folder.glob(f"lib{name}.*"))]
+    return ["-L", str(folder), *(f"-l{name}" for name in present)]
 
 
 def _compiler() -> str:
     asked = os.environ.get("CXX")
     for name in (asked,) if asked else ("g++", "clang++", "c++"):
-        if found := shutil.which(name):
-            return found
-    raise InputError(
-        f"the C++ compiler {asked} was not found"
-        if asked
-        else "no C++ compiler was found; install g++ or clang"
-    )
-
-
-def _gpus() -> range:
-    return range(torch.cuda.device_count())
+        path = shutil.which(name)
+        if path:
+            return path
+    if asked:
+        raise InputError(f"the C++ compiler {asked} was not found")
+    raise InputError("no C++ compiler was found; install g++ or clang")
 
 
 def _version(compiler: str) -> str:
@@ -162,14 +152,16 @@ def _version(compiler: str) -> str:
 
 
 def _processor() -> str:
-    """What `-march=native` depends on: a home folder can be shared by machines."""
+    """Return the processor's features, on which `-march=native` depends.
+
+    Machines of different processors may share a home folder, and so the cache.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            (line for line in lines if line.startswith(("flags", "Features"))), platform.machine()
-        )
     except OSError:
         return platform.machine() + platform.processor()
+    features = (line for line in lines if line.startswith(("flags", "Features")))
+    return next(features, platform.machine())
 
 
 def _suffix() -> str:
@@ -177,19 +169,24 @@ def _suffix() -> str:
 
 
 def _folder() -> Path:
-    """Give the folder of libraries; one that others can write could make us run their code, so it is refused."""
+    """Return the folder of libraries.
+
+    Raises:
+        InputError: the folder cannot be made, or others can write to it and so plant code.
+    """
     folder = cache_folder() / "ops"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise InputError(
-            f"cannot make {folder}: {error.strerror}; set WSIS_CACHE to a folder that can be written"
+            f"cannot make {folder}: {error.strerror}; set WSIS_CACHE to a folder that can be "
+            "written"
         ) from error
     status = folder.stat()
-    if hasattr(os, "getuid") and (
-        status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    ):
+    shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or shared):
         raise InputError(
-            f"others can write {folder}; make it yours alone (chmod 700) or set WSIS_CACHE to another folder"
+            f"others can write {folder}; make it yours alone (chmod 700) or set WSIS_CACHE to "
+            "another folder"
         )
     return folder

@@ -1,4 +1,4 @@
-"""Cut and paste (EM-Paste, section 3.3): compose a picture, a pool of foregrounds, the transform of training samples."""
+"""Cut and paste (EM-Paste, section 3.3): a foreground pool, composition, pasted samples."""
 
 from __future__ import annotations
 

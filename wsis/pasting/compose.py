@@ -1,8 +1,9 @@
-"""Compositional paste: cut-out objects on a background, and the masks of what is seen of each (EM-Paste, section 3.3).
+"""Compositional paste (EM-Paste, section 3.3): paste objects on a background, with visible masks.
 
-The paper leaves open what its scale is relative to and what a random location may be; here, as in its authors' code, an object
-is scaled relative to its own pixels, and the centre of its smallest enclosing circle falls anywhere in the image, so objects
-may stick out. Where they are as large as the background the authors leave them out; here they are scaled to fit.
+The paper does not define what its scale is relative to or what a random location is. As in the
+authors' code, an object is scaled relative to its own size, and the centre of its smallest
+enclosing circle falls anywhere in the image, so objects may be truncated. Objects larger than the
+background are scaled to fit; the authors leave them out.
 """
 
 from __future__ import annotations
@@ -26,23 +27,25 @@ Blend = Literal["gaussian", "poisson", "none"]
 
 Array = NDArray[Any]
 
-_REACH = 2  # pixels that the 5 x 5 blur of a mask reaches beyond it
-_ERODED = (
-    3  # pixels along a mask's edge whose gradients cv2.seamlessClone takes from the background
-)
+_REACH = 2  # pixels by which a 5 x 5 blur extends a mask
+# pixels along a mask's edge whose gradients cv2.seamlessClone takes from the background
+_ERODED = 3
 
 
 class Composition(NamedTuple):
-    """An image with K objects pasted, and what is left to see of the M that were there."""
+    """An image with K pasted objects, and the visible parts of its M existing objects."""
 
     image: Tensor
     """(3,H,W) uint8."""
     masks: Tensor
-    """(K,H,W) bool, what is seen of each pasted object, in the order they were given; disjoint, empty for a hidden one."""
+    """(K,H,W) bool, disjoint visible masks of the pasted objects in the given order.
+
+    The mask of a hidden object is empty.
+    """
     boxes: Tensor
     """(K,4) float32, tight around `masks`; zeros for a hidden object."""
     existing: Tensor
-    """(M,H,W) bool, what is still seen of the background's own objects."""
+    """(M,H,W) bool, visible masks of the background's existing objects."""
 
 
 def compose(
@@ -56,26 +59,31 @@ def compose(
     rotation: float = 30.0,
     existing: Tensor | None = None,
 ) -> Composition:
-    """Paste objects on a background one after the other, each turned and scaled; later ones cover earlier ones.
+    """Rotate, scale and paste objects on a background one by one; later ones cover earlier ones.
 
-    Equal seeds give equal bits. An object of which nothing is seen, being covered, outside, or too thin when scaled down,
-    keeps its place in the result with an empty mask and a box of zeros, so that classes stay in step.
+    Equal seeds give identical results. An object that is not visible (covered, outside the image,
+    or too thin after scaling) keeps its position in the result, with an empty mask and a box of
+    zeros, so that results correspond to the given objects.
 
     Args:
         background: (3,H,W) uint8.
-        foregrounds: (3,h,w) uint8, each with what surrounds its object: that shows through where edges are blended.
+        foregrounds: (3,h,w) uint8, each with the surroundings of its object, which show through at
+            blended edges.
         masks: (h,w) bool, the objects.
-        where: "random" puts an object anywhere and scales it by a factor from `scale`. "space" fits its smallest enclosing
-            circle to the largest one in the image that is free of objects, existing and pasted; without any it stays hidden.
-        blend: "gaussian" weighs with the mask blurred by 5 x 5 pixels of sigma 2, "poisson" keeps the object's gradients and
-            takes its colours from around its box, "none" copies. The mask is binary in any case.
-        seed: of turns, scales and places.
-        scale: least and largest factor, relative to the foreground's own pixels.
-        rotation: largest turn either way, in degrees.
-        existing: (M,H,W) bool, objects that the background shows already.
+        where: "random" scales an object by a factor from `scale` and puts it anywhere. "space" fits
+            its smallest enclosing circle to the largest circle in the image without existing or
+            pasted objects; without such a circle it stays hidden.
+        blend: "gaussian" blends with the mask blurred by 5 x 5 pixels of sigma 2, "poisson" keeps
+            the object's gradients and takes the colours from the surroundings of its box, "none"
+            copies. The mask is binary in all cases.
+        seed: seed of rotations, scales and locations.
+        scale: min and max factor, relative to the foreground's own size.
+        rotation: maximum rotation in either direction, in degrees.
+        existing: (M,H,W) bool, objects already in the background.
 
     Raises:
-        InputError: shapes or types that do not go together, an empty mask, an unknown way or an impossible range.
+        InputError: inconsistent shapes or types, an empty mask, an unknown choice or an impossible
+            range.
     """
     height, width = _check(background, foregrounds, masks, existing)
     _check_settings(where, blend, scale, rotation)
@@ -84,7 +92,7 @@ def compose(
     owner = np.full((height, width), -1, np.int32)
     own = torch.zeros((0, height, width), dtype=torch.bool) if existing is None else existing
     free = (~own.any(0)).numpy().astype(np.uint8)
-    free[[0, -1]], free[:, [0, -1]] = 0, 0  # no circle sticks out
+    free[[0, -1]], free[:, [0, -1]] = 0, 0  # circles stay inside the image
     for number, (foreground, shape) in enumerate(zip(foregrounds, masks, strict=True)):
         image, mask = foreground.permute(1, 2, 0).numpy(), shape.numpy() * np.uint8(255)
         outline = _outline(mask)
@@ -100,7 +108,7 @@ def compose(
         matrix[:, 2] -= x1, y1
         pixels, covered = _warp(image, mask, matrix, (y2 - y1, x2 - x1))
         if where == "space":
-            covered &= free[window].astype(bool)  # of circles that touch, pixels may overlap
+            covered &= free[window].astype(bool)  # pixels of touching circles may overlap
         _blend(canvas[window], pixels, covered, blend)
         owner[window][covered], free[window][covered] = number, 0
     visible = torch.from_numpy(owner == np.arange(len(masks))[:, None, None])
@@ -109,7 +117,7 @@ def compose(
 
 
 def _outline(mask: Array) -> Array:
-    """Give the corners (N,2) of a mask's convex hull, of pixel centres."""
+    """Return the corners (N,2) of the convex hull of a mask's pixel centres."""
     contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     return cv2.convexHull(np.concatenate(contours))[:, 0].astype(np.float32)
 
@@ -117,9 +125,9 @@ def _outline(mask: Array) -> Array:
 def _anywhere(
     outline: Array, angle: float, factor: float, place: Any, size: tuple[int, int]
 ) -> Array:
-    """Turn and scale about the enclosing circle's centre, which goes to `place`, in shares of the image's sides.
+    """Return the matrix that rotates and scales an object and moves its circle's centre to `place`.
 
-    What the image is too small for is scaled to fit.
+    `place` is in fractions of the image's sides. An object larger than the image is scaled to fit.
     """
     centre, _ = cv2.minEnclosingCircle(outline)
     matrix = cv2.getRotationMatrix2D(centre, angle, 1.0)
@@ -130,10 +138,11 @@ def _anywhere(
 
 
 def _in_largest_circle(outline: Array, angle: float, free: Array) -> Array:
-    """Turn about the centre of the smallest enclosing circle, and fit that to the largest circle of `free` pixels.
+    """Return the matrix that rotates an object and fits it to the largest circle of `free` pixels.
 
-    Of circles of one size, the one whose centre is highest, then furthest left: squares of distances are whole numbers. OpenCV
-    (Intel's IPP in it) gives their roots, the last bit of which depends on where in memory the result happens to lie.
+    Among circles of equal size, the topmost, then leftmost centre is taken. Squared distances are
+    integers; their roots from OpenCV (Intel IPP) differ in the last bit with the alignment of
+    memory, so they are squared and rounded first.
     """
     distances = cv2.distanceTransform(free, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     squares = np.rint(np.square(distances, dtype=np.float64))
@@ -146,7 +155,7 @@ def _in_largest_circle(outline: Array, angle: float, free: Array) -> Array:
 
 
 def _window(outline: Array, matrix: Array, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Give the part of the image, xyxy, that an object at its place can change."""
+    """Return the part of the image, xyxy, that a placed object can change."""
     moved = outline @ matrix[:, :2].T + matrix[:, 2]
     margin = 0.5 * np.hypot(*matrix[:, 0]) + _REACH
     low = np.floor(moved.min(0) - margin).clip(0)
@@ -155,23 +164,26 @@ def _window(outline: Array, matrix: Array, size: tuple[int, int]) -> tuple[int, 
 
 
 def _warp(image: Array, mask: Array, matrix: Array, size: tuple[int, int]) -> tuple[Array, Array]:
-    """Give an object's pixels (h,w,3) and mask (h,w) in a window of `size`; those that are more than half covered are in."""
+    """Return an object's pixels (h,w,3) and mask (h,w) in a window of `size`.
+
+    The mask has the pixels that are more than half covered.
+    """
     turn, shift = matrix[:, :2], matrix[:, 2]
     step = int(1 / max(np.hypot(*turn[:, 0]), 1 / max(mask.shape)))
-    if step > 1:  # else the warp would skip pixels
+    if step > 1:  # otherwise the warp would skip pixels
         small = max(mask.shape[1] // step, 1), max(mask.shape[0] // step, 1)
         ratio = np.divide(mask.shape[::-1], small)
         image, mask = (
             cv2.resize(part, small, interpolation=cv2.INTER_AREA) for part in (image, mask)
         )
-        turn, shift = turn * ratio, shift + turn @ (ratio / 2 - 0.5)  # of pixel centres
+        turn, shift = turn * ratio, shift + turn @ (ratio / 2 - 0.5)  # between pixel centres
     matrix = np.column_stack([turn, shift])
     pixels = cv2.warpAffine(image, matrix, size[::-1], borderMode=cv2.BORDER_REPLICATE)
     return pixels, cv2.warpAffine(mask, matrix, size[::-1]) > 127
 
 
 def _blend(window: Array, pixels: Array, covered: Array, blend: Blend) -> None:
-    """Put an object's pixels where it covers the window, in place."""
+    """Blend an object's pixels into the window, in place."""
     if blend == "gaussian":
         weight = cv2.GaussianBlur(covered.astype(np.float32), (2 * _REACH + 1,) * 2, 2)[..., None]
         window[:] = np.rint(window + weight * (pixels.astype(np.float32) - window))
@@ -182,9 +194,10 @@ def _blend(window: Array, pixels: Array, covered: Array, blend: Blend) -> None:
 
 
 def _clone(window: Array, pixels: Array, covered: Array) -> Array:
-    """Blend by Poisson's equation (Perez et al., 2003), up to the object's edge even where that is the window's.
+    """Blend by Poisson's equation (Perez et al., 2003), also along the window's edge.
 
-    OpenCV solves it in the mask's box, with the background's gradients beside the mask, so colours bleed within the box.
+    OpenCV solves the equation in the mask's box, with the background's gradients outside the mask,
+    so colours bleed within the box.
     """
     edge = _ERODED + 2
     source, target = (
@@ -206,15 +219,13 @@ def _check(
     masks: Sequence[Tensor],
     existing: Tensor | None,
 ) -> tuple[int, int]:
-    """Refuse what cannot be composed; give the background's height and width."""
+    """Return the background's height and width; raise InputError for inconsistent inputs."""
     if len(foregrounds) != len(masks):
         raise InputError(
             f"{len(foregrounds)} foregrounds but {len(masks)} masks; give each foreground one mask"
         )
-    for name, image in (
-        ("background", background),
-        *((f"foreground {k}", image) for k, image in enumerate(foregrounds)),
-    ):
+    numbered = [(f"foreground {k}", image) for k, image in enumerate(foregrounds)]
+    for name, image in [("background", background), *numbered]:
         if (
             image.dtype != torch.uint8
             or image.ndim != 3
@@ -226,7 +237,8 @@ def _check(
         if mask.dtype != torch.bool or mask.shape != image.shape[1:]:
             wanted = f"its image's {tuple(image.shape[1:])} bool"
             raise InputError(
-                f"the mask of foreground {number} is {tuple(mask.shape)} {mask.dtype}; give {wanted}"
+                f"the mask of foreground {number} is {tuple(mask.shape)} {mask.dtype}; give "
+                f"{wanted}"
             )
         if not mask.any():
             raise InputError(f"the mask of foreground {number} is empty; leave it out")
@@ -235,19 +247,19 @@ def _check(
         existing.dtype != torch.bool or existing.ndim != 3 or existing.shape[1:] != (height, width)
     ):
         raise InputError(
-            f"existing masks are {tuple(existing.shape)} {existing.dtype}; give (M,{height},{width}) bool"
+            f"existing masks are {tuple(existing.shape)} {existing.dtype}; give "
+            f"(M,{height},{width}) bool"
         )
     return height, width
 
 
 def _check_settings(where: str, blend: str, scale: tuple[float, float], rotation: float) -> None:
-    for name, value, known in (
-        ("where", where, get_args(Where)),
-        ("blend", blend, get_args(Blend)),
-    ):
+    choices = [("where", where, get_args(Where)), ("blend", blend, get_args(Blend))]
+    for name, value, known in choices:
         if value not in known:
             raise InputError(f'{name} "{value}" is unknown; take one of {", ".join(known)}')
     if not (0 < scale[0] <= scale[1] < np.inf and 0 <= rotation <= 180):
         raise InputError(
-            f"scale {scale}, rotation {rotation}: give factors above 0, the least first, and degrees up to 180"
+            f"scale {scale}, rotation {rotation}: give factors above 0, the least first, and "
+            "degrees up to 180"
         )

@@ -1,4 +1,4 @@
-"""Training images with foregrounds pasted on them, made as they are loaded (EM-Paste, section 3.3) or written as files."""
+"""Paste foregrounds on training images while loading (EM-Paste, section 3.3), or write them."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ Own = Literal["annotate", "ignore", "nothing"]
 
 @dataclass(frozen=True)
 class Paste:
-    """How foregrounds are pasted on training images.
+    """Settings of pasting foregrounds on training images.
 
     Args:
-        foregrounds: folder of a pool.
-        objects: the fewest and the most that are pasted on an image.
-        select: "uniform" draws every foreground as often, "balanced" every class.
-        where: "random" anywhere, "space" where most room is left.
+        foregrounds: Folder of a foreground pool.
+        objects: Min and max number of objects pasted on an image.
+        select: "uniform" draws foregrounds uniformly, "balanced" draws classes uniformly.
+        where: "random" pastes anywhere, "space" in the largest free circle.
         blend: "gaussian", "poisson" or "none".
-        scale: least and largest factor on a foreground's own size.
-        rotation: largest turn either way, in degrees.
-        least_area: foregrounds whose box has fewer square pixels are left out.
-        backgrounds: "none" pastes on the training images alone; "black" on black ones, too, a folder on its pictures.
-        share: of the images whose background is such a one.
-        own: what is done with the training image's own annotations: "annotate" keeps them, but crowds; "ignore" makes all of
-            them crowds; "nothing" drops them.
+        scale: Min and max factor on the foreground's own size.
+        rotation: Maximum rotation in either direction, in degrees.
+        least_area: Minimum box area of a foreground in square pixels.
+        backgrounds: Backgrounds beside the training images: "none", "black" or a folder of images.
+        share: Fraction of images that are pasted on such a background.
+        own: The image's own objects: "annotate" keeps all but crowds, "ignore" turns them into
+            crowds, "nothing" drops them.
     """
 
     foregrounds: Path
@@ -64,108 +64,99 @@ class Paste:
     own: Own = "annotate"
 
     def __post_init__(self) -> None:
-        """Refuse what nothing could be pasted by."""
+        """Raise InputError for impossible values."""
         if (
             not 0 <= self.objects[0] <= self.objects[1]
             or not 0 <= self.share <= 1
             or self.own not in ("annotate", "ignore", "nothing")
         ):
             raise InputError(
-                f"{self}: give objects from 0 up, the fewest first, a share in [0, 1], and a known `own`"
+                f"{self}: give objects from 0 up, the fewest first, a share in [0, 1], and a "
+                "known `own`"
             )
 
     def content(self) -> list[Any]:
-        """What the pasted images depend on, without paths."""
-        pool, pictures = (
-            self.foregrounds / "foregrounds.json",
-            [(p.name, p.stat().st_size) for p in self.pictures()],
-        )
-        plain = asdict(
-            replace(
-                self, foregrounds=Path(), backgrounds="folder" if pictures else self.backgrounds
-            )
-        )
+        """Return all that the pasted images depend on, without paths."""
+        pool = self.foregrounds / "foregrounds.json"
+        pictures = [(path.name, path.stat().st_size) for path in self.pictures()]
+        backgrounds = "folder" if pictures else self.backgrounds
+        plain = asdict(replace(self, foregrounds=Path(), backgrounds=backgrounds))
         return [plain, file_hash(pool), pictures]
 
     def pictures(self) -> list[Path]:
-        """The pictures that are backgrounds beside the training images.
+        """Return the pictures to use as backgrounds beside the training images.
 
         Raises:
-            InputError: no such folder, or no picture in it.
+            InputError: the folder does not exist or has no pictures.
         """
         if self.backgrounds in ("none", "black"):
             return []
         folder = Path(self.backgrounds)
-        found = pictures(folder)
-        if not found:
+        files = pictures(folder)
+        if not files:
             raise InputError(
-                f'no pictures in {folder} for backgrounds; give "none", "black" or a folder of pictures'
+                f'no pictures in {folder} for backgrounds; give "none", "black" or a folder of '
+                "pictures"
             )
-        return found
+        return files
 
 
 class Pasted(NamedTuple):
-    """A sample with foregrounds pasted, and where each of its objects is from."""
+    """A sample with pasted foregrounds, and the source of each object."""
 
     sample: Sample
     sources: list[str]
-    """Of each object of the target: an image's or a foreground's file name."""
+    """File name of the image or foreground, for each object of the target."""
 
 
 class Paster:
-    """Pastes on samples as a generator says; travels to loader workers.
+    """Pastes foregrounds on samples at random; it can be pickled for loader workers.
 
     Args:
-        settings: how.
-        categories: names of the data's classes, which must be the pool's.
+        settings: settings of pasting.
+        categories: names of the data's classes, which must equal the pool's.
 
     Raises:
-        InputError: no pool, no large foreground in it, one of other classes, or no backgrounds.
+        InputError: there is no pool, it has no foreground large enough or other classes, or there
+            are no backgrounds.
     """
 
     def __init__(self, settings: Paste, categories: Sequence[str]) -> None:
-        self.settings, self.pool = (
-            settings,
-            ForegroundPool(settings.foregrounds, settings.least_area),
-        )
-        self.backgrounds = np.array(
-            [str(path) for path in settings.pictures()]
-        )  # an array: workers share its pages
+        self.settings = settings
+        self.pool = ForegroundPool(settings.foregrounds, settings.least_area)
+        # an array, so that workers share its memory pages
+        self.backgrounds = np.array([str(path) for path in settings.pictures()])
         if self.pool.categories != list(categories):
             raise InputError(
-                f"{settings.foregrounds} has foregrounds of {', '.join(self.pool.categories)}; the data has the classes "
-                f"{', '.join(categories)}; make foregrounds of this data"
+                f"{settings.foregrounds} has foregrounds of {', '.join(self.pool.categories)}; "
+                f"the data has the classes {', '.join(categories)}; make foregrounds of this data"
             )
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """Paste on a sample that holds masks; equal generators give equal bits."""
+        """Paste on a sample with masks; equal generators give identical results."""
         return self.paste(sample, rng).sample
 
     def content(self) -> list[Any]:
-        """Return what pasted images depend on, without paths."""
+        """Return all that pasted images depend on, without paths."""
         return self.settings.content()
 
     def paste(self, sample: Sample, rng: np.random.Generator) -> Pasted:
-        """Paste, and say where each object is from."""
-        how = self.settings
-        sample, sources = (
-            self._on_other_background(sample, rng),
-            [sample["path"].name] * len(sample["target"]["boxes"]),
-        )
+        """Paste on a sample, and return it with the source of each object."""
+        settings = self.settings
+        sources = [sample["path"].name] * len(sample["target"]["boxes"])
+        sample = self._on_other_background(sample, rng)
         own = sample["target"]
-        numbers = draw_foregrounds(self.pool.labels, how.objects, rng, how.select)
-        images, masks = (
-            zip(*(self.pool.draw(n) for n in numbers), strict=True) if len(numbers) else ((), ())
-        )
+        numbers = draw_foregrounds(self.pool.labels, settings.objects, rng, settings.select)
+        foregrounds = [self.pool.draw(number) for number in numbers]
         composed = compose(
             sample["image"],
-            images,
-            masks,
-            how.where,
-            how.blend,
+            [image for image, _ in foregrounds],
+            [mask for _, mask in foregrounds],
+            settings.where,
+            settings.blend,
             rng,
-            how.scale,
-            how.rotation,
+            settings.scale,
+            settings.rotation,
             own["masks"][~own["crowd"]],
         )
         covered = (
@@ -173,18 +164,17 @@ class Paster:
             if len(composed.masks)
             else torch.zeros(sample["image"].shape[1:], dtype=torch.bool)
         )
-        kept, mine = self._own(own, covered)
-        seen = composed.masks.flatten(1).any(1)
-        labels = torch.from_numpy(self.pool.labels[numbers])[seen]
-        target = join_targets(mine, target_of_masks(own, composed.masks[seen], labels))
-        sources = [s for s, k in zip(sources, kept.tolist(), strict=False) if k]
-        sources += [self.pool.file(n) for n, s in zip(numbers, seen.tolist(), strict=True) if s]
+        kept, remaining = self._own(own, covered)
+        visible = composed.masks.flatten(1).any(1)
+        labels = torch.from_numpy(self.pool.labels[numbers])[visible]
+        target = join_targets(remaining, target_of_masks(own, composed.masks[visible], labels))
+        sources = [source for source, k in zip(sources, kept.tolist(), strict=False) if k]
+        sources += [self.pool.file(number) for number in numbers[visible.numpy()]]
         return Pasted({**sample, "image": composed.image, "target": target}, sources)
 
     def _on_other_background(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """The sample, or by chance another background of which nothing is known but that none of the objects is there."""
-        how = self.settings
-        if how.backgrounds == "none" or rng.random() >= how.share:
+        """Return the sample, or with probability `share` a background without any objects."""
+        if self.settings.backgrounds == "none" or rng.random() >= self.settings.share:
             return sample
         path = Path(rng.choice(self.backgrounds)) if len(self.backgrounds) else Path("black")
         image = read_image(path) if len(self.backgrounds) else torch.zeros_like(sample["image"])
@@ -202,7 +192,10 @@ class Paster:
         }
 
     def _own(self, own: Target, covered: Tensor) -> tuple[Tensor, Target]:
-        """Which of the image's own annotations are kept, and what is left to see of them; the box of an unsure mask stays."""
+        """Return which of the image's own annotations are kept (M,), and their uncovered parts.
+
+        An unsure mask keeps its box.
+        """
         masks = own["masks"] & ~covered
         kept = (masks.flatten(1).any(1) | own["unsure"]) & (self.settings.own != "nothing")
         if self.settings.own == "annotate":
@@ -222,15 +215,17 @@ def write_pasted(
     categories: Sequence[Record],
     seed: int = 0,
 ) -> None:
-    """Write pasted images as png and their labels as instances.json, with the source of each object and background.
+    """Write pasted images as png files and their labels as instances.json.
+
+    The json also has the source of each object and background.
 
     Args:
-        folder: gets images/ and, last, instances.json.
-        samples: Of `DataModule.samples`, with masks and not for training, which are pasted on in turn.
-        paster: pastes.
-        count: images to write.
-        categories: of the data.
-        seed: of everything drawn.
+        folder: output folder, with images/ and, written last, instances.json.
+        samples: evaluation samples of `DataModule.samples` with masks, used in turn.
+        paster: the paster.
+        count: number of images.
+        categories: categories of the data.
+        seed: seed of all random draws.
     """
     images: list[Record] = []
     annotations: dict[int, list[Record]] = {}

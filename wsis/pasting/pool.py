@@ -1,7 +1,8 @@
-"""A pool of cut-out objects on disk, and which of them to paste (EM-Paste, section 3.3).
+"""A pool of cut-out objects on disk, and the choice of objects to paste (EM-Paste, section 3.3).
 
-A pool is a folder: an RGBA png per object, cut to its box, in a folder per class, opaque where the object is and with its
-surroundings still there in the colours; and `foregrounds.json`, written last, with the class and the source of each.
+A pool is a folder with an RGBA png per object, in a subfolder per class, and `foregrounds.json`,
+written last, with the class and source of each object. A png is cropped to the object's box; alpha
+is the mask, and the colours include the surroundings.
 """
 
 from __future__ import annotations
@@ -43,15 +44,15 @@ class Foreground(NamedTuple):
 
 
 class ForegroundPool:
-    """Reads cut-out objects one by one, the last used from memory; travels to loader workers.
+    """Reads cut-out objects one by one, with an LRU cache; it can be pickled for loader workers.
 
     Args:
-        folder: that `write_pool` wrote.
-        least_area: objects whose box has fewer square pixels are left out; the authors take 700.
-        cached: so many objects are kept in memory.
+        folder: folder written by `write_pool`.
+        least_area: minimum box area of an object in square pixels; the authors use 700.
+        cached: maximum number of objects in memory.
 
     Raises:
-        InputError: no pool, one that is damaged, or no object that is large enough.
+        InputError: the pool is missing or damaged, or no object is large enough.
     """
 
     def __init__(
@@ -61,21 +62,19 @@ class ForegroundPool:
         content = _read_index(self.folder)
         self.categories: list[str] = content["categories"]
         self.provenance: dict[str, Any] = content["provenance"]
-        boxes = np.array([entry["box"] for entry in content["foregrounds"]], np.float64).reshape(
-            -1, 4
-        )
-        kept = np.flatnonzero(
-            (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) >= least_area
-        )
+        entries = content["foregrounds"]
+        boxes = np.array([entry["box"] for entry in entries], np.float64).reshape(-1, 4)
+        areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        kept = np.flatnonzero(areas >= least_area)
         if not len(kept):
             raise InputError(
-                f"{self.folder} has no foreground of {least_area:g} square pixels; lower the limit or add some"
+                f"{self.folder} has no foreground of {least_area:g} square pixels; lower the "
+                "limit or add some"
             )
-        # arrays, not lists of objects: workers share their pages
-        self.labels: NDArray[np.int64] = np.array(
-            [entry["label"] for entry in content["foregrounds"]], np.int64
-        )[kept]
-        self._files = np.array([entry["file"] for entry in content["foregrounds"]])[kept]
+        # arrays rather than lists, so that workers share their memory pages
+        labels: NDArray[np.int64] = np.array([entry["label"] for entry in entries], np.int64)
+        self.labels = labels[kept]
+        self._files = np.array([entry["file"] for entry in entries])[kept]
         self._cut = lru_cache(cached)(self._read)
 
     def __len__(self) -> int:
@@ -85,11 +84,11 @@ class ForegroundPool:
         return ForegroundPool, (self.folder, self.least_area, self.cached)
 
     def draw(self, number: int) -> tuple[Tensor, Tensor]:
-        """Give the image (3,h,w) uint8 and the mask (h,w) bool of an object; they are shared, so not to be written to."""
+        """Return an object's image (3,h,w) uint8 and mask (h,w) bool; do not write to them."""
         return self._cut(int(number))
 
     def file(self, number: int) -> str:
-        """Give the name of an object's file in the folder."""
+        """Return the name of an object's file, relative to the folder."""
         return str(self._files[number])
 
     def _read(self, number: int) -> tuple[Tensor, Tensor]:
@@ -115,16 +114,16 @@ def write_pool(
     foregrounds: Iterable[Foreground],
     provenance: Mapping[str, Any],
 ) -> None:
-    """Write a pool; it is none before its last object is written.
+    """Write a pool, which is valid only once its last object is written.
 
     Args:
-        folder: of the pool; files of an earlier one are replaced.
+        folder: folder of the pool; files of an earlier pool are replaced.
         categories: names of the classes.
         foregrounds: the objects.
-        provenance: how they were found, with which settings and supervision.
+        provenance: method, settings and supervision that produced the objects.
 
     Raises:
-        InputError: an empty mask, no object at all, or a folder that cannot be written.
+        InputError: an empty mask, no objects, or a folder that cannot be written.
     """
     (folder / _INDEX).unlink(missing_ok=True)
     entries = []
@@ -157,22 +156,23 @@ def draw_foregrounds(
     rng: np.random.Generator,
     how: Literal["uniform", "balanced"] = "uniform",
 ) -> NDArray[np.int64]:
-    """Draw objects to paste on an image, with replacement; give their positions.
+    """Return the positions of objects to paste on an image, drawn with replacement.
 
     Args:
         labels: (N,) class of each object of the pool.
-        number: how many, or the fewest and the most.
-        rng: what is drawn from.
-        how: "uniform" draws every object as often. "balanced" draws every class that is there as often, so an object with
-            probability proportional to 1 / objects of its class.
+        number: number of objects, or its minimum and maximum.
+        rng: random generator.
+        how: "uniform" draws objects uniformly. "balanced" draws the classes present uniformly, so
+            an object's probability is proportional to 1 / (number of objects of its class).
 
     Raises:
-        InputError: nothing to draw from, an unknown way, or a count below 0.
+        InputError: the pool is empty, `how` is unknown, or a count is negative.
     """
     least, most = number if isinstance(number, tuple) else (number, number)
     if how not in ("uniform", "balanced") or not 0 <= least <= most or not len(labels):
         raise InputError(
-            f"cannot draw {number} of {len(labels)} foregrounds {how!r}; give some, and uniform or balanced"
+            f"cannot draw {number} of {len(labels)} foregrounds {how!r}; give some, and uniform "
+            "or balanced"
         )
     count = int(rng.integers(least, most + 1))
     if how == "uniform":
@@ -187,7 +187,8 @@ def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / _INDEX
     if not path.is_file():
         raise InputError(
-            f"no foregrounds in {folder}, or they were not all written; give the folder of a whole pool"
+            f"no foregrounds in {folder}, or they were not all written; give the folder of a "
+            "whole pool"
         )
     content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != _FORMAT:

@@ -1,1 +1,1 @@
-"""Proposals: regions that may be objects. Make them from an image, read other tools' files, store them."""
+"""Object proposals: made from images, converted from other tools' files, stored on disk."""

@@ -1,4 +1,4 @@
-"""Other people's proposals brought into our form: xyxy from 0, x2/y2 exclusive, best first, in a proposal file."""
+"""Convert proposals of other tools to a proposal file: xyxy from 0, x2/y2 exclusive, best first."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ Array = NDArray[Any]
 
 
 def convert(path: str | os.PathLike[str], index: Index, out: str | os.PathLike[str]) -> Path:
-    """Read proposals of any known format and write those of the images in `index` to the proposal file `out`.
+    """Read proposals of any known format and write those of the images in `index` to `out`.
 
     Raises:
-        InputError: no known format, an image of another size, or images of `index` without proposals.
+        InputError: an unknown format, an image of another size, or images of `index` without
+            proposals.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(f"no proposals {path}; give an existing file or folder")
-    numbered, named = {image["id"]: image for image in index.images}, _by_name(index)
+    numbered = {image["id"]: image for image in index.images}
+    named = _by_name(index)
     provenance = {
         "made": "converted",
         "from": path.name,
@@ -51,14 +53,14 @@ def convert(path: str | os.PathLike[str], index: Index, out: str | os.PathLike[s
         ]
     if missing:
         raise InputError(
-            f"{path} has no proposals for {len(missing)} of {len(index.images)} images of {index.name}, such as {missing[0]}; "
-            f"those found are in {out}"
+            f"{path} has no proposals for {len(missing)} of {len(index.images)} images of "
+            f"{index.name}, such as {missing[0]}; those found are in {out}"
         )
     return Path(out)
 
 
 def proposals_of(found: Found, size: tuple[int, int], name: str = "image") -> Proposals:
-    """Bring one image's proposals to our conventions: clipped, none degenerate or double, best first."""
+    """Convert one image's proposals: clipped, sorted by score, without empty ones or duplicates."""
     if found.masks is None:
         boxes = _boxes(found, size)
         scores = _scores(found, len(boxes), name)
@@ -68,7 +70,8 @@ def proposals_of(found: Found, size: tuple[int, int], name: str = "image") -> Pr
     if masks.labels.shape != tuple(size):
         height, width = masks.labels.shape
         raise InputError(
-            f"{name} is {size[1]} x {size[0]} pixels, its proposals {width} x {height}: made for other images"
+            f"{name} is {size[1]} x {size[0]} pixels, its proposals {width} x {height}: made for "
+            "other images"
         )
     scores = _scores(found, len(masks.members), name)
     labels, members = _compact(masks)
@@ -83,7 +86,10 @@ def proposals_of(found: Found, size: tuple[int, int], name: str = "image") -> Pr
 
 
 def _boxes(found: Found, size: tuple[int, int]) -> Array:
-    """Boxes as xyxy from 0, x2/y2 exclusive, clipped; the order of axes is the format's unless only the other one fits."""
+    """Return clipped boxes as xyxy from 0, x2/y2 exclusive.
+
+    The axes are in the order of the format, unless only the other order fits the image.
+    """
     height, width = size
     if found.boxes is None:
         return np.zeros((0, 4), np.float32)
@@ -111,7 +117,7 @@ def _fits(boxes: Array, size: tuple[int, int], base: int) -> bool:
 
 
 def _scores(found: Found, count: int, name: str) -> Array:
-    """(P,) float32 in [0, 1]; 1 where the format has none, the logistic function of any that leave the range."""
+    """Return scores (P,) float32 in [0, 1]: 1 without scores, the logistic function of logits."""
     if found.scores is None:
         return np.ones(count, np.float32)
     scores = found.scores.astype(np.float64)
@@ -125,7 +131,7 @@ def _scores(found: Found, count: int, name: str) -> Array:
 
 
 def _compact(masks: Masks) -> tuple[Array, Array]:
-    """Leave out superpixel numbers without a pixel."""
+    """Return the label map and memberships (P,S) without empty superpixels."""
     numbers, labels = np.unique(masks.labels, return_inverse=True)
     kept = numbers[numbers >= 0]
     dense: Array = labels.reshape(masks.labels.shape).astype(np.int32) - int(numbers[0] < 0)
@@ -133,14 +139,14 @@ def _compact(masks: Masks) -> tuple[Array, Array]:
 
 
 def _mask_boxes(labels: Array, members: Array) -> Array:
-    """Boxes (P,4) around the masks; all zero for an empty one."""
+    """Return boxes (P,4) around the masks; zeros for an empty mask."""
     rows = _spans(labels, members)
     columns = _spans(labels.T, members)
     return np.stack([columns[0], rows[0], columns[1], rows[1]], 1).astype(np.float32)
 
 
 def _spans(labels: Array, members: Array) -> tuple[Array, Array]:
-    """First row and last row + 1 (P,) of each mask."""
+    """Return the first row and the last row + 1 (P,) of each mask."""
     count, height = members.shape[1], len(labels)
     inside = labels >= 0
     superpixel, row = labels[inside], np.nonzero(inside)[0]
@@ -153,7 +159,7 @@ def _spans(labels: Array, members: Array) -> tuple[Array, Array]:
 
 
 def _choose(boxes: Array, scores: Array, identity: Array) -> Array:
-    """Rows to keep, best first: with an area, and of equal `identity` (P,K) the best."""
+    """Return the rows to keep, best first: boxes with an area, one for each `identity` (P,K)."""
     order: Array = np.argsort(-scores, kind="stable")
     order = order[(boxes[order, 2] > boxes[order, 0]) & (boxes[order, 3] > boxes[order, 1])]
     if not len(order):
@@ -163,7 +169,10 @@ def _choose(boxes: Array, scores: Array, identity: Array) -> Array:
 
 
 def _by_name(index: Index) -> dict[str, Record]:
-    """Images by every name that files use, the surest last: id, the stem's last number, its digits, the stem."""
+    """Map the names that files use for images to the images.
+
+    Later kinds of name take precedence: id, last number in the stem, all its digits, the stem.
+    """
     stems = [Path(image["file_name"]).stem for image in index.images]
     kinds = (
         [str(image["id"]) for image in index.images],
@@ -180,7 +189,10 @@ def _by_name(index: Index) -> dict[str, Record]:
 
 
 def _plain(name: str) -> str:
-    """Numbers without leading zeros, else the name itself; COCO_train2014_000000000009 and 9 are one image."""
+    """Return a number without leading zeros, any other name as it is.
+
+    COCO_train2014_000000000009 and 9 are the same image.
+    """
     coco = re.fullmatch(r"COCO_\w+?_(\d+)", name)
     name = coco[1] if coco else name
     return str(int(name)) if name.isdecimal() else name

@@ -1,6 +1,6 @@
 """Proposals on disk, in an SQLite file.
 
-Any image is read alone, and a killed writer loses nothing that was done before.
+Each image is read on its own, and a killed writer loses at most the last few images.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from wsis.types import Proposals, Record
 __all__ = ["ProposalFile", "ProposalWriter", "pack", "write"]
 
 _FORMAT = "wsis proposals 1"
-_HEADER = struct.Struct("<IIB")  # proposals, superpixels, bytes per label; 0 bytes: boxes alone
-_BATCH = 16  # images per transaction: what a kill can lose
-_SETTLED = 2.0  # seconds after which a second write would change a file's time of modification
+_HEADER = struct.Struct("<IIB")  # proposals, superpixels, bytes per label (0: boxes only)
+_BATCH = 16  # images per transaction, the most that a killed writer can lose
+_SETTLED = 2.0  # seconds after which another write is sure to change the modification time
 
 
 class ProposalFile:
-    """Reads proposals image by image; opened when first used and once per process, so it travels to loader workers.
+    """Reads proposals image by image; each process opens the file on first use, so it pickles.
 
     Args:
-        path: a file of this library.
+        path: a proposal file of this library.
 
     Raises:
-        InputError: no such file, or not a proposal file.
+        InputError: the file does not exist or is not a proposal file.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -56,7 +56,7 @@ class ProposalFile:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """How the proposals were made, with which settings and which supervision."""
+        """How the proposals were made: proposer, settings and supervision."""
         meta: dict[str, Any] = {
             key: json.loads(value) for key, value in self._ask("SELECT key, value FROM meta")
         }
@@ -68,7 +68,7 @@ class ProposalFile:
         return int(self._ask("SELECT count(*) FROM proposals")[0][0])
 
     def files(self) -> dict[str, tuple[int, int]]:
-        """Names and sizes (height, width) of the images whose proposals are here."""
+        """Return the names and sizes (height, width) of the images in the file."""
         return {
             name: (height, width)
             for name, height, width in self._ask("SELECT file, height, width FROM proposals")
@@ -77,8 +77,8 @@ class ProposalFile:
     def digest(self) -> str:
         """Return a hash of the proposals of all images, not of how they were made.
 
-        A file of gigabytes is not read for every stage: the hash is kept in the user's cache and holds
-        as long as the file's size and time of modification stay.
+        The hash is kept in the user's cache for as long as the file's size and modification time
+        do not change, so that gigabytes are not read again for every stage.
         """
         state = self.path.stat()
         stamp = [state.st_size, state.st_mtime_ns]
@@ -95,16 +95,16 @@ class ProposalFile:
 
     def _digest(self) -> str:
         content = hashlib.sha256()
-        for name in sorted(self.files()):  # one after the other: a file is up to gigabytes
+        for name in sorted(self.files()):  # one image at a time: a file can hold gigabytes
             (blob,) = self._ask("SELECT blob FROM proposals WHERE file = ?", name)[0]
             content.update(name.encode() + blob)
         return content.hexdigest()
 
     def check(self, images: Iterable[Record]) -> None:
-        """Refuse images whose proposals are not here, or were made at another size.
+        """Check that the file has proposals of all `images`, made at their size.
 
         Raises:
-            InputError: which image, and what to do.
+            InputError: an image is missing or has another size.
         """
         made = self.files()
         for image in images:
@@ -115,12 +115,14 @@ class ProposalFile:
     def _check(self, file_name: str, size: tuple[int, int], made: tuple[int, int] | None) -> None:
         if made is None:
             raise InputError(
-                f"{self.path} has no proposals for {file_name}; finish it with python -m wsis.propose"
+                f"{self.path} has no proposals for {file_name}; finish it with python -m "
+                "wsis.propose"
             )
         if made != tuple(size):
             raise InputError(
-                f"{self.path}: {file_name} was {made[1]} x {made[0]} pixels, is {size[1]} x {size[0]}: "
-                "proposals made for other images; make them anew with python -m wsis.propose"
+                f"{self.path}: {file_name} was {made[1]} x {made[0]} pixels, is {size[1]} x "
+                f"{size[0]}: proposals made for other images; make them anew with python -m "
+                "wsis.propose"
             )
 
     def read(
@@ -133,13 +135,14 @@ class ProposalFile:
         """Read the proposals of one image.
 
         Args:
-            file_name: the image's name relative to the image folder.
+            file_name: name of the image relative to the image folder.
             size: (height, width) of the image.
-            segments: also give `labels` and `members`.
-            limit: the best so many.
+            segments: also return `labels` and `members`.
+            limit: maximum number of proposals, highest ranked first.
 
         Raises:
-            InputError: the image is not in the file, was of another size, has no segments here, or its entry is damaged.
+            InputError: the image is missing, has another size, has boxes only though segments are
+                needed, or its entry is damaged.
         """
         found = self._ask("SELECT width, height, blob FROM proposals WHERE file = ?", file_name)
         width, height, blob = found[0] if found else (0, 0, b"")
@@ -150,7 +153,8 @@ class ProposalFile:
             raise _broken(self.path, f"the entry of {file_name}") from error
         if segments and proposals.labels is None:
             raise InputError(
-                f"{self.path} has boxes alone for {file_name}; this method needs segments: use --data.proposals segments"
+                f"{self.path} has boxes alone for {file_name}; this method needs segments: use "
+                "--data.proposals segments"
             )
         return proposals
 
@@ -169,22 +173,18 @@ class ProposalFile:
             ) from error
 
     def _connection(self) -> sqlite3.Connection:
-        if (
-            self._opened is None or self._opened[0] != os.getpid()
-        ):  # SQLite handles must not cross a fork
-            mode = (
-                "rw" if os.access(self.path, os.W_OK) else "ro"
-            )  # what a killed writer left half done is only undone by "rw"
+        # SQLite handles must not cross a fork
+        if self._opened is None or self._opened[0] != os.getpid():
+            # only "rw" can roll back a transaction that a killed writer left unfinished
+            mode = "rw" if os.access(self.path, os.W_OK) else "ro"
             uri = f"{self.path.resolve().as_uri()}?mode={mode}"
-            self._opened = (
-                os.getpid(),
-                sqlite3.connect(uri, uri=True, timeout=60, check_same_thread=False),
-            )
+            connection = sqlite3.connect(uri, uri=True, timeout=60, check_same_thread=False)
+            self._opened = os.getpid(), connection
         return self._opened[1]
 
 
 class ProposalWriter:
-    """Adds images to an open proposal file; `write` makes it."""
+    """Adds images to an open proposal file; created by `write`."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection, self._uncommitted = connection, 0
@@ -196,11 +196,11 @@ class ProposalWriter:
         }
 
     def add(self, file_name: str, size: tuple[int, int], proposals: Proposals) -> None:
-        """Store the proposals of an image of `size` (height, width), in place of what was there."""
+        """Store the proposals of an image of `size` (height, width), replacing earlier ones."""
         self.insert(file_name, size, pack(proposals))
 
     def insert(self, file_name: str, size: tuple[int, int], packed: bytes) -> None:
-        """Store proposals that are packed already, as they come from another process."""
+        """Store proposals that another process has packed."""
         self.connection.execute(
             "INSERT OR REPLACE INTO proposals VALUES (?, ?, ?, ?)",
             (file_name, size[1], size[0], packed),
@@ -214,10 +214,12 @@ class ProposalWriter:
 
 @contextmanager
 def write(path: str | os.PathLike[str], provenance: dict[str, Any]) -> Iterator[ProposalWriter]:
-    """Open a new proposal file, or one begun with the same provenance to continue it; what was added stays on any error.
+    """Open a proposal file for writing, or continue one of the same provenance.
+
+    Images added before an error are kept.
 
     Raises:
-        InputError: the file is of another provenance or no proposal file, or cannot be written.
+        InputError: the file has another provenance, is not a proposal file, or cannot be written.
     """
     path = Path(path)
     try:
@@ -240,18 +242,19 @@ def _require_same(path: Path, provenance: dict[str, Any]) -> None:
             key for key in {*found, *provenance} if found.get(key) != provenance.get(key)
         )
         raise InputError(
-            f"{path} was made in another way ({', '.join(differing)} differ); delete it or choose another --out"
+            f"{path} was made in another way ({', '.join(differing)} differ); delete it or choose "
+            "another --out"
         )
 
 
 def _create(connection: sqlite3.Connection, provenance: dict[str, Any]) -> None:
     with connection:
-        connection.execute(
-            "BEGIN"
-        )  # else each table is a transaction of its own, and a full disk leaves one of two
+        # one transaction for both tables: otherwise a full disk can leave only the first
+        connection.execute("BEGIN")
         connection.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
         connection.execute(
-            "CREATE TABLE proposals (file TEXT PRIMARY KEY, width INT NOT NULL, height INT NOT NULL, blob BLOB NOT NULL)"
+            "CREATE TABLE proposals (file TEXT PRIMARY KEY, width INT NOT NULL, height INT NOT "
+            "NULL, blob BLOB NOT NULL)"
         )
         entries = {"format": _FORMAT, **provenance}
         connection.executemany(
@@ -261,7 +264,11 @@ def _create(connection: sqlite3.Connection, provenance: dict[str, Any]) -> None:
 
 
 def pack(proposals: Proposals) -> bytes:
-    """Compress the columns: boxes by coordinate, labels as steps along rows, members as bits of one proposal after another."""
+    """Compress proposals by column.
+
+    Boxes are stored coordinate by coordinate, labels as differences along rows, and members as
+    bits, proposal by proposal.
+    """
     boxes, scores = proposals.boxes.numpy().astype("<f4"), proposals.scores.numpy().astype("<f4")
     parts = [boxes.T.tobytes(), scores.tobytes()]
     superpixels = width = 0
@@ -296,7 +303,7 @@ def _unpack(blob: bytes, size: tuple[int, int], segments: bool, limit: int | Non
 
 
 def _parts(blob: bytes) -> Iterator[Any]:
-    """Functions that decompress the columns, so that what is not asked for costs nothing."""
+    """Yield a function for each column that decompresses it; unused columns cost nothing."""
     at = _HEADER.size
     while at < len(blob):
         (length,) = struct.unpack_from("<I", blob, at)

@@ -1,8 +1,9 @@
-"""Hierarchical grouping of superpixels, many groupings in step with one another.
+"""Hierarchical grouping of superpixels, with many groupings computed in parallel.
 
-Selective search (Uijlings et al., IJCV 2013, section 3) merges the two most similar neighbours until one region is left, once
-per colour space and similarity. All M groupings of one image start from the same S superpixels and need exactly S - 1 merges
-each, so merge t of every grouping is done in one vectorised step over (M, ...) arrays.
+Selective search (Uijlings et al., IJCV 2013, section 3) merges the two most similar neighbours
+until one region is left, once per colour space and similarity measure. All M groupings of an image
+start from the same S superpixels and take exactly S - 1 merges, so merge t of all groupings is one
+vectorised step over (M, ...) arrays.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ __all__ = ["Graph", "Merges", "group", "neighbours"]
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-_TIDY_EVERY = 32  # merges between two clearings of dead edges
-_FIRST = 100.0  # lead of pairs within one starting segment: more than any weights add up to
+_TIDY_EVERY = 32  # merges between removals of dead edges
+_FIRST = 100.0  # bonus of pairs within one starting segment: more than all weights together
 
 
 class Graph(NamedTuple):
-    """The superpixels of one image and what touches what."""
+    """The superpixels of one image and their neighbours."""
 
     edges: Ints
     """(E,2) neighbouring superpixels, each pair once."""
@@ -35,24 +36,24 @@ class Graph(NamedTuple):
 
 
 class Merges(NamedTuple):
-    """What M groupings of S superpixels did in T merges."""
+    """The regions that M groupings of S superpixels made in T merges."""
 
     members: NDArray[np.uint8]
-    """(T,M,ceil(S/8)) the superpixels of each region that came to be, as packed bits."""
+    """(T,M,ceil(S/8)) the superpixels of each new region, as packed bits."""
     names: NDArray[np.uint64]
-    """(T,M) equal for equal sets of superpixels, over all groupings."""
+    """(T,M) hashes, equal for equal sets of superpixels in any grouping."""
     boxes: Floats
-    """(T,M,4) of the new region, xyxy pixels."""
+    """(T,M,4) box of the new region, xyxy pixels."""
     sizes: Floats
     """(T,M) pixels of the new region."""
     death: Ints
-    """(T,M) the merge that swallowed the region; T if none did."""
+    """(T,M) the merge that absorbed the region; T if none did."""
     assignment: Ints
-    """(M,S) the region each superpixel ended in."""
+    """(M,S) the final region of each superpixel."""
 
 
 def neighbours(labels: NDArray[np.int32]) -> Ints:
-    """Pairs (E,2) of labels that share a pixel side in the map (H,W), each once, in ascending order."""
+    """Return the pairs (E,2) of labels that share a pixel side in the map (H,W), sorted."""
     count = int(labels.max()) + 1
     keys = []
     for a, b in ((labels[:, 1:], labels[:, :-1]), (labels[1:], labels[:-1])):
@@ -63,7 +64,7 @@ def neighbours(labels: NDArray[np.int32]) -> Ints:
 
 
 class _Groupings:
-    """The regions of M groupings while they grow; a region goes by the number of one of its superpixels."""
+    """The growing regions of M groupings; a region is named by one of its superpixels."""
 
     def __init__(
         self,
@@ -90,7 +91,10 @@ class _Groupings:
         )
 
     def _similar(self, row: Ints, first: Ints, second: Ints) -> Floats:
-        """Similarity of N pairs of regions: colour, size and fill, Uijlings et al., without their texture."""
+        """Return the similarity (N,) of pairs of regions by colour, size and fill.
+
+        As in selective search, without texture.
+        """
         look = np.minimum(self.signatures[row, first], self.signatures[row, second]).sum(-1)
         together = (self.sizes[row, first] + self.sizes[row, second]) / self.area
         a, b = self.boxes[row, first], self.boxes[row, second]
@@ -104,7 +108,11 @@ class _Groupings:
         return similarity
 
     def merge(self) -> tuple[Ints, Ints]:
-        """Merge the two most similar neighbours of every grouping: (M,) the region that grew, (M,) the one that went."""
+        """Merge the two most similar neighbours of every grouping.
+
+        Returns:
+            (M,) the region that is kept and (M,) the region that it absorbs.
+        """
         rows, best = self.rows, self.similarity.argmax(1)
         kept, gone = self.first[rows, best], self.second[rows, best]
         n1, n2 = self.sizes[rows, kept], self.sizes[rows, gone]
@@ -123,7 +131,10 @@ class _Groupings:
         return kept, gone
 
     def _rewire(self, kept: Ints, gone: Ints) -> None:
-        """Lead the edges of `gone` (M,1) to `kept` (M,1), kill loops and doubles, renew the similarities of the rest."""
+        """Move the edges of `gone` (M,1) to `kept` (M,1).
+
+        Loops and duplicates are marked dead, the other similarities are updated.
+        """
         np.copyto(self.first, kept, where=self.first == gone)
         np.copyto(self.second, kept, where=self.second == gone)
         row, edge = np.nonzero((self.first == kept) | (self.second == kept))
@@ -138,7 +149,7 @@ class _Groupings:
         self.similarity[row, edge] = self._similar(row, first, second)
 
     def tidy(self) -> None:
-        """Drop the dead edges; the widest grouping decides how many columns stay."""
+        """Drop dead edges; the grouping with the most live edges decides how many columns stay."""
         dead = self.first < 0
         width = int((~dead).sum(1).max())
         order = np.argsort(dead, 1, kind="stable")[:, :width]
@@ -158,13 +169,14 @@ def group(
     """Merge neighbours by similarity until `until` regions are left in each of M groupings.
 
     Args:
-        graph: The S superpixels; the graph must hang together, as that of a label map does.
-        signatures: (M,S,D) histograms of each superpixel as each grouping sees it, scaled by their weight: the similarity of
-            two looks is the sum of the smaller values, and histograms of merged regions are averaged by size.
-        size_weight: (M,) how much small regions merge first.
-        fill_weight: (M,) how much regions that fill each other's box merge first.
-        starts: (M,S) starting segment of each superpixel: those of one segment merge before any others.
-        until: Regions left at the end.
+        graph: The S superpixels; the graph must be connected, as that of a label map is.
+        signatures: (M,S,D) histograms of each superpixel in each grouping, multiplied by the weight
+            of colour. The similarity of two histograms is their intersection; those of merged
+            regions are averaged by size.
+        size_weight: (M,) weight of size, which merges small regions first.
+        fill_weight: (M,) weight of fill, which first merges regions that fill their common box.
+        starts: (M,S) starting segment of each superpixel; superpixels of one segment merge first.
+        until: Number of regions at the end.
     """
     groupings, superpixels, _ = signatures.shape
     total = max(superpixels - until, 0)

@@ -1,4 +1,4 @@
-"""Proposals made from images: of all images into a file, or of each as it is read."""
+"""Make proposals from images: for a whole index into a file, or for each image when it is read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["Fresh", "make"]
 
 
 class Job(NamedTuple):
-    """An image to propose for, as it travels to a worker."""
+    """An image to make proposals for, as it is sent to a worker."""
 
     proposer: str
     path: Path
@@ -35,7 +35,7 @@ class Job(NamedTuple):
 
 
 class Fresh:
-    """Makes proposals as images are read; stands in for a ProposalFile.
+    """Makes proposals when images are read; takes the place of a `ProposalFile`.
 
     Args:
         proposer: name of the proposer.
@@ -52,7 +52,7 @@ class Fresh:
         segments: bool = False,
         limit: int | None = None,
     ) -> Proposals:
-        """Make the proposals of one image; arguments are those of `ProposalFile.read`."""
+        """Make the proposals of one image; the arguments are those of `ProposalFile.read`."""
         made = _propose(Job(self.proposer, self.root / file_name, size))
         if not segments or made.labels is None or made.members is None:
             return Proposals(made.boxes[:limit], made.scores[:limit])
@@ -65,12 +65,12 @@ def make(
     workers: int | None = None,
     proposer: str = BUILT_IN,
 ) -> Path:
-    """Propose for every image of `index` that the file `out` does not hold yet, and return `out`.
+    """Make the proposals of `index` that the file `out` does not hold yet, and return `out`.
 
     Args:
         index: the images.
-        out: the proposal file; begun if it does not exist.
-        workers: processes; one per core if None, none besides this one if 0.
+        out: the proposal file; created if it does not exist.
+        workers: worker processes; one per core if None, only this process if 0.
         proposer: name of the proposer.
 
     Raises:
@@ -101,14 +101,14 @@ def _size(image: Record) -> tuple[int, int]:
 
 
 def _results(jobs: list[Job], workers: int | None) -> Iterator[bytes | str]:
-    """Yield each image's packed proposals, or what went wrong, and show progress."""
+    """Yield each image's packed proposals or the text of its error, and show progress."""
     count = min(cores() if workers is None else workers, len(jobs))
     results = map(_work, jobs) if count <= 1 else _parallel(jobs, count)
     return iter(tqdm(results, "proposals", len(jobs), unit="image", disable=not jobs))
 
 
 def _parallel(jobs: list[Job], workers: int) -> Iterator[bytes | str]:
-    # fork as a DataLoader does: a plain script has no main guard
+    # fork, as DataLoader does: a plain script has no `if __name__ == "__main__"`
     context = get_context("fork" if sys.platform == "linux" else "spawn")
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # here, because a forked child that touches OpenCV's threads hangs
@@ -131,15 +131,15 @@ def _begin() -> None:
 
 
 def _work(job: Job) -> bytes | str:
-    """Return the packed proposals of one image, or the error's line.
+    """Return the packed proposals of one image, or the text of the error.
 
-    Bytes travel between processes without the file handles that tensors would hold.
+    Bytes are sent between processes without the file handles that tensors would need.
     """
     try:
         return pack(_propose(job))
     except InputError as error:
         return str(error)
-    except Exception as error:  # one odd image must not end a run of hours
+    except Exception as error:  # one bad image must not stop a run of hours
         return f"{job.path}: no proposals ({type(error).__name__}: {error})"
 
 

@@ -1,8 +1,9 @@
-"""How much a segment looks like a whole object, from pixels alone.
+"""Objectness of segments, from pixels alone.
 
-Three cues multiply: the segment differs from what surrounds it (contrast, as in Alexe et al., TPAMI 2012), what surrounds it
-looks like the frame of the image (boundary prior, as in Zhu et al., CVPR 2014), and it is not small. A part of an object has
-the contrast but is surrounded by the object; a piece of background is surrounded by background but has no contrast.
+The score is a product of three cues: the segment differs from its surroundings (contrast, as in
+Alexe et al., TPAMI 2012), the surroundings resemble the frame of the image (boundary prior, as in
+Zhu et al., CVPR 2014), and the segment is not small. A part of an object has contrast but is
+surrounded by the object; a piece of background is surrounded by background but has no contrast.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ __all__ = ["objectness"]
 Floats = NDArray[np.float32]
 
 _FULL_SIZE = 0.15
-"""Share of the image from which on a segment is not small."""
-_LEVELS = 8  # per axis of Lab
+"""Fraction of the image above which a segment does not count as small."""
+_LEVELS = 8  # bins per axis of Lab
 
 
 def objectness(
@@ -34,19 +35,17 @@ def objectness(
         members: (P,S) bool, the superpixels of each segment.
 
     Returns:
-        (P,) float32 in [0, 1].
+        (P,) float32 scores in [0, 1].
     """
     counts = _colours(image, labels, members.shape[1])
     sizes = counts.sum(1)
     looks = counts / sizes[:, None].clip(1)
-    selected = members.astype(
-        np.float64
-    )  # so that the order in which threads add is not seen in a float32
+    # float64, so that the threads' order of summation does not change the float32 result
+    selected = members.astype(np.float64)
     area = selected @ sizes
     inside = selected @ counts / area[:, None].clip(1)
-    touching = (
-        _borders(labels, members.shape[1]) @ selected.T
-    ).T * ~members  # (P,S) pixels along which each is touched
+    # (P,S) length of each segment's border with each superpixel, in pixel sides
+    touching = (_borders(labels, members.shape[1]) @ selected.T).T * ~members
     length = touching.sum(1).clip(1)
     contrast = 1 - np.minimum(inside, touching @ looks / length[:, None]).sum(1)
     frame = _frame(labels, members.shape[1]) @ looks
@@ -56,7 +55,7 @@ def objectness(
 
 
 def _colours(image: NDArray[np.uint8], labels: NDArray[Any], count: int) -> Floats:
-    """(S,bins) pixels of each Lab colour in each superpixel."""
+    """Return the number (S,bins) of pixels of each Lab colour in each superpixel."""
     bins = lab_bins(cv2.cvtColor(image, cv2.COLOR_RGB2LAB), _LEVELS)
     keys = labels.astype(np.int64) * _LEVELS**3 + bins
     return (
@@ -67,14 +66,17 @@ def _colours(image: NDArray[np.uint8], labels: NDArray[Any], count: int) -> Floa
 
 
 def lab_bins(lab: NDArray[Any], levels: int) -> NDArray[np.int64]:
-    """Number (...,) below levels^3 of each Lab colour's (...,3) bin; a and b over their middle half, where photographs lie."""
+    """Return the bin (...,) < levels^3 of each Lab colour (...,3).
+
+    The bins of a and b divide the middle half of their range, where the colours of photographs lie.
+    """
     scaled = (lab.astype(np.int64) - [0, 64, 64]) * [levels, 2 * levels, 2 * levels] // 256
-    found: NDArray[np.int64] = np.clip(scaled, 0, levels - 1) @ np.array([levels**2, levels, 1])
-    return found
+    bins: NDArray[np.int64] = np.clip(scaled, 0, levels - 1) @ np.array([levels**2, levels, 1])
+    return bins
 
 
 def _borders(labels: NDArray[Any], count: int) -> Any:
-    """(S,S) sparse, symmetric: pixel sides that two superpixels share."""
+    """Return the sparse symmetric matrix (S,S) of pixel sides that two superpixels share."""
     sides = [(labels[:, 1:], labels[:, :-1]), (labels[1:], labels[:-1])]
     first, second = (np.concatenate([pair[i].ravel() for pair in sides]) for i in (0, 1))
     apart = first != second
@@ -84,6 +86,6 @@ def _borders(labels: NDArray[Any], count: int) -> Any:
 
 
 def _frame(labels: NDArray[Any], count: int) -> Floats:
-    """(S,) pixels of each superpixel on the image's frame."""
+    """Return the number (S,) of pixels of each superpixel on the image's frame."""
     frame = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     return np.bincount(frame, minlength=count).astype(np.float32)

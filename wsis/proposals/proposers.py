@@ -1,13 +1,13 @@
 """Proposers by name: functions that return the proposals of an image.
 
-`segments` is built in. Other packages add theirs by entry points of the group `wsis.proposers`:
+`segments` is built in. Other packages add theirs as entry points of the group `wsis.proposers`:
 
     [project.entry-points."wsis.proposers"]
     sam = "my_package.sam:propose"
 
 A proposer takes an image (H,W,3) uint8 RGB and returns `Proposals` in image pixels, best first. Its
-other parameters have defaults, which are its settings. A function attribute `supervision` tells what
-it was trained from, "none" if it was not trained.
+other parameters are its settings and must have defaults. The function's attribute `supervision`
+names the labels that it was trained on, "none" if it was not trained.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ GROUP = "wsis.proposers"
 
 @dataclass(frozen=True)
 class Proposer:
-    """A function that proposes, and what a file of its proposals tells about it."""
+    """A function that makes proposals, and its description in proposal files."""
 
     name: str
     function: Callable[..., Proposals]
@@ -44,11 +44,11 @@ class Proposer:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What the proposals of an image depend on: the name, the version and the settings."""
+        """All that an image's proposals depend on: name, version and settings of the proposer."""
         parameters = list(inspect.signature(self.function).parameters.values())[1:]
         settings = {parameter.name: plain(parameter.default) for parameter in parameters}
-        told = {"made": self.name, "version": self.version, "supervision": self.supervision}
-        return {**settings, **told}
+        origin = {"made": self.name, "version": self.version, "supervision": self.supervision}
+        return {**settings, **origin}
 
 
 def names() -> list[str]:
@@ -58,10 +58,10 @@ def names() -> list[str]:
 
 @cache
 def find(name: str) -> Proposer:
-    """Return the proposer of a name; its module is imported now.
+    """Return the proposer called `name` and import its module.
 
     Raises:
-        InputError: no such name, or its package cannot be imported.
+        InputError: the name is unknown, or the proposer cannot be imported.
     """
     if name == BUILT_IN:
         from wsis.proposals import segments
@@ -88,11 +88,11 @@ def propose(image: NDArray[np.uint8], name: str = BUILT_IN) -> Proposals:
 
     Args:
         image: (H,W,3) uint8 RGB.
-        name: of the proposer.
+        name: name of the proposer.
 
     Raises:
-        InputError: no proposer has that name.
-        TypeError: the proposer returns something else than proposals.
+        InputError: the name is unknown.
+        TypeError: the proposer does not return `Proposals`.
     """
     proposals = find(name).function(np.ascontiguousarray(image))
     if isinstance(proposals, Proposals):

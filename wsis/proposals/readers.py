@@ -1,7 +1,7 @@
-"""Readers of other people's proposal files, whose conventions are noted and nothing is changed yet.
+"""Readers of other tools' proposal files; values stay as in the file, with its conventions noted.
 
-A reader is an entry of READERS. To add a format, write two functions of a `Source`, one that tells
-whether the file has the format and one that yields `Found` for each of its images, and add the entry.
+To add a format, write two functions of a `Source`, one that returns whether the file has the format
+and one that yields `Found` for each of its images, and add a `Reader` to READERS.
 """
 
 from __future__ import annotations
@@ -28,38 +28,38 @@ class Masks(NamedTuple):
     """Masks as sets of superpixels."""
 
     labels: NDArray[np.int32]
-    """(H,W) 0-based superpixel of each pixel, -1 = none."""
+    """(H,W) 0-based superpixel of each pixel, -1 for none."""
     members: NDArray[np.bool_]
-    """(P,S)."""
+    """(P,S) the superpixels of each proposal."""
 
 
 class Found(NamedTuple):
-    """The proposals of one image as its file has them."""
+    """The proposals of one image, as in the file."""
 
     key: str | int
-    """An image's id, or text: its file's stem, or the digits in that."""
+    """The image's id, or as text its file's stem or the digits of the stem."""
     scores: Array | None
-    """(P,), None where the format has none; higher is better."""
+    """(P,), higher is better; None if the format has none."""
     boxes: Array | None = None
     """(P,4) as in the file."""
     rows_first: bool = False
-    """Whether the format writes y before x."""
+    """Whether y comes before x."""
     base: int = 0
     """Number of the first pixel."""
     inclusive: bool = False
-    """Whether x2, y2 belong to the box."""
+    """Whether the pixels at x2 and y2 belong to the box."""
     masks: Masks | None = None
 
 
 class Source:
-    """A foreign file, whose content is parsed once, when a reader first asks for it."""
+    """A file of another tool, which is parsed once, on first access."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @cached_property
     def matlab(self) -> dict[str, Array]:
-        """Variables of a MATLAB file, those of a struct as if they stood alone."""
+        """Variables of a MATLAB file, with the fields of a struct as variables."""
         return _variables(self.path)
 
     @cached_property
@@ -78,18 +78,18 @@ class Reader(NamedTuple):
     """A format of proposal files."""
 
     suffixes: tuple[str, ...]
-    """Of its files, in lower case."""
+    """File suffixes in lower case."""
     matches: Callable[[Source], bool]
-    """Return whether a file with one of the suffixes has the format."""
+    """Returns whether a file with one of the suffixes has the format."""
     read: Callable[[Source], Iterator[Found]]
-    """Yield the proposals of each image in the file."""
+    """Yields the proposals of each image in the file."""
 
 
 def read_foreign(path: Path) -> Iterator[Found]:
-    """Read proposals of any known format, in one file or in a folder with a file per image.
+    """Read proposals of any known format from one file or from a folder with a file per image.
 
     Raises:
-        InputError: unreadable, or a file that is none of the known formats.
+        InputError: a file cannot be read or has no known format.
     """
     if not path.is_dir():
         yield from _read_file(path)
@@ -97,7 +97,8 @@ def read_foreign(path: Path) -> Iterator[Found]:
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in _suffixes())
     if not files:
         raise InputError(
-            f"{path} has no {', '.join(_suffixes())} files; give the folder that holds one per image"
+            f"{path} has no {', '.join(_suffixes())} files; give the folder that holds one per "
+            "image"
         )
     for file in files:
         yield from _read_file(file)
@@ -132,7 +133,7 @@ def _reader_of(source: Source) -> Reader:
 
 
 def _fields(source: Source) -> str:
-    """Return what a file holds, for an error."""
+    """Return the names in a file, for an error message."""
     suffix = source.path.suffix.lower()
     if suffix not in (*_MATLAB, *_PICKLE):
         return ""
@@ -150,7 +151,7 @@ def _scores(fields: dict[str, Array]) -> Array | None:
 
 
 def _read_collection(source: Source) -> Iterator[Found]:
-    """Selective search and EdgeBoxes: the boxes of all images in one file."""
+    """Read boxes of all images in one file (selective search, EdgeBoxes)."""
     fields = source.matlab
     boxes, scores = _boxes(fields), fields.get("boxScores")
     if boxes is None:
@@ -162,14 +163,14 @@ def _read_collection(source: Source) -> Iterator[Found]:
 
 
 def _read_superpixels(source: Source) -> Iterator[Found]:
-    """MCG and COB: superpixels of an image, and the ids of those of each proposal."""
+    """Read superpixels of an image, and the ids of each proposal's superpixels (MCG, COB)."""
     fields = source.matlab
     masks = _from_ids(fields["superpixels"], fields["labels"].ravel())
     yield Found(source.path.stem, _scores(fields), masks=masks)
 
 
 def _read_stack(source: Source) -> Iterator[Found]:
-    """A stack of masks (H,W,P) of an image."""
+    """Read a stack of masks (H,W,P) of an image."""
     fields = source.matlab
     stack = fields["maskmat"]
     stack = stack.ravel()[0] if stack.dtype == object else stack
@@ -179,7 +180,7 @@ def _read_stack(source: Source) -> Iterator[Found]:
 
 
 def _read_boxes(source: Source) -> Iterator[Found]:
-    """Boxes of an image, as MCG has them."""
+    """Read boxes of an image (MCG)."""
     boxes = _boxes(source.matlab)
     corners = None if boxes is None else boxes.reshape(-1, 4)
     yield Found(source.path.stem, _scores(source.matlab), corners, True, 1, True)
@@ -208,7 +209,7 @@ def _variables(path: Path) -> dict[str, Array]:
 
 
 def _read_memberships(source: Source) -> Iterator[Found]:
-    """JTSM: superpixels of an image, and a row of memberships for each proposal."""
+    """Read superpixels of an image, and a row of memberships per proposal (JTSM)."""
     content = source.pickled
     labels = np.asarray(content["superpixels"]).astype(np.int32)
     masks = Masks(labels, np.asarray(content["oh_labels"]).astype(bool))
@@ -217,7 +218,7 @@ def _read_memberships(source: Source) -> Iterator[Found]:
 
 
 def _read_detectron(source: Source) -> Iterator[Found]:
-    """detectron, detectron2, wetectron, pcl.pytorch: the boxes of all images in one file."""
+    """Read boxes of all images in one file (Detectron, Detectron2, wetectron, pcl.pytorch)."""
     content = source.pickled
     keys: list[str | int] = (
         [_key(name) for name in content["ids"]]
@@ -237,7 +238,7 @@ def _read_detectron(source: Source) -> Iterator[Found]:
 
 
 def _read_coco(source: Source) -> Iterator[Found]:
-    """COCO results: the run-length masks of all images in a list."""
+    """Read a list of the run-length masks of all images (COCO results)."""
     by_image: dict[str | int, list[Any]] = {}
     for entry in source.json:
         by_image.setdefault(_key(entry["image_id"]), []).append(entry)
@@ -246,7 +247,7 @@ def _read_coco(source: Source) -> Iterator[Found]:
 
 
 def _read_segment_anything(source: Source) -> Iterator[Found]:
-    """Segment Anything's data set: the run-length masks of one image."""
+    """Read the run-length masks of one image (Segment Anything's data set)."""
     image = source.json.get("image", {})
     named = "file_name" in image
     key = Path(image["file_name"]).stem if named else _key(image.get("image_id", source.path.stem))
@@ -254,7 +255,7 @@ def _read_segment_anything(source: Source) -> Iterator[Found]:
 
 
 def _read_list(source: Source) -> Iterator[Found]:
-    """Segment Anything's generator: a list of the run-length masks of one image."""
+    """Read a list of the run-length masks of one image (Segment Anything's mask generator)."""
     yield _run_lengths(source.path.stem, source.json)
 
 
@@ -272,15 +273,14 @@ def _decode(mask: Any) -> Array:
 
 
 def refine(masks: Iterable[Array]) -> Masks:
-    """Write masks (H,W) as sets of superpixels: the areas on which all of them are constant."""
+    """Return masks (H,W) as sets of superpixels, the areas on which all masks are constant."""
     rng = np.random.default_rng(0)
     names: Any = np.uint64(0)
     packed = []
     for mask in masks:
         inside = np.asarray(mask) != 0
-        names = names + inside * rng.integers(
-            0, 2**64, dtype=np.uint64
-        )  # equal sums mean equal sets of masks
+        # equal sums mean equal sets of masks
+        names = names + inside * rng.integers(0, 2**64, dtype=np.uint64)
         packed.append(np.packbits(inside))
     _, first, labels = np.unique(names, return_index=True, return_inverse=True)
     byte, bit = np.divmod(first, 8)
@@ -289,7 +289,7 @@ def refine(masks: Iterable[Array]) -> Masks:
 
 
 def _from_ids(superpixels: Array, sets: Array) -> Masks:
-    """1-based superpixels and, per proposal, the 1-based ids of its own."""
+    """Return masks from 1-based superpixels and each proposal's 1-based superpixel ids."""
     labels = superpixels.astype(np.int32) - 1
     members = np.zeros((len(sets), int(labels.max()) + 1), bool)
     rows = np.repeat(np.arange(len(sets)), [np.size(ids) for ids in sets])
@@ -299,7 +299,7 @@ def _from_ids(superpixels: Array, sets: Array) -> Masks:
 
 
 def _key(name: Any) -> str | int:
-    """An image's id, or its file's stem."""
+    """Return an image's id, or its file's stem."""
     value = np.asarray(name).ravel()[0]
     return Path(value).stem if isinstance(value, str) else int(value)
 
@@ -335,4 +335,4 @@ READERS = [
     ),
     Reader(_JSON, lambda source: isinstance(source.json, list), _read_list),
 ]
-"""Tried in order; the first that matches reads the file."""
+"""Tried in order; the first reader that matches reads the file."""

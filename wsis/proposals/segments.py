@@ -1,7 +1,8 @@
-"""Segment proposals from pixels alone: superpixels, grouped in many ways, ranked without any label.
+"""Segment proposals from pixels alone: superpixels, grouped in many ways, ranked without labels.
 
-Selective search (Uijlings et al., IJCV 2013) on one fine map of superpixels (Felzenszwalb and Huttenlocher, IJCV 2004), so that
-every proposal is a set of the same superpixels, with an order and an objectness that selective search lacks.
+This is selective search (Uijlings et al., IJCV 2013) on one fine superpixel map (Felzenszwalb and
+Huttenlocher, IJCV 2004). Every proposal is a set of these superpixels. Unlike in selective search,
+proposals are ranked and have an objectness score.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from skimage.segmentation import felzenszwalb
 from torchvision.ops import nms
 
+from wsis.images.scale import resize_long_side
 from wsis.proposals.grouping import Floats, Graph, Ints, Merges, group, neighbours
 from wsis.proposals.objectness import objectness
 from wsis.types import Proposals
@@ -22,7 +24,7 @@ from wsis.types import Proposals
 __all__ = ["propose"]
 
 VERSION = 1
-"""Goes up when the same image gets other proposals."""
+"""Raised whenever the proposals of an image change."""
 
 Image = NDArray[np.uint8]
 Labels = NDArray[np.int32]
@@ -30,23 +32,18 @@ Labels = NDArray[np.int32]
 _COLOUR_BINS = 20
 _SPACES = (cv2.COLOR_RGB2LAB, cv2.COLOR_RGB2HSV_FULL)
 _MIXES = ((1, 1, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 0, 0))  # weights of colour, size, fill
+# colour space, scale and smallest segment of the starting partitions, at half size
 _STARTS = (
     (cv2.COLOR_RGB2LAB, 75, 12),
     (cv2.COLOR_RGB2HSV_FULL, 75, 12),
     (cv2.COLOR_RGB2LAB, 200, 25),
     (cv2.COLOR_RGB2HSV_FULL, 200, 25),
     (cv2.COLOR_RGB2HSV_FULL, 30, 10),
-)  # colour space, scale, smallest segment of the starting partitions, at half size
-
-
-_NEWBORN = 0.002  # persistence lent to every region, so that superpixels are ranked by size
+)
+_NEWBORN = 0.002  # added to every persistence, so that superpixels are ranked by size
 _SIZE_POWER = 0.4
-_DOUBLES = (
-    (0.5, 1.0),
-    (0.7, 0.4),
-    (0.85, 0.15),
-    (1.0, 0.03),
-)  # factor of regions that overlap no better one by more
+# (IoU, factor) for regions that overlap no better region by more than the IoU
+_DOUBLES = ((0.5, 1.0), (0.7, 0.4), (0.85, 0.15), (1.0, 0.03))
 
 
 class Regions(NamedTuple):
@@ -57,9 +54,9 @@ class Regions(NamedTuple):
     boxes: Floats
     """(P,4) xyxy in working pixels."""
     sizes: Floats
-    """(P,) working pixels."""
+    """(P,) area in working pixels."""
     persistence: Floats
-    """(P,) logarithm of how many times fewer regions were left at its end than at its birth, mean over groupings."""
+    """(P,) log of (regions left at its birth / regions left at its end), mean over groupings."""
 
 
 def propose(
@@ -74,17 +71,17 @@ def propose(
 
     Args:
         image: (H,W,3) uint8 RGB.
-        limit: Proposals to keep at most.
-        superpixels: Superpixels of the label map at most.
-        work_side: Longer side in pixels at which superpixels are found; larger images are made smaller first.
-        min_size: Smallest proposal as a part of the image.
-        max_size: Largest proposal as a part of the image.
+        limit: Maximum number of proposals.
+        superpixels: Maximum number of superpixels.
+        work_side: Maximum length in pixels of the long side; larger images are scaled down first.
+        min_size: Minimum area of a proposal as a fraction of the image.
+        max_size: Maximum area of a proposal as a fraction of the image.
 
     Returns:
-        Proposals in image pixels, no two with the same mask, in the order in which they cover most objects; scored by
-        `wsis.proposals.objectness`.
+        Proposals in image pixels with distinct masks, ranked so that the first ones cover as many
+        objects as possible; the scores are those of `wsis.proposals.objectness`.
     """
-    small = _shrink(image, work_side)
+    small = resize_long_side(image, work_side, enlarge=None)
     labels = _superpixels(small, superpixels)
     graph = _graph(labels)
     regions = _regions(group(graph, *_strategies(small, labels), _starts(small, labels)), graph)
@@ -97,20 +94,8 @@ def propose(
     return _proposals(chosen, objectness(small, labels, chosen), labels, image.shape[:2])
 
 
-def _shrink(image: Image, side: int) -> Image:
-    height, width = image.shape[:2]
-    scale = side / max(height, width)
-    if scale >= 1:
-        return image
-    size = (max(round(width * scale), 1), max(round(height * scale), 1))
-    smaller: Image = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(
-        np.uint8, copy=False
-    )
-    return smaller
-
-
 def _superpixels(image: Image, limit: int) -> Labels:
-    """Felzenszwalb's map in Lab; where it has more than `limit` regions, the most alike and smallest are merged."""
+    """Return Felzenszwalb's map in Lab, merged down to `limit` similar and small regions."""
     labels: Labels = felzenszwalb(
         cv2.cvtColor(image, cv2.COLOR_RGB2LAB), scale=50, sigma=0.8, min_size=25
     ).astype(np.int32)
@@ -134,7 +119,7 @@ def _graph(labels: Labels) -> Graph:
 
 
 def _extents(labels: Labels, count: int) -> Floats:
-    """Boxes (S,4) of the superpixels."""
+    """Return the boxes (S,4) of the superpixels."""
     boxes = np.empty((count, 4), np.float32)
     width = labels.shape[1]
     order = np.argsort(labels.ravel(), kind="stable")
@@ -148,7 +133,7 @@ def _extents(labels: Labels, count: int) -> Floats:
 
 
 def _quantised(image: Image, conversion: int) -> list[tuple[Ints, int]]:
-    """The three channels of a colour space as bin numbers, with the number of bins."""
+    """Return the channels of a colour space as bin numbers, each with the number of bins."""
     converted = cv2.cvtColor(image, conversion)
     return [
         (converted[..., c].astype(np.int64) * _COLOUR_BINS // 256, _COLOUR_BINS) for c in range(3)
@@ -156,7 +141,7 @@ def _quantised(image: Image, conversion: int) -> list[tuple[Ints, int]]:
 
 
 def _histograms(labels: Labels, channels: list[tuple[Ints, int]]) -> Floats:
-    """(S,D) histograms of the channels in each superpixel, side by side; each row sums to 1."""
+    """Return the concatenated channel histograms (S,D) of each superpixel; rows sum to 1."""
     count = int(labels.max()) + 1
     counts = [
         np.bincount((labels * bins + values).ravel(), minlength=count * bins).reshape(count, bins)
@@ -170,7 +155,7 @@ def _histograms(labels: Labels, channels: list[tuple[Ints, int]]) -> Floats:
 
 
 def _strategies(image: Image, labels: Labels) -> tuple[Floats, Floats, Floats]:
-    """Signatures, size weights and fill weights of the groupings: every mix of similarities in every colour space."""
+    """Return signatures, size weights and fill weights: every mix in every colour space."""
     looks = [_histograms(labels, _quantised(image, space)) for space in _SPACES]
     mixes = np.array(_MIXES, np.float32)
     repeated = np.tile(mixes, (len(looks), 1))
@@ -182,7 +167,10 @@ def _strategies(image: Image, labels: Labels) -> tuple[Floats, Floats, Floats]:
 
 
 def _starts(image: Image, labels: Labels) -> Ints:
-    """(M,S) starting segments: none for the first, then coarser Felzenszwalb maps, each superpixel where most of it lies."""
+    """Return the starting segments (M,S): the superpixels, then coarser Felzenszwalb maps.
+
+    A superpixel belongs to the coarse segment with which it shares most pixels.
+    """
     height, width = labels.shape
     count = int(labels.max()) + 1
     half = cv2.resize(
@@ -203,7 +191,7 @@ def _starts(image: Image, labels: Labels) -> Ints:
 
 
 def _regions(merges: Merges, graph: Graph) -> Regions:
-    """The superpixels and the distinct regions of all groupings."""
+    """Return the superpixels and the distinct regions of all groupings."""
     count = len(graph.sizes)
     total, groupings = merges.names.shape
     lived = np.log((count - np.arange(total)[:, None]) / (count - merges.death + 1.0))
@@ -223,7 +211,7 @@ def _regions(merges: Merges, graph: Graph) -> Regions:
 
 
 def _order(regions: Regions, share: Floats) -> Ints:
-    """The regions (P,), most useful first: long-lived before fleeting, large before small, doubles last."""
+    """Rank the regions (P,): persistent before transient, large before small, duplicates last."""
     raw = (regions.persistence + _NEWBORN) * share**_SIZE_POWER
     boxes, order = torch.from_numpy(regions.boxes), torch.from_numpy(raw)
     factors = np.full(len(raw), _DOUBLES[-1][1], np.float32)
@@ -235,7 +223,7 @@ def _order(regions: Regions, share: Floats) -> Ints:
 def _proposals(
     members: NDArray[np.bool_], scores: Floats, labels: Labels, size: tuple[int, int]
 ) -> Proposals:
-    """Bring the label map to the image's size and measure the boxes there."""
+    """Scale the label map to the image's size and compute the boxes there."""
     rows, columns = (np.arange(n) * k // n for n, k in zip(size, labels.shape, strict=True))
     labels = labels[rows[:, None], columns]
     extents = _extents(labels, members.shape[1])

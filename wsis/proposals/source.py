@@ -1,4 +1,4 @@
-"""The proposals that `--data.proposals` asks for: made, converted or read from a file."""
+"""Find the proposals of `--data.proposals`: made, converted or read from a file."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ __all__ = ["content_of", "file_name", "proposals_of_index", "proposer_of"]
 def proposals_of_index(
     index: Index, folder: Path, source: str, workers: int | None = None
 ) -> ProposalFile:
-    """Return the proposals of the images of `index`, made or converted now as far as they are missing.
+    """Return the proposals of the images of `index`, making or converting missing ones.
 
-    A file that is made belongs to the folder of images, so that subsets of a data set share it. It is
-    kept in `folder`, or in the user's cache if that cannot be written.
+    The new file is named after the folder of images, so that subsets of a data set share it. It is
+    kept in `folder`, or in the user's cache if `folder` is not writable.
 
     Args:
         index: the images.
-        folder: of the data set.
+        folder: folder of the data set.
         source: name of a proposer, or a file or folder of proposals in any known format.
         workers: processes that make proposals; one per core if None.
 
     Raises:
-        InputError: no such proposer or file, a file without proposals of some image, or an image that
-            cannot be read.
+        InputError: no such proposer or file, an image without proposals in the file, or an image
+            that cannot be read.
     """
     path = None if source in proposers.names() else _existing(source)
     if path is not None and _is_ours(path):
         file = ProposalFile(path)
-        file.check(index.images)  # now, not hours into training
+        file.check(index.images)  # now rather than hours into training
         return file
     name = file_name(source, _parts(index.root, folder))
     writable = _writable(folder)
-    for place in (folder, writable):  # a folder that cannot be written may have its file
+    for place in (folder, writable):  # a read-only folder may already have the file
         if _is_complete(place / name, index.images):
             return ProposalFile(place / name)
     out = writable / name
@@ -55,11 +55,11 @@ def proposals_of_index(
 
 
 def content_of(source: str, read: Callable[[], ProposalFile | None]) -> Any:
-    """Return what proposals depend on: the proposer and its settings, or the content of a given file.
+    """Return what proposals depend on: a proposer with its settings, or a file's content.
 
     Args:
         source: name of a proposer, or a file or folder.
-        read: opens the proposals; called for a file only.
+        read: opens the proposals; called only if `source` is a file or folder.
     """
     if source in proposers.names():
         return proposers.find(source).provenance
@@ -68,17 +68,17 @@ def content_of(source: str, read: Callable[[], ProposalFile | None]) -> Any:
 
 
 def proposer_of(data: Mapping[str, Any]) -> str:
-    """Return the proposer for new images, given a run's data settings: its own, if it has one."""
+    """Return the proposer of a run's data settings, for new images; else the built-in one."""
     source = (data.get("init_args") or {}).get("proposals")
     return source if source in proposers.names() else proposers.BUILT_IN
 
 
 def file_name(source: str, parts: Sequence[str] = ()) -> str:
-    """Return the name of a file of proposals that are made or converted.
+    """Return the name of the file for made or converted proposals.
 
     Args:
         source: name of a proposer, or an existing file or folder.
-        parts: names of the folders that hold the images, below the data set's folder.
+        parts: path of the image folder below the data set's folder, by component.
     """
     if source not in proposers.names():
         path = _existing(source)
@@ -104,21 +104,21 @@ def _parts(root: Path, folder: Path) -> tuple[str, ...]:
 
 
 def _writable(folder: Path) -> Path:
-    """Return `folder` if it can be written, else a folder for it in the user's cache."""
+    """Return `folder` if it is writable, else a folder for it in the user's cache."""
     if folder.is_dir() and os.access(folder, os.W_OK):
         return folder
     return cache_folder() / f"{folder.name}-{digest(str(folder.resolve()))[:12]}"
 
 
 def _is_complete(path: Path, images: Sequence[Record]) -> bool:
-    """Return whether a file has the proposals of all images; one that is empty was never begun."""
+    """Return whether a file has the proposals of all images; an empty file has none."""
     made = ProposalFile(path).files() if path.exists() and path.stat().st_size else {}
     sizes = {image["file_name"]: (image["height"], image["width"]) for image in images}
     return all(made.get(name) == size for name, size in sizes.items())
 
 
 def _is_ours(path: Path) -> bool:
-    """Return whether a file is an SQLite file of this library, not of a format that is converted."""
+    """Return whether a file is SQLite, as this library's are, and not to be converted."""
     if not path.is_file():
         return False
     with path.open("rb") as file:

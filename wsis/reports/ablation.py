@@ -1,57 +1,57 @@
-"""A paper's ablation tables: files that name their rows, and the paper's figures beside ours."""
+"""Ablation tables of a paper: files that name their rows, and rows made from finished runs."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsis import registry
 from wsis.command_line.settings import Config, read_config
 from wsis.errors import InputError
-from wsis.reports.tables import markdown_table, mean_and_range
+from wsis.reports.papers import Published
+from wsis.reports.table import GIB, Row, complete, lines_of, markdown_table
 from wsis.runs.record import stages
 
 __all__ = [
     "Ablation",
-    "Outcome",
-    "Row",
     "Table",
-    "cells_of",
+    "Variant",
     "heading",
-    "lines_of",
+    "headings",
     "markdown",
-    "outcome",
     "read_ablation",
+    "row_of_runs",
+    "sweep",
 ]
 
 
-class Row(NamedTuple):
-    """A variant of the method."""
+class Variant(NamedTuple):
+    """A method with some settings changed: what a row of a table trains."""
 
     name: str
     words: tuple[str, ...]
     """Its settings as flags of wsis.fit."""
     paper: dict[str, float]
-    """The paper's figures, in percent."""
+    """The paper's metrics, from 0 to 1."""
     needs: str
-    """A setting that the user has to give for this row alone, such as a file of proposals; "" for none."""
+    """Setting that the user gives for this row alone, such as a file of proposals; "" for none."""
     model: str
-    """The method; that of the file unless the row has its own."""
 
 
 class Table(NamedTuple):
-    """Rows that the paper has in one table."""
+    """Variants that the paper has in one table."""
 
     name: str
     source: str
-    figures: tuple[str, ...]
+    metrics: tuple[str, ...]
     stage: str
-    """The last stage that its figures ask for; "" for the whole run."""
-    rows: tuple[Row, ...]
+    """The last stage that its metrics need; "" for the whole run."""
+    variants: tuple[Variant, ...]
 
 
 class Ablation(NamedTuple):
@@ -61,34 +61,34 @@ class Ablation(NamedTuple):
     tables: tuple[Table, ...]
 
     @property
-    def rows(self) -> dict[str, Row]:
-        """Rows of all tables by name."""
-        return {row.name: row for table in self.tables for row in table.rows}
+    def variants(self) -> dict[str, Variant]:
+        """Variants of all tables by name."""
+        return {variant.name: variant for table in self.tables for variant in table.variants}
 
-    def choose(self, names: Sequence[str] | None) -> list[tuple[Table, Row]]:
-        """Rows of these names, or of tables of these names; where none is asked for, all but those that need something.
+    def choose(self, names: Sequence[str] | None) -> list[tuple[Table, Variant]]:
+        """Return rows and tables by name, or all rows; a row that needs something by its name only.
 
         Raises:
-            InputError: a name that is neither.
+            InputError: a name that is neither a row nor a table.
         """
-        known = [*self.rows, *(table.name for table in self.tables)]
+        known = [*self.variants, *(table.name for table in self.tables)]
         for name in names or ():
             if name not in known:
                 raise InputError(
-                    f"no row of {self.name} is called '{name}'{registry.suggest(name, known)} (rows: {', '.join(known)})"
+                    f"no row of {self.name} is called '{name}'{registry.suggest(name, known)} "
+                    f"(rows: {', '.join(known)})"
                 )
-        everything = [(table, row) for table in self.tables for row in table.rows]
-        if names is None:
-            return [(table, row) for table, row in everything if not row.needs]
         return [
-            (table, row)
-            for table, row in everything
-            if row.name in names or (table.name in names and not row.needs)
+            (table, variant)
+            for table in self.tables
+            for variant in table.variants
+            if variant.name in (names or ())
+            or (not variant.needs and (names is None or table.name in names))
         ]
 
 
 def read_ablation(path: Path) -> Ablation:
-    """Read a file of tables, with the overlays that its rows name.
+    """Read a file of tables.
 
     Raises:
         InputError: no such file, or not tables.
@@ -98,86 +98,93 @@ def read_ablation(path: Path) -> Ablation:
         raise InputError(
             f"{path} is no file of ablation tables; give one such as configs/ablation/pdsl.yaml"
         )
-    shared = (content.get("model") or {}).get("class_path", ""), str(content.get("paper", ""))
-    tables = tuple(
-        _read_table(path, name, table, *shared) for name, table in content["tables"].items()
-    )
-    names = [row.name for table in tables for row in table.rows]
+    model, paper = (content.get("model") or {}).get("class_path", ""), str(content.get("paper", ""))
+    tables = [
+        _read_table(path, name, table, model, paper) for name, table in content["tables"].items()
+    ]
+    names = [variant.name for table in tables for variant in table.variants]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(
-            f"{path} has two rows called '{twice[0]}'; a row's folder has its name, so give each its own"
+            f"{path} has two rows called '{twice[0]}'; a row's folder has its name, "
+            "so give each its own"
         )
-    return Ablation(path.stem, tables)
+    return Ablation(path.stem, tuple(tables))
 
 
 def _read_table(path: Path, name: str, content: Any, model: str, paper: str) -> Table:
-    where = f"table '{name}' in {path}"
-    _check_keys(content, {"title", "figures", "stage", "rows"}, {"figures", "rows"}, where)
-    figures = tuple(content["figures"])
-    rows = tuple(
-        _read_row(path, str(row), settings, figures, model)
+    place = f"table '{name}' in {path}"
+    _check_keys(content, {"title", "metrics", "stage", "rows"}, {"metrics", "rows"}, place)
+    metrics = tuple(content["metrics"])
+    variants = [
+        _read_variant(path, str(row), settings, metrics, model)
         for row, settings in content["rows"].items()
-    )
+    ]
     source = ", ".join(filter(None, (paper, str(content.get("title", "")))))
-    return Table(name, source, figures, str(content.get("stage", "")), rows)
+    return Table(name, source, metrics, str(content.get("stage", "")), tuple(variants))
 
 
-def _read_row(path: Path, name: str, content: Any, figures: Sequence[str], model: str) -> Row:
-    where = f"row '{name}' in {path}"
+def _read_variant(
+    path: Path, name: str, content: Any, metrics: Sequence[str], model: str
+) -> Variant:
+    place = f"row '{name}' in {path}"
     if not re.fullmatch(r"\w[\w.-]*", name):
-        raise InputError(f"{where}: a row's name is its folder's; use letters, digits, _ . -")
-    _check_keys(content, {"config", "set", "paper", "needs", "model"}, set(), where)
+        raise InputError(f"{place}: a row's name is its folder's; use letters, digits, _ . -")
+    _check_keys(content, {"config", "set", "paper", "needs", "model"}, set(), place)
     if not content.get("model", model):
-        raise InputError(f"{where} needs `model: NAME`, for itself or at the top of the file")
+        raise InputError(f"{place} needs `model: NAME`, for itself or at the top of the file")
+    settings = dict(content.get("set") or {})
+    model = content.get("model", model)
     try:
-        registry.class_path("model", content.get("model", model))  # a file names no other code
+        registry.class_path("model", model)  # a file names no other code
     except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-    overlay = read_config(path.parent / content["config"]) if "config" in content else {}
-    settings = dict(_flatten(overlay)) | (content.get("set") or {})
-    settings.pop(content.get("needs"), None)
+        raise InputError(f"{place}: {error}") from error
+    if "config" in content:
+        overlay = read_config(path.parent / content["config"])
+        settings = dict(_flatten(overlay, _groups(model))) | settings
     for key in {"model", "data", "config"} & settings.keys():
-        raise InputError(f"{where}: `set` takes settings such as {key}.NAME, not {key} itself")
-    paper = content.get("paper") or [None] * len(figures)
-    if len(paper) != len(figures):
+        raise InputError(f"{place}: `set` takes settings such as {key}.NAME, not {key} itself")
+    paper = content.get("paper") or [None] * len(metrics)
+    if len(paper) != len(metrics):
         raise InputError(
-            f"{where}: give {len(figures)} figures of the paper ({', '.join(figures)}), null where it has none"
+            f"{place}: give {len(metrics)} metrics of the paper ({', '.join(metrics)}), "
+            "null where it has none"
         )
-    known = {
-        figure: float(value)
-        for figure, value in zip(figures, paper, strict=True)
-        if value is not None
-    }
-    return Row(
-        name,
-        tuple(_as_words(settings)),
-        known,
-        content.get("needs", ""),
-        content.get("model", model),
-    )
+    known = {m: value / 100 for m, value in zip(metrics, paper, strict=True) if value is not None}
+    words, needs = tuple(_as_words(settings)), content.get("needs", "")
+    return Variant(name, words, known, needs, model)
 
 
-def _check_keys(content: Any, known: set[str], required: set[str], where: str) -> None:
+def _check_keys(content: Any, known: set[str], required: set[str], place: str) -> None:
     if not isinstance(content, Mapping):
         raise InputError(
-            f"{where} must hold `name: value` with names of {', '.join(sorted(known))}"
+            f"{place} must hold `name: value` with names of {', '.join(sorted(known))}"
         )
     for key in content:
         if key not in known:
             raise InputError(
-                f"{where}: unknown '{key}'{registry.suggest(str(key), known)} (have: {', '.join(sorted(known))})"
+                f"{place}: unknown '{key}'{registry.suggest(str(key), known)} "
+                f"(have: {', '.join(sorted(known))})"
             )
     if missing := required - content.keys():
-        raise InputError(f"{where} needs {', '.join(sorted(missing))}")
+        raise InputError(f"{place} needs {', '.join(sorted(missing))}")
 
 
-def _flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings of an overlay by name; a dictionary that a model takes is one, and replaces that of the recipe."""
+def _flatten(config: Config, groups: Set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield settings by dotted name; a dictionary that is a value of the model stays one."""
     for key, value in config.items():
-        if isinstance(value, dict) and (prefix != "model." or key == "init_args"):
-            yield from _flatten(value, prefix if key == "init_args" else f"{prefix}{key}.")
+        name = prefix if key == "init_args" else f"{prefix}{key}."
+        within_model = prefix.startswith("model.") and key != "init_args"
+        is_group = not within_model or (prefix == "model." and key in groups)
+        if isinstance(value, dict) and is_group:
+            yield from _flatten(value, groups, name)
         elif key != "class_path":
             yield f"{prefix}{key}", value
+
+
+def _groups(model: str) -> set[str]:
+    """Return the arguments of a model that are groups of settings."""
+    parameters = registry.arguments(registry.find("model", model))
+    return {name for name, p in parameters.items() if dataclasses.is_dataclass(p.default)}
 
 
 def _as_words(settings: Config) -> list[str]:
@@ -186,100 +193,80 @@ def _as_words(settings: Config) -> list[str]:
     return [f"--{key}={text}" for key, text in texts.items()]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What the runs of a row have come to."""
-
-    table: Table
-    row: Row
-    figures: dict[str, list[float]]
-    """In percent, of each seed in turn; none where not all runs have the figure."""
-    minutes: list[float]
-    memory: float
-    """Most bytes of any run."""
-    runs: list[Path]
-
-
-def outcome(table: Table, row: Row, runs: Sequence[Path]) -> Outcome:
-    """Read figures and costs of a row's finished runs."""
+def row_of_runs(table: Table, variant: Variant, runs: Sequence[Path]) -> Row:
+    """Read metrics and costs of a variant's finished runs, in order of their seeds."""
     done = [[stage for _, stage in stages(run)] for run in runs]
-    metrics = [{k: v for stage in entries for k, v in stage.metrics.items()} for entries in done]
-    figures = {}
-    for figure in table.figures:
-        found = [100 * known[f"val/{figure}"] for known in metrics if f"val/{figure}" in known]
-        figures[figure] = found if len(found) == len(runs) else []
-    minutes = [sum(stage.minutes or 0.0 for stage in entries) for entries in done]
-    memory = max((float(stage.memory or 0) for entries in done for stage in entries), default=0.0)
-    return Outcome(table, row, figures, minutes, memory, list(runs))
-
-
-def lines_of(table: Table, outcomes: Sequence[Outcome]) -> list[list[str]]:
-    """One table as cells: for each figure ours, mean and range over seeds, beside the paper's."""
-    lines = [
-        ["", *(head for figure in table.figures for head in (figure, "paper")), "seeds", "minutes"]
+    logged = [
+        {name: value for stage in run for name, value in stage.metrics.items()} for run in done
     ]
-    for found in (o for o in outcomes if o.table.name == table.name):
-        cells = [
-            cell
-            for figure in table.figures
-            for cell in (
-                mean_and_range(found.figures[figure]),
-                _number(found.row.paper.get(figure)) or "-",
-            )
-        ]
-        minutes = f"{_mean(found.minutes):.1f}" if found.minutes else "-"
-        lines.append([found.row.name, *cells, str(len(found.runs)), minutes])
-    return lines
+    validated = complete(
+        [{m: run.get(f"val/{m}", math.nan) for m in table.metrics} for run in logged]
+    )
+    minutes = [sum(stage.minutes or 0.0 for stage in run) for run in done]
+    memory = [float(stage.memory or 0) for run in done for stage in run]
+    return Row(
+        name=variant.name,
+        runs=list(runs),
+        metrics=validated,
+        minutes=sum(minutes) / len(minutes),
+        memory=max(memory, default=0.0) / GIB,
+        paper=Published(variant.paper, table.source),
+        group=table.name,
+        facts={"config": " ".join(variant.words)},
+    )
 
 
-def markdown(ablation: Ablation, data: str, outcomes: Sequence[Outcome]) -> str:
-    """All tables for a README."""
+def markdown(ablation: Ablation, data: str, rows: Sequence[Row]) -> str:
+    """Write all tables that have rows, as Markdown."""
     parts = []
     for table in ablation.tables:
-        lines = lines_of(table, outcomes)
-        if len(lines) > 1:
-            parts.append(f"{heading(ablation, table, data)}\n\n{markdown_table(lines)}\n")
+        group = [row for row in rows if row.group == table.name]
+        if group:
+            lines = markdown_table(lines_of(group, headings(table)))
+            parts.append(f"{heading(ablation, table, data)}\n\n{lines}\n")
     return "\n".join(parts)
 
 
+def headings(table: Table) -> dict[str, str]:
+    """Return the metrics of a table with their headings."""
+    return {metric: metric for metric in table.metrics}
+
+
 def heading(ablation: Ablation, table: Table, data: str) -> str:
-    """What a table shows."""
-    known = "Paper: " if any(row.paper for row in table.rows) else ""
-    source = f" {known}{table.source}." if table.source else ""
-    return f"{ablation.name} on {data}, {table.name}, in %: mean (range) over seeds.{source}"
+    """Return the sentence above a table."""
+    text = f"{ablation.name} on {data}, {table.name}, in %: mean (range) over seeds"
+    if any(variant.paper for variant in table.variants):
+        return f"{text} [paper]. Paper: {table.source}."
+    return f"{text}. {table.source}." if table.source else f"{text}."
 
 
-def cells_of(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
-    """All rows with all that is known of them, figures in percent, for a CSV."""
-    figures = dict.fromkeys(figure for found in outcomes for figure in found.table.figures)
-    rows = []
-    for found in outcomes:
-        cells = {"table": found.table.name, "row": found.row.name, "seeds": str(len(found.runs))}
-        for figure in figures:
-            ours = found.figures.get(figure) or []
-            known = [_mean(ours), min(ours), max(ours)] if ours else [None, None, None]
-            ends = zip(
-                ("", "_min", "_max", "_paper"), (*known, found.row.paper.get(figure)), strict=True
-            )
-            cells |= {figure + end: _number(value, 2) for end, value in ends}
-        cells |= {
-            "minutes": _number(_mean(found.minutes), 2) if found.minutes else "",
-            "memory_gib": f"{found.memory / 2**30:.2f}",
-        }
-        rows.append(
-            cells
-            | {
-                "source": found.table.source,
-                "settings": " ".join(found.row.words),
-                "runs": " ".join(map(str, found.runs)),
-            }
-        )
-    return rows
+def sweep(
+    ablation: Ablation,
+    tables: Path,
+    rows: Sequence[str],
+    seeds: Sequence[int],
+    project: str,
+    words: Sequence[str],
+) -> dict[str, Any]:
+    """Return a W&B sweep whose agents train one row and seed at a time.
 
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _number(value: float | None, digits: int = 1) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+    Args:
+        ablation: the tables.
+        tables: their file.
+        rows: names of the rows.
+        seeds: of each row.
+        project: W&B project.
+        words: more words of wsis.ablate, which all agents get.
+    """
+    metrics = [metric for table in ablation.tables for metric in table.metrics]
+    metric = "AP50" if "AP50" in ablation.tables[0].metrics else metrics[0]
+    command = ["${env}", "${interpreter}", "-m", "${program}", str(tables), "--seeds", "1"]
+    return {
+        "name": ablation.name,
+        "project": project,
+        "program": "wsis.ablate",
+        "method": "grid",
+        "metric": {"name": f"val/{metric}", "goal": "maximize"},
+        "parameters": {"rows": {"values": [*rows]}, "first_seed": {"values": [*seeds]}},
+        "command": [*command, *words, "${args}"],
+    }

@@ -63,7 +63,7 @@ function barCell(share, full, colour, title) {
 }
 
 function showClasses() {
-  const values = data.per_class[byId("class-figure").value];
+  const values = data.per_class[byId("class-metric").value];
   const heads = [{ text: "class" }, ...data.rows.map((row) => ({ text: row.name, colour: row.colour }))];
   const rows = data.classes.map((name, c) =>
     element("tr", {}, element("th", { scope: "row", "data-value": name }, name),
@@ -344,9 +344,9 @@ function press(event) {
 
 // Begin
 
-makeSortable(document.querySelector("#figures table"));
-for (const figure of Object.keys(data.per_class)) byId("class-figure").append(element("option", { value: figure }, figure));
-byId("class-figure").addEventListener("change", showClasses);
+makeSortable(document.querySelector("#metrics table"));
+for (const metric of Object.keys(data.per_class)) byId("class-metric").append(element("option", { value: metric }, metric));
+byId("class-metric").addEventListener("change", showClasses);
 showClasses();
 showErrors();
 for (const part of document.querySelectorAll("#gallery > .controls, .viewer")) part.hidden = !data.images.length;
@@ -354,6 +354,7 @@ if (data.images.length) {
   data.classes.slice(0, data.things).forEach((name, c) => byId("class-filter").append(element("option", { value: c }, name)));
   data.kinds.forEach((kind) => byId("legend").append(dot(KIND_COLOURS[kind]), `${kind} `));
   makePanels();
+  if (methods.length < 2) byId("order").querySelector("[value=apart]").remove();
   listImages();
   for (const id of ["order", "class-filter"]) byId(id).addEventListener("change", listImages);
   for (const id of ["colour", "unsure", "names"]) byId(id).addEventListener("change", showPanels);

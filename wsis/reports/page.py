@@ -1,4 +1,4 @@
-"""The page: one HTML file with the table, classes, errors and pictures, that asks for nothing outside itself."""
+"""The page: one HTML file with tables, errors, pictures and training curves, without network."""
 
 from __future__ import annotations
 
@@ -14,80 +14,63 @@ from typing import Any
 from wsis.files import whole
 from wsis.images import draw
 from wsis.metrics.errors import ERRORS, KINDS, Breakdown
-from wsis.reports.table import FIGURES, Row
+from wsis.reports.curves import chart, read_curves
+from wsis.reports.table import METRICS, Row, known_metrics, metric_tables, percent
 
 __all__ = ["write_page"]
 
 COLOURS = (
-    "#2b6cb0",
-    "#d97706",
-    "#2f855a",
-    "#b83280",
-    "#6b46c1",
-    "#0e7490",
-    "#c53030",
-    "#8a6d1f",
-    "#4a5568",
-    "#65a30d",
+    *("#2b6cb0", "#d97706", "#2f855a", "#b83280", "#6b46c1"),
+    *("#0e7490", "#c53030", "#8a6d1f", "#4a5568", "#65a30d"),
 )
-"""Of methods."""
-CLASS_FIGURES = ("AP50", "AP", "AP25", "AP70", "AP75", "CorLoc", "mIoU", "PQ")
+"""Colours of rows."""
+CLASS_METRICS = (
+    *("AP50", "AP", "AP25", "AP70", "AP75", "box_AP50"),
+    *("CorLoc", "mIoU", "PQ", "SQ", "RQ"),
+)
 HELP = {
-    "classification": "it fits an object, but of another class",
+    "classification": "fits an object, but of another class",
     "localisation": "of the right class, but with an IoU between 0.1 and 0.5",
     "both": "of the wrong class, and with an IoU below 0.5",
-    "duplicate": "a surer detection has its object",
-    "background": "it overlaps nothing by 0.1 or more",
-    "missed": "an object that no detection has, nor would have with its class or place mended",
+    "duplicate": "fits an object that a detection with a higher score has taken",
+    "background": "overlaps no object by 0.1 or more",
+    "missed": "an object that no detection has found, nor would with its class or box corrected",
 }
 
 
 def write_page(
     path: Path,
     rows: Sequence[Row],
-    split: str,
     errors: Sequence[Breakdown | None],
     gallery: Mapping[str, Any],
 ) -> None:
-    """Write the page, whole or not at all.
+    """Write the page of one or several rows, whole or not at all.
 
     Args:
         path: of the page.
         rows: of the table.
-        split: that was judged.
-        errors: of each row; None of one that does not detect.
-        gallery: of `make_gallery`, with `sources`.
+        errors: of each row; None for one that was given boxes.
+        gallery: from `make_gallery`.
 
     Raises:
         InputError: the folder cannot be written.
     """
-    index = rows[0].first.judged.index
-    title = (
-        f"{len(rows)} methods on {index.name}"
-        if len(rows) > 1
-        else f"{rows[0].name} on {index.name}"
-    )
-    said = f"{split}: {len(index.images):,} images, {len(index.categories)} classes"
-    seeds = any(len(row.entries) > 1 for row in rows)
+    shown = rows[0].first.evaluation_set
+    seeds = any(len(row.runs) > 1 for row in rows)
     parts = {
-        "title": escape(title),
-        "subtitle": escape(
-            f"{said}; trained on {_span([row.first.judged.trained_on for row in rows])} images"
-        ),
-        "figures_note": "In %"
-        + (", mean and range over seeds" if seeds else "")
-        + "."
-        + _paper_note(rows),
-        "errors_note": "What AP50 would gain if all errors of a kind and no others were mended (TIDE, Bolya et al., ECCV 2020)."
-        + " Of boxes where a method has no masks."
-        + (" Of the first seed." if seeds else ""),
-        "gallery_note": _gallery_note(gallery, len(index.images)),
+        "title": escape(_title(rows)),
+        "subtitle": escape(_subtitle(rows)),
+        "metrics_note": _metrics_note(rows, seeds),
+        "errors_note": _errors_note(seeds),
+        "gallery_note": _gallery_note(len(gallery["images"]), len(shown.index.images), len(rows)),
+        "runs_note": _runs_note(seeds),
         "table": _table(rows),
+        "runs": "".join(_run(row, len(rows) == 1) for row in rows),
         "style": _asset("page.css"),
-        "data": _json(_data(rows, errors, gallery, len(index.categories))),
+        "data": _json(_data(rows, errors, gallery, len(shown.index.categories))),
         "script": _asset("page.js"),
     }
-    page = re.sub(r"\{(\w+)\}", lambda found: parts[found[1]], _asset("page.html"))
+    page = re.sub(r"\{(\w+)\}", lambda match: parts[match[1]], _asset("page.html"))
     with whole(path) as scratch:
         scratch.write_text(page, encoding="utf-8")
 
@@ -96,75 +79,113 @@ def _asset(name: str) -> str:
     return (files("wsis.reports") / name).read_text(encoding="utf-8")
 
 
-def _span(counts: Sequence[int]) -> str:
-    low, high = min(counts), max(counts)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+def _title(rows: Sequence[Row]) -> str:
+    name = rows[0].first.evaluation_set.index.name
+    return f"{len(rows)} methods on {name}" if len(rows) > 1 else f"{rows[0].name} on {name}"
 
 
-def _paper_note(rows: Sequence[Row]) -> str:
+def _subtitle(rows: Sequence[Row]) -> str:
+    shown = rows[0].first.evaluation_set
+    classes = len(shown.index.categories)
+    text = f"{shown.split}: {len(shown.index.images):,} images, {classes} classes"
+    counts = [row.first.evaluation_set.trained_on for row in rows]
+    known = sorted({count for count in counts if count is not None})
+    if known:
+        text += (
+            f"; trained on {' to '.join(f'{n:,}' for n in dict.fromkeys((known[0], known[-1])))}"
+        )
+        text += " images"
+    return text if len(rows) > 1 else f"{text}; {', '.join(map(str, rows[0].runs))}"
+
+
+def _metrics_note(rows: Sequence[Row], seeds: bool) -> str:
     sources = dict.fromkeys(row.paper.source for row in rows if row.paper)
-    return escape(f" The papers' figures are from {'; '.join(sources)}.") if sources else ""
+    papers = f" The papers' metrics are from {'; '.join(sources)}." if sources else ""
+    return escape(f"In %{', mean and range over seeds' if seeds else ''}.{papers}")
 
 
-def _gallery_note(gallery: Mapping[str, Any], images: int) -> str:
-    shown = len(gallery["images"])
-    if not shown:
+def _errors_note(seeds: bool) -> str:
+    return (
+        "Gain in AP50 if all errors of one kind, and no others, were corrected "
+        "(TIDE, Bolya et al., ECCV 2020). For boxes if a method has no masks."
+    ) + (" First seed." if seeds else "")
+
+
+def _gallery_note(pictures: int, images: int, rows: int) -> str:
+    if not pictures:
         return "No pictures were asked for."
-    which = f"The {shown:,} images on which methods disagree most. " if shown < images else ""
-    return which + (
-        "Each method is shown from the score on at which its F1 is best. Disagreement is one minus the IoU of each object with "
-        "the nearest of its class in another method's answer, on average."
+    order = "on which methods disagree most" if rows > 1 else "furthest from the truth"
+    return (f"The {pictures:,} images {order}. " if pictures < images else "") + (
+        "Detections are shown from the score with the best F1. The disagreement of two sources is "
+        "one minus the mean, over their objects, of the greatest IoU with an object of the same "
+        "class in the other."
     )
 
 
+def _runs_note(seeds: bool) -> str:
+    return "All metrics, in %, and training curves" + (", of the first seed." if seeds else ".")
+
+
+def _run(row: Row, is_open: bool) -> str:
+    """Return all metrics and the training curves of a row's first run."""
+    tables = "".join(map(_plain_table, metric_tables(row.first.metrics)))
+    charts = "".join(map(chart, read_curves(row.first.folder)))
+    curves = f'<div class="curves">{charts}</div>' if charts else ""
+    summary = f"<summary>{escape(row.name)}</summary>"
+    return f"<details{' open' if is_open else ''}>{summary}{tables}{curves}</details>"
+
+
+def _plain_table(lines: Sequence[Sequence[str]]) -> str:
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in lines[0])
+    body = ""
+    for first, *rest in lines[1:]:
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in rest)
+        body += f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>'
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll">{table}</div>'
+
+
 def _table(rows: Sequence[Row]) -> str:
-    """The sortable table; what is known of no row has no column."""
-    shown = [f for f in FIGURES if any(not math.isnan(row.figures[f].mean) for row in rows)]
-    numbers = [*(FIGURES[f] for f in shown), "seeds", "minutes", "GiB"]
+    """Return the sortable table, without columns of which nothing is known."""
+    metrics = known_metrics(rows)
+    numbers = [*metrics.values(), "seeds", "minutes", "GiB"]
     heads = [("method", "text"), ("learns from", "text"), *((text, "") for text in numbers)]
     heads += [(text, "text") for text in ("segments", "weights", "backbone", "commit", "settings")]
-    best = {
-        f: max(
-            (row.figures[f].mean for row in rows if not math.isnan(row.figures[f].mean)),
-            default=math.nan,
-        )
-        for f in shown
-    }
     head = "".join(
         f'<th scope="col" class="{kind}"><button type="button">{text}</button></th>'
         for text, kind in heads
     )
-    body = "".join(
-        _line(row, colour(r), shown, best if len(rows) > 1 else {}) for r, row in enumerate(rows)
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    best = {}
+    if len(rows) > 1:
+        best = {m: max(row.mean(m) for row in rows if row.metrics.get(m)) for m in metrics}
+    body = "".join(_line(row, colour(r), list(metrics), best) for r, row in enumerate(rows))
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll">{table}</div>'
 
 
 def colour(row: int) -> str:
-    """Colour of a row."""
+    """Return the colour of a row."""
     return COLOURS[row % len(COLOURS)]
 
 
-def _line(row: Row, dot: str, shown: Sequence[str], best: Mapping[str, float]) -> str:
-    first = row.first
+def _line(row: Row, dot: str, metrics: Sequence[str], best: Mapping[str, float]) -> str:
     method, _, rest = row.name.partition(", ")
     name = f'<span class="dot" style="--dot:{dot}" aria-hidden="true"></span>{escape(method)}'
     name += f"<small>{escape(rest)}</small>" if rest else ""
-    cells = [f'<th scope="row" data-value="{escape(row.name)}">{name}</th>']
-    cells.append(_text(first.supervision))
-    cells += [_figure(row, figure, best.get(figure)) for figure in shown]
     seeds = ", ".join(str(entry.seed[0]) for entry in row.entries)
-    cells.append(
-        f'<td data-value="{len(row.entries)}" title="seeds {seeds}">{len(row.entries)}</td>'
-    )
-    cells += [_number(row.minutes, first.device), _number(row.memory)]
-    cells += [_text(value) for value in (first.segments, first.weights, first.backbone, row.commit)]
-    folders, settings = (
-        escape(", ".join(str(entry.folder) for entry in row.entries)),
-        escape(first.config),
-    )
-    said = f'<div tabindex="0">{settings}</div>'
-    cells.append(f'<td class="settings" data-value="{settings}" title="{folders}">{said}</td>')
+    count = len(row.entries)
+    settings, folders = escape(row.facts["config"]), escape(", ".join(map(str, row.runs)))
+    cells = [
+        f'<th scope="row" data-value="{escape(row.name)}">{name}</th>',
+        _text(row.facts["supervision"]),
+        *(_metric(row, metric, best.get(metric)) for metric in metrics),
+        f'<td data-value="{count}" title="seeds {seeds}">{count}</td>',
+        _number(row.minutes, row.facts["device"]),
+        _number(row.memory),
+        *(_text(row.facts[fact]) for fact in ("segments", "weights", "backbone", "commit")),
+        f'<td class="settings" data-value="{settings}" title="{folders}">'
+        f'<div tabindex="0">{settings}</div></td>',
+    ]
     return f"<tr>{''.join(cells)}</tr>"
 
 
@@ -174,74 +195,79 @@ def _text(value: str) -> str:
 
 def _number(value: float, below: str = "") -> str:
     small = f"<small>{escape(below)}</small>" if below else ""
-    return (
-        f'<td data-value="">-{small}</td>'
-        if math.isnan(value)
-        else f'<td data-value="{value:.4f}">{value:.1f}{small}</td>'
-    )
+    if math.isnan(value):
+        return f'<td data-value="">-{small}</td>'
+    return f'<td data-value="{value:.4f}">{value:.1f}{small}</td>'
 
 
-def _figure(row: Row, figure: str, best: float | None) -> str:
-    mean, low, high = row.figures[figure]
-    paper = row.paper.figures.get(figure) if row.paper else None
-    below = (
-        f"<small>{100 * low:.1f}-{100 * high:.1f}</small>"
-        if len(row.entries) > 1 and not math.isnan(mean)
-        else ""
-    )
-    below += f"<small>paper {100 * paper:.1f}</small>" if paper is not None else ""
-    if math.isnan(mean):
+def _metric(row: Row, metric: str, best: float | None) -> str:
+    values, mean = row.metrics.get(metric, []), row.mean(metric)
+    paper = row.paper.metrics.get(metric) if row.paper else None
+    below = ""
+    if len(values) > 1:
+        below += f"<small>{percent(min(values))}-{percent(max(values))}</small>"
+    if paper is not None:
+        below += f"<small>paper {percent(paper)}</small>"
+    if not values:
         return f'<td data-value="">-{below}</td>'
-    return f'<td data-value="{mean:.6f}"{" class=best" if mean == best else ""}>{100 * mean:.1f}{below}</td>'
+    emphasis = " class=best" if mean == best else ""
+    return f'<td data-value="{mean:.6f}"{emphasis}>{percent(mean)}{below}</td>'
 
 
 def _data(
     rows: Sequence[Row], errors: Sequence[Breakdown | None], gallery: Mapping[str, Any], things: int
 ) -> dict[str, Any]:
+    """Return what the page's script reads."""
     classes = list(dict.fromkeys(name for row in rows for name in row.first.per_class))
-    tints = [
-        [draw.colour(c, k) if c < things else draw.stuff_colour(c - things) for k in range(4)]
-        for c in range(len(classes))
-    ]
-    columns = {f: [[_of_class(row, c, f) for c in classes] for row in rows] for f in CLASS_FIGURES}
-    known = {
-        FIGURES[f]: values
-        for f, values in columns.items()
-        if any(v is not None for line in values for v in line)
+    per_class = {
+        METRICS.get(m, m): [[_of_class(row, name, m) for name in classes] for row in rows]
+        for m in CLASS_METRICS
     }
     return {
         "rows": [{"name": row.name, "colour": colour(r)} for r, row in enumerate(rows)],
         "classes": classes,
         "things": things,
-        "colours": [
-            [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in shades] for shades in tints
-        ],
-        "per_class": known,
+        "colours": [_shades(c, things) for c in range(len(classes))],
+        "per_class": {m: table for m, table in per_class.items() if _is_known(table)},
         "errors": {
             "names": [(name, HELP[name]) for name in ERRORS],
-            "rows": [_error_row(found) for found in errors],
+            "rows": [_error_row(breakdown) for breakdown in errors],
         },
         "kinds": KINDS,
         **gallery,
     }
 
 
-def _of_class(row: Row, name: str, figure: str) -> float | None:
-    """Mean over seeds."""
-    values = [entry.per_class.get(name, {}).get(figure, math.nan) for entry in row.entries]
-    return _seen(sum(values) / len(values))
+def _is_known(table: Sequence[Sequence[float | None]]) -> bool:
+    return any(value is not None for line in table for value in line)
 
 
-def _error_row(found: Breakdown | None) -> dict[str, Any] | None:
-    if found is None:
+def _shades(label: int, things: int) -> list[str]:
+    """Return four colours of a class, for neighbouring objects."""
+    shades = [draw.stuff_colour(label - things)] * 4
+    if label < things:
+        shades = [draw.colour(label, k) for k in range(4)]
+    return [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in shades]
+
+
+def _of_class(row: Row, name: str, metric: str) -> float | None:
+    """Return the mean of a class over seeds."""
+    values = [entry.per_class.get(name, {}).get(metric, math.nan) for entry in row.entries]
+    return _rounded(sum(values) / len(values))
+
+
+def _error_row(breakdown: Breakdown | None) -> dict[str, Any] | None:
+    if breakdown is None:
         return None
-    gains, counts = ([part[name] for name in ERRORS] for part in (found.gains, found.counts))
-    return {"ap": _seen(found.ap), "gains": gains, "counts": counts}
+    gains, counts = (
+        [part[name] for name in ERRORS] for part in (breakdown.gains, breakdown.counts)
+    )
+    return {"ap": _rounded(breakdown.ap), "gains": gains, "counts": counts}
 
 
-def _seen(value: float | None) -> float | None:
-    """A figure as json has it, None where it is not known."""
-    return None if value is None or math.isnan(value) else round(value, 5)
+def _rounded(value: float) -> float | None:
+    """Round for the page; None for nan, which json does not know."""
+    return None if math.isnan(value) else round(value, 5)
 
 
 def _json(content: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What the papers report, for runs in their setting."""
+"""The metrics that the papers report, for runs in their setting."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from wsis.reports.runs import Entry
 
 __all__ = ["Published", "published"]
 
-FREE = ("backbone", "weights", "panoptic")
-"""Settings that a run in a paper's setting may have as it likes: papers have a row for each backbone, columns say the rest."""
+FREE = ("backbone.name", "backbone.weights", "panoptic")
+"""Settings that may differ from the paper's: other columns of the table show them."""
 
 
 class Published(NamedTuple):
-    """A paper's figures."""
+    """Metrics from a paper."""
 
-    figures: dict[str, float]
+    metrics: dict[str, float]
     """From 0 to 1."""
     source: str
 
 
 def published(entry: Entry) -> Published | None:
-    """Give the paper's figures where a run has the paper's recipe, backbone, classes and images; else None."""
-    index = entry.judged.index
+    """Return the paper's metrics; None unless recipe, classes and images are the paper's."""
+    index = entry.evaluation_set.index
     if entry.supervision.startswith("labels by") or any(
-        name.rpartition(".")[2] not in FREE for name in entry.departures
+        not name.endswith(FREE) for name in entry.departures
     ):
         return None
     place = (
@@ -40,12 +40,8 @@ def published(entry: Entry) -> Published | None:
     row = _rows().get(place)
     if row is None:
         return None
-    figures = {
-        name: float(value) / 100
-        for name, value in row.items()
-        if value and name not in (*_PLACE, "source")
-    }
-    return Published(figures, row["source"])
+    known = {k: value for k, value in row.items() if value and k not in (*_PLACE, "source")}
+    return Published({name: float(value) / 100 for name, value in known.items()}, row["source"])
 
 
 _PLACE = ("method", "data", "backbone", "images", "classes")

@@ -1,4 +1,4 @@
-"""What a run's folder says of itself: method, what it learnt from, what it cost, and how good its predictions are."""
+"""Describe a run from its folder: method, supervision, costs, and metrics of its predictions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,75 +19,112 @@ from wsis.inference import make_data, read_run, trained
 from wsis.method import Method, describe_supervision
 from wsis.proposals import proposers
 from wsis.proposals.file import ProposalFile
+from wsis.reports.evaluation import annotated_index, read_metrics
 from wsis.reports.settings import departures, row_key
 from wsis.runs.record import stages
 from wsis.types import Index
 
-__all__ = ["Entry", "Judged", "check_alike", "read_entry", "read_judged"]
+__all__ = [
+    "Entry",
+    "EvaluationSet",
+    "check_alike",
+    "check_finished",
+    "entry_of_file",
+    "last_trained",
+    "read_entry",
+    "read_evaluation_set",
+]
 
 
 @dataclass(frozen=True)
-class Judged:
-    """The images that a run is judged on; runs with the same settings of data share one."""
+class EvaluationSet:
+    """The images that a run is evaluated on; runs with the same data settings share one."""
 
     data: Any
+    split: str
     index: Index
-    digest: str
-    """Of images, classes and annotations, wherever they lie."""
-    trained_on: int
-    """Number of training images."""
+    trained_on: int | None
+    """Number of training images; None if there is no run."""
     labels: Path | None
-    """What replaces the annotations of the training set."""
+    """File that replaces the annotations of the training set."""
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of images, classes and annotations, wherever they lie."""
+        index = self.index
+        images = [
+            [i["id"], i["height"], i["width"], _bytes(index.root / i["file_name"])]
+            for i in index.images
+        ]
+        objects = [
+            [i["id"], *(a["bbox"] + [a["category_id"]] for a in index.annotations.get(i["id"], []))]
+            for i in index.images
+        ]
+        content = json.dumps([index.name, index.categories, images, objects])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _bytes(path: Path) -> int:
+    """Return the size of a file: images of two data seeds may differ in pixels alone."""
+    return path.stat().st_size if path.is_file() else 0
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A run."""
+    """A run, or a file of predictions."""
 
     folder: Path
     method: str
     supervision: str
     segments: str
-    """Where proposals came from."""
+    """Source of the proposals."""
     weights: str
-    """Where networks started from."""
+    """Source of the initial weights."""
     backbone: str
     seed: tuple[int, int]
-    """Of training, and of the order of images."""
+    """Seed of training, and of the order of images."""
     key: str
-    """The same for runs that differ in nothing but their seed."""
+    """The same for runs that differ only in their seed."""
     config: str
-    """The recipe, and settings that depart from it."""
+    """The recipe, and the settings that differ from it."""
     departures: dict[str, Any]
     """The latter by name."""
     minutes: float
     memory: float
-    """Most bytes."""
+    """Peak, in bytes."""
     device: str
     commit: str
-    figures: dict[str, float]
+    metrics: dict[str, float]
     per_class: dict[str, dict[str, float]]
-    """Class -> figure -> value."""
-    judged: Judged
+    """Class -> metric -> value."""
+    evaluation_set: EvaluationSet
     predictions: Path
+    panoptic: Path | None = None
+    """Panoptic json; panoptic.json beside the predictions if None."""
 
     @property
     def given_boxes(self) -> bool:
-        """Whether it segments what given boxes hold, so that nothing but masks can be judged."""
-        return "mIoU" in self.figures and "AP" not in self.figures
+        """Whether boxes were given, so that only the masks in them are evaluated."""
+        return "mIoU" in self.metrics and "AP" not in self.metrics
 
 
-def read_judged(config: Config, split: str, known: dict[str, Judged]) -> Judged:
-    """Read what a run is judged on; `known` keeps it for the next run that has the same settings.
+def read_evaluation_set(
+    config: Config, split: str, known: dict[str, EvaluationSet]
+) -> EvaluationSet:
+    """Read the images that a run is evaluated on.
+
+    Args:
+        config: settings of the run.
+        split: "train" or "val".
+        known: keeps each result for the next run with the same data settings.
 
     Raises:
         InputError: the data are not there, or have no classes or annotations.
     """
     section = config["data"]
-    own = {
-        k: v for k, v in (section.get("init_args") or {}).items() if k not in ("augment", "loading")
-    }
-    key = json.dumps([section["class_path"], own], sort_keys=True, default=str)
+    given = section.get("init_args") or {}
+    shaping = {k: v for k, v in given.items() if k not in ("augment", "loading")}
+    key = json.dumps([section["class_path"], shaping], sort_keys=True, default=str)
     if key not in known:
         made: Any = make_data(section)
         data = made.as_annotated()
@@ -95,27 +133,20 @@ def read_judged(config: Config, split: str, known: dict[str, Judged]) -> Judged:
             raise InputError(
                 f"{index.name} in {index.root} has no classes; add categories to its annotations"
             )
-        if not any(index.annotations.values()):
-            raise InputError(
-                f"{index.name} has no boxes or masks in its {split} split to judge by; annotate some images"
-            )
-        known[key] = Judged(
-            data, index, _digest(index), len(data.index("train").images), made.relabelled
-        )
+        annotated_index(data, split)
+        images = len(data.index("train").images)
+        known[key] = EvaluationSet(data, split, index, images, made.relabelled)
     return known[key]
 
 
-def check_alike(entries: Sequence[tuple[Path, Judged]]) -> None:
-    """Refuse runs that were not judged on the same images.
-
-    Raises:
-        InputError: which two, and in what they differ.
-    """
-    (first, ours), *others = entries
+def check_alike(sets: Sequence[tuple[Path, EvaluationSet]]) -> None:
+    """Raise InputError unless all runs are evaluated on the same images."""
+    (first, ours), *others = sets
     for folder, theirs in others:
         if theirs.digest != ours.digest:
+            difference = _difference(theirs.index, ours.index)
             raise InputError(
-                f"{folder} and {first} cannot be compared: {_difference(theirs.index, ours.index)}; give runs on the same data"
+                f"{folder} and {first} cannot be compared: {difference}; give runs on the same data"
             )
 
 
@@ -123,37 +154,16 @@ def _difference(a: Index, b: Index) -> str:
     if a.name != b.name:
         return f"one is on {a.name}, the other on {b.name}"
     if [c["name"] for c in a.categories] != [c["name"] for c in b.categories]:
-        return f"one has {len(a.categories)} classes of {a.name}, the other {len(b.categories)}, or others"
+        counts = f"{len(a.categories)} classes of {a.name}, the other {len(b.categories)}"
+        return f"one has {counts}, or others"
     if len(a.images) != len(b.images):
-        return f"one is judged on {len(a.images)} images of {a.name}, the other on {len(b.images)}"
-    return f"they are judged on other images of {a.name}, such as another draw or limit"
-
-
-def _digest(index: Index) -> str:
-    named = [
-        [i["id"], i["height"], i["width"], _bytes(index.root / i["file_name"])]
-        for i in index.images
-    ]
-    drawn = [
-        [i["id"], *(a["bbox"] + [a["category_id"]] for a in index.annotations.get(i["id"], []))]
-        for i in index.images
-    ]
-    return hashlib.sha256(
-        json.dumps([index.name, index.categories, named, drawn]).encode()
-    ).hexdigest()
-
-
-def _bytes(path: Path) -> int:
-    """Size of a file: two draws of generated data may differ in pixels alone."""
-    return path.stat().st_size if path.is_file() else 0
+        counts = f"{len(a.images)} images of {a.name}, the other on {len(b.images)}"
+        return f"one is evaluated on {counts}"
+    return f"they are evaluated on other images of {a.name}, such as those of another seed or limit"
 
 
 def check_finished(folder: Path) -> None:
-    """Refuse what is no run, or one that is not finished.
-
-    Raises:
-        InputError: which, and how to continue it.
-    """
+    """Raise InputError unless this is the folder of a finished run."""
     read_run(folder)
     begun = stages(folder)
     waiting = [path.name for path, stage in begun if not stage.finished]
@@ -162,93 +172,91 @@ def check_finished(folder: Path) -> None:
         raise InputError(f"{folder}: {what}; finish it with python -m wsis.fit --resume {folder}")
 
 
-def read_entry(folder: Path, results: Path, judged: Judged) -> Entry:
-    """Read a finished run whose predictions have been judged.
+def read_entry(folder: Path, results: Path, evaluation_set: EvaluationSet) -> Entry:
+    """Describe a run whose predictions have been evaluated.
 
     Args:
         folder: of the run.
         results: folder of its predictions.json and metrics.json.
-        judged: what they are of.
+        evaluation_set: the images predicted.
 
     Raises:
-        InputError: the figures are of other images, or a file is damaged.
+        InputError: the metrics are of other images, or a file is damaged.
     """
     config = read_run(folder)
-    given, data = config["model"].get("init_args") or {}, config["data"].get("init_args") or {}
+    given, data = (config[kind].get("init_args") or {} for kind in ("model", "data"))
     cls = registry.find("model", config["model"]["class_path"])
-    figures, per_class = _figures(results / "metrics.json", judged.index)
     done = [stage for _, stage in stages(folder)]
-    mined = next(
-        (stage.metrics["val/mIoU"] for stage in done if "val/mIoU" in stage.metrics), math.nan
-    )
-    figures.setdefault("mIoU", mined if results.name.startswith("test-val") else math.nan)
-    supervision, segments, weights = (
-        _supervision(cls, given, judged.labels),
-        _segments(cls, data),
-        _weights(given),
-    )
-    names = {kind: registry.short_name(kind, config[kind]["class_path"]) for kind in registry.KINDS}
-    path, changed = recipe(**names), departures(config)
-    said = [
-        f"{path.parent.name}/{path.name}" if path else "no recipe",
-        *(f"{k}={_short(v)}" for k, v in changed.items()),
-    ]
+    metrics = read_metrics(results / "metrics.json", evaluation_set.index)
+    overall = dict(metrics.overall)
+    if results.name.startswith("test-val"):
+        reached = [s.metrics["val/mIoU"] for s in done if "val/mIoU" in s.metrics]
+        overall.setdefault("mIoU", reached[0] if reached else math.nan)
+    supervision = _supervision(cls, given, evaluation_set.labels)
+    segments, weights = _segments(cls, data), _weights(given)
+    loading_seed = (data.get("loading") or {}).get("seed")
+    changed = departures(config)
     return Entry(
         folder=folder,
-        method=names["model"],
+        method=registry.short_name("model", config["model"]["class_path"]),
         supervision=supervision,
         segments=segments,
         weights=weights,
-        backbone=", ".join(_each(given, "backbone")) or "-",
-        seed=(
-            int(config.get("seed_everything") or 0),
-            int((data.get("loading") or {}).get("seed") or 0),
-        ),
+        backbone=", ".join(_of_backbones(given, "name")) or "-",
+        seed=(int(config.get("seed_everything") or 0), int(loading_seed or 0)),
         key=row_key(config, supervision, segments, weights),
-        config=" ".join(said),
+        config=_config(config, changed),
         departures=changed,
         minutes=sum(math.nan if stage.minutes is None else stage.minutes for stage in done),
         memory=max((stage.memory or math.nan for stage in done), default=math.nan),
         device=", ".join(dict.fromkeys(stage.device for stage in done if stage.device)),
         commit=", ".join(dict.fromkeys(stage.commit for stage in done if stage.commit)),
-        figures=figures,
-        per_class=per_class,
-        judged=judged,
+        metrics=overall,
+        per_class=metrics.per_class,
+        evaluation_set=evaluation_set,
         predictions=results / "predictions.json",
     )
 
 
+def entry_of_file(predictions: Path, results: Path, evaluation_set: EvaluationSet) -> Entry:
+    """Describe a file of predictions that no run here has made; `results` has its metrics.json."""
+    metrics = read_metrics(results / "metrics.json", evaluation_set.index)
+    return Entry(
+        folder=predictions,
+        method=predictions.name,
+        supervision="-",
+        segments="none",
+        weights="-",
+        backbone="-",
+        seed=(0, 0),
+        key="",
+        config="-",
+        departures={},
+        minutes=math.nan,
+        memory=math.nan,
+        device="",
+        commit="",
+        metrics=metrics.overall,
+        per_class=metrics.per_class,
+        evaluation_set=evaluation_set,
+        predictions=predictions,
+    )
+
+
+def _config(config: Config, changed: Mapping[str, Any]) -> str:
+    names = {kind: registry.short_name(kind, config[kind]["class_path"]) for kind in registry.KINDS}
+    path = recipe(**names)
+    used = f"{path.parent.name}/{path.name}" if path else "no recipe"
+    return " ".join([used, *(f"{name}={_short(value)}" for name, value in changed.items())])
+
+
 def last_trained(folder: Path) -> Path:
-    """Checkpoint of the model that a run is judged by."""
+    """Return the checkpoint of the model that a run is evaluated with."""
     return folder / list(trained(folder))[-1] / "checkpoints" / "last.ckpt"
 
 
-def _figures(path: Path, index: Index) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    content = read_json(path)
-    if (
-        not isinstance(content, dict)
-        or not {"metrics", "per_class", "images", "data"} <= content.keys()
-    ):
-        raise InputError(f"{path} is not what wsis.test writes; delete its folder to judge anew")
-    if (content["data"], content["images"]) != (index.name, len(index.images)):
-        theirs, ours = (
-            f"{content['images']} images of {content['data']}",
-            f"{len(index.images)} of {index.name}",
-        )
-        raise InputError(
-            f"{path} is of {theirs}, the run's data has {ours}; delete its folder to judge anew"
-        )
-    return _numbers(content["metrics"]), {
-        name: _numbers(values) for name, values in content["per_class"].items()
-    }
-
-
-def _numbers(figures: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: math.nan if value is None else float(value) for name, value in figures.items()}
-
-
 def _supervision(cls: type[Method], given: Mapping[str, Any], labels: Path | None) -> str:
-    """What labels a run has seen, in whatever way."""
+    """Return the kinds of labels that a run has learnt from."""
     if labels:
         return f"labels by {_source(labels)}"
     salient = " + salient masks" if given.get("salient_fraction") else ""
@@ -256,7 +264,7 @@ def _supervision(cls: type[Method], given: Mapping[str, Any], labels: Path | Non
 
 
 def _source(path: Path) -> str:
-    """Who made a file of labels, as its first annotation says, without the run; the file's name where nothing is known."""
+    """Return the method that wrote a file of labels, or the name of the file if it is unknown."""
     if path.is_file():
         annotations = read_json(path).get("annotations") or [{}]
         if "source" in annotations[0]:
@@ -282,19 +290,19 @@ def _segments(cls: type[Method], data: Mapping[str, Any]) -> str:
 
 def _weights(given: Mapping[str, Any]) -> str:
     names = {"none": "random", "imagenet": "ImageNet"}
-    return (
-        ", ".join(dict.fromkeys(names.get(w, Path(w).name) for w in _each(given, "weights"))) or "-"
-    )
+    known = [names.get(name, Path(name).name) for name in _of_backbones(given, "weights")]
+    return ", ".join(dict.fromkeys(known)) or "-"
 
 
-def _each(given: Mapping[str, Any], setting: str) -> list[str]:
-    """Values of a setting of the model and of the parts it describes, each once."""
-    nested = [
-        part[setting] for part in given.values() if isinstance(part, Mapping) and part.get(setting)
-    ]
-    return list(
-        dict.fromkeys(map(str, [*([given[setting]] if given.get(setting) else []), *nested]))
-    )
+def _of_backbones(given: Mapping[str, Any], setting: str) -> list[str]:
+    """Return the distinct values of a backbone setting, of the model first, then of its parts."""
+    values = []
+    for part in [given, *(part for part in given.values() if isinstance(part, Mapping))]:
+        backbone = part.get("backbone") or {}
+        if isinstance(backbone, str):  # a method of a user's own may have no group of settings
+            backbone = {"name": backbone, "weights": part.get("weights")}
+        values.append(backbone.get(setting))
+    return [str(value) for value in dict.fromkeys(values) if value]
 
 
 def _short(value: Any) -> str:

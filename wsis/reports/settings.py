@@ -1,10 +1,10 @@
-"""How a run's settings differ from the recipe of its method on its data."""
+"""Compare the settings of a run with the recipe of its method on its data."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from wsis import registry
@@ -16,83 +16,86 @@ __all__ = ["departures", "row_key"]
 TRAINER = ("max_steps", *SHAPING)
 """Settings of the trainer that shape a result."""
 PLACES = (
-    *(
-        f"data.{name}"
-        for name in ("root", "labels", "proposals", "loading.workers", "loading.seed")
-    ),
-    "model.salient",
+    *("data.root", "data.labels", "data.proposals", "data.loading.workers"),
+    *("data.loading.seed", "model.salient"),
 )
-"""Settings that say where things are; what they hold is said in other columns. A seed is no setting."""
+"""Paths, which other columns describe, and what does not tell one row from another."""
 
 
 def departures(config: Config) -> dict[str, Any]:
-    """Settings of model, data and trainer that shape a run and are neither its recipe's nor the constructor's default."""
-    usual, found = _usual(config), _flat(config)
-    for name in usual:
-        part = name.rpartition(".")[0]
-        if (
-            part.startswith("model.") and part in found
-        ):  # what the recipe trains is not trained at all
-            usual = {**usual, part: "as in the recipe"}
-        elif part.startswith("model.") and name not in found:
-            found = {**found, name: None}
-    return {
-        name: value
-        for name, value in sorted(found.items())
-        if _plain(value) != _plain(usual.get(name))
-    }
+    """Return the settings that shape a run and differ from its recipe and the defaults, by name."""
+    defaults, given = _defaults(config), _flat(config)
+    usual = defaults | _recipe(config)
+    parts = [name for name in usual if name.startswith("model.") and name not in defaults]
+    for name in parts:
+        parents = [name[:k] for k, letter in enumerate(name) if letter == "."]
+        untrained = next((parent for parent in parents if parent in given), None)
+        if untrained:  # a part that the recipe trains is switched off
+            usual[untrained] = "as in the recipe"
+        else:
+            given.setdefault(name, None)
+    changed = {k: v for k, v in given.items() if _as_json(v) != _as_json(usual.get(k))}
+    return dict(sorted(changed.items()))
 
 
 def row_key(config: Config, *provenance: str) -> str:
-    """Text that is the same for runs which differ in nothing but their seed, or in where files lie."""
-    shaping = {
-        name: value for name, value in _flat(config).items() if not name.endswith(".weights")
-    }
-    return json.dumps(
-        [config["model"]["class_path"], config["data"]["class_path"], shaping, provenance],
-        default=str,
-    )
+    """Return text that is the same for runs that differ only in their seed or in paths."""
+    shaping = {name: v for name, v in _flat(config).items() if not name.endswith(".weights")}
+    classes = [config["model"]["class_path"], config["data"]["class_path"]]
+    return json.dumps([*classes, shaping, provenance], default=str)
 
 
 def _flat(config: Config) -> dict[str, Any]:
-    """Settings that shape a run by dotted name, those of a part each by itself."""
+    """Return the settings that shape a run by dotted name."""
     flat: dict[str, Any] = {}
     for kind in registry.KINDS:
-        for name, value in (config[kind].get("init_args") or {}).items():
-            inside = isinstance(value, Mapping) and value
-            parts = {f"{name}.{k}": v for k, v in value.items()} if inside else {name: value}
-            flat |= {
-                f"{kind}.{part}": v for part, v in parts.items() if f"{kind}.{part}" not in PLACES
-            }
+        given = config[kind].get("init_args") or {}
+        flat |= {name: value for name, value in _leaves(given, kind) if name not in PLACES}
     trainer = config.get("trainer") or {}
-    return flat | {
-        f"trainer.{name}": trainer[name] for name in TRAINER if trainer.get(name) is not None
-    }
+    return flat | {f"trainer.{k}": trainer[k] for k in TRAINER if trainer.get(k) is not None}
 
 
-def _usual(config: Config) -> dict[str, Any]:
-    """What the settings would be if only model and data had been named."""
-    usual: dict[str, Any] = {"trainer.accumulate_grad_batches": 1, "trainer.overfit_batches": 0.0}
-    for kind in registry.KINDS:
-        arguments = registry.arguments(registry.find(kind, config[kind]["class_path"]))
-        for name, parameter in arguments.items():
-            value = parameter.default
-            if dataclasses.is_dataclass(value) and not isinstance(value, type):
-                usual |= {f"{kind}.{name}.{k}": v for k, v in dataclasses.asdict(value).items()}
-            elif value is not parameter.empty:
-                usual[f"{kind}.{name}"] = value
-    usual = {name: value for name, value in usual.items() if name not in PLACES}
-    path = recipe(
-        *(registry.short_name(kind, config[kind]["class_path"]) for kind in registry.KINDS)
-    )
-    if path is None:
-        return usual
-    written = read_config(path)
-    if registry.class_path("data", written["data"]["class_path"]) != config["data"]["class_path"]:
-        written["data"] = {}  # a recipe for another data set says nothing of these
-    return usual | _flat(written)
+def _leaves(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        name = f"{prefix}.{key}"
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, name)
+        else:
+            yield name, value
 
 
 def _plain(value: Any) -> Any:
-    """A value in which tuples are lists and 100 is 100.0."""
+    """Return a group of settings as a dictionary, any other value as it is."""
+    is_group = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return dataclasses.asdict(value) if is_group else value
+
+
+def _defaults(config: Config) -> dict[str, Any]:
+    """Return the defaults of model, data and trainer."""
+    usual: dict[str, Any] = {"trainer.accumulate_grad_batches": 1, "trainer.overfit_batches": 0.0}
+    for kind in registry.KINDS:
+        cls = registry.find(kind, config[kind]["class_path"])
+        defaults = {
+            name: _plain(parameter.default)
+            for name, parameter in registry.arguments(cls).items()
+            if parameter.default is not parameter.empty
+        }
+        usual |= {name: v for name, v in _leaves(defaults, kind) if name not in PLACES}
+    return usual
+
+
+def _recipe(config: Config) -> dict[str, Any]:
+    """Return the settings of the recipe of a run's model on its data; none if there is none."""
+    names = (registry.short_name(kind, config[kind]["class_path"]) for kind in registry.KINDS)
+    path = recipe(*names)
+    if path is None:
+        return {}
+    written = read_config(path)
+    if registry.class_path("data", written["data"]["class_path"]) != config["data"]["class_path"]:
+        written["data"] = {}  # a recipe for another data set
+    return _flat(written)
+
+
+def _as_json(value: Any) -> Any:
+    """Turn tuples into lists and 100 into 100.0."""
     return json.loads(json.dumps(value, default=str), parse_int=float)

@@ -310,7 +310,8 @@ def _describe(
         left_out: settings of the model that only other stages read.
     """
     content = data.fingerprint() if hasattr(data, "fingerprint") else dict(data.hparams)
-    hparams = {name: value for name, value in model.hparams.items() if name not in left_out}
+    unread = {*left_out, *model.data_settings}
+    hparams = {name: value for name, value in model.hparams.items() if name not in unread}
     return {"model": _path(model), "hparams": hparams, "data": [_path(data), content]}
 
 

@@ -19,6 +19,7 @@ from wsis.errors import InputError
 from wsis.evidence.em import Distance, foreground_em
 from wsis.files import whole
 from wsis.images.draw import grid, jpeg
+from wsis.images.scale import resize_long_side
 from wsis.models.em_paste.segments import Segments
 from wsis.nn.masks import run_lengths, segments_of
 from wsis.pasting.pool import Foreground, write_pool
@@ -196,6 +197,4 @@ def _eroded(mask: Tensor) -> Tensor:
 def _thumbnail(image: Tensor, mask: Tensor, side: int = 160) -> NDArray[np.uint8]:
     """Return a thumbnail (h,w,3) in which pixels outside the mask are darkened."""
     pixels = torch.where(mask, image, image // 3).permute(1, 2, 0).numpy()
-    scale = side / max(pixels.shape[:2])
-    size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
-    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+    return resize_long_side(pixels, side, enlarge=cv2.INTER_AREA)

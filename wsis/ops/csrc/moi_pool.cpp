@@ -1,4 +1,4 @@
-// MoIPool on the CPU, under PyTorch's stable ABI. Schemas, fake kernels and autograd are in wsis/ops/pooling.py.
+// MoIPool on the CPU, under PyTorch's stable ABI. Schemas, fake kernels and autograd are in wsis/ops/moi_pool.py.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -37,7 +37,7 @@ T* write(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
 }
 
-// Maps (N,D,HW) <-> blocks of lanes (N,blocks,HW,kLanes): what is read together lies together.
+// Maps (N,D,HW) <-> blocks of lanes (N,blocks,HW,kLanes), contiguous in the order in which they are read.
 template <typename T, bool Pack>
 void convert(const Shape& s, std::conditional_t<Pack, const T*, T*> maps, std::vector<T>& packed) {
   parallel_for(0, s.images * s.blocks(), 1, [&](int64_t begin, int64_t end) {
@@ -91,7 +91,7 @@ void list_cells(const Shape& s, const Tensor& windows, const Tensor& cells, int6
   }
 }
 
-// The maximum over some cells of a block, and where asked the cell it is in, the first of equals. Local arrays of constant
+// The maximum over some cells of a block, and if asked for its cell, the first of equal ones. Local arrays of constant
 // length stay in registers; through pointers the compiler leaves the cell's lanes scalar, which is ten times slower.
 template <typename T, bool Where>
 inline void maximum(const T* block, const int32_t* cells, int32_t count, T* top, int32_t* where) {
@@ -142,7 +142,7 @@ Tensor pool(const Shape& s, const Tensor& features, const Tensor& windows, const
   return pooled;
 }
 
-// The maxima are found again: to keep their places would double what the forward pass writes.
+// The maxima are computed again: storing their cells would double what the forward pass writes.
 template <typename T>
 Tensor unpool(const Shape& s, const Tensor& grad, const Tensor& features, const Tensor& windows, const Tensor& cells,
               int64_t compensation) {

@@ -1,9 +1,9 @@
-// MoIPool on CUDA, under PyTorch's stable ABI. Schemas, fake kernels and autograd are in wsis/ops/pooling.py.
+// MoIPool on CUDA, under PyTorch's stable ABI. Schemas, fake kernels and autograd are in wsis/ops/moi_pool.py.
 //
 // A block takes 64 channels of one region. Its warps share the bins; the lanes of a warp are neighbouring channels of a
 // channels-last map, so a cell is tested once for 64 channels and read in whole lines. Bins pass through shared memory in
-// tiles, so that pooled values are written, and gradients read, in whole lines too. The backward pass finds the maxima again:
-// to keep their places would double what the forward pass writes.
+// tiles, so that pooled values are written, and gradients read, in whole lines too. The backward pass computes the
+// maxima again: storing their cells would double what the forward pass writes.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -41,7 +41,7 @@ struct Shape {
 template <typename T>
 using Exact = std::conditional_t<std::is_same_v<T, double>, double, float>;  // halves are compared and scaled as floats
 
-// How many of a region's bins hold a cell of it; a warp takes a bin, its lanes the cells.
+// Counts the non-empty bins of each region; a warp takes a bin, its lanes the cells.
 __device__ int count_filled(const Shape& s, const int32_t* window, const bool* cells) {
   __shared__ int filled;
   if (threadIdx.x == 0) filled = 0;

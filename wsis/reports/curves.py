@@ -1,0 +1,81 @@
+"""Training curves of a run, as small charts in SVG."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["Curve", "chart", "read_curves"]
+
+MAX_POINTS = 200
+"""Points of a chart; longer curves are averaged, which keeps the page small and lines readable."""
+WIDTH, HEIGHT = 300, 120
+
+Points = list[tuple[float, float]]
+
+
+class Curve(NamedTuple):
+    """A logged value over the steps of a stage."""
+
+    name: str
+    points: Points
+    """(step, value), by step."""
+
+
+def read_curves(run: Path) -> list[Curve]:
+    """Read metrics.csv of all stages of a run: a curve for each column with at least two values."""
+    curves = []
+    for path in sorted(run.glob("*/metrics.csv")):
+        columns: dict[str, Points] = {}
+        with open(path, newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                step = _number(row["step"]) or 0.0
+                for name, text in row.items():
+                    value = _number(text)
+                    if name not in ("step", "epoch") and value is not None:
+                        columns.setdefault(name, []).append((step, value))
+        stage = path.parent.name
+        curves += [Curve(f"{stage}: {name}", line) for name, line in columns.items() if line[1:]]
+    return curves
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def chart(curve: Curve) -> str:
+    """Draw a curve as an HTML figure, with its last value and its extent."""
+    steps, values = zip(*_thinned(curve.points), strict=True)
+    low, high = min(values), max(values)
+    across, up = (steps[-1] - steps[0]) or 1, (high - low) or 1
+    line = " ".join(
+        f"{(step - steps[0]) / across * WIDTH:.1f},{HEIGHT - (value - low) / up * HEIGHT:.1f}"
+        for step, value in zip(steps, values, strict=True)
+    )
+    name = escape(curve.name)
+    return (
+        f"<figure><figcaption>{name} <b>{values[-1]:.4g}</b></figcaption>"
+        f'<svg viewBox="-4 -4 {WIDTH + 8} {HEIGHT + 8}" role="img" aria-label="{name}">'
+        f'<path class="axis" d="M0 0V{HEIGHT}H{WIDTH}"/><polyline points="{line}"/></svg>'
+        f'<div class="ends"><span>{low:.4g} to {high:.4g}</span>'
+        f"<span>step {steps[0]:.0f} to {steps[-1]:.0f}</span></div></figure>"
+    )
+
+
+def _thinned(points: Points) -> Points:
+    """Average neighbouring points."""
+    count = -(-len(points) // MAX_POINTS)
+    groups = [points[i : i + count] for i in range(0, len(points), count)]
+    return [(_mean([s for s, _ in group]), _mean([v for _, v in group])) for group in groups]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

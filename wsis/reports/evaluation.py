@@ -1,0 +1,266 @@
+"""Evaluate predictions against the ground truth of a data set; write and read metrics.json."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from torchmetrics import Metric
+
+from wsis.data.samples import truth_of
+from wsis.errors import InputError
+from wsis.files import read_json, whole
+from wsis.images.panoptic import PanopticMaps
+from wsis.inference import load, store_predictions
+from wsis.metrics import VOCAP, CorLoc, InstanceAP, MaskIoU, PanopticQuality
+from wsis.metrics.panoptic_results import PANOPTIC, read_panoptic
+from wsis.metrics.results import read_results
+from wsis.types import Index, Prediction, Truth, class_of
+
+__all__ = [
+    "PANOPTIC_METRICS",
+    "Metrics",
+    "annotated_index",
+    "evaluate",
+    "evaluate_file",
+    "evaluate_run",
+    "ground_truth",
+    "read_metrics",
+    "results_folder",
+]
+
+PANOPTIC_METRICS = ("PQ", "SQ", "RQ")
+
+
+class Metrics(NamedTuple):
+    """Metrics from 0 to 1; nan where there is no ground truth to compare with."""
+
+    overall: dict[str, float]
+    per_class: dict[str, dict[str, float]]
+    """Class name -> metric -> value."""
+
+
+def results_folder(run: Path, split: str, stage: str | None = None) -> Path:
+    """Return the folder that holds the results of a run on a split: RUN/test-SPLIT or -STAGE."""
+    return run / "-".join(filter(None, ("test", split, stage)))
+
+
+def annotated_index(data: Any, split: str) -> Index:
+    """Return the index of a split.
+
+    Raises:
+        InputError: its images have neither boxes nor masks.
+    """
+    index: Index = data.index(split)
+    if not any(index.annotations.values()):
+        raise InputError(
+            f"{index.name} has no boxes or masks in its {split} split to evaluate with; "
+            "annotate some images"
+        )
+    return index
+
+
+def ground_truth(index: Index) -> list[Truth]:
+    """Return the annotations of each image for metrics."""
+    classes = class_of(index.categories)
+    return [
+        truth_of(index.annotations.get(i["id"], []), classes, (i["height"], i["width"]))
+        for i in index.images
+    ]
+
+
+def evaluate_run(
+    run: Path,
+    data: Any,
+    split: str = "val",
+    stage: str | None = None,
+    folder: Path | None = None,
+    panoptic: Path | None = None,
+    accelerator: str = "auto",
+    devices: int = 1,
+) -> Metrics | None:
+    """Predict a split with a trained run and write predictions.json and metrics.json.
+
+    Args:
+        run: folder of the run.
+        data: module with the annotations to compare with.
+        split: "train" or "val".
+        stage: trained stage; the last if None.
+        folder: to write to; `results_folder` if None.
+        panoptic: panoptic json to evaluate in place of the predicted one.
+        accelerator: as Lightning calls it.
+        devices: how many.
+
+    Returns:
+        The metrics; None on all ranks but the first.
+    """
+    annotated_index(data, split)
+    model = load(run, stage).model
+    place = folder or results_folder(run, split, stage)
+    file = store_predictions(model, data, split, place, accelerator, devices)
+    if file is None:
+        return None
+    return evaluate_file(file, data, split, place, panoptic, model.needs_boxes, run)
+
+
+def evaluate_file(
+    file: Path,
+    data: Any,
+    split: str = "val",
+    folder: Path | None = None,
+    panoptic: Path | None = None,
+    given_boxes: bool = False,
+    run: Path | None = None,
+) -> Metrics:
+    """Evaluate a COCO results file and write metrics.json.
+
+    Args:
+        file: the results.
+        data: module with the annotations to compare with.
+        split: "train" or "val".
+        folder: to write to; that of `file` if None.
+        panoptic: panoptic json; panoptic.json beside `file`, where there is one, if None.
+        given_boxes: whether the boxes were given, so that only the masks in them are evaluated.
+        run: the run that made the results.
+
+    Raises:
+        InputError: a file without predictions that no run made, or results of other data.
+    """
+    index = annotated_index(data, split)
+    predictions = read_results(file, index.images, index.categories)
+    if not any(len(prediction.labels) for prediction in predictions):
+        if run is None:
+            raise InputError(f"{file} holds no predictions; write it again, or name another file")
+        print("this model finds nothing in these images")
+    names = [category["name"] for category in index.categories]
+    metrics = evaluate(predictions, ground_truth(index), names, given_boxes)
+    maps = _panoptic_maps(panoptic, file.with_name(PANOPTIC), index)
+    if maps:
+        metrics = _with_panoptic(metrics, maps, index, predictions)
+    facts = {"predictions": str(run or file), "data": index.name, "split": split}
+    _write_metrics(folder or file.parent, metrics, {**facts, "images": len(predictions)})
+    return metrics
+
+
+def evaluate(
+    predictions: Sequence[Prediction],
+    truths: Sequence[Truth],
+    names: Sequence[str],
+    given_boxes: bool = False,
+) -> Metrics:
+    """Compute all metrics of predictions; only those of boxes if a prediction has no masks.
+
+    Args:
+        predictions: one per image.
+        truths: of the same images.
+        names: class names.
+        given_boxes: whether the boxes were given, so that only the masks in them are evaluated.
+    """
+    classes = len(names)
+    if given_boxes:
+        metrics: list[Metric] = [MaskIoU(classes)]
+    else:
+        masked = all(len(p.masks) == len(p.labels) for p in predictions)
+        kinds: tuple[Literal["mask", "box"], ...] = ("mask", "box") if masked else ("box",)
+        metrics = [InstanceAP(classes), CorLoc(classes)]
+        for kind in kinds:
+            metrics += [VOCAP(0.5, "all", kind, classes), VOCAP(0.5, "11", kind, classes)]
+    values: dict[str, Any] = {}
+    for metric in metrics:
+        metric.update(list(predictions), list(truths))
+        values |= metric.compute()
+    overall, columns = _split(values)
+    per_class = {
+        name: {key: column[c] for key, column in columns.items()} for c, name in enumerate(names)
+    }
+    return Metrics(overall, per_class)
+
+
+def _split(values: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Return the metrics over all classes, and the columns of metrics per class."""
+    overall = {name: float(value) for name, value in values.items() if value.ndim == 0}
+    columns = {
+        name.removeprefix("per_class/"): value.tolist()
+        for name, value in values.items()
+        if value.ndim
+    }
+    return overall, columns
+
+
+def _panoptic_maps(given: Path | None, beside: Path, index: Index) -> PanopticMaps | None:
+    """Return the predicted panoptic maps; None if there are none, or no ground truth for them."""
+    if given is None and not beside.is_file():
+        return None
+    if index.panoptic is not None:
+        return read_panoptic(given or beside, index.images, index.categories, index.stuff)
+    lack = f"{index.name} as read here has no panoptic annotations"
+    if given:
+        raise InputError(f"{lack} to evaluate {given} with; for COCO set --data.panoptic true")
+    print(f"{beside} is not evaluated: {lack}")
+    return None
+
+
+def _with_panoptic(
+    metrics: Metrics, maps: PanopticMaps, index: Index, predictions: Sequence[Prediction]
+) -> Metrics:
+    """Add panoptic quality, image by image: the maps of a data set would not fit in memory."""
+    metric = PanopticQuality(len(index.categories), len(index.stuff))
+    for image, prediction, truth in zip(
+        index.images, predictions, ground_truth(index), strict=True
+    ):
+        true = index.panoptic(image) if index.panoptic else None
+        predicted = None if true is None else maps(image)
+        if true is not None and predicted is None:
+            raise InputError(
+                f"{maps.folder}.json has no map of image {image['id']}; "
+                "predict all images of the split"
+            )
+        metric.update([prediction._replace(panoptic=predicted)], [truth._replace(panoptic=true)])
+    overall, columns = _split(metric.compute())
+    per_class = {name: dict(known) for name, known in metrics.per_class.items()}
+    for c, category in enumerate([*index.categories, *index.stuff]):
+        known = per_class.setdefault(category["name"], {})
+        known |= {name: columns[name][c] for name in PANOPTIC_METRICS}
+    return Metrics(metrics.overall | overall, per_class)
+
+
+def _write_metrics(folder: Path, metrics: Metrics, facts: Mapping[str, Any]) -> None:
+    content = {
+        **facts,
+        "metrics": _without_nan(metrics.overall),
+        "per_class": {name: _without_nan(values) for name, values in metrics.per_class.items()},
+    }
+    with whole(folder / "metrics.json") as scratch:
+        scratch.write_text(json.dumps(content, indent=1))
+
+
+def _without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Replace nan, which json does not know, by None."""
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
+
+
+def read_metrics(path: Path, index: Index) -> Metrics:
+    """Read metrics.json.
+
+    Raises:
+        InputError: the file is damaged, or was written for other images.
+    """
+    content = read_json(path)
+    needed = {"metrics", "per_class", "images", "data"}
+    if not isinstance(content, dict) or not needed <= content.keys():
+        raise InputError(f"{path} is not what wsis.test writes; delete its folder to evaluate anew")
+    if (content["data"], content["images"]) != (index.name, len(index.images)):
+        theirs = f"{content['images']} images of {content['data']}"
+        ours = f"{len(index.images)} of {index.name}"
+        raise InputError(
+            f"{path} is of {theirs}, the run's data has {ours}; delete its folder to evaluate anew"
+        )
+    per_class = {name: _with_nan(values) for name, values in content["per_class"].items()}
+    return Metrics(_with_nan(content["metrics"]), per_class)
+
+
+def _with_nan(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if value is None else float(value) for name, value in values.items()}
