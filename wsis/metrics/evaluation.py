@@ -111,7 +111,7 @@ class Evaluation(Callback):
         wanted = self.pictures - len(self._drawn)
         for prediction, sample in list(zip(predictions, batch, strict=True))[:wanted]:
             image, truth = sample["image"], sample.get("truth")
-            sides = {"prediction": overlay(image, prediction, least_score=self.least_score)}
+            sides = {"prediction": overlay(image, prediction, score_threshold=self.least_score)}
             if truth:
                 sides["truth"] = overlay(image, truth)
             if prediction.panoptic is not None:

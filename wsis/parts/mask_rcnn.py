@@ -234,7 +234,7 @@ class Pyramid(nn.Module):
         self.fpn = FeaturePyramidNetwork(inputs, channels, LastLevelMaxPool())
 
     def forward(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The backbone's maps -> the pyramid's, "0" (finest), "1", ... and "pool" (N,channels,h,w)."""
+        """The backbone's maps -> the pyramid's (N,channels,h,w): "0" (finest), "1", ..., "pool"."""
         return self.fpn({str(i): maps[level] for i, level in enumerate(self.levels)})
 
     def pooler(self, size: int) -> MultiScaleRoIAlign:

@@ -1,4 +1,6 @@
-"""CCGR: masks from tags by boxes that centre-context-gap refinement tightens (Center-context-gap Refinement for WSIS, 2020).
+"""CCGR: masks from tags by centre-context-gap refinement of boxes.
+
+From "Center-context-gap Refinement for WSIS", 2020.
 
 Three branches are trained in turn, in rounds. A detector chooses one box from each bag of proposals
 around a peak of the classifier's maps. A semantic segmentation learns where classes are. Boxes are
@@ -6,22 +8,28 @@ moved until the segmentation is high inside and low around them; what is segment
 mask that a segmentor learns, whose detections make the next round's labels.
 
     symbol        name            shape
-    B             bag             (R,4)       the R proposals around one peak, or around one detection
+    B             bag             (R,4)       the R proposals around one peak, or around one
+                                              detection
     x_cls, x_det  streams         (R,C)       the detector's logits
     phi           scores.sum(0)   (C,)        scores of a bag
-    S             maps            (C+1,H,W)   the segmentation's probabilities of the image's classes, background last
+    S             maps            (C+1,H,W)   the segmentation's probabilities of the image's
+                                              classes, background last
     O             foreground      (H,W)       class activation maps carried along affinities
     T             rounds                      number of times the branches are trained
 
 Where the paper is silent, or cannot be meant:
 
-    eq. (3)     Phi(C) is the mean over the ring; the printed difference of two means is no mean, and shrinks boxes
+    eq. (3)     Phi(C) is the mean over the ring; the printed difference of two means is no mean,
+                and shrinks boxes
     "ADAM"      with the momentum given, AdamW; "epochs" are iterations
     10 boxes    a bag without ten proposals has fewer; a peak without any is dropped
-    peaks       those of the classifier's maps, not of back-propagated ones: only their positions matter
-    shape       boxes end inside round objects, whatever the form: `whole` draws them around the object's connected part
+    peaks       those of the classifier's maps, not of back-propagated ones: only their positions
+                matter
+    shape       boxes end inside round objects, whatever the form: `whole` draws them around the
+                object's connected part
     stop        a box stops before it takes in a second peak of its own class
-    detections  of tagged classes, the best of each and those above `score_threshold`, are the bags of the next round
+    detections  of tagged classes, the best of each and those above `score_threshold`, are the bags
+                of the next round
 """
 
 from __future__ import annotations
@@ -43,7 +51,7 @@ from wsis.evidence.boxes import Form, refine_boxes, surround_part
 from wsis.files import read_json
 from wsis.method import Method, Stages, filled
 from wsis.models.ccgr.branches import BagDetector, Boxes, Segmentation
-from wsis.models.ccgr.hints import write_first_labels, write_next_labels
+from wsis.models.ccgr.pseudo_labels import write_first_labels, write_next_labels
 from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.parts.classifier import pretrain
 from wsis.runs.stage import Stage
@@ -131,7 +139,7 @@ class CCGR(Method):
         self.save_hyperparameters()
 
     def stages(self, run: Stages, data: Any) -> None:
-        """Train the classifier and affinities, then the three branches and the segmentor in rounds."""
+        """Train the classifier and affinities, then three branches and the segmentor in rounds."""
         affinity, branches = self.affinity(), self.branches()
         check_depth(affinity.model.backbone, branches)
         classifier = pretrain(run, self, self.settings, data)
@@ -158,7 +166,7 @@ class CCGR(Method):
         labels: Path,
         peaks: Path,
     ) -> None:
-        """Train detector and segmentation on a round's labels, and the segmentor on the masks of refined boxes."""
+        """Train detector and segmentation on a round's labels, the segmentor on refined boxes."""
         detector, segmentation, segmentor = branches
         detector.model.backbone.load(classifier)
         segmentation.model.backbone.load(classifier)
@@ -171,7 +179,7 @@ class CCGR(Method):
         segmentor.train(run, f"{name}-segmentor", data, masks)
 
     def next_labels(self, run: Stages, data: Any, name: str, segmentor: Method) -> Path:
-        """Write the next round's labels around the segmentor's detections on the training images."""
+        """Write the next round's labels from the segmentor's detections on training images."""
         threshold, size = self.hparams["score_threshold"], self.hparams["bag_size"]
         detections = run.label(f"{name}-detections", segmentor, data, threshold)
         produce = partial(write_next_labels, detections=detections, data=data, size=size)
@@ -208,7 +216,7 @@ class Branches(NamedTuple):
 
 
 class Refinement(Method):
-    """Label images by the boxes of a detector, refined on the maps of a segmentation; both are trained.
+    """Label images by boxes of a trained detector, refined on maps of a trained segmentation.
 
     Args:
         detector: chooses a box of each bag.
@@ -243,7 +251,7 @@ class Refinement(Method):
         }
 
     def label(self, batch: Batch, score_threshold: float = 0.0) -> list[Prediction]:
-        """Return masks of the images' refined boxes: what is segmented as a box's class inside it."""
+        """Return masks of refined boxes: the pixels in a box that are segmented as its class."""
         maps = [self.maps(sample) for sample in batch]
         if self.hparams["boxes"] == "detector":
             chosen = self.detector.choose(batch)
@@ -257,13 +265,13 @@ class Refinement(Method):
         return [cut_out(s, m, b) for s, m, b in zip(batch, maps, refined, strict=True)]
 
     def maps(self, sample: Sample) -> Tensor:
-        """Probabilities (C+1,H,W) of background and the image's classes; those it is not tagged with have none."""
+        """Return probabilities (C+1,H,W) of tagged classes and background, 0 for other classes."""
         logits, (height, width) = self.segmentation([sample["image"]])[0], sample["size"]
         absent = F.pad(sample["target"]["tags"] == 0, (0, 1), value=False)
         return logits[:, :height, :width].masked_fill(absent[:, None, None], -torch.inf).softmax(0)
 
     def refine(self, maps: list[Tensor], chosen: list[Boxes], images: list[int]) -> list[Boxes]:
-        """Refine the boxes of all images at once, each on its class's map, unless it would take in a second peak of it."""
+        """Refine the boxes of all images at once, each on its class's map up to a second peak."""
         pairs = torch.cat([F.pad(b.labels[:, None], (1, 0), value=n) for n, b in enumerate(chosen)])
         used, index = torch.unique(pairs, dim=0, return_inverse=True)
         needed = [maps[n][label] for n, label in used.tolist()]
@@ -290,7 +298,7 @@ class Refinement(Method):
 
 
 def check_depth(classifier: Backbone, branches: Branches) -> None:
-    """Raise InputError for a branch whose backbone has feature maps that the classifier, which it starts from, lacks."""
+    """Raise InputError for a branch with feature maps that the classifier it starts from lacks."""
     known = len(classifier.strides)
     for setting in ("detector", "segmentation"):
         needed = len(getattr(branches, setting).model.backbone.strides)
@@ -327,7 +335,7 @@ def around_parts(maps: Tensor, boxes: Boxes, context: float) -> Boxes:
 
 
 def cut_out(sample: Sample, maps: Tensor, chosen: Boxes) -> Prediction:
-    """What is segmented (C+1,H,W) as each box's class inside it; boxes that hold nothing of it are left out."""
+    """Return the pixels (C+1,H,W) in each box segmented as its class, without empty boxes."""
     best, masks, kept = maps.argmax(0).cpu().numpy(), [], []
     for k, ((x1, y1, x2, y2), label) in enumerate(
         zip(chosen.boxes.round().int().tolist(), chosen.labels.tolist(), strict=True)
