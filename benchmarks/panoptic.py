@@ -20,7 +20,7 @@ from wsis.datasets.coco import COCO
 from wsis.metrics import PanopticQuality
 from wsis.reports.table import mean_and_range, print_table
 from wsis.runs.record import stages
-from wsis.types import Prediction, Truth
+from wsis.types import GroundTruth, Prediction
 
 ROWS = {
     "moi_pool": [],
@@ -74,7 +74,7 @@ def real(folder: Path, data: Path, weights: Path) -> None:
     index = coco.index("val")
     tags = [tag for found in coco.index("train").stuff_tags.values() for tag in found]
     most, floor = max(set(tags), key=tags.count), PanopticQuality(20, len(index.stuff))
-    nothing = Truth(
+    nothing = GroundTruth(
         torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), [], torch.zeros(0, dtype=torch.bool)
     )
     for image in index.images:

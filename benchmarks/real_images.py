@@ -22,11 +22,11 @@ from wsis.files import read_json
 from wsis.metrics import CorLoc
 from wsis.reports.table import mean_and_range, print_table
 from wsis.runs.record import stages
-from wsis.types import Prediction, Proposals, Truth
+from wsis.types import GroundTruth, Prediction, Proposals
 
 COLUMNS = (("train", "CorLoc"), ("train", "CorLoc_images"), ("val", "AP25"), ("val", "AP50"))
 PROPOSALS = 300
-Score = Callable[[Proposals, Truth], torch.Tensor]
+Score = Callable[[Proposals, GroundTruth], torch.Tensor]
 
 
 def main() -> None:
@@ -121,7 +121,7 @@ def figures(model: str, seed: int, asked: argparse.Namespace) -> list[float]:
     ]
 
 
-def _overlap(boxes: torch.Tensor, truth: Truth) -> torch.Tensor:
+def _overlap(boxes: torch.Tensor, truth: GroundTruth) -> torch.Tensor:
     """Best IoU (P,20) of boxes with a truth of each class."""
     overlap = box_iou(boxes, truth.boxes)
     return torch.stack(

@@ -189,7 +189,7 @@ def make_sample() -> dict:
     image[2, 16:48, 64:88] = 250
     boxes = torch.tensor([[8.0, 8, 24, 24], [8, 40, 24, 56], [64, 16, 88, 48]])
     target = {"tags": torch.ones(2), "boxes": boxes, "labels": torch.tensor([0, 0, 1])}
-    target |= {"masks": masks, "unsure": torch.tensor([False, False, True])}
+    target |= {"masks": masks, "ignore_mask": torch.tensor([False, False, True])}
     return {"image": image, "image_id": 1, "size": (64, 96), "target": target}
 
 

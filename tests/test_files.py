@@ -7,11 +7,11 @@ import errno
 import pytest
 
 from wsis.errors import InputError
-from wsis.files import whole
+from wsis.files import atomic_write
 
 
 def write(path, text, error):
-    with whole(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_text(text)
         raise error
 
@@ -31,7 +31,7 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path, error):
 
 def test_what_ends_well_takes_its_place(tmp_path):
     for text in ("first", "second"):
-        with whole(tmp_path / "new/folder/a.txt") as scratch:
+        with atomic_write(tmp_path / "new/folder/a.txt") as scratch:
             scratch.write_text(text)
             assert scratch.parent == tmp_path / "new/folder", (
                 "on one file system, so that the step is one"

@@ -1,7 +1,8 @@
 """Weakly supervised instance segmentation: seven methods, from tags and boxes to masks.
 
-`wsis.PDSL` and every other model and data set, `wsis.Method`, `wsis.load(RUN)` and `wsis.predict(model, image)` are
-imported when first used: `import wsis` alone loads neither torch nor a method.
+`wsis.PDSL` and every other model and data set, `wsis.Method`, `wsis.load(RUN)` and
+`wsis.predict(model, image)` are imported when first used: `import wsis` alone loads neither torch
+nor a method.
 """
 
 from __future__ import annotations

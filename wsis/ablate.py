@@ -1,4 +1,4 @@
-"""Train the rows of ablation tables: `python -m wsis.ablate configs/ablation/pdsl.yaml --seeds 3`."""
+"""Train the rows of ablation tables: `python -m wsis.ablate configs/ablation/pdsl.yaml`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wsis.command_line.parser import CLI, Help, parse
 from wsis.command_line.settings import spelled
 from wsis.command_line.trainers import write_settings
 from wsis.errors import InputError
-from wsis.files import whole
+from wsis.files import atomic_write
 from wsis.fingerprint import fingerprint
 from wsis.reports.ablation import (
     Ablation,
@@ -110,8 +110,8 @@ def ablate(
 ) -> list[Row]:
     """Train rows of a file of tables; write OUT/ablation.csv and OUT/ablation.md.
 
-    Each row and seed is an ordinary run in OUT/ROW/SEED. Stages that runs have in common train once,
-    and a repeated command continues where it was stopped. In a setting of wsis.fit, {seed}
+    Each row and seed is an ordinary run in OUT/ROW/SEED. Stages that runs have in common train
+    once, and a repeated command continues where it was stopped. In a setting of wsis.fit, {seed}
     stands for the run's seed: `--data.seed {seed}` generates other data for each seed.
 
     Args:
@@ -291,7 +291,7 @@ def _show(batch: Batch, rows: Sequence[Row]) -> None:
             print_table(lines_of(group, headings(table)))
     cells = csv_rows(rows, {m: m for table in ablation.tables for m in table.metrics})
     write_csv(batch.out / "ablation.csv", cells)
-    with whole(batch.out / "ablation.md") as scratch:
+    with atomic_write(batch.out / "ablation.md") as scratch:
         scratch.write_text(markdown(ablation, data, rows), encoding="utf-8")
     print(f"\nwrote {batch.out / 'ablation.csv'}, {batch.out / 'ablation.md'}")
     if batch.first.wandb.project and "WANDB_SWEEP_ID" not in os.environ:  # its run is the agent's

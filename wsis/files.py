@@ -19,20 +19,20 @@ import numpy as np
 from wsis.errors import InputError
 
 __all__ = [
+    "atomic_write",
     "cache_folder",
     "clear_scratch",
     "database",
     "read_json",
     "read_lists",
     "read_pickle",
-    "whole",
 ]
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
-def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a scratch path that replaces `path` on success; on failure `path` is left untouched.
 
     Raises:
@@ -63,7 +63,7 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def clear_scratch(folder: Path) -> None:
-    """Delete scratch files that killed processes left under `folder` in `whole`."""
+    """Delete scratch files that killed processes left under `folder` in `atomic_write`."""
     for scratch in folder.rglob(".*." + 8 * "[0-9a-f]"):
         scratch.unlink(missing_ok=True)
 

@@ -81,7 +81,8 @@ def _work(run: Run, model: Method, data: pl.LightningDataModule) -> None:
     except OnlyStage as unfinished:
         if run.only not in run.names:
             raise InputError(
-                f"stage '{unfinished}' is not finished with these settings, so '{run.only}' was not reached"
+                f"stage '{unfinished}' is not finished with these settings, so '{run.only}' was "
+                "not reached"
             ) from None
     else:
         if run.only not in (None, *run.names):

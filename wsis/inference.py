@@ -65,8 +65,8 @@ def load(run: str | os.PathLike[str], stage: str | None = None) -> Loaded:
 
     Args:
         run: the folder.
-        stage: name of the stage whose model is wanted; by default the last that was trained, which of a method that ends with
-            Mask R-CNN is Mask R-CNN.
+        stage: name of the stage whose model is wanted; by default the last that was trained, which
+            of a method that ends with Mask R-CNN is Mask R-CNN.
 
     Raises:
         InputError: not the folder of a run, or the model is not trained yet.
@@ -80,7 +80,8 @@ def load(run: str | os.PathLike[str], stage: str | None = None) -> Loaded:
     checkpoint = folder / name / "checkpoints/last.ckpt"
     if not intact(checkpoint):
         raise InputError(
-            f"{checkpoint} is damaged or missing; mend it with `python -m wsis.fit --resume {folder}`"
+            f"{checkpoint} is damaged or missing; mend it with `python -m wsis.fit --resume "
+            f"{folder}`"
         )
     given = config["model"].get("init_args") or {}
     later = {setting: given[setting] for setting in known[name].label_settings if setting in given}
@@ -98,7 +99,9 @@ def load(run: str | os.PathLike[str], stage: str | None = None) -> Loaded:
 
 
 def trained(run: Path) -> dict[str, type[Method]]:
-    """Return names and classes of a run's trained stages that predict, in order; the method's own always counts.
+    """Return names and classes of a run's trained stages that predict, in order.
+
+    A stage that trains the method itself always counts.
 
     Raises:
         InputError: not the folder of a run, or no such stage is finished.
@@ -258,7 +261,8 @@ def predict(
 
 
 def _to(proposals: Proposals, device: torch.device) -> Proposals:
-    return Proposals(*(None if column is None else column.to(device) for column in proposals))  # type: ignore[arg-type]
+    columns = (None if column is None else column.to(device) for column in proposals)
+    return Proposals(*columns)  # type: ignore[arg-type]
 
 
 def _pixels(image: Any) -> NDArray[np.uint8]:
@@ -271,6 +275,7 @@ def _pixels(image: Any) -> NDArray[np.uint8]:
         image = np.asarray(image.convert("RGB"))
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise InputError(
-            f"an image is (H,W,3) uint8 RGB, or (3,H,W) as a tensor, not {image.shape} {image.dtype}"
+            f"an image is (H,W,3) uint8 RGB, or (3,H,W) as a tensor, not {image.shape} "
+            f"{image.dtype}"
         )
     return np.ascontiguousarray(image)

@@ -49,8 +49,8 @@ def label_images(
         run: Folder of a finished run.
         out: COCO instances json to write, with `score`, `source` and `ignore` of each annotation.
         images: Folder of images to label in place of the run's own.
-        labels: Tags (.csv) or boxes (COCO json) of these images, relative to `images`; labels.csv or
-            labels.json there if not given.
+        labels: Tags (.csv) or boxes (COCO json) of these images, relative to `images`; labels.csv
+            or labels.json there if not given.
         split: Which of the run's own images: train or val.
         stage: Trained stage to use; by default the last with labels of its own, else the last.
         score: Lowest score of a label that is not the best of its class.
@@ -68,7 +68,8 @@ def label_images(
         split = "train"
     count = store_labels(model, data, split, out, run, score, accelerator, devices)
     if count is not None:
-        print(f"{count} labels on {len(data.index(split).images)} images: {out}")  # type: ignore[attr-defined]
+        images_labelled = len(data.index(split).images)  # type: ignore[attr-defined]
+        print(f"{count} labels on {images_labelled} images: {out}")
     return out
 
 

@@ -17,7 +17,7 @@ from wsis.command_line.parser import Help, parse
 from wsis.data.index import read_coco
 from wsis.data.module import Augment, DataModule, Loading
 from wsis.errors import InputError
-from wsis.files import whole
+from wsis.files import atomic_write
 from wsis.images import draw
 from wsis.images.read import pictures, read_image
 from wsis.inference import classes_of, load, store_predictions, trained
@@ -60,7 +60,8 @@ def predict_images(
 ) -> Path:
     """Predict images and write predictions.json (COCO results), images.json and overlays/.
 
-    A panoptic method also writes panoptic.json and panoptic/ (COCO's format) and overlays/panoptic/.
+    A panoptic method also writes panoptic.json and panoptic/ (COCO's format) and
+    overlays/panoptic/.
 
     Args:
         images: Images, and folders of images.
@@ -92,7 +93,7 @@ def predict_images(
     results = store_predictions(model, given, "train", out, accelerator, devices)
     if results is not None:
         index = given.index("train")
-        with whole(out / "images.json") as scratch:
+        with atomic_write(out / "images.json") as scratch:
             scratch.write_text(
                 json.dumps({"images": index.images, "categories": index.categories}, indent=1)
             )
@@ -204,7 +205,7 @@ def _draw(results: Path, index: Index, score: float, folder: Path) -> None:
         drawn = draw.overlay(
             read_image(Path(image["file_name"])), prediction, names, score, _long_side(image)
         )
-        with whole(folder / f"{name}.jpg") as scratch:
+        with atomic_write(folder / f"{name}.jpg") as scratch:
             scratch.write_bytes(draw.jpeg(drawn))
 
 
@@ -220,7 +221,7 @@ def _draw_panoptic(results: Path, index: Index, folder: Path) -> None:
             drawn = draw.overlay_panoptic(
                 read_image(Path(image["file_name"])), panoptic, names, stuff, _long_side(image)
             )
-            with whole(folder / f"{name}.jpg") as scratch:
+            with atomic_write(folder / f"{name}.jpg") as scratch:
                 scratch.write_bytes(draw.jpeg(drawn))
 
 

@@ -16,13 +16,13 @@ from torch import Tensor
 __all__ = [
     "RLE",
     "Batch",
+    "GroundTruth",
     "Index",
     "Prediction",
     "Proposals",
     "Record",
     "Sample",
     "Target",
-    "Truth",
     "View",
     "class_of",
     "size_of",
@@ -70,7 +70,7 @@ class Target(TypedDict, total=False):
     """(M,) int64, ascending, bag of each box; with `boxes`, if annotations have bags."""
     masks: Tensor
     """(M,H,W) bool."""
-    unsure: Tensor
+    ignore_mask: Tensor
     """(M,) bool, True where the mask is missing or marked `ignore`; with `masks`.
 
     Box and label are valid all the same.
@@ -106,7 +106,7 @@ class View(NamedTuple):
         return torch.stack([x1, y1, x2, y2], -1)
 
 
-class Truth(NamedTuple):
+class GroundTruth(NamedTuple):
     """Annotations of one image in original pixels, for metrics only; never in training samples."""
 
     boxes: Tensor
@@ -139,7 +139,7 @@ class Sample(TypedDict, total=False):
     proposals: Proposals
     """In pixels of `image`."""
     target: Target
-    truth: Truth
+    truth: GroundTruth
     """Evaluation only."""
 
 
@@ -164,7 +164,7 @@ class Prediction(NamedTuple):
     A tensor (N,H,W) at full size would not fit into memory.
     """
     panoptic: Tensor | None = None
-    """(H,W,2) int32, as in `Truth`; None if the method predicts instances only."""
+    """(H,W,2) int32, as in `GroundTruth`; None if the method predicts instances only."""
 
 
 Record = dict[str, Any]

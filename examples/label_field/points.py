@@ -11,7 +11,7 @@ from wsis.types import Record, Target
 
 
 def read(record: Record, classes: Classes) -> Target:
-    """Return the points (M,2) of an image's objects, NaN without a click, and their classes (M,)."""
+    """Return the points (M,2) of an image's objects, NaN if not clicked, and classes (M,)."""
     annotations, nowhere = record["annotations"], [float("nan")] * 2
     points = torch.tensor([a.get("point", nowhere) for a in annotations]).view(-1, 2)
     labels = [classes.things[a["category_id"]] for a in annotations]

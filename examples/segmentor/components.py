@@ -61,8 +61,10 @@ class Components(Method):
         target, stride = sample["target"], self.backbone.stride
         height, width = size_of(sample["image"])
         canvas = target["labels"].new_full((height, width), self.hparams["num_classes"])
-        for box, unsure in zip(target["boxes"].int().tolist(), target["unsure"], strict=True):
-            if unsure:
+        for box, ignore_mask in zip(
+            target["boxes"].int().tolist(), target["ignore_mask"], strict=True
+        ):
+            if ignore_mask:
                 canvas[box[1] : box[3], box[0] : box[2]] = UNKNOWN
         for mask, label in zip(target["masks"], target["labels"], strict=True):
             canvas[mask] = label

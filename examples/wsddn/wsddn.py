@@ -1,4 +1,4 @@
-"""WSDDN (Bilen and Vedaldi, CVPR 2016), its boxes' segments as masks: a method of your own in one file."""
+"""WSDDN (Bilen and Vedaldi, CVPR 2016) with segments as masks: a method in one file."""
 
 from __future__ import annotations
 

@@ -76,11 +76,11 @@ def test_labels_may_be_of_some_images_of_no_object_and_unsure(root: Path, tmp_pa
         ),
     )
     some, none = targets(data)
-    assert some["unsure"].tolist() == [False, True, False, True]
+    assert some["ignore_mask"].tolist() == [False, True, False, True]
     assert some["crowd"].tolist() == [False, False, True, False]
     assert some["masks"].flatten(1).any(1).tolist() == [True, True, True, False]
     assert none["boxes"].shape == (0, 4)
-    assert none["masks"].shape[0] == none["unsure"].shape[0] == 0
+    assert none["masks"].shape[0] == none["ignore_mask"].shape[0] == 0
     assert none["tags"].sum() > 0, "tags stay those of the data set"
     assert data.fingerprint() != COCO(root).fingerprint()
     assert [i["id"] for i in data.index("val").images] == [
@@ -107,7 +107,7 @@ def test_boxes_outside_the_image_are_clipped_or_left_out(root: Path, tmp_path: P
             COCO(root, labels=str(path), augment=COCO(root).augment.__class__(flip=0))
         )
     assert target["boxes"].tolist() == [[0, 0, 30, 40], [200, 200, 256, 256]]
-    assert len(target["masks"]) == len(target["unsure"]) == 2
+    assert len(target["masks"]) == len(target["ignore_mask"]) == 2
 
 
 def test_every_data_set_takes_labels(root: Path, tmp_path: Path) -> None:

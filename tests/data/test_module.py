@@ -222,7 +222,11 @@ def test_pseudo_labels_take_the_place_of_annotations(root: Path, tmp_path: Path)
         1
     )["target"]
     assert target["boxes"].tolist() == [[20, 10, 50, 30]]
-    assert (target["labels"].tolist(), target["crowd"].tolist(), target["unsure"].tolist()) == (
+    assert (
+        target["labels"].tolist(),
+        target["crowd"].tolist(),
+        target["ignore_mask"].tolist(),
+    ) == (
         [1],
         [False],
         [True],

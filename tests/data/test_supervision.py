@@ -29,7 +29,7 @@ AUGMENT = Augment(short_sides=(48, 64), crop=0.9, jitter=1.5)
 TAGS, STUFF = frozenset({"tags"}), frozenset({"tags", "stuff_tags"})
 BOXES, MASKS = TAGS | {"boxes"}, TAGS | {"boxes", "masks"}
 OF_BOXES = {"tags", "boxes", "labels", "crowd"}
-KEYS = {TAGS: TAGS, STUFF: STUFF, BOXES: OF_BOXES, MASKS: OF_BOXES | {"masks", "unsure"}}
+KEYS = {TAGS: TAGS, STUFF: STUFF, BOXES: OF_BOXES, MASKS: OF_BOXES | {"masks", "ignore_mask"}}
 
 
 class Toy(Method):

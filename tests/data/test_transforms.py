@@ -136,12 +136,12 @@ def test_unsure_masks_need_not_be_seen() -> None:
         **{
             "crowd": torch.zeros(2).bool(),
             "masks": torch.zeros(2, 20, 20).bool(),
-            "unsure": torch.tensor([True, False]),
+            "ignore_mask": torch.tensor([True, False]),
         },
     }
     result = cut_target(target, Cut(0, 0, 20, 20, (20, 20), False))
     assert len(result["boxes"]) == len(result["masks"]) == 1
-    assert result["unsure"].tolist() == [True]
+    assert result["ignore_mask"].tolist() == [True]
 
 
 @pytest.mark.parametrize(

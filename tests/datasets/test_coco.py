@@ -220,11 +220,14 @@ def test_polygons_without_area_are_left_out(root: Path) -> None:
         "train", train=True, supervision={"tags", "boxes", "masks"}
     )
     first, second = (samples.sample(k)["target"] for k in range(2))
-    assert (first["unsure"].tolist(), first["masks"].flatten(1).sum(1).tolist()) == (
+    assert (first["ignore_mask"].tolist(), first["masks"].flatten(1).sum(1).tolist()) == (
         [True, False],
         [0, 2],
     )
-    assert (second["unsure"].tolist(), second["masks"].flatten(1).sum(1).tolist()) == ([False], [4])
+    assert (second["ignore_mask"].tolist(), second["masks"].flatten(1).sum(1).tolist()) == (
+        [False],
+        [4],
+    )
 
 
 def test_sizes_may_be_written_as_fractions(root: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 from pycocotools import mask as rle_masks
 
 from wsis.images import draw
-from wsis.types import Prediction, Truth
+from wsis.types import GroundTruth, Prediction
 
 
 def square(x1: int, y1: int, x2: int, y2: int, size=(60, 80)) -> dict:
@@ -67,7 +67,7 @@ def test_odd_objects_do_no_harm():
     """Outside the image, empty, of one pixel; a crowd; a tensor as image; a picture of one pixel."""
     boxes = [[-20, -20, -5, -5], [79, 59, 80, 60], [0, 0, 0, 0]]
     masks = [square(0, 0, 0, 0), square(79, 59, 80, 60), square(0, 0, 0, 0)]
-    truth = Truth(
+    truth = GroundTruth(
         torch.tensor(boxes).float(),
         torch.tensor([0, 1, 30]),
         masks,

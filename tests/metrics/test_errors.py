@@ -11,7 +11,7 @@ from pycocotools import mask as rle_masks
 
 from wsis.metrics import InstanceAP
 from wsis.metrics.errors import ERRORS, KINDS, break_down
-from wsis.types import Prediction, Truth
+from wsis.types import GroundTruth, Prediction
 
 SIDE = 40
 FG, BG = 0.5, 0.1
@@ -38,7 +38,7 @@ def sides(found, there, image=1):
         torch.tensor([c for c, *_ in there]).long(),
     )
     crowd = torch.tensor([k for *_, k in there]).bool()
-    return prediction, Truth(boxes, labels, [mask(*b) for _, b, _ in there], crowd)
+    return prediction, GroundTruth(boxes, labels, [mask(*b) for _, b, _ in there], crowd)
 
 
 def judged(found, there, classes=2):

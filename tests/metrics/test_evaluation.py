@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 from wsis.method import Method
 from wsis.metrics import CorLoc, Evaluation, InstanceAP
 from wsis.metrics.results import to_results
-from wsis.types import Prediction, Truth
+from wsis.types import GroundTruth, Prediction
 
 SIZE = (48, 64)
 
 
-def scene(i: int) -> tuple[Prediction, Truth]:
+def scene(i: int) -> tuple[Prediction, GroundTruth]:
     """Two rectangles of classes 0 and 1, found a little beside where they are."""
     rng = np.random.default_rng(i)
     corners = rng.integers(0, 24, (2, 2))
@@ -34,7 +34,7 @@ def scene(i: int) -> tuple[Prediction, Truth]:
         return torch.from_numpy(boxes), rle_masks.encode(masks)
 
     boxes, masks = side(0)
-    truth = Truth(boxes, torch.tensor([0, 1]), masks, torch.tensor([False, False]))
+    truth = GroundTruth(boxes, torch.tensor([0, 1]), masks, torch.tensor([False, False]))
     boxes, masks = side(rng.integers(0, 7, (2, 2)))
     scores = torch.tensor(-np.sort(-rng.random(2)), dtype=torch.float32)
     return Prediction(100 + i, SIZE, boxes, scores, torch.tensor([0, 1]), masks), truth
@@ -180,7 +180,9 @@ def test_pictures_of_the_first_images_go_to_loggers_that_take_them(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     album, board = Album(), TensorBoardLogger(tmp_path)
     trainer = trainer_for(
-        tmp_path, Evaluation(pictures=3, score_threshold=0), logger=[CSVLogger(tmp_path), album, board]
+        tmp_path,
+        Evaluation(pictures=3, score_threshold=0),
+        logger=[CSVLogger(tmp_path), album, board],
     )
     trainer.validate(Oracle(), datamodule=SceneData(), verbose=False)
     assert [key for key, _, _ in album.pictures] == [f"val/pictures/{k}" for k in range(3)]

@@ -19,7 +19,7 @@ from wsis.metrics import VOCAP, CorLoc, InstanceAP, MaskIoU
 from wsis.metrics.instances import voc_average_precision
 from wsis.metrics.results import read_results, to_results, write_results
 from wsis.metrics.states import box_iou, from_lines, mask_iou, packed, to_lines
-from wsis.types import Prediction, Truth
+from wsis.types import GroundTruth, Prediction
 
 SIZE = (140, 150)
 CLASSES = 3
@@ -39,8 +39,8 @@ def disc(x, y, rx, ry, size=SIZE) -> np.ndarray:
     return ((xx - x) / rx) ** 2 + ((yy - y) / ry) ** 2 <= 1
 
 
-def truth_of(masks, labels, crowd=None) -> Truth:
-    return Truth(
+def truth_of(masks, labels, crowd=None) -> GroundTruth:
+    return GroundTruth(
         torch.tensor([box_of(m) for m in masks], dtype=torch.float32).reshape(-1, 4),
         torch.tensor(labels, dtype=torch.long),
         [encode(m) for m in masks],

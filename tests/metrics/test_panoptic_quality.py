@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from torchmetrics import detection
 
 from wsis.metrics import PanopticQuality
-from wsis.types import Prediction, Truth
+from wsis.types import GroundTruth, Prediction
 
 THINGS, STUFF = 3, 2
 
 
-def pair(image: int, predicted, true) -> tuple[Prediction, Truth]:
+def pair(image: int, predicted, true) -> tuple[Prediction, GroundTruth]:
     none = torch.zeros(0)
     maps = [None if m is None else torch.as_tensor(np.asarray(m)).int() for m in (predicted, true)]
     prediction = Prediction(image, (4, 4), none.view(0, 4), none, none.long(), [], maps[0])
-    return prediction, Truth(none.view(0, 4), none.long(), [], none.bool(), maps[1])
+    return prediction, GroundTruth(none.view(0, 4), none.long(), [], none.bool(), maps[1])
 
 
 def quality(pairs) -> dict[str, float | list[float]]:
@@ -100,7 +100,7 @@ def alike(rng: np.random.Generator, panoptic: np.ndarray, void: float) -> np.nda
     )
 
 
-def random_pairs(seed: int, predicted_void: float = 0.2) -> list[tuple[Prediction, Truth]]:
+def random_pairs(seed: int, predicted_void: float = 0.2) -> list[tuple[Prediction, GroundTruth]]:
     rng = np.random.default_rng(seed)
     pairs = []
     for image in range(3):

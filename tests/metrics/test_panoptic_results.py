@@ -17,14 +17,14 @@ from wsis.errors import InputError
 from wsis.method import Method
 from wsis.metrics import Evaluation, PanopticQuality
 from wsis.metrics.panoptic_results import read_panoptic
-from wsis.types import Prediction, Truth
+from wsis.types import GroundTruth, Prediction
 
 THINGS = [{"id": 7, "name": "seven"}, {"id": 9, "name": "nine"}]
 STUFF = [{"id": 0, "name": "ground"}]
 IMAGES = [{"id": 100 + i, "file_name": f"{i}.jpg", "height": 20, "width": 30} for i in range(5)]
 
 
-def scene(i: int) -> tuple[Prediction, Truth]:
+def scene(i: int) -> tuple[Prediction, GroundTruth]:
     """Two rectangles on ground, found a little beside where they are."""
     rng = np.random.default_rng(i)
     maps = []
@@ -36,7 +36,7 @@ def scene(i: int) -> tuple[Prediction, Truth]:
         maps.append(panoptic)
     none = torch.zeros(0)
     prediction = Prediction(100 + i, (20, 30), none.view(0, 4), none, none.long(), [], maps[1])
-    return prediction, Truth(none.view(0, 4), none.long(), [], none.bool(), maps[0])
+    return prediction, GroundTruth(none.view(0, 4), none.long(), [], none.bool(), maps[0])
 
 
 class Scenes(Dataset):

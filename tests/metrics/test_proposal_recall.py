@@ -6,7 +6,7 @@ import torch
 from pycocotools import mask as rle
 
 from wsis.metrics.proposals import ProposalRecall, mask_overlaps
-from wsis.types import Proposals, Truth
+from wsis.types import GroundTruth, Proposals
 
 
 def scene(seed, proposals=30, superpixels=12, objects=4, size=(24, 32)):
@@ -28,7 +28,7 @@ def scene(seed, proposals=30, superpixels=12, objects=4, size=(24, 32)):
     )
     coded = [rle.encode(np.asfortranarray(mask)) for mask in masks]
     crowd = torch.tensor([True] + [False] * (objects - 1))
-    truth = Truth(
+    truth = GroundTruth(
         torch.tensor(corners[proposals:], dtype=torch.float32),
         torch.zeros(objects).long(),
         coded,

@@ -1,4 +1,4 @@
-"""Mask R-CNN against torchvision's own, and what torchvision's does not know: unsure masks, crowds, images without objects."""
+"""Mask R-CNN against torchvision's own, and what torchvision's does not know: ignore_mask masks, crowds, images without objects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wsis.metrics import InstanceAP
 from wsis.nn.masks import paste
 from wsis.nn.views import resize
 from wsis.parts.mask_rcnn import MaskRCNN, _learnable, skipped
-from wsis.types import Sample, Target, Truth
+from wsis.types import GroundTruth, Sample, Target
 
 BACKBONE = {"name": "test_byobnet", "weights": "none", "frozen_stages": 0}
 TINY = {
@@ -48,7 +48,7 @@ def target(
         mask[y1 : (y1 + y2) // 2, x1:x2] = True
     marked = {
         name: torch.tensor(flags.get(name, [False] * len(boxes)), dtype=torch.bool)
-        for name in ("crowd", "unsure")
+        for name in ("crowd", "ignore_mask")
     }
     corners = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
     return {
@@ -211,17 +211,17 @@ def test_an_unsure_mask_gives_the_mask_head_no_gradient_but_box_and_class_learn(
     model = tiny()
     sure = losses(model, target(BOXES))
     assert all(gradient(model, part) > 0 for part in (*MASK_HEAD, *OTHERS))
-    unsure = losses(model, target(BOXES, unsure=[True, True]))
-    assert unsure["train/mask"] == 0
+    ignore_mask = losses(model, target(BOXES, ignore_mask=[True, True]))
+    assert ignore_mask["train/mask"] == 0
     assert all(gradient(model, part) == 0 for part in MASK_HEAD)
     assert all(gradient(model, part) > 0 for part in OTHERS)
-    assert all(torch.equal(sure[name], unsure[name]) for name in sure if name != "train/mask")
+    assert all(torch.equal(sure[name], ignore_mask[name]) for name in sure if name != "train/mask")
 
 
 def test_one_of_two_masks_unsure() -> None:
-    """What an unsure mask looks like is of no matter, what a sure one looks like is."""
+    """What an ignore_mask mask looks like is of no matter, what a sure one looks like is."""
     model = tiny()
-    given, other, sure_changed = (target(BOXES, unsure=[False, True]) for _ in range(3))
+    given, other, sure_changed = (target(BOXES, ignore_mask=[False, True]) for _ in range(3))
     other["masks"][1] = torch.rand(96, 128) < 0.5
     sure_changed["masks"][0] = torch.rand(96, 128) < 0.5
     a, b, c = (losses(model, t)["train/mask"] for t in (given, other, sure_changed))
@@ -328,7 +328,9 @@ def test_it_learns_one_image_by_heart(tmp_path) -> None:
     with torch.no_grad():
         found = model.eval().predict_step([sample], 0)
     metric = InstanceAP(8)
-    metric.update(found, [Truth(objects["boxes"], objects["labels"], masks, objects["crowd"])])
+    metric.update(
+        found, [GroundTruth(objects["boxes"], objects["labels"], masks, objects["crowd"])]
+    )
     figures = metric.compute()
     assert figures["AP50"] > 0.9
 

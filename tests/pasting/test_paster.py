@@ -162,17 +162,21 @@ def test_boxes_of_unsure_masks_stay(data, pool, tmp_path):
         {**plainly, "id": 1, "bbox": [10, 20, 30, 40]},
         {**plainly, **bad, "id": 2},
     ]
-    (tmp_path / "unsure.json").write_text(json.dumps({**content, "images": [image]}))
-    unsure = data.variant(tmp_path / "unsure.json")
-    target = samples(unsure, plain(pool, own="annotate", objects=(1, 1))).sample(0, 1)["target"]
+    (tmp_path / "ignore_mask.json").write_text(json.dumps({**content, "images": [image]}))
+    ignore_mask = data.variant(tmp_path / "ignore_mask.json")
+    target = samples(ignore_mask, plain(pool, own="annotate", objects=(1, 1))).sample(0, 1)[
+        "target"
+    ]
     assert target["boxes"][:2].tolist() == [[10, 20, 40, 60], [9, 90, 79, 170]]
-    assert target["unsure"].tolist() == [True, True, False]
-    assert len(samples(unsure, plain(pool, objects=(1, 1))).sample(0, 1)["target"]["boxes"]) == 1
+    assert target["ignore_mask"].tolist() == [True, True, False]
+    assert (
+        len(samples(ignore_mask, plain(pool, objects=(1, 1))).sample(0, 1)["target"]["boxes"]) == 1
+    )
 
     paster = Paster(plain(pool, own="annotate", objects=(1, 1)), data.class_names)
     write_pasted(
         tmp_path / "out",
-        unsure.samples("train", train=False, supervision=MASKS),
+        ignore_mask.samples("train", train=False, supervision=MASKS),
         paster,
         1,
         data.categories,

@@ -20,8 +20,8 @@ import toy_plugins
 
 from wsis import fit
 from wsis.errors import InputError
+from wsis.files import atomic_write as whole_file
 from wsis.files import clear_scratch
-from wsis.files import whole as whole_file
 from wsis.fingerprint import digest, fingerprint
 from wsis.inference import trained
 from wsis.runs.checkpoints import newest
@@ -86,7 +86,7 @@ def go(argv, tmp_path, prepare=None, *arguments) -> tuple[int, str]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def atomic_write(tmp_path_factory):
     """The undisturbed run of three stages, with accumulated gradients and a checkpoint every third step."""
     folder = tmp_path_factory.mktemp("whole")
     fit.main(words("Staged", folder, STAGED))

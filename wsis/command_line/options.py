@@ -40,7 +40,8 @@ def run_options(parser: LightningArgumentParser) -> None:
         "--reuse",
         type=Path | None,
         default=None,
-        help="Folder of runs; stages completed there with the same settings are copied, not retrained.",
+        help="Folder of runs; stages completed there with the same settings are copied, not "
+        "retrained.",
     )
     parser.add_argument(
         "--list_stages",

@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import Callback
 
 from wsis.command_line.settings import Config
 from wsis.errors import InputError
-from wsis.files import whole
+from wsis.files import atomic_write
 from wsis.runs.run import rank
 
 __all__ = ["Record", "new_trainer", "run_folder", "write_settings"]
@@ -49,7 +49,7 @@ def new_trainer(**settings: Any) -> pl.Trainer:
 def write_settings(path: Path, settings: Config) -> None:
     """Save settings as a file that `--config` takes."""
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-    with whole(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
 
 

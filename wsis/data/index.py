@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wsis.errors import InputError
-from wsis.files import read_lists, whole
+from wsis.files import atomic_write, read_lists
 from wsis.images.panoptic import PanopticMaps
 from wsis.types import Index, Record, class_of
 
@@ -101,7 +101,7 @@ def write_coco(path: Path, index: Index) -> None:
             }
             annotations.append({**complete, "id": len(annotations) + 1, "image_id": image["id"]})
     content = {"images": index.images, "annotations": annotations, "categories": index.categories}
-    with whole(path) as scratch:
+    with atomic_write(path) as scratch:
         # compressed run lengths may be bytes
         scratch.write_text(json.dumps(content, default=bytes.decode))
 

@@ -30,7 +30,7 @@ from wsis.data.transforms import (
     jitter_colours,
 )
 from wsis.images.read import read_image
-from wsis.types import Batch, Index, Record, Sample, Truth, View, class_of
+from wsis.types import Batch, GroundTruth, Index, Record, Sample, View, class_of
 
 if TYPE_CHECKING:
     from wsis.proposals.file import ProposalFile
@@ -132,7 +132,7 @@ class Samples(Dataset[Batch]):
 
 def truth_of(
     annotations: Sequence[Record], classes: Mapping[int, int], size: tuple[int, int]
-) -> Truth:
+) -> GroundTruth:
     """Return the ground truth of an image; objects with `ignore` count as crowd.
 
     If any object lacks a mask, no masks are returned.
@@ -146,7 +146,7 @@ def truth_of(
     crowd |= torch.tensor([bool(a.get("ignore")) for a in annotations], dtype=torch.bool)
     known = all(a.get("segmentation") for a in annotations)
     masks = [run_length(a["segmentation"], size) for a in annotations] if known else []
-    return Truth(boxes, labels, masks, crowd)
+    return GroundTruth(boxes, labels, masks, crowd)
 
 
 def _vary(sample: Sample, augment: Augment, rng: np.random.Generator) -> Sample:

@@ -210,22 +210,22 @@ def _read_masks(record: Record, classes: Classes) -> Target:
     annotations = record["annotations"]
     size = record["image"]["height"], record["image"]["width"]
     masks = [_mask(annotation, size) for annotation in annotations]
-    unsure = [bool(a.get("ignore") or not a.get("segmentation")) for a in annotations]
+    ignore_mask = [bool(a.get("ignore") or not a.get("segmentation")) for a in annotations]
     return {
         "masks": torch.stack(masks) if masks else torch.zeros((0, *size)).bool(),
-        "unsure": torch.tensor(unsure, dtype=torch.bool),
+        "ignore_mask": torch.tensor(ignore_mask, dtype=torch.bool),
     }
 
 
 def _masks_of_masks(masks: Tensor, labels: Tensor, like: Target) -> Target:
-    return {"masks": masks, "unsure": torch.zeros(len(masks), dtype=torch.bool)}
+    return {"masks": masks, "ignore_mask": torch.zeros(len(masks), dtype=torch.bool)}
 
 
 def _cut_masks(target: Target, cut: Cut) -> tuple[Target, Tensor]:
     masks = cut_maps(target["masks"], cut)
     seen = masks.flatten(1).any(1)
-    unsure = target.get("unsure", torch.zeros_like(seen))
-    return {"masks": masks, "unsure": unsure}, seen | unsure
+    ignore_mask = target.get("ignore_mask", torch.zeros_like(seen))
+    return {"masks": masks, "ignore_mask": ignore_mask}, seen | ignore_mask
 
 
 def _mask(annotation: Record, size: tuple[int, int]) -> Tensor:
@@ -261,7 +261,7 @@ FIELDS: dict[str, Field] = {
         cut=_cut_boxes,
     ),
     "masks": Field(
-        ("masks", "unsure"),
+        ("masks", "ignore_mask"),
         _read_masks,
         _masks_of_masks,
         keys=("segmentation", "ignore"),

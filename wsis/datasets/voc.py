@@ -22,7 +22,7 @@ from wsis.data.index import drop_empty, keep_images, tags_of
 from wsis.data.module import DataModule
 from wsis.datasets._long_tail import draw_long_tail
 from wsis.errors import InputError
-from wsis.files import cache_folder, whole
+from wsis.files import atomic_write, cache_folder
 from wsis.fingerprint import digest
 from wsis.images.read import image_size, read_labels
 from wsis.nn.masks import run_lengths
@@ -145,7 +145,7 @@ def read_voc(
             _read_image(stem, files, categories) for stem, files in zip(stems, sources, strict=True)
         ]
         # the cache is optional: a failure to write it is not an error
-        with contextlib.suppress(InputError), whole(cached) as scratch:
+        with contextlib.suppress(InputError), atomic_write(cached) as scratch:
             scratch.write_text(json.dumps(records))
     else:
         records = json.loads(cached.read_text())

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wsis.errors import InputError
-from wsis.files import whole
+from wsis.files import atomic_write
 from wsis.fingerprint import digest
 from wsis.generate._progress import Progress
 from wsis.generate.pictures import is_blank
@@ -170,7 +170,7 @@ class Backgrounds:
             "skipped": dict(+self.skipped),
             "pictures": pictures,
         }
-        with whole(self.out / "generated.json") as scratch:
+        with atomic_write(self.out / "generated.json") as scratch:
             scratch.write_text(json.dumps(content, indent=1), encoding="utf-8")
         return self.out / "generated.json"
 
@@ -182,7 +182,7 @@ class Backgrounds:
             if picture is not None and not is_blank(picture):
                 # 200,000 files are too many for one folder
                 file = f"candidates/{name[:2]}/{name}-{k}.jpg"
-                with whole(self.out / file) as scratch:
+                with atomic_write(self.out / file) as scratch:
                     picture.convert("RGB").save(scratch, "JPEG", quality=95)
                 files[k] = file
         return files
@@ -290,5 +290,5 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        with whole(target) as scratch:
+        with atomic_write(target) as scratch:
             shutil.copyfile(source, scratch)

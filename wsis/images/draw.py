@@ -18,7 +18,7 @@ from pycocotools import mask as rle_masks
 from torch import Tensor
 
 from wsis.images.scale import resize_long_side
-from wsis.types import RLE, Prediction, Truth
+from wsis.types import RLE, GroundTruth, Prediction
 
 __all__ = [
     "Picture",
@@ -72,13 +72,13 @@ def stuff_colour(label: int) -> Colour:
 
 def overlay(
     image: Picture | Tensor,
-    objects: Prediction | Truth,
+    objects: Prediction | GroundTruth,
     names: Sequence[str] = (),
     score_threshold: float = 0.0,
     long_side: int = 800,
     opacity: float = 0.45,
 ) -> Picture:
-    """Draw objects over their image: a tinted mask with a contour, or a box without one, and a name.
+    """Draw objects over their image: a tinted mask with a contour, or a box, and a name.
 
     Args:
         image: (H,W,3) uint8 RGB, or the same as a (3,H,W) tensor.
@@ -210,7 +210,7 @@ def _segments(
 
 
 def _objects(
-    objects: Prediction | Truth, names: Sequence[str], score_threshold: float, scale: float
+    objects: Prediction | GroundTruth, names: Sequence[str], score_threshold: float, scale: float
 ) -> list[_Object]:
     """Return what to draw, large objects first, so that small ones lie on top."""
     labels, boxes = objects.labels.tolist(), (objects.boxes * scale).tolist()
@@ -222,7 +222,7 @@ def _objects(
             continue
         name = names[label] if label < len(names) else f"class {label}"
         text = name if score is None else f"{name} {score:.2f}"
-        if isinstance(objects, Truth) and objects.crowd[i]:
+        if isinstance(objects, GroundTruth) and objects.crowd[i]:
             text = f"{name} (crowd)"
         mask = objects.masks[i] if objects.masks else None
         drawn.append(_Object(tuple(box), mask, colour(label, seen.get(label, 0)), text))

@@ -1,4 +1,4 @@
-"""Panoptic maps in COCO's form: for each image a png of segment numbers, and in a json the category of each segment."""
+"""COCO's panoptic maps: a png of segment numbers per image, and a json with their categories."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsis.errors import InputError
-from wsis.files import whole
+from wsis.files import atomic_write
 from wsis.images.read import read_numbers
 
 __all__ = ["PanopticMaps", "write_map"]
@@ -39,7 +39,8 @@ class PanopticMaps:
         self, folder: Path, annotations: Iterable[Record], classes: Mapping[int, int], things: int
     ) -> None:
         self.folder, self.things = folder, things
-        # bytes, as in `Samples`: half a kilobyte an image and no counters to copy into loader processes
+        # bytes, as in `Samples`: half a kilobyte an image and no counters to copy into loader
+        # processes
         self._segments = {
             a["image_id"]: pickle.dumps((a["file_name"], _classes(a, classes))) for a in annotations
         }
@@ -56,7 +57,8 @@ class PanopticMaps:
         path = self.folder / name
         if not path.is_file():
             raise InputError(
-                f"no panoptic map {path}, though {self.folder.name}.json names it; unpack its archive again"
+                f"no panoptic map {path}, though {self.folder.name}.json names it; unpack its "
+                "archive again"
             )
         numbers = read_numbers(path, (image["height"], image["width"]))
         thing = [0 <= label < self.things for _, label in segments]
@@ -84,7 +86,7 @@ def _classes(annotation: Record, classes: Mapping[int, int]) -> list[tuple[int, 
 
 
 def write_map(path: Path, panoptic: Tensor) -> list[tuple[int, int, int]]:
-    """Write a map (H,W,2) as a png; gives number, class and area (pixels) of its segments, numbered from 1.
+    """Write a map (H,W,2) as a png; return number, class and area (pixels) of its segments.
 
     Raises:
         InputError: the folder cannot be written or the disk is full.
@@ -99,7 +101,7 @@ def write_map(path: Path, panoptic: Tensor) -> list[tuple[int, int, int]]:
     colours = np.stack([ids >> 16, ids >> 8 & 255, ids & 255], -1).astype(
         np.uint8
     )  # OpenCV writes BGR
-    with whole(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_bytes(cv2.imencode(".png", colours)[1].tobytes())
     return [
         (int(n), int(key // _PACKED), int(a))

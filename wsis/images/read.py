@@ -1,4 +1,4 @@
-"""Reading pictures: whatever a camera or a scanner wrote becomes RGB in 8 bits, or one clear line says why not."""
+"""Read pictures: whatever a camera or scanner wrote becomes 8-bit RGB, or an error of one line."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _ORIENTATION = 0x0112
 
 
 def pictures(folder: Path) -> list[Path]:
-    """List the picture files anywhere in a folder; what is hidden, such as a Mac's `._a.jpg`, is none."""
+    """List the picture files anywhere in a folder, without hidden ones (a Mac's `._a.jpg`)."""
     found = sorted(
         path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
     )
@@ -51,11 +51,14 @@ def pictures(folder: Path) -> list[Path]:
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
-    """Read an image as (3,H,W) uint8 RGB, turned upright by its EXIF orientation; transparent parts become white.
+    """Read an image as (3,H,W) uint8 RGB, turned upright by its EXIF orientation.
+
+    Transparent parts become white.
 
     Args:
         path: any format that Pillow reads: grey, palette, CMYK and 16-bit images too.
-        size: (height, width) that the annotations are drawn on. An image that has it only before it is turned stays unturned.
+        size: (height, width) that the annotations are drawn on. An image that has it only before it
+            is turned stays unturned.
 
     Raises:
         InputError: missing, empty or broken file, or another size.
@@ -147,7 +150,8 @@ def read_numbers(
         raise _unreadable(path, error) from error
     if colours.shape != (*size, 3):
         raise InputError(
-            f"{path} is no RGB png of {size[1]} x {size[0]} pixels, the size of its image; fetch it again"
+            f"{path} is no RGB png of {size[1]} x {size[0]} pixels, the size of its image; fetch "
+            "it again"
         )
     numbers: np.ndarray[tuple[int, int], np.dtype[np.int32]] = colours.astype(np.int32) @ np.array(
         [1, 256, 65536], np.int32

@@ -23,7 +23,7 @@ import numpy as np
 from pycocotools import mask as rle_masks
 
 from wsis.metrics.states import Array, box_iou, packed
-from wsis.types import Prediction, Truth
+from wsis.types import GroundTruth, Prediction
 
 __all__ = ["ERRORS", "KINDS", "Breakdown", "break_down"]
 
@@ -70,7 +70,7 @@ class _Table(NamedTuple):
 
 def break_down(
     predictions: Sequence[Prediction],
-    truths: Sequence[Truth],
+    truths: Sequence[GroundTruth],
     classes: int,
     foreground: float = 0.5,
     background: float = 0.1,
@@ -119,7 +119,10 @@ def break_down(
 
 
 def _tabulate(
-    predictions: Sequence[Prediction], truths: Sequence[Truth], foreground: float, background: float
+    predictions: Sequence[Prediction],
+    truths: Sequence[GroundTruth],
+    foreground: float,
+    background: float,
 ) -> _Table:
     """Return the table of all images, compared by masks if every detection and object has one."""
     by_mask = all(
@@ -157,7 +160,7 @@ def _tabulate(
     )
 
 
-def _overlaps(prediction: Prediction, truth: Truth, by_mask: bool) -> tuple[Array, Array]:
+def _overlaps(prediction: Prediction, truth: GroundTruth, by_mask: bool) -> tuple[Array, Array]:
     """Return IoU with objects (n,m), and overlap with crowds of a detection's class (n,k).
 
     The overlap with a crowd is, for masks, the fraction of the detection inside the crowd; for

@@ -40,14 +40,17 @@ class Evaluation(Callback):
         metrics: metrics to compute; by default InstanceAP and CorLoc, and PanopticQuality for a
             model with `panoptic = True`.
         pictures: number of images to draw in each validation, at most 8.
-        least_score: detections below this score are not drawn.
+        score_threshold: detections below this score are not drawn.
     """
 
     def __init__(
-        self, metrics: Sequence[Metric] | None = None, pictures: int = 8, least_score: float = 0.3
+        self,
+        metrics: Sequence[Metric] | None = None,
+        pictures: int = 8,
+        score_threshold: float = 0.3,
     ) -> None:
         self.metrics = list(metrics) if metrics is not None else None
-        self.pictures, self.least_score = min(pictures, 8), least_score
+        self.pictures, self.score_threshold = min(pictures, 8), score_threshold
         self.figures: dict[str, Tensor] = {}
         """All metrics of the last validation or test, including those per class."""
         self._results = _Results()
@@ -111,7 +114,7 @@ class Evaluation(Callback):
         wanted = self.pictures - len(self._drawn)
         for prediction, sample in list(zip(predictions, batch, strict=True))[:wanted]:
             image, truth = sample["image"], sample.get("truth")
-            sides = {"prediction": overlay(image, prediction, score_threshold=self.least_score)}
+            sides = {"prediction": overlay(image, prediction, score_threshold=self.score_threshold)}
             if truth:
                 sides["truth"] = overlay(image, truth)
             if prediction.panoptic is not None:

@@ -1,7 +1,7 @@
 """Metrics of detections: COCO and VOC average precision, CorLoc, and mask IoU given the boxes.
 
-All are torchmetrics that take one `Prediction` and one `Truth` per image and store masks as run
-lengths. Results do not depend on the number of processes: an image that several ranks evaluate
+All are torchmetrics that take one `Prediction` and one `GroundTruth` per image and store masks as
+run lengths. Results do not depend on the number of processes: an image that several ranks evaluate
 counts once. A rank that may get no images must call `update([], [])`, so that all ranks have a
 state to exchange. Values without any ground truth are nan.
 """
@@ -27,7 +27,7 @@ from wsis.metrics.states import (
     packed,
     to_lines,
 )
-from wsis.types import Prediction, Truth
+from wsis.types import GroundTruth, Prediction
 
 __all__ = ["VOCAP", "CorLoc", "InstanceAP", "MaskIoU"]
 
@@ -53,7 +53,7 @@ class InstanceAP(Metric):
         self.num_classes = num_classes
         self.add_state("found", [], dist_reduce_fx="cat")
 
-    def update(self, predictions: list[Prediction], truths: list[Truth]) -> None:
+    def update(self, predictions: list[Prediction], truths: list[GroundTruth]) -> None:
         """Add images, one truth per prediction."""
         records = [_record(p, t) for p, t in zip(predictions, truths, strict=True)]
         self.found.append(to_lines(records).to(self.device))
@@ -105,7 +105,7 @@ class VOCAP(Metric):
         for state in ("found", "scores", "wanted"):
             self.add_state(state, [], dist_reduce_fx="cat")
 
-    def update(self, predictions: list[Prediction], truths: list[Truth]) -> None:
+    def update(self, predictions: list[Prediction], truths: list[GroundTruth]) -> None:
         """Add images, one truth per prediction.
 
         Raises:
@@ -148,7 +148,7 @@ class VOCAP(Metric):
         name = f"{prefix}VOC{year}_AP{round(100 * self.iou)}"
         return {name: mean(each), f"per_class/{name}": torch.tensor(each)}
 
-    def _hits(self, prediction: Prediction, truth: Truth) -> Array:
+    def _hits(self, prediction: Prediction, truth: GroundTruth) -> Array:
         """Return for each detection of an image 1 if true, 0 if false, -1 if ignored."""
         masks = self.kind == "mask"
         if masks and len(prediction.masks) < len(prediction.labels):
@@ -195,7 +195,7 @@ class CorLoc(Metric):
         self.num_classes = num_classes
         self.add_state("pairs", [], dist_reduce_fx="cat")
 
-    def update(self, predictions: list[Prediction], truths: list[Truth]) -> None:
+    def update(self, predictions: list[Prediction], truths: list[GroundTruth]) -> None:
         """Add images, one truth per prediction."""
         rows = [
             (p.image_id, c, _localised(p, t, c))
@@ -238,7 +238,7 @@ class MaskIoU(Metric):
         for state in ("instances", "iou"):
             self.add_state(state, [], dist_reduce_fx="cat")
 
-    def update(self, predictions: list[Prediction], truths: list[Truth]) -> None:
+    def update(self, predictions: list[Prediction], truths: list[GroundTruth]) -> None:
         """Add images.
 
         Raises:
@@ -299,7 +299,7 @@ def voc_average_precision(hits: Array, total: float, points: Literal["all", "11"
 SIDES = ("predicted", "true")
 
 
-def _record(prediction: Prediction, truth: Truth) -> dict[str, Any]:
+def _record(prediction: Prediction, truth: GroundTruth) -> dict[str, Any]:
     predicted = {"scores": prediction.scores.tolist(), **_columns(prediction)}
     true = {"crowd": truth.crowd.tolist(), **_columns(truth)}
     return {
@@ -314,7 +314,7 @@ def _has_masks(columns: dict[str, Any]) -> bool:
     return len(columns["masks"]) == len(columns["boxes"])
 
 
-def _columns(side: Prediction | Truth) -> dict[str, Any]:
+def _columns(side: Prediction | GroundTruth) -> dict[str, Any]:
     return {
         "labels": side.labels.tolist(),
         "boxes": side.boxes.tolist(),
@@ -322,7 +322,7 @@ def _columns(side: Prediction | Truth) -> dict[str, Any]:
     }
 
 
-def _localised(prediction: Prediction, truth: Truth, label: int) -> bool:
+def _localised(prediction: Prediction, truth: GroundTruth, label: int) -> bool:
     of_class = (prediction.labels == label).nonzero().squeeze(1)
     if not len(of_class):
         return False
@@ -331,7 +331,7 @@ def _localised(prediction: Prediction, truth: Truth, label: int) -> bool:
     return bool((iou >= 0.5).any())
 
 
-def _classes(truth: Truth) -> list[int]:
+def _classes(truth: GroundTruth) -> list[int]:
     return sorted(set(truth.labels.tolist()))
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from wsis.metrics.states import Array, array, first_of_each, mean
-from wsis.types import Prediction, Truth
+from wsis.types import GroundTruth, Prediction
 
 __all__ = ["PanopticQuality"]
 
@@ -44,7 +44,7 @@ class PanopticQuality(Metric):
         for state in ("counts", "overlap"):
             self.add_state(state, [], dist_reduce_fx="cat")
 
-    def update(self, predictions: list[Prediction], truths: list[Truth]) -> None:
+    def update(self, predictions: list[Prediction], truths: list[GroundTruth]) -> None:
         """Add images, one truth per prediction.
 
         Raises:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wsis.errors import InputError
-from wsis.files import read_lists, whole
+from wsis.files import atomic_write, read_lists
 from wsis.images.panoptic import PanopticMaps, write_map
 from wsis.types import Prediction, class_of
 
@@ -72,7 +72,7 @@ def write_panoptic(
             (scratch / annotation["file_name"]).replace(maps / annotation["file_name"])
         known = [{**category, "isthing": 1} for category in categories]
         known += [{**category, "isthing": 0} for category in stuff]
-        with whole(folder / PANOPTIC) as file:
+        with atomic_write(folder / PANOPTIC) as file:
             content = {"info": _INFO, "annotations": list(annotations), "categories": known}
             file.write_text(json.dumps(content, separators=(",", ":")))
     shutil.rmtree(scratch, ignore_errors=True)

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from torchvision.ops import box_iou
 
 from wsis.metrics.states import array, first_of_each, mean
-from wsis.types import Proposals, Truth
+from wsis.types import GroundTruth, Proposals
 
 __all__ = ["ProposalRecall", "mask_overlaps"]
 
@@ -50,7 +50,7 @@ class ProposalRecall(Metric):
     def update(
         self,
         proposals: Sequence[Proposals],
-        truths: Sequence[Truth],
+        truths: Sequence[GroundTruth],
         image_ids: Sequence[int] | None = None,
     ) -> None:
         """Add images.
@@ -83,11 +83,11 @@ class ProposalRecall(Metric):
                 metrics[f"{name}_abo/{count}"] = mean(iou)
         return metrics
 
-    def _boxes(self, proposals: Proposals, truth: Truth) -> NDArray[np.float64]:
+    def _boxes(self, proposals: Proposals, truth: GroundTruth) -> NDArray[np.float64]:
         iou = box_iou(truth.boxes.double().cpu(), proposals.boxes.double().cpu())
         return self._best(iou[~truth.crowd.cpu()].numpy())
 
-    def _masks(self, proposals: Proposals, truth: Truth) -> NDArray[np.float64]:
+    def _masks(self, proposals: Proposals, truth: GroundTruth) -> NDArray[np.float64]:
         kept = (~truth.crowd.cpu()).nonzero()[:, 0].tolist()
         if proposals.labels is None or len(truth.masks) != len(truth.crowd):
             return np.full((len(kept), len(self.counts)), np.nan)

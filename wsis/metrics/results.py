@@ -13,7 +13,7 @@ import torch
 from pycocotools import mask as rle_masks
 
 from wsis.errors import InputError
-from wsis.files import read_json, whole
+from wsis.files import atomic_write, read_json
 from wsis.metrics.states import packed
 from wsis.types import RLE, Prediction
 
@@ -54,8 +54,8 @@ def to_annotations(
         prediction: of an image.
         categories: the data set's classes, in order.
         source: description of the model that made the labels.
-        score_threshold: labels below it are marked `ignore`, which excludes their masks from the loss,
-            and so are labels with an empty mask.
+        score_threshold: labels below it are marked `ignore`, which excludes their masks from the
+            loss, and so are labels with an empty mask.
     """
     x1, y1, x2, y2 = prediction.boxes.double().unbind(1)
     boxes = torch.stack([x1, y1, x2 - x1, y2 - y1], 1).tolist()
@@ -85,7 +85,7 @@ def write_results(path: Path, results: Iterable[Record]) -> None:
     Raises:
         InputError: the folder cannot be written or the disk is full.
     """
-    with whole(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_text(json.dumps(list(results), separators=(",", ":")))
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from wsis.errors import InputError
-from wsis.files import cache_folder, whole
+from wsis.files import atomic_write, cache_folder
 from wsis.fingerprint import digest, file_hash
 
 __all__ = ["backend", "compile_kernels", "compiled_devices"]
@@ -90,7 +90,7 @@ def compile_kernels(device: str, folder: Path, architectures: tuple[str, ...] = 
     key = digest([command, _version(command[0]), _processor(), sources])
     library = folder / f"moi_pool_{device}_{key}{_suffix()}"
     if not library.exists():
-        with whole(library) as scratch:
+        with atomic_write(library) as scratch:
             result = subprocess.run([*command, "-o", str(scratch)], capture_output=True, text=True)
             if result.returncode:
                 output = (result.stderr or result.stdout).strip()

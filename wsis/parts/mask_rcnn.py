@@ -139,8 +139,8 @@ class MaskRCNN(Method):
 
         Args:
             images: of any sizes.
-            targets: boxes (M,4), labels (M,) from 1, masks (M,H,W), unsure (M,) bool; and `skipped`
-                boxes (N,4), if any, in which background is excluded from the loss.
+            targets: boxes (M,4), labels (M,) from 1, masks (M,H,W), ignore_mask (M,) bool; and
+                `skipped` boxes (N,4), if any, in which background is excluded from the loss.
         """
         features, padded = self._features(images)
         # torchvision rounds boxes to the features' precision
@@ -163,7 +163,7 @@ class MaskRCNN(Method):
         sizes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return class, box and mask loss as torchvision's RoIHeads, without unsure masks."""
+        """Return class, box and mask loss as torchvision's RoIHeads, without ignore_mask masks."""
         heads = self.roi_heads
         proposals = [p[~skipped(p, t)] for p, t in zip(proposals, targets, strict=True)]
         regions, matched, labels, deltas = heads.select_training_samples(proposals, targets)
@@ -171,7 +171,7 @@ class MaskRCNN(Method):
         predicted = heads.box_predictor(heads.box_head(pooled))
         class_loss, box_loss = fastrcnn_loss(*predicted, labels, deltas)
         trusted = [
-            (label > 0) & _sure(target["unsure"])[objects]
+            (label > 0) & _sure(target["ignore_mask"])[objects]
             for label, target, objects in zip(labels, targets, matched, strict=True)
         ]
         boxes = [of_image[kept] for of_image, kept in zip(regions, trusted, strict=True)]
@@ -281,19 +281,19 @@ def _learnable(target: Target, skip_crowds: bool = False) -> dict[str, Tensor]:
     With `skip_crowds`, background in the crowds' boxes is excluded from the loss.
     """
     kept = ~target["crowd"]
-    unsure = target.get("unsure", torch.zeros_like(kept))
+    ignore_mask = target.get("ignore_mask", torch.zeros_like(kept))
     learnable = {
         "boxes": target["boxes"][kept],
         "labels": target["labels"][kept] + 1,
         "masks": target["masks"][kept],
-        "unsure": unsure[kept],
+        "ignore_mask": ignore_mask[kept],
     }
     return learnable | ({"skipped": target["boxes"][~kept]} if skip_crowds else {})
 
 
-def _sure(unsure: Tensor) -> Tensor:
+def _sure(ignore_mask: Tensor) -> Tensor:
     """Return whether each object's mask is trusted, and a last False.
 
     The last is for images without objects, whose regions torchvision matches to object 0.
     """
-    return torch.cat([~unsure, unsure.new_zeros(1)])
+    return torch.cat([~ignore_mask, ignore_mask.new_zeros(1)])

@@ -16,7 +16,7 @@ from torch import Tensor
 from wsis.data.index import write_coco
 from wsis.data.targets import join_targets, target_of_image, target_of_masks
 from wsis.errors import InputError
-from wsis.files import whole
+from wsis.files import atomic_write
 from wsis.fingerprint import file_hash
 from wsis.images.read import pictures, read_image
 from wsis.nn.masks import run_lengths
@@ -194,15 +194,15 @@ class Paster:
     def _own(self, own: Target, covered: Tensor) -> tuple[Tensor, Target]:
         """Return which of the image's own annotations are kept (M,), and their uncovered parts.
 
-        An unsure mask keeps its box.
+        An ignore_mask mask keeps its box.
         """
         masks = own["masks"] & ~covered
-        kept = (masks.flatten(1).any(1) | own["unsure"]) & (self.settings.own != "nothing")
+        kept = (masks.flatten(1).any(1) | own["ignore_mask"]) & (self.settings.own != "nothing")
         if self.settings.own == "annotate":
             kept &= ~own["crowd"]
         left = target_of_masks(own, masks[kept], own["labels"][kept]) | target_of_image(own)
-        left["unsure"] = own["unsure"][kept]
-        left["boxes"] = torch.where(left["unsure"][:, None], own["boxes"][kept], left["boxes"])
+        left["ignore_mask"] = own["ignore_mask"][kept]
+        left["boxes"] = torch.where(left["ignore_mask"][:, None], own["boxes"][kept], left["boxes"])
         left["crowd"] |= self.settings.own == "ignore"
         return kept, left
 
@@ -234,7 +234,7 @@ def write_pasted(
             samples.sample((number - 1) % len(samples)), np.random.default_rng([seed, number])
         )
         target, file = sample["target"], f"{number:06d}.png"
-        with whole(folder / "images" / file) as scratch:
+        with atomic_write(folder / "images" / file) as scratch:
             Image.fromarray(sample["image"].permute(1, 2, 0).numpy()).save(
                 scratch, "png", compress_level=1
             )
@@ -251,7 +251,7 @@ def write_pasted(
         encoded = [run_lengths(mask) for mask in target["masks"]]
         columns = [
             target["boxes"].tolist(),
-            *(target[name].int().tolist() for name in ("labels", "crowd", "unsure")),
+            *(target[name].int().tolist() for name in ("labels", "crowd", "ignore_mask")),
         ]
         annotations[number] = [
             {
@@ -259,8 +259,8 @@ def write_pasted(
                 "area": int(rle.area(mask)),
                 "category_id": categories[label]["id"],
             }
-            | {"segmentation": mask, "iscrowd": crowd, "ignore": unsure, "source": source}
-            for mask, (x1, y1, x2, y2), label, crowd, unsure, source in zip(
+            | {"segmentation": mask, "iscrowd": crowd, "ignore": ignore_mask, "source": source}
+            for mask, (x1, y1, x2, y2), label, crowd, ignore_mask, source in zip(
                 encoded, *columns, sources, strict=True
             )
         ]

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from wsis.errors import InputError
-from wsis.files import read_json, whole
+from wsis.files import atomic_write, read_json
 from wsis.nn.masks import tight_boxes
 
 __all__ = ["Foreground", "ForegroundPool", "draw_foregrounds", "write_pool"]
@@ -135,7 +135,7 @@ def write_pool(
             :, y1:y2, x1:x2
         ]
         file = re.sub(r"[^\w-]+", "_", categories[label]) + f"/{number:06d}.png"
-        with whole(folder / file) as scratch:
+        with atomic_write(folder / file) as scratch:
             Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(scratch, "png", compress_level=1)
         entries.append({"file": file, "label": int(label), "image": source, "box": box})
     if not entries:
@@ -146,7 +146,7 @@ def write_pool(
         "categories": list(categories),
         "foregrounds": entries,
     }
-    with whole(folder / _INDEX) as scratch:
+    with atomic_write(folder / _INDEX) as scratch:
         scratch.write_text(json.dumps(content))
 
 

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsis.errors import InputError
-from wsis.files import cache_folder, database, read_json, whole
+from wsis.files import atomic_write, cache_folder, database, read_json
 from wsis.fingerprint import digest
 from wsis.types import Proposals, Record
 
@@ -89,7 +89,7 @@ class ProposalFile:
                 return str(known["digest"])
         made = self._digest()
         if time.time() - state.st_mtime > _SETTLED:
-            with suppress(InputError), whole(kept) as scratch:
+            with suppress(InputError), atomic_write(kept) as scratch:
                 scratch.write_text(json.dumps({"stamp": stamp, "digest": made}))
         return made
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from wsis.command_line.settings import Config
 from wsis.errors import InputError
-from wsis.files import read_json, whole
+from wsis.files import atomic_write, read_json
 from wsis.fingerprint import fingerprint
 from wsis.reports.ablation import Ablation, Table, Variant, row_of_runs
 from wsis.reports.table import Row
@@ -58,7 +58,7 @@ class Batch(NamedTuple):
             if isinstance(theirs, dict):
                 held = f"{theirs.get('tables')} on {theirs.get('data')}"
             raise InputError(f"{self.out} holds rows of {held}; give another --out")
-        with whole(place) as scratch:
+        with atomic_write(place) as scratch:
             scratch.write_text(json.dumps(ours))
 
     def jobs(
@@ -106,7 +106,7 @@ class Batch(NamedTuple):
 
     def finish(self, job: Job) -> None:
         """Note that a job has been done."""
-        with whole(self._mark(job)) as scratch:
+        with atomic_write(self._mark(job)) as scratch:
             scratch.write_text(json.dumps(job.key))
 
     def _mark(self, job: Job) -> Path:

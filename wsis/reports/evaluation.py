@@ -12,13 +12,13 @@ from torchmetrics import Metric
 
 from wsis.data.samples import truth_of
 from wsis.errors import InputError
-from wsis.files import read_json, whole
+from wsis.files import atomic_write, read_json
 from wsis.images.panoptic import PanopticMaps
 from wsis.inference import load, store_predictions
 from wsis.metrics import VOCAP, CorLoc, InstanceAP, MaskIoU, PanopticQuality
 from wsis.metrics.panoptic_results import PANOPTIC, read_panoptic
 from wsis.metrics.results import read_results
-from wsis.types import Index, Prediction, Truth, class_of
+from wsis.types import GroundTruth, Index, Prediction, class_of
 
 __all__ = [
     "PANOPTIC_METRICS",
@@ -63,7 +63,7 @@ def annotated_index(data: Any, split: str) -> Index:
     return index
 
 
-def ground_truth(index: Index) -> list[Truth]:
+def ground_truth(index: Index) -> list[GroundTruth]:
     """Return the annotations of each image for metrics."""
     classes = class_of(index.categories)
     return [
@@ -147,7 +147,7 @@ def evaluate_file(
 
 def evaluate(
     predictions: Sequence[Prediction],
-    truths: Sequence[Truth],
+    truths: Sequence[GroundTruth],
     names: Sequence[str],
     given_boxes: bool = False,
 ) -> Metrics:
@@ -233,7 +233,7 @@ def _write_metrics(folder: Path, metrics: Metrics, facts: Mapping[str, Any]) -> 
         "metrics": _without_nan(metrics.overall),
         "per_class": {name: _without_nan(values) for name, values in metrics.per_class.items()},
     }
-    with whole(folder / "metrics.json") as scratch:
+    with atomic_write(folder / "metrics.json") as scratch:
         scratch.write_text(json.dumps(content, indent=1))
 
 

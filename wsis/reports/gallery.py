@@ -15,12 +15,12 @@ from pycocotools import mask as rle_masks
 from torch import Tensor
 from tqdm import tqdm
 
-from wsis.files import whole
+from wsis.files import atomic_write
 from wsis.images.draw import grid, jpeg, overlay
 from wsis.images.read import read_image
 from wsis.images.scale import resize_long_side
 from wsis.metrics.states import packed
-from wsis.types import RLE, Index, Record, Truth
+from wsis.types import RLE, GroundTruth, Index, Record
 
 __all__ = [
     "Objects",
@@ -238,14 +238,14 @@ def write_picture(path: Path, index: Index, sources: Sequence[Source]) -> None:
         drawn = [_confident(source.objects[i]) for source in shown]
         pictures += [overlay(image, objects, names, long_side=240) for objects in drawn]
     captions = [source.name for source in shown] * len(chosen)
-    with whole(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_bytes(jpeg(grid(pictures, len(shown), captions), 80))
 
 
-def _confident(objects: Objects) -> Truth:
+def _confident(objects: Objects) -> GroundTruth:
     """Return the confident objects of a source, as `overlay` takes them."""
     count = objects.sure
     boxes = torch.tensor(objects.boxes[:count], dtype=torch.float32).reshape(-1, 4)
     labels = torch.tensor(objects.labels[:count], dtype=torch.int64)
     crowd = torch.zeros(len(labels), dtype=torch.bool)
-    return Truth(boxes, labels, list(objects.masks[:count]), crowd)
+    return GroundTruth(boxes, labels, list(objects.masks[:count]), crowd)

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from wsis.files import whole
+from wsis.files import atomic_write
 from wsis.images import draw
 from wsis.metrics.errors import ERRORS, KINDS, Breakdown
 from wsis.reports.curves import chart, read_curves
@@ -71,7 +71,7 @@ def write_page(
         "script": _asset("page.js"),
     }
     page = re.sub(r"\{(\w+)\}", lambda match: parts[match[1]], _asset("page.html"))
-    with whole(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_text(page, encoding="utf-8")
 
 

@@ -24,7 +24,7 @@ from wsis.reports.gallery import Objects, Source, rank_images
 from wsis.reports.runs import Entry
 from wsis.reports.table import Row
 from wsis.runs.record import stages
-from wsis.types import Index, Prediction, Record, Truth
+from wsis.types import GroundTruth, Index, Prediction, Record
 
 __all__ = ["Panels", "make_panels"]
 
@@ -41,7 +41,7 @@ class Panels(NamedTuple):
     errors: list[Breakdown | None]
     """Of each row; None for one that was given boxes."""
     sources: list[Source]
-    """Truth first."""
+    """GroundTruth first."""
     ranked: dict[int, tuple[float, float]]
     """The images to show, from `rank_images`."""
 
@@ -122,7 +122,7 @@ def _pseudo_labels(
 
 
 def _label_file(entry: Entry, label_on: str | None) -> Path | None:
-    """Return a method's pseudo-labels: those it learnt from, or those made since for other images."""
+    """Return a method's pseudo-labels: those it learnt from, or those made later for others."""
     shown, run = entry.evaluation_set, entry.folder
     paths = [folder / "labels.json" for folder, _ in stages(run)]
     learnt = [path for path in paths if path.is_file()]
@@ -168,7 +168,7 @@ def _panoptic(
     return Source(name, "panoptic", row, objects)
 
 
-def objects_of_truth(truth: Truth) -> Objects:
+def objects_of_truth(truth: GroundTruth) -> Objects:
     """Return the objects of an image, crowds too."""
     count = len(truth.labels)
     labels, boxes, unknown = truth.labels.tolist(), truth.boxes.tolist(), [-1] * count

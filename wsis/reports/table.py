@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wsis.errors import InputError
-from wsis.files import whole
+from wsis.files import atomic_write
 from wsis.reports.evaluation import PANOPTIC_METRICS
 from wsis.reports.papers import Published, published
 from wsis.reports.runs import Entry
@@ -305,7 +305,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with whole(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_text(text.getvalue(), encoding="utf-8")
 
 
@@ -332,5 +332,5 @@ def write_into(path: Path, table: str) -> None:
     """Replace what lies between the lines that `find_place` finds by a table."""
     old = find_place(path)
     new = path.read_text(encoding="utf-8").replace(old, f"{BEGIN}\n{table}\n{END}")
-    with whole(path) as scratch:
+    with atomic_write(path) as scratch:
         scratch.write_text(new, encoding="utf-8")

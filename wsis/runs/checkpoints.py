@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import Callback, Checkpoint
 from torch import nn
 
 from wsis.errors import InputError
-from wsis.files import whole
+from wsis.files import atomic_write
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -48,14 +48,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if Path(path) == self.last:
             self._waiting = checkpoint
             return
-        with whole(path) as scratch, open(scratch, "wb") as file:
+        with atomic_write(path) as scratch, open(scratch, "wb") as file:
             _save(checkpoint, file)
 
     def flush(self) -> None:
         """Write the checkpoint held back; a crash meanwhile leaves `last` or `previous.ckpt`."""
         if self._waiting is None:
             return
-        with whole(self.last) as scratch:
+        with atomic_write(self.last) as scratch:
             with open(scratch, "wb") as file:
                 _save(self._waiting, file)
             if self.keep and self.last.is_file():

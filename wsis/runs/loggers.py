@@ -15,7 +15,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
-from wsis.files import whole
+from wsis.files import atomic_write
 from wsis.fingerprint import digest
 
 __all__ = ["CSV", "LogStep", "WandB"]
@@ -201,7 +201,10 @@ class CSV(Logger):
             return list(reader.fieldnames or []), list(reader)
 
     def _write(self, columns: list[str], rows: list[dict[str, str]]) -> None:
-        with whole(self.path) as scratch, open(scratch, "w", encoding="utf-8", newline="") as file:
+        with (
+            atomic_write(self.path) as scratch,
+            open(scratch, "w", encoding="utf-8", newline="") as file,
+        ):
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from wsis.errors import InputError
-from wsis.files import clear_scratch, whole
+from wsis.files import atomic_write, clear_scratch
 from wsis.runs.checkpoints import intact
 
 __all__ = ["StageRecord", "adopt", "is_available", "open_stage", "read_stage", "reopen_if_lost"]
@@ -102,7 +102,7 @@ def read_stage(folder: Path) -> StageRecord | None:
 
 def write_stage(folder: Path, record: StageRecord) -> None:
     """Write the record of the stage in `folder`."""
-    with whole(folder / "stage.json") as scratch:
+    with atomic_write(folder / "stage.json") as scratch:
         scratch.write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")
 
 

@@ -27,7 +27,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from wsis.errors import InputError
-from wsis.files import whole
+from wsis.files import atomic_write
 from wsis.fingerprint import fingerprint, plain
 from wsis.method import Method, describe_supervision
 from wsis.runs.checkpoints import CheckpointCallback, Reseed, newest
@@ -232,7 +232,7 @@ class Run:
             cost = {"minutes": (time.monotonic() - self._since) / 60, "memory": peak_memory()}
             facts = cost | {"device": device(), "commit": commit()} | facts
             if facts.get("metrics"):
-                with whole(folder / "metrics.json") as scratch:
+                with atomic_write(folder / "metrics.json") as scratch:
                     scratch.write_text(json.dumps(facts["metrics"], indent=1))
             write_stage(folder, replace(record, finished=True, **facts))
         pl.seed_everything(self._seed_of(f"after {name}"), verbose=False)

@@ -19,7 +19,7 @@ from wsis.data.index import keep_images, write_coco
 from wsis.errors import InputError
 from wsis.evidence.affinity import AffinityNet, pixel_labels
 from wsis.evidence.peaks import Bags, bags, bags_of_boxes, class_peaks
-from wsis.files import whole
+from wsis.files import atomic_write
 from wsis.nn.masks import run_lengths
 from wsis.types import Index, Record
 
@@ -81,7 +81,7 @@ def write_first_labels(
         boxes[number] = _bag_records(of_image, peaks.labels.tolist(), proposals.boxes, index)
         present = [label for label in torch.unique(labels).tolist() if label < len(tags)]
         pixels[number] = _pixel_records({label: labels == label for label in present}, index)
-    with whole(folder / "peaks.json") as scratch:
+    with atomic_write(folder / "peaks.json") as scratch:
         scratch.write_text(json.dumps(points))
     _write(folder, index, boxes, pixels)
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from wsis.data.index import write_coco
 from wsis.errors import InputError
 from wsis.evidence.em import Distance, foreground_em
-from wsis.files import whole
+from wsis.files import atomic_write
 from wsis.images.draw import grid, jpeg
 from wsis.images.scale import resize_long_side
 from wsis.models.em_paste.segments import Segments
@@ -122,7 +122,7 @@ def write_foregrounds(
     write_pool(folder, data.class_names, cutter, settings)
     write_coco(folder / "labels.json", index._replace(annotations=cutter.labels))
     for label, pictures in cutter.pictures.items():
-        with whole(folder / "sheets" / f"{label:03d}.jpg") as scratch:
+        with atomic_write(folder / "sheets" / f"{label:03d}.jpg") as scratch:
             scratch.write_bytes(jpeg(grid(pictures, 6)))
 
 

@@ -23,7 +23,7 @@ from wsis.evidence.em import (
     segment_patches,
     segment_statistics,
 )
-from wsis.files import read_json, whole
+from wsis.files import atomic_write, read_json
 from wsis.nn.backbone import weights_follow
 from wsis.nn.masks import run_lengths, segments_of
 from wsis.nn.regions import enlarge
@@ -155,7 +155,7 @@ def write_segments(
             f"no training image of {data} has a segment between 1 % and 80 % of it; give other "
             "proposals"
         )
-    with whole(folder / "segments.json") as scratch:
+    with atomic_write(folder / "segments.json") as scratch:
         scratch.write_text(json.dumps({"length": net.backbone.channels, "images": images}))
 
 
