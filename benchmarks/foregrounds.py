@@ -20,7 +20,8 @@ from _runs import call, on_small_coco
 from numpy.typing import NDArray
 
 from wsis.inference import make_data, read_run
-from wsis.models.em_paste.foregrounds import Segments, choose
+from wsis.models.em_paste.foregrounds import choose
+from wsis.models.em_paste.segments import Segments
 from wsis.reports.table import mean_and_range, print_table
 
 PROPOSALS = 300

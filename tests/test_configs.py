@@ -154,28 +154,32 @@ def test_recipe_for_few_images_is_short_and_says_nothing_of_a_machine(path):
     "path", [*TABLES, *COMPARED], ids=lambda path: f"{path.parent.name}/{path.stem}"
 )
 def test_commands_of_a_header(path, tmp_path, monkeypatch):
-    """The header's words are understood with a row of each method, and what is compared is the runs alone."""
-    train, *compare = re.findall(
-        r"python -m (wsis\.[^&\n]*)", path.read_text().replace("\n#   ", " ")
-    )
-    _, table, *rest = shlex.split(train)
-    assert FOLDER.parent / table == path
-    own, settings = _divide([table, *rest])
-    ablation, named = (
-        read_ablation(path),
-        own[own.index("--rows") + 1 :] if "--rows" in own else None,
-    )
-    for row in {row.model: row for _, row in ablation.choose(named)}.values():
-        data = Parsed(
-            "fit", ["--model", row.model, *settings, *row.words], options=run_options
-        ).names["data"]
+    """The header's words are understood with a row of each method, and only runs are compared."""
+    text = path.read_text().replace("\n#   ", " ")
+    commands = re.findall(r"python -m (wsis\.[^&\n]*)", text)
+    ablation, trained = read_ablation(path), set()
+    for command in (c for c in commands if c.startswith("wsis.ablate")):
+        _, table, *rest = shlex.split(command)
+        assert FOLDER.parent / table == path
+        own, settings = _divide([table, *rest])
+        named = own[own.index("--rows") + 1 :] if "--rows" in own else None
+        chosen = ablation.choose(named)
+        ablate._check_needs(chosen, settings)
+        trained |= {variant.name for _, variant in chosen}
+        for row in {variant.model: variant for _, variant in chosen}.values():
+            words = ["--model", row.model, *settings, *row.words]
+            data = Parsed("fit", words, options=run_options).names["data"]
     monkeypatch.chdir(tmp_path)
     runs = Path("runs/ablate", ablation.name, data)
     for place in ("cam/0", "cam/12", "wandb/offline-run-1"):
         (runs / place).mkdir(parents=True)
     (runs / "ablation.csv").touch()
-    for command in compare:
-        assert {*glob.glob(command.split()[1])} == {f"{runs}/cam/0", f"{runs}/cam/12"}
+    compared = [command.split()[1] for command in commands if command.startswith("wsis.compare")]
+    for pattern in compared:
+        assert {*glob.glob(pattern)} == {f"{runs}/cam/0", f"{runs}/cam/12"}
+    if path in COMPARED:
+        assert compared
+        assert trained == ablation.variants.keys()
 
 
 def test_every_paper_has_its_tables():

@@ -146,6 +146,7 @@ OTHER = {
     "panoptic": True,
     "min_mask_score": 0.25,
     "label_settings": ("merge",),
+    "data_settings": ("salient",),
     "later_settings": ("segmentor",),
 }
 

@@ -41,6 +41,8 @@ KINDS = ("model", "data")
 """Kinds that the command line selects by name; each is a section of a settings file."""
 _GROUPS = {"model": "wsis.models", "data": "wsis.data", "proposer": "wsis.proposers"}
 _PACKAGES = {"model": ("models", "parts"), "data": ("datasets",)}
+_STAGES = {"model": ("evidence",)}
+"""Packages with networks that are trained only as a stage of a method."""
 _BASES = {"model": "LightningModule", "data": "LightningDataModule"}
 _FUNCTIONS = {"proposer": {"segments": "wsis.proposals.segments.propose"}}
 """Built-in functions by name, for kinds that are functions rather than classes."""
@@ -67,8 +69,8 @@ def class_path(kind: str, name: str, typed: bool = False) -> str:
         if not typed and not _is_installed(kind, path):
             raise InputError(
                 f"{kind} {name} is not installed, and a file may name no other code; "
-                f"install it with an entry point of {_GROUPS[kind]}; "
-                f"wsis.fit takes it as --{kind} {name}, too"
+                f"if it is your own, install it with an entry point of {_GROUPS[kind]} "
+                f"or type wsis.fit --{kind} {name}"
             )
         return path
     known = {_plain(n): n for n in names(kind)}
@@ -182,10 +184,11 @@ def _plugins(kind: str) -> dict[str, str]:
 
 
 def _is_installed(kind: str, path: str) -> bool:
-    """Return True if a path is in this library or in the module of a plug-in of this kind."""
+    """Return True if a path is in a package of this kind or in the module of a plug-in."""
+    packages = [f"wsis.{name}" for name in (*_PACKAGES.get(kind, ()), *_STAGES.get(kind, ()))]
     plugins = [plugin.rpartition(".")[0] for plugin in _plugins(kind).values()]
-    inside = any(path.startswith(f"{place}.") for place in ["wsis", *plugins])
-    return inside if kind in _BASES else path in _FUNCTIONS.get(kind, {}).values()
+    inside = any(path.startswith(f"{place}.") for place in [*packages, *plugins])
+    return inside or path in _FUNCTIONS.get(kind, {}).values()
 
 
 def _derives_from(thing: Any, base: str) -> bool:

@@ -71,12 +71,14 @@ def layers(tmp_path, monkeypatch):
     """A recipe and two files that disagree."""
     found = write(
         tmp_path / "recipe.yaml",
-        "model: {class_path: toy_plugins.Net, init_args: {width: 2, rate: 1e-3}}\ntrainer: {max_steps: 1}",
+        "model: {class_path: toy_plugins.Net, init_args: {width: 2, rate: 1e-3}}\n"
+        "trainer: {max_steps: 1}",
     )
     monkeypatch.setattr(parser, "recipe", lambda model, data: found)
     write(
         tmp_path / "a.yaml",
-        "model:\n  class_path: toy_plugins.Net\n  init_args: {width: 3, pool: roi}\ndata: toy_plugins.Data",
+        "model:\n  class_path: toy_plugins.Net\n  init_args: {width: 3, pool: roi}\n"
+        "data: toy_plugins.Data",
     )
     write(tmp_path / "b.yaml", "model:\n  width: 4\n")
     return tmp_path
@@ -219,7 +221,7 @@ def test_help_shows_the_recipe(layers, capsys):
 
 
 def test_help_has_headings_said_once(capsys):
-    """Settings that are a dataclass of their own are a group, under the sentence of its docstring."""
+    """Settings in a dataclass of their own are a group, under the sentence of its docstring."""
     for words, groups in {
         ("--model", "pdsl", "--help"): ("model.backbone", "model.optimisation"),
         ("--data", "voc", "--help", "data"): ("data.augment", "data.loading"),

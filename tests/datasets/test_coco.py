@@ -292,7 +292,7 @@ def test_boxes_that_lie_outside_are_dropped_and_others_clipped(root: Path) -> No
         samples = [
             data.samples("train", train, supervision)
             for train in (True, False)
-            for supervision in ("boxes", "masks")
+            for supervision in ({"tags", "boxes"}, {"tags", "boxes", "masks"})
         ]
     for each in samples:
         target = each.sample(0)["target"]

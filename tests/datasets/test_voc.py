@@ -124,7 +124,7 @@ def test_training_on_the_lists_of_the_classification_task(root: Path) -> None:
     assert all(not a.get("segmentation") for found in train.annotations.values() for a in found)
     assert all(a.get("segmentation") for found in val.annotations.values() for a in found)
     for split in ("train", "val"):  # every image has background, whether or not a mask says where
-        samples = data.samples(split, False)
+        samples = data.samples(split, False, {"tags", "stuff_tags"})
         assert all(
             samples.sample(k)["target"]["stuff_tags"].tolist() == [1] for k in range(len(samples))
         )

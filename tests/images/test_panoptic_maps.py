@@ -46,6 +46,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Shapes:
 class Model(Method):
     """Asks for panoptic truths, or not."""
 
+    supervision = frozenset({"tags", "stuff_tags"})
     needs_proposals = False
 
     def __init__(self, panoptic: bool) -> None:
@@ -90,7 +91,7 @@ def test_training_never_gets_it_asked_or_not(shapes: Shapes) -> None:
     index = shapes.index("train")
     assert index.panoptic is not None
     assert shapes.samples("train", train=True).panoptic is None
-    asked = Samples(index, "masks", shapes.augment, panoptic=True)
+    asked = Samples(index, {"tags", "stuff_tags", "boxes", "masks"}, shapes.augment, panoptic=True)
     assert asked.panoptic is None
     assert "truth" not in asked.sample(0)
 
@@ -231,7 +232,7 @@ def test_stuff_tags_reach_the_targets(shapes: Shapes) -> None:
     for data in (shapes, as_coco):
         for train in (True, False):
             split = "train" if train else "val"
-            samples = data.samples(split, train)
+            samples = data.samples(split, train, {"tags", "stuff_tags"})
             for k, image in enumerate(data.index(split).images):
                 png = (
                     shapes.folder / f"annotations/panoptic_{split}2017" / f"{image['id']:012d}.png"
@@ -245,7 +246,9 @@ def test_a_missing_voc_png_is_one_line(shapes: Shapes, tmp_path: Path) -> None:
     devkit = tmp_path / "VOCdevkit/VOC2012"
     stem = (devkit / "ImageSets/Segmentation/val.txt").read_text().split()[0]
     index = read_voc(devkit, [stem], shapes.class_names, masks=True)
-    assert Samples(index, "tags").sample(0)["target"]["stuff_tags"].tolist() == [1.0]
+    assert Samples(index, {"tags", "stuff_tags"}).sample(0)["target"]["stuff_tags"].tolist() == [
+        1.0
+    ]
     (devkit / f"SegmentationObject/{stem}.png").unlink()
     with pytest.raises(InputError, match=f"SegmentationObject/{stem}.png"):
         index.panoptic(index.images[0])

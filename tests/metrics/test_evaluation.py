@@ -73,6 +73,9 @@ class Oracle(Method):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
 
+    def configure_callbacks(self):
+        return []  # the trainer has one
+
     def training_step(self, batch, i):
         return (self.weight - 1) ** 2
 
@@ -177,7 +180,7 @@ def test_pictures_of_the_first_images_go_to_loggers_that_take_them(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     album, board = Album(), TensorBoardLogger(tmp_path)
     trainer = trainer_for(
-        tmp_path, Evaluation(pictures=3, least_score=0), logger=[CSVLogger(tmp_path), album, board]
+        tmp_path, Evaluation(pictures=3, score_threshold=0), logger=[CSVLogger(tmp_path), album, board]
     )
     trainer.validate(Oracle(), datamodule=SceneData(), verbose=False)
     assert [key for key, _, _ in album.pictures] == [f"val/pictures/{k}" for k in range(3)]

@@ -22,7 +22,7 @@ from wsis.evidence.peaks import Bags
 from wsis.method import Method
 from wsis.models.ccgr import CCGR, Refinement, cut_out, segmented
 from wsis.models.ccgr.branches import BagDetector, Boxes, Segmentation, pixels_of
-from wsis.models.ccgr.hints import _bag_records, write_first_labels, write_next_labels
+from wsis.models.ccgr.pseudo_labels import _bag_records, write_first_labels, write_next_labels
 from wsis.runs.run import Run
 from wsis.types import Prediction
 
@@ -325,7 +325,7 @@ SETTINGS = {"bag_size": 4, "penalty": 0.1, "min_peak": 0.5, "peak_window": 3, "p
 SETTINGS |= {"walk_steps": 0, "scales": (1.0,), "background_score": 0.25}
 
 
-def test_first_hints_are_bags_around_peaks_and_pixels_of_tagged_classes(data, tmp_path):
+def test_first_labels_are_bags_around_peaks_and_pixels_of_tagged_classes(data, tmp_path):
     write_first_labels(tmp_path, Sighted(data), data, **SETTINGS)
     index, peaks = data.index("train"), json.loads((tmp_path / "peaks.json").read_text())
     bags, pixels = (read_coco(tmp_path / f"{name}.json", index.root) for name in ("bags", "pixels"))
@@ -354,7 +354,7 @@ def test_first_hints_are_bags_around_peaks_and_pixels_of_tagged_classes(data, tm
             )
 
 
-def test_next_hints_are_bags_around_detections_and_unions_of_masks(data, tmp_path):
+def test_next_labels_are_bags_around_detections_and_unions_of_masks(data, tmp_path):
     write_next_labels(
         tmp_path, data.index("train").root.parent / "annotations/instances_train2017.json", data, 3
     )

@@ -17,13 +17,8 @@ from wsis.datasets.shapes import Shapes
 from wsis.errors import InputError
 from wsis.evidence.em import foreground_em, segment_patches
 from wsis.models.em_paste import EMPaste
-from wsis.models.em_paste.foregrounds import (
-    Segments,
-    choose,
-    first_choice,
-    write_foregrounds,
-    write_segments,
-)
+from wsis.models.em_paste.foregrounds import choose, write_foregrounds
+from wsis.models.em_paste.segments import Segments, first_choice, write_segments
 from wsis.nn.backbone import BackboneSettings
 from wsis.parts.classifier import Classifier
 from wsis.pasting.pool import ForegroundPool

@@ -37,7 +37,7 @@ def data(tmp_path_factory) -> Shapes:
 
 
 def samples_of(data: Shapes, split: str):
-    samples = data.samples(split, train=split == "train", supervision={"tags"})
+    samples = data.samples(split, train=split == "train", supervision={"tags", "stuff_tags"})
     samples.segments = True
     return samples
 

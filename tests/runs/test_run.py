@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parents[1]
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["toy_plugins", "wsis.fit"])  # a process to kill costs milliseconds
+FORK.set_forkserver_preload(["conftest", "toy_plugins", "wsis.fit"])  # cheap to kill
 WORDS = [
     "--data",
     "toy_plugins.Data",

@@ -228,7 +228,7 @@ class CLI(LightningCLI):
             raise InputError(gist(error)) from error
 
     def _for_this(self, config: Config) -> Config:
-        """Leave out sections that are for other classes than the chosen ones, or for other verbs."""
+        """Leave out sections for other verbs, or for other classes than the chosen ones."""
         left_out = {*SECTIONS} - {*self.sections}
         if "model" not in self.sections:
             left_out.add("seed_everything")
@@ -267,7 +267,7 @@ class CLI(LightningCLI):
     # What a verb asks for
 
     def settings(self) -> Config:
-        """Return the settings as a file has them; a verb's own, such as its folder, are left out."""
+        """Return the settings as a file has them, without a verb's own, such as its folder."""
         config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False, format="yaml"))
         for kind, path in self.paths.items():
             config[kind] = {"class_path": path, "init_args": config.get(kind) or {}}

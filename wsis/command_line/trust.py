@@ -45,7 +45,7 @@ def check_code(config: Mapping[str, Any], path: Path, typed: str) -> None:
     """
     for kind in registry.KINDS:
         name = (config.get(kind) or {}).get("class_path")
-        if name:
+        if name and "." in name:  # a short name is looked up when it is needed
             try:
                 registry.class_path(kind, name, typed=name in typed)
             except InputError as error:

@@ -1,4 +1,8 @@
-"""Backgrounds without the target classes (EM-Paste, section 3.2): captions, substituted words, pictures, the best by CLIP."""
+"""Generation of backgrounds without the target classes (EM-Paste, section 3.2).
+
+Images are captioned, words for the classes substituted, pictures painted from the captions, and the
+best chosen by CLIP.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
-    """Do what `python -m wsis.generate` does with `argv`."""
+    """Run `python -m wsis.generate` with `argv`."""
     from wsis.generate.__main__ import main
 
     return main(argv)

@@ -1,4 +1,7 @@
-"""Make backgrounds without the target classes: `python -m wsis.generate --data voc --data.root DIR --out DIR`."""
+"""Generate backgrounds without the target classes.
+
+`python -m wsis.generate --data voc --data.root DIR --out DIR`
+"""
 
 from __future__ import annotations
 
@@ -28,10 +31,14 @@ __all__ = ["generate", "main"]
 
 _SOURCES = ("images", "captions", "images_from")
 _CLASSES = {"voc": VOC_CLASSES, "coco": COCO_CLASSES}
+_OTHER_ARGUMENTS = {"images", "classes", "seed"}  # of `generate`: not options of the same name
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
-    """Make the backgrounds that `argv` asks for; started again, it goes on where it was stopped. Returns generated.json."""
+    """Generate the backgrounds that `argv` asks for, and return generated.json.
+
+    The same command continues after an interruption.
+    """
     with plain_errors(lambda: "; the same command continues"):
         words = list(sys.argv[1:] if argv is None else argv)
         cli = CLI("generate", words, kinds=("data",), options=_options)
@@ -39,25 +46,20 @@ def main(argv: Sequence[str] | None = None) -> Path:
         given = [source for source in _SOURCES if config[source] is not None]
         if len(given) > 1:
             raise InputError(f"--{given[0]} and --{given[1]}: give one, what to start from")
-        classes = _classes(
-            config.classes, cli.datamodule if not given or _names_data(words) else None
-        )
+        names_data = any(word.partition("=")[0] == "--data" for word in words)
+        classes = _classes(config.classes, cli.datamodule if not given or names_data else None)
         for folder in filter(None, [config.images, config.images_from]):
             if config.out.resolve().is_relative_to(folder.resolve()):
                 raise InputError(
-                    f"--out {config.out} is in {folder}, whose pictures are read; choose another folder"
+                    f"--out {config.out} is in {folder}, whose pictures are read; choose another "
+                    "folder"
                 )
-        images = (
-            _images(config.images, cli.datamodule, config.limit)
-            if given in ([], ["images"])
-            else {}
-        )
-        return generate(
-            images,
-            classes,
-            **{name: config[name] for name in _settings()},
-            seed=config.seed_everything,
-        )
+        images = {}
+        if given in ([], ["images"]):
+            images = _images(config.images, cli.datamodule, config.limit)
+        settings = inspect.signature(generate).parameters.keys() - _OTHER_ARGUMENTS
+        given_settings = {name: config[name] for name in settings}
+        return generate(images, classes, **given_settings, seed=config.seed_everything)
 
 
 def generate(
@@ -79,70 +81,64 @@ def generate(
     device: str = "auto",
     seed: int = 0,
 ) -> Path:
-    """Describe images, put other objects in place of the classes, paint the captions and keep the best pictures by CLIP.
+    """Caption images, substitute the classes, paint the captions, and keep the best by CLIP.
 
     Args:
-        images: Images to describe, by their names.
-        classes: Names of the classes that no picture is to show.
+        images: Paths of the images to caption, by name.
+        classes: Names of the classes that no picture should show.
         out: Folder to write to: backgrounds/, candidates/ and generated.json.
-        captions: Text file with one caption a line, in place of images and captioner.
-        images_from: Folder of pictures to choose among by CLIP, in place of images, captioner and painter.
+        captions: Text file with one caption per line, in place of images and captioner.
+        images_from: Folder of pictures to select from by CLIP, in place of images, captioner and
+            painter.
         captioner: BLIP-like model of transformers: a folder, or a name on the hub.
         painter: Text-to-image pipeline of diffusers: a folder, or a name on the hub.
         clip: CLIP model of open_clip: a folder, or a name on the hub; none keeps every picture.
-        captions_per_image: Captions of an image.
-        pictures: Pictures painted of a caption.
-        keep: So many of these are kept; the paper keeps 5 of 10, which leaves nothing to drop for their likeness to a class.
-        steps: Denoising steps; the pipeline's own number if not given.
-        size: Side of the square pictures in pixels; the pipeline's own if not given.
-        precision: Numbers the painter computes with; auto is float16 on an accelerator, else float32.
-        batch: Pictures painted at once.
-        device: What to compute on: auto, cpu, cuda, mps.
+        captions_per_image: Number of captions per image.
+        pictures: Number of pictures painted per caption.
+        keep: Number of these pictures to keep; the paper's 5 of 10 drops none for its likeness to a
+            class.
+        steps: Number of denoising steps; by default the pipeline's.
+        size: Side of the square pictures in pixels; by default the pipeline's.
+        precision: Floating-point type of the painter; auto is float16 on an accelerator, else
+            float32.
+        batch: Number of pictures painted at once.
+        device: Device to compute on: auto, cpu, cuda or mps.
         seed: Seed of captions and pictures.
 
     Returns:
-        generated.json: of each picture its source, captions, seed, similarities, and whether it is kept.
+        generated.json: for each picture its source, captions, seed, similarities, and whether it is
+        kept.
 
     Raises:
-        InputError: the extra is not installed, a model cannot be loaded, a setting is wrong, or nothing was generated.
+        InputError: the extra is not installed, a model cannot be loaded, a setting is wrong, or
+            nothing was generated.
     """
     if not 1 <= keep <= pictures or captions_per_image < 1 or batch < 1:
         raise InputError(
-            f"--keep {keep} --pictures {pictures} --captions_per_image {captions_per_image} --batch {batch}: "
-            "give at least 1 of each, and keep no more than are painted"
+            f"--keep {keep} --pictures {pictures} --captions_per_image {captions_per_image} "
+            f"--batch {batch}: give at least 1 of each, and keep no more than are painted"
         )
     painting = Painter(painter, steps, size, precision, batch, device)
-    found = list(_paths(index_of_folder(images_from)).values()) if images_from else []
-    texts = read_captions(captions) if captions else {}
-    bar = tqdm(
-        (texts or images).items(),
-        "backgrounds",
-        unit="caption" if captions else "image",
-        disable=bool(found),
-    )
-    with (
-        bar,
-        open_progress(out / "progress.sqlite") as progress,
-    ):  # the bar is closed before an error is told
+    similarity = None if clip == "none" else Clip(clip, device)
+    present = list(_paths(index_of_folder(images_from)).values()) if images_from else []
+    sources = read_captions(captions) if captions else images
+    unit = "caption" if captions else "image"
+    bar = tqdm(sources.items(), "backgrounds", unit=unit, disable=bool(present))
+    # the bar is closed before an error is printed
+    with bar, open_progress(out / "progress.sqlite") as progress:
         clear_scratch(out / "candidates")
         work = Backgrounds(out, classes, progress, seed)
-        work.made_by |= {
-            name: str(given)
-            for name, given in (("captions", captions), ("images_from", images_from))
-            if given
-        }
-        if found:
-            groups = iter([found_in(found)])
+        for name, given in (("captions", captions), ("images_from", images_from)):
+            if given:
+                work.made_by[name] = str(given)
+        if present:
+            groups = iter([found_in(present)])
         else:
-            described = (
-                bar
-                if captions
-                else work.describe(bar, Captioner(captioner, captions_per_image, device))
-            )
-            groups = work.paint(described, painting, pictures)
-        written = work.finish(
-            groups, None if clip == "none" else Clip(clip, device), keep, pictures
-        )
+            captioned = bar
+            if not captions:
+                captioned = work.describe(bar, Captioner(captioner, captions_per_image, device))
+            groups = work.paint(captioned, painting, pictures)
+        written = work.finish(groups, similarity, keep, pictures)
     kept = sum(picture["kept"] for picture in read_json(written)["pictures"])
     print(f"{kept} backgrounds: {out / 'backgrounds'}, {written}", flush=True)
     return written
@@ -153,53 +149,42 @@ def _options(parser: Any) -> None:
         "--images",
         type=Path | None,
         default=None,
-        help="A folder of images to use in place of a data set.",
+        help="Folder of images to caption in place of a data set.",
     )
     parser.add_argument(
         "--classes",
         type=str,
         default="",
-        help="Classes not to show: names with commas between, voc or coco; else the data's.",
+        help="Classes not to show: names separated by commas, voc or coco; by default the data's.",
     )
     parser.add_argument(
         "--limit",
         type=int | None,
         default=None,
-        help="So many of the images, evenly spaced; else all.",
+        help="Largest number of images to caption, evenly spaced; by default all.",
     )
-    parser.add_function_arguments(generate, skip={"images", "classes", "seed"})
-
-
-def _settings() -> list[str]:
-    return [
-        name
-        for name in inspect.signature(generate).parameters
-        if name not in ("images", "classes", "seed")
-    ]
-
-
-def _names_data(words: Sequence[str]) -> bool:
-    return any(word.partition("=")[0] == "--data" for word in words)
+    parser.add_function_arguments(generate, skip=_OTHER_ARGUMENTS)
 
 
 def _classes(given: str, data: Any) -> list[str]:
-    """Names of the classes: those given, else the data's."""
+    """Return the names of the given classes, by default of the data's."""
     if given:
         names = _CLASSES.get(given.lower()) or [name.strip() for name in given.split(",")]
-        if names := [name for name in names if name]:
+        names = [name for name in names if name]
+        if names:
             return names
         raise InputError(
-            f"--classes '{given}' names no class; give names with commas between, voc or coco"
+            f"--classes '{given}' names no class; give names separated by commas, voc or coco"
         )
     if data is None:
         raise InputError(
-            "give --classes, what no background is to show: names with commas between, voc or coco"
+            "give --classes that no background should show: names separated by commas, voc or coco"
         )
     return list(data.class_names)
 
 
 def _images(folder: Path | None, data: Any, limit: int | None) -> dict[str, Path]:
-    """The images to describe, by their names relative to their folder."""
+    """Return the paths of the images to caption, by their names relative to their folder."""
     if limit is not None and limit < 1:
         raise InputError(f"--limit {limit}: give at least 1")
     paths = list(_paths(data.index("train") if folder is None else index_of_folder(folder)).items())

@@ -1,32 +1,38 @@
-"""What captions call the classes of VOC, COCO and the generated data set."""
+"""Words that captions use for the classes of VOC, COCO and the generated data set."""
 
 from __future__ import annotations
 
 __all__ = ["COCO_CLASSES", "GROUPS", "OTHERS"]
 
 _TEXT = """
-person, human, man, woman, boy, girl, child, kid, baby, toddler, infant, guy, lady, gentleman, adult, teenager, crowd, \
-family, friend, mother, father, mom, dad, son, daughter, brother, sister, player, batter, pitcher, catcher, umpire, \
-referee, goalie, athlete, skier, snowboarder, skateboarder, skater, surfer, swimmer, runner, rider, cyclist, biker, jockey, \
-driver, passenger, pedestrian, tourist, student, worker, farmer, soldier, officer, policeman, policewoman, fireman, fisherman, \
-businessman, cowboy, chef, waiter, waitress, vendor, performer, singer, musician, bride, groom
+person, human, man, woman, boy, girl, child, kid, baby, toddler, infant, guy, lady, gentleman, \
+adult, teenager, crowd, family, friend, mother, father, mom, dad, son, daughter, brother, sister, \
+player, batter, pitcher, catcher, umpire, referee, goalie, athlete, skier, snowboarder, \
+skateboarder, skater, surfer, swimmer, runner, rider, cyclist, biker, jockey, driver, passenger, \
+pedestrian, tourist, student, worker, farmer, soldier, officer, policeman, policewoman, fireman, \
+fisherman, businessman, cowboy, chef, waiter, waitress, vendor, performer, singer, musician, \
+bride, groom
 bicycle, bike, mountain bike, tricycle
-car, automobile, sedan, taxi, cab, suv, minivan, van, jeep, convertible, hatchback, race car, police car
+car, automobile, sedan, taxi, cab, suv, minivan, van, jeep, convertible, hatchback, race car, \
+police car
 motorcycle, motorbike, motor cycle, scooter, moped, dirt bike, bike
 airplane, aeroplane, plane, aircraft, airliner, jet, jetliner, biplane, fighter jet, seaplane
 bus, double decker, minibus
 train, locomotive, tram, trolley, subway, railcar, streetcar, train car
 truck, lorry, pickup, fire truck, fire engine, semi, tow truck
-boat, ship, sailboat, canoe, kayak, ferry, yacht, rowboat, dinghy, vessel, gondola, raft, barge, catamaran
+boat, ship, sailboat, canoe, kayak, ferry, yacht, rowboat, dinghy, vessel, gondola, raft, barge, \
+catamaran
 traffic light, stoplight, traffic signal, stop light
 fire hydrant, hydrant
 stop sign
 parking meter
 bench, park bench
-bird, seagull, gull, duck, goose, swan, pigeon, parrot, owl, eagle, hawk, sparrow, robin, finch, crow, heron, pelican, \
-penguin, flamingo, ostrich, peacock, chicken, rooster, hen, turkey, hummingbird, dove, stork
+bird, seagull, gull, duck, goose, swan, pigeon, parrot, owl, eagle, hawk, sparrow, robin, finch, \
+crow, heron, pelican, penguin, flamingo, ostrich, peacock, chicken, rooster, hen, turkey, \
+hummingbird, dove, stork
 cat, kitten, kitty, feline
-dog, puppy, pup, doggy, canine, terrier, poodle, bulldog, retriever, labrador, shepherd, hound, collie, corgi, husky, dachshund
+dog, puppy, pup, doggy, canine, terrier, poodle, bulldog, retriever, labrador, shepherd, hound, \
+collie, corgi, husky, dachshund
 horse, pony, foal, colt, mare, stallion
 sheep, lamb, ram, ewe
 cow, cattle, bull, calf, ox, heifer
@@ -102,13 +108,13 @@ green-dotted flower, dotted flower, flower
 GROUPS = tuple(
     tuple(phrase.strip() for phrase in line.split(",")) for line in _TEXT.strip().splitlines()
 )
-"""Words for one class; the first is the plain one. A word may stand in several groups."""
+"""Words for one class each, the plain one first. A word may be in several groups."""
 
 COCO_CLASSES = tuple(group[0] for group in GROUPS[:80])
-"""In COCO's order."""
+"""COCO's classes in their order."""
 
 OTHERS = (
-    "rock", "barrel", "statue", "crate", "fountain", "log", "pillar", "lantern", "basket", "mailbox", "wheelbarrow", "ladder",
-    "shrub", "tent", "fence", "windmill",
+    "rock", "barrel", "statue", "crate", "fountain", "log", "pillar", "lantern", "basket",
+    "mailbox", "wheelbarrow", "ladder", "shrub", "tent", "fence", "windmill",
 )  # fmt: skip
-"""Objects that are in no group, all with a consonant first and a regular plural."""
+"""Objects that are in no group; all begin with a consonant and have a regular plural."""

@@ -1,4 +1,4 @@
-"""Loading other people's models: weights from safetensors alone, none of their code, and one line where it fails."""
+"""Safe loading of third-party models: safetensors only, no remote code, one-line errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def need(package: str) -> ModuleType:
     """Import a package of the extra `generate`.
 
     Raises:
-        InputError: it is not installed.
+        InputError: the package is not installed.
     """
     try:
         return importlib.import_module(package)
@@ -40,7 +40,7 @@ def need(package: str) -> ModuleType:
 
 @contextmanager
 def loading(part: str, name: str) -> Iterator[None]:
-    """Turn whatever a library says of a model it cannot load into one line.
+    """Turn a library's error about a model it cannot load into one line.
 
     Args:
         part: the setting that names the model.
@@ -51,30 +51,30 @@ def loading(part: str, name: str) -> Iterator[None]:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # for developers: options that have new names
+            warnings.simplefilter("ignore")  # deprecations, which users can do nothing about
             yield
     except InputError:
         raise
-    except (
-        Exception
-    ) as error:  # libraries raise OSError, ValueError, KeyError, RuntimeError and their own
+    # libraries raise OSError, ValueError, KeyError, RuntimeError and their own
+    except Exception as error:
         reason = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
         raise InputError(
-            f"cannot load --{part} {name}: {reason[:160]}; give a folder that holds the model with its weights as safetensors"
+            f"cannot load --{part} {name}: {reason[:160]}; give a folder that holds the model "
+            "with its weights as safetensors"
         ) from error
 
 
 def safe(**options: Any) -> dict[str, Any]:
-    """Options of every `from_pretrained`: no pickles, no code of the model's, and no waiting for a hub out of reach."""
+    """Return options of `from_pretrained`: no remote code, no waiting for an unreachable hub."""
     return {"trust_remote_code": False, "local_files_only": offline(), **options}
 
 
 @cache
 def offline() -> bool:
-    """Whether the hub has no address here; libraries would ask for a minute and more before they say so."""
+    """Return True if the hub's name does not resolve; libraries would retry for over a minute."""
     address = urlsplit(need("huggingface_hub.constants").ENDPOINT)
     if address.scheme in getproxies() and not proxy_bypass(address.hostname or ""):
-        return False  # the proxy knows names that nobody here does
+        return False  # the proxy resolves names
     try:
         socket.getaddrinfo(address.hostname, address.port or 443)
     except OSError:
@@ -83,7 +83,11 @@ def offline() -> bool:
 
 
 def device_of(name: str) -> torch.device:
-    """Give the device of a name; "auto" is the accelerator where there is one."""
+    """Return the device of a name; "auto" is the accelerator if there is one, else the CPU.
+
+    Raises:
+        InputError: there is no such device.
+    """
     if name != "auto":
         try:
             return torch.empty(0, device=name).device
@@ -91,12 +95,12 @@ def device_of(name: str) -> torch.device:
             raise InputError(
                 f"--device {name}: {str(error).splitlines()[0]}; give auto, cpu, cuda or mps"
             ) from error
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return found or torch.device("cpu")
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator or torch.device("cpu")
 
 
 def quiet() -> None:
-    """Leave one progress bar, ours, and no advice of the libraries'."""
+    """Silence the libraries' progress bars and advice."""
     for package in ("transformers", "diffusers"):
         if find_spec(package):
             logging = importlib.import_module(f"{package}.utils.logging")

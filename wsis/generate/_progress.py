@@ -1,4 +1,4 @@
-"""What has been generated so far, in one SQLite file: a command that is repeated does what is missing and no more."""
+"""Progress of generation in an SQLite file; a repeated command does only what is missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Progress", "open_progress"]
 
 
 class Progress:
-    """Results by all that they depend on, each stored as soon as it is there; `open_progress` makes it."""
+    """A store of results under all that they depend on; made by `open_progress`."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
@@ -27,7 +27,7 @@ class Progress:
         make: Callable[[], Any],
         valid: Callable[[Any], bool] = lambda value: True,
     ) -> Any:
-        """Give what was made for `key`, or make it now (a json value)."""
+        """Return the stored json value of `key`; make and store it if there is no valid one."""
         text = json.dumps(key, sort_keys=True)
         row = self.connection.execute("SELECT value FROM made WHERE key = ?", (text,)).fetchone()
         if row and valid(value := json.loads(row[0])):
@@ -42,10 +42,10 @@ class Progress:
 
 @contextmanager
 def open_progress(path: Path) -> Iterator[Progress]:
-    """Open the file, or begin it.
+    """Open the file, or create it.
 
     Raises:
-        InputError: it cannot be written, or is something else.
+        InputError: the file cannot be written, is damaged or has other content.
     """
     try:
         with database(path) as connection:

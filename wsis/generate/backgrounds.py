@@ -1,4 +1,7 @@
-"""From images to backgrounds: describe, substitute, paint, compare, keep the best; what is done already is not done again."""
+"""Generation of backgrounds from images: caption, substitute, paint, compare, keep the best.
+
+Results are stored as they are made, and not made again.
+"""
 
 from __future__ import annotations
 
@@ -31,49 +34,50 @@ from wsis.images.read import read_image
 __all__ = ["Backgrounds", "Compare", "Describe", "Paint", "found_in"]
 
 Record = dict[str, Any]
-_BATCH = 32  # pictures that CLIP sees at once
+_BATCH = 32  # pictures compared by CLIP at once
 
 
 class Describe(Protocol):
-    """Gives captions of an image; `settings` (json) is all that they depend on."""
+    """Captions an image; captions depend on `settings` (json) alone."""
 
     settings: Mapping[str, Any]
 
     def __call__(self, image: Image.Image, seed: int) -> Sequence[str]:
-        """Describe an image, the same way for the same seed."""
+        """Return captions of an image, the same for the same seed."""
         ...
 
 
 class Paint(Protocol):
-    """Gives one picture per seed, or None; `settings` (json) is all that they depend on."""
+    """Paints a caption; pictures depend on `settings` (json) alone."""
 
     settings: Mapping[str, Any]
 
     def __call__(self, caption: str, seeds: Sequence[int]) -> Sequence[Image.Image | None]:
-        """Paint a caption, the same way for the same seed."""
+        """Return a picture or None for each seed, the same for the same seed."""
         ...
 
 
 class Compare(Protocol):
-    """Gives similarities (images, texts); `settings` (json) is all that they depend on."""
+    """Compares images with texts; similarities depend on `settings` (json) alone."""
 
     settings: Mapping[str, Any]
 
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
-        """Compare each image with each text."""
+        """Return similarities (images, texts)."""
         ...
 
 
 class Backgrounds:
-    """A folder of backgrounds in the making.
+    """A folder of backgrounds being generated.
 
-    `backgrounds/` has the pictures that are kept, `candidates/` all that were painted; generated.json says of each its source,
-    caption before and after substitution, seed, similarities, and whether it is kept.
+    `candidates/` holds all pictures painted, `backgrounds/` those kept; generated.json records for
+    each its source, caption before and after substitution, seed, similarities, and whether it is
+    kept.
 
     Args:
         out: the folder.
-        classes: names of the classes that no picture is to show.
-        progress: what has been done already, with these settings or others.
+        classes: names of the classes that no picture should show.
+        progress: results so far, with these settings or others.
         seed: of captions and pictures.
     """
 
@@ -82,24 +86,20 @@ class Backgrounds:
     ) -> None:
         self.out, self.classes, self.progress, self.seed = out, list(classes), progress, seed
         self.made_by: dict[str, Any] = {}
-        """What captions and pictures are from, for generated.json."""
+        """Sources of captions and pictures, for generated.json."""
         self.skipped: Counter[str] = Counter()
-        """How often what gave nothing."""
+        """Numbers of inputs left out, by reason."""
 
     def describe(
         self, images: Iterable[tuple[str, Path]], captioner: Describe
     ) -> Iterator[tuple[str, Sequence[str]]]:
-        """Give the captions of images, which are known by their names, wherever they lie."""
+        """Yield the captions of images; images are identified by name, wherever their files are."""
         self.made_by["captioner"] = dict(captioner.settings)
         for name, path in images:
             seed = _seed(self.seed, name)
             size = path.stat().st_size if path.is_file() else 0
-            key = {
-                "captioner": dict(captioner.settings),
-                "image": name,
-                "bytes": size,
-                "seed": seed,
-            }
+            settings = dict(captioner.settings)
+            key = {"captioner": settings, "image": name, "bytes": size, "seed": seed}
             captions = self.progress.recall(key, partial(_describe, path, captioner, seed))
             if captions is None:
                 self.skipped["images that cannot be read"] += 1
@@ -109,7 +109,7 @@ class Backgrounds:
     def paint(
         self, captions: Iterable[tuple[str, Sequence[str]]], painter: Paint, count: int
     ) -> Iterator[list[Record]]:
-        """Give the pictures of each caption, `count` at most, after words for the classes are substituted in it."""
+        """Substitute words for the classes in each caption, and yield at most `count` pictures."""
         self.made_by["painter"] = dict(painter.settings)
         for source, texts in captions:
             for number, original in enumerate(texts):
@@ -119,130 +119,127 @@ class Backgrounds:
                 caption = substitute(original, self.classes)
                 seeds = [_seed(self.seed, source, number, k) for k in range(count)]
                 key = {"painter": dict(painter.settings), "caption": caption, "seeds": seeds}
-                files = self.progress.recall(
-                    key, partial(self._paint, key, painter), self._all_there
-                )
+                paint = partial(self._paint, key, painter)
+                files = self.progress.recall(key, paint, self._all_exist)
                 self.skipped["pictures that are missing or of one colour"] += files.count(None)
                 about = {"source": source, "original_caption": original, "caption": caption}
-                yield [
-                    {"file": file, **about, "seed": seed}
-                    for file, seed in zip(files, seeds, strict=True)
-                    if file
-                ]
+                painted = [pair for pair in zip(files, seeds, strict=True) if pair[0]]
+                yield [{"file": file, **about, "seed": seed} for file, seed in painted]
 
     def finish(
         self, groups: Iterable[Sequence[Record]], clip: Compare | None, keep: int, of: int
     ) -> Path:
-        """Choose among the pictures of each caption and put the chosen into `backgrounds`; says what gave nothing.
+        """Select among the pictures of each caption, and put the selected into `backgrounds`.
+
+        Inputs that were left out are counted in warnings.
 
         Args:
             groups: pictures of one caption each, or pictures without a caption.
             clip: compares pictures with texts; None keeps every picture.
-            keep: how many pictures of a caption are kept.
-            of: of pictures without a caption, `keep` of so many are kept.
+            keep: number of pictures to keep per caption.
+            of: of pictures without a caption, the fraction `keep / of` is kept.
 
         Returns:
             generated.json.
 
         Raises:
-            InputError: there is no picture at all.
+            InputError: there are no pictures.
         """
         pictures: list[Record] = []
         for group in groups:
             compared = group if clip is None else self._compare(group, clip)
             captioned = all("caption" in picture for picture in compared)
             count = keep if captioned else math.ceil(len(compared) * keep / of)
-            chosen = set(
-                range(len(compared)) if clip is None else _select(compared, captioned, count)
-            )
-            pictures += [{**picture, "kept": i in chosen} for i, picture in enumerate(compared)]
-        for what, times in sorted((+self.skipped).items()):
-            warnings.warn(f"left out: {times} {what}", stacklevel=2)
+            selected = set(range(len(compared)))
+            if clip is not None:
+                selected = set(_select(compared, captioned, count))
+            pictures += [{**picture, "kept": i in selected} for i, picture in enumerate(compared)]
+        for reason, times in sorted((+self.skipped).items()):
+            warnings.warn(f"left out: {times} {reason}", stacklevel=2)
         if not pictures:
             raise InputError(
                 f"nothing was generated for {self.out}; look at the captions, or give other models"
             )
         self._place(pictures)
-        made_by = {**self.made_by, "clip": None if clip is None else dict(clip.settings)}
         content = {
             "classes": self.classes,
             "seed": self.seed,
             "keep": keep,
-            **made_by,
+            **self.made_by,
+            "clip": None if clip is None else dict(clip.settings),
             "skipped": dict(+self.skipped),
+            "pictures": pictures,
         }
         with whole(self.out / "generated.json") as scratch:
-            scratch.write_text(
-                json.dumps({**content, "pictures": pictures}, indent=1), encoding="utf-8"
-            )
+            scratch.write_text(json.dumps(content, indent=1), encoding="utf-8")
         return self.out / "generated.json"
 
     def _paint(self, key: Record, painter: Paint) -> list[str | None]:
-        """Store the pictures of a caption; gives their files."""
+        """Paint and store the pictures of a caption, and return their files."""
         files: list[str | None] = [None] * len(key["seeds"])
         name = digest(key)
         for k, picture in enumerate(painter(key["caption"], key["seeds"])):
             if picture is not None and not is_blank(picture):
-                file = f"candidates/{name[:2]}/{name}-{k}.jpg"  # 200,000 files are too many for one folder
+                # 200,000 files are too many for one folder
+                file = f"candidates/{name[:2]}/{name}-{k}.jpg"
                 with whole(self.out / file) as scratch:
                     picture.convert("RGB").save(scratch, "JPEG", quality=95)
                 files[k] = file
         return files
 
-    def _all_there(self, files: Sequence[str | None]) -> bool:
+    def _all_exist(self, files: Sequence[str | None]) -> bool:
         return all((self.out / file).is_file() for file in files if file)
 
     def _compare(self, group: Sequence[Record], clip: Compare) -> list[Record]:
-        """Add the similarities to those of the pictures that have any."""
-        found: list[Record] = []
+        """Return the pictures that can be compared, with their similarities."""
+        compared: list[Record] = []
         starts = range(0, len(group), _BATCH)
-        with tqdm(
-            starts, "similarities", unit="batch", disable=len(starts) < 2
-        ) as bar:  # closed before an error is told
+        # the bar is closed before an error is printed
+        with tqdm(starts, "similarities", unit="batch", disable=len(starts) < 2) as bar:
             for start in bar:
                 batch = group[start : start + _BATCH]
-                texts = [
-                    *prompts(self.classes),
-                    *[text for text in [batch[0].get("caption")] if text],
-                ]
-                files = [
-                    [picture["file"], (self.out / picture["file"]).stat().st_size]
-                    for picture in batch
-                ]
-                key = {"clip": dict(clip.settings), "pictures": files, "texts": texts}
+                texts = prompts(self.classes)
+                if batch[0].get("caption"):
+                    texts.append(batch[0]["caption"])
+                files = [picture["file"] for picture in batch]
+                sizes = [[file, (self.out / file).stat().st_size] for file in files]
+                key = {"clip": dict(clip.settings), "pictures": sizes, "texts": texts}
                 similarities = self.progress.recall(key, partial(self._similarities, key, clip))
-                found += [
-                    {**a, **self._named(row)}
-                    for a, row in zip(batch, similarities, strict=True)
-                    if row
-                ]
-        self.skipped["pictures that cannot be read or compared"] += len(group) - len(found)
-        return found
+                for picture, row in zip(batch, similarities, strict=True):
+                    if row:
+                        compared.append({**picture, **self._named(row)})
+        self.skipped["pictures that cannot be read or compared"] += len(group) - len(compared)
+        return compared
 
     def _similarities(self, key: Record, clip: Compare) -> list[list[float] | None]:
-        """For each picture the nearest class, its similarity and the caption's; None where there is no telling."""
+        """Return the nearest class, its similarity and the caption's for each picture.
+
+        A picture that cannot be read or has similarities that are not finite has None.
+        """
         images = [_read(self.out / file) for file, _ in key["pictures"]]
         readable = [image for image in images if image is not None]
         rows = iter(clip(readable, key["texts"]).tolist() if readable else [])
         count = len(self.classes)
-        found: list[list[float] | None] = []
+        similarities: list[list[float] | None] = []
         for image in images:
             row = next(rows) if image is not None else [math.nan]
-            nearest = (
-                max(range(count), key=row.__getitem__) if all(map(math.isfinite, row)) else None
-            )
-            found.append(None if nearest is None else [nearest, row[nearest], *row[count:]])
-        return found
+            if all(map(math.isfinite, row)):
+                nearest = max(range(count), key=row.__getitem__)
+                similarities.append([nearest, row[nearest], *row[count:]])
+            else:
+                similarities.append(None)
+        return similarities
 
     def _named(self, row: Sequence[float]) -> Record:
         named = {"nearest_class": self.classes[int(row[0])], "class_similarity": row[1]}
         return named | ({"caption_similarity": row[2]} if len(row) > 2 else {})
 
     def _place(self, pictures: Sequence[Record]) -> None:
-        """Make `backgrounds` have the kept pictures, and none of an earlier choice."""
+        """Put the kept pictures into `backgrounds`, and delete those of an earlier selection."""
         folder = self.out / "backgrounds"
         folder.mkdir(parents=True, exist_ok=True)
-        kept = {_name(self.out / a["file"]): self.out / a["file"] for a in pictures if a["kept"]}
+        files = [self.out / picture["file"] for picture in pictures if picture["kept"]]
+        kept = {_name(file): file for file in files}
         for path in folder.iterdir():
             if re.match(r"[0-9a-f]{16}-", path.name) and path.name not in kept:
                 path.unlink()
@@ -252,7 +249,7 @@ class Backgrounds:
 
 
 def found_in(files: Sequence[Path]) -> list[Record]:
-    """A group of pictures that are there already."""
+    """Return a group of existing pictures."""
     return [{"file": str(path.resolve())} for path in files]
 
 
@@ -275,20 +272,21 @@ def _read(path: Path) -> Image.Image | None:
 
 
 def _seed(*words: object) -> int:
-    """A number of 32 bits that differs between images, captions and pictures."""
+    """Return a seed of 32 bits that differs between images, captions and pictures."""
     return zlib.crc32("\n".join(map(str, words)).encode())
 
 
 def _name(file: Path) -> str:
-    """What a picture is called among the backgrounds: the same for the same picture, and never that of another."""
+    """Return the name of a picture in `backgrounds`: unique, and the same for the same picture."""
     if re.fullmatch(r"[0-9a-f]{16}-\d+\.jpg", file.name):
         return file.name
     state = file.stat()
-    return f"{digest({'file': str(file), 'bytes': state.st_size, 'written': state.st_mtime_ns})}-{file.name}"
+    key = {"file": str(file), "bytes": state.st_size, "written": state.st_mtime_ns}
+    return f"{digest(key)}-{file.name}"
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file in another place; a copy where the file system cannot."""
+    """Link a file to another place, or copy it if the file system has no links."""
     try:
         os.link(source, target)
     except OSError:

@@ -19,11 +19,14 @@ _LONGEST = 40  # tokens; COCO's captions have 10 words
 
 
 class Captioner:
-    """A BLIP-like model of transformers: captions are drawn from the 90 % of most probable words, so several of them differ.
+    """A BLIP-like model of transformers.
+
+    Captions are sampled from the most probable words, which make up 90 % of the probability, so
+    that the captions of an image differ.
 
     Args:
         model: folder of the model, or its name on a hub.
-        count: captions per image.
+        count: number of captions per image.
         device: auto, cpu, cuda, ...
 
     Raises:
@@ -35,7 +38,7 @@ class Captioner:
         self.device = device
 
     def __call__(self, image: Image.Image, seed: int) -> list[str]:
-        """Describe an image (RGB), the same way for the same seed."""
+        """Return captions of an image (RGB), the same for the same seed."""
         processor, model = self._loaded
         inputs = processor(images=image, return_tensors="pt").to(model.device)
         gpu = model.device if model.device.type in ("cuda", "xpu") else None
@@ -51,10 +54,8 @@ class Captioner:
                 num_return_sequences=self.settings["captions"],
                 max_new_tokens=_LONGEST,
             )
-        return [
-            " ".join(caption.split())
-            for caption in processor.batch_decode(words, skip_special_tokens=True)
-        ]
+        captions = processor.batch_decode(words, skip_special_tokens=True)
+        return [" ".join(caption.split()) for caption in captions]
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
@@ -69,26 +70,25 @@ class Captioner:
 
 
 def read_captions(path: Path) -> dict[str, list[str]]:
-    """Read a text file with one caption a line: "line 1" -> [caption]; empty lines are left out.
+    """Read a text file with one caption per line: "line 1" -> [caption]; skip empty lines.
 
     Raises:
-        InputError: no such file, not text, or no caption.
+        InputError: the file does not exist, is not text, or has no captions.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise InputError(
-            f"cannot read {path}: {error.strerror}; give a text file with one caption a line"
+            f"cannot read {path}: {error.strerror}; give a text file with one caption per line"
         ) from error
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path} is no text in UTF-8; give a text file with one caption a line"
+            f"{path} is not text in UTF-8; give a text file with one caption per line"
         ) from error
-    captions = {
-        f"line {number}": [" ".join(line.split())]
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    }
+    captions = {}
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            captions[f"line {number}"] = [" ".join(line.split())]
     if not captions:
-        raise InputError(f"{path} has no caption; write one a line")
+        raise InputError(f"{path} has no captions; write one per line")
     return captions

@@ -1,4 +1,4 @@
-"""Pictures of captions, by a text-to-image pipeline."""
+"""Pictures painted from captions by a text-to-image pipeline."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ class Painter:
 
     Args:
         model: folder of the pipeline, or its name on a hub.
-        steps: denoising steps; the pipeline's own number if None.
-        size: side of the square pictures in pixels; the pipeline's own if None.
-        precision: float32, float16, bfloat16; "auto" is float16 on an accelerator, else float32.
-        batch: pictures made at once.
+        steps: number of denoising steps; None for the pipeline's default.
+        size: side of the square pictures in pixels; None for the pipeline's default.
+        precision: float32, float16 or bfloat16; "auto" is float16 on an accelerator, else float32.
+        batch: number of pictures painted at once.
         device: auto, cpu, cuda, ...
 
     Raises:
-        InputError: a size that no pipeline makes; when first used: diffusers is not installed, or the model cannot be loaded.
+        InputError: the size is not a multiple of 8; when first used: diffusers is not installed, or
+            the model cannot be loaded.
     """
 
     def __init__(
@@ -52,50 +53,41 @@ class Painter:
         self.batch, self.device = batch, device
 
     def __call__(self, caption: str, seeds: Sequence[int]) -> list[Image.Image | None]:
-        """Paint one picture per seed; None where the pipeline gives none or its safety checker blanks it."""
-        own = {
+        """Paint one picture per seed; None for a picture that the safety checker blocks."""
+        options = {
             "num_inference_steps": self.settings["steps"],
             "height": self.settings["size"],
             "width": self.settings["size"],
         }
-        given = {key: value for key, value in own.items() if value is not None}
+        given = {key: value for key, value in options.items() if value is not None}
         pictures: list[Image.Image | None] = []
         for start in range(0, len(seeds), self.batch):
-            draws = [
-                torch.Generator().manual_seed(seed) for seed in seeds[start : start + self.batch]
-            ]
-            made = self._pipeline([caption] * len(draws), generator=draws, **given)
+            some = seeds[start : start + self.batch]
+            generators = [torch.Generator().manual_seed(seed) for seed in some]
+            made = self._pipeline([caption] * len(some), generator=generators, **given)
             blocked = getattr(made, "nsfw_content_detected", None) or [False] * len(made.images)
-            pictures += [
-                None if bad else picture for picture, bad in zip(made.images, blocked, strict=True)
-            ]
+            for picture, bad in zip(made.images, blocked, strict=True):
+                pictures.append(None if bad else picture)
         return pictures
 
     @cached_property
     def _pipeline(self) -> Any:
-        diffusers, name, device = (
-            need("diffusers"),
-            str(self.settings["model"]),
-            device_of(self.device),
-        )
-        need("transformers")  # without it diffusers speaks of a missing class
+        diffusers = need("diffusers")
+        name, device = str(self.settings["model"]), device_of(self.device)
+        need("transformers")  # without it the error of diffusers names a missing class
         quiet()
         precision = str(self.settings["precision"])
-        dtype = (
-            DTYPES["float32" if device.type == "cpu" else "float16"]
-            if precision == "auto"
-            else DTYPES[precision]
-        )
+        if precision == "auto":
+            precision = "float32" if device.type == "cpu" else "float16"
         with loading("painter", name):
-            options = safe(use_safetensors=True, torch_dtype=dtype)
-            pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(name, **options).to(
-                device
-            )
+            options = safe(use_safetensors=True, torch_dtype=DTYPES[precision])
+            pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(name, **options)
+            pipeline = pipeline.to(device)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
 
 def is_blank(picture: Image.Image) -> bool:
-    """Whether all pixels are equal, as in the black picture of a safety checker or of an overflow in float16."""
+    """Return True if all pixels are equal, as after a safety checker or an overflow of float16."""
     extremes = picture.convert("RGB").getextrema()
     return all(low == high for low, high in extremes)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Which of the pictures of one caption become backgrounds."""
+"""Selection of backgrounds among the pictures of one caption."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ __all__ = ["select"]
 def select(
     class_similarities: Sequence[float], caption_similarities: Sequence[float] | None, keep: int
 ) -> list[int]:
-    """Choose `keep` pictures: of the 2 `keep` that are least like any class, those most like the caption.
+    """Select, of the 2 x `keep` pictures least like any class, the `keep` most like the caption.
 
-    As EM-Paste's code does; its paper keeps 5 of 10, where the first step drops none.
+    As in EM-Paste's code; its paper keeps 5 of 10, where the first step drops none.
 
     Args:
-        class_similarities: of each picture, its greatest similarity to the prompt of a class.
-        caption_similarities: of each picture with the caption; without a caption those least like any class are chosen.
-        keep: how many.
+        class_similarities: of each picture, the highest similarity to the prompt of a class.
+        caption_similarities: of each picture to the caption; None without a caption, which selects
+            those least like any class.
+        keep: number of pictures to select.
 
     Returns:
-        Positions of the chosen, the best first; the earlier of two that are equal.
+        Positions of the selected, best first; of equals the earlier is first.
     """
-    apart = sorted(range(len(class_similarities)), key=class_similarities.__getitem__)
+    least_alike = sorted(range(len(class_similarities)), key=class_similarities.__getitem__)
     if caption_similarities is None:
-        return apart[:keep]
-    return sorted(sorted(apart[: 2 * keep]), key=lambda i: -caption_similarities[i])[:keep]
+        return least_alike[:keep]
+    candidates = sorted(least_alike[: 2 * keep])
+    return sorted(candidates, key=lambda i: -caption_similarities[i])[:keep]

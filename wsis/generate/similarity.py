@@ -1,4 +1,4 @@
-"""How like pictures are to texts, by CLIP."""
+"""Similarity of pictures and texts by CLIP."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Clip:
     """A CLIP model of open_clip.
 
     Args:
-        model: folder with open_clip_config.json and the weights as safetensors, or the name of such a model on a hub.
+        model: folder with open_clip_config.json and the weights as safetensors, or the name of such
+            a model on a hub.
         device: auto, cpu, cuda, ...
 
     Raises:
@@ -36,13 +37,14 @@ class Clip:
         self.device = device
 
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
-        """Give cosines (images, texts)."""
+        """Return cosine similarities (images, texts)."""
         model, prepare, tokenize = self._loaded
         device = next(model.parameters()).device
         with torch.inference_mode():
-            seen = model.encode_image(torch.stack([prepare(image) for image in images]).to(device))
-            said = model.encode_text(tokenize(list(texts)).to(device))
-            return (normalize(seen.float(), dim=-1) @ normalize(said.float(), dim=-1).T).cpu()
+            pixels = torch.stack([prepare(image) for image in images]).to(device)
+            pictures = normalize(model.encode_image(pixels).float(), dim=-1)
+            words = model.encode_text(tokenize(list(texts)).to(device))
+            return (pictures @ normalize(words.float(), dim=-1).T).cpu()
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any, Any]:
@@ -50,11 +52,11 @@ class Clip:
         quiet()
         with loading("clip", name):
             folder = Path(name) if Path(name).is_dir() else _fetch(name)
-            if not any(
-                folder.glob("*.safetensors")
-            ):  # open_clip would take a pickle, or random weights
+            # open_clip would load a pickle, or use random weights
+            if not any(folder.glob("*.safetensors")):
                 raise InputError(
-                    f"--clip {name}: no safetensors in {folder}; convert its weights, or give another model"
+                    f"--clip {name}: no safetensors in {folder}; convert its weights, or give "
+                    "another model"
                 )
             model, _, prepare = clip.create_model_and_transforms(
                 f"local-dir:{folder}", require_pretrained=True, weights_only=True, device=device
@@ -63,7 +65,7 @@ class Clip:
 
 
 def _fetch(name: str) -> Path:
-    """Give the local copy of a model on a hub: settings and safetensors, nothing that could be run."""
+    """Download a model's settings and safetensors, no code or pickles; return the local folder."""
     hub = need("huggingface_hub")
     return Path(
         hub.snapshot_download(name, allow_patterns=list(_FILES), local_files_only=offline())

@@ -1,4 +1,4 @@
-"""Metrics of instance segmentation: of detections, of proposals, and the callback that keeps them while a model runs."""
+"""Metrics of detections, panoptic maps and proposals, and the callback that evaluates a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""COCO's precision by pycocotools, at the thresholds and sizes that the papers report."""
+"""COCO's precision, computed by pycocotools at the thresholds and sizes that the papers report."""
 
 from __future__ import annotations
 
@@ -19,22 +19,20 @@ __all__ = ["AREAS", "THRESHOLDS", "box_name", "coco_precision", "summary"]
 
 STEPS = np.linspace(0.5, 0.95, 10)
 THRESHOLDS = np.array([0.25, *STEPS])
-"""PDSL reports AP25, BoxCaseg AP25 and AP70; COCO's own begin at 0.5."""
+"""COCO's IoU thresholds, and 0.25, as PDSL and BoxCaseg report AP25."""
 AREAS = {"all": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
-"""Square pixels, ends included."""
+"""Smallest and largest area in square pixels, both included."""
 
 
 def coco_precision(
     records: list[dict[str, Any]], classes: int, kind: Literal["segm", "bbox"]
 ) -> Array:
-    """Precision (T,101,C,areas,1) by pycocotools; -1 where there is no truth."""
-    with (
-        open(os.devnull, "w") as silence,
-        contextlib.redirect_stdout(silence),
-    ):  # it prints its progress
-        evaluation = COCOeval(
-            _coco(records, classes, "true", kind), _coco(records, classes, "predicted", kind), kind
-        )
+    """Return pycocotools' precision (T,101,C,areas,1), -1 for classes without ground truth."""
+    # pycocotools prints its progress
+    with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
+        truths = _coco(records, classes, "true", kind)
+        predictions = _coco(records, classes, "predicted", kind)
+        evaluation = COCOeval(truths, predictions, kind)
         evaluation.params.iouThrs = THRESHOLDS
         evaluation.params.areaRng = [list(span) for span in AREAS.values()]
         evaluation.params.areaRngLbl = list(AREAS)
@@ -46,29 +44,28 @@ def coco_precision(
 
 
 def _coco(records: list[dict[str, Any]], classes: int, side: str, kind: str) -> COCO:
+    """Return the ground truth ("true") or the detections ("predicted") as pycocotools has them."""
     coco = COCO()
     annotations: list[dict[str, Any]] = []
     for record in records:
         columns = record[side]
         by_mask = columns["masks"] and (kind == "segm" or side == "true")
         for i, (x1, y1, x2, y2) in enumerate(columns["boxes"]):
+            mask = columns["masks"][i] if by_mask or kind == "segm" else None
             annotation = {
+                "id": len(annotations) + 1,  # pycocotools takes a match with id 0 for none
                 "image_id": record["image_id"],
                 "category_id": columns["labels"][i],
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": float(rle_masks.area(mask)) if by_mask else (x2 - x1) * (y2 - y1),
             }
-            annotation["area"] = (
-                float(rle_masks.area(columns["masks"][i])) if by_mask else (x2 - x1) * (y2 - y1)
-            )
-            annotation["id"] = len(annotations) + 1  # pycocotools takes a match with id 0 for none
-            annotation |= (
-                {"score": columns["scores"][i], "iscrowd": 0}
-                if side == "predicted"
-                else {"iscrowd": int(columns["crowd"][i])}
-            )
-            annotations.append(
-                annotation | ({"segmentation": columns["masks"][i]} if kind == "segm" else {})
-            )
+            if side == "predicted":
+                annotation |= {"score": columns["scores"][i], "iscrowd": 0}
+            else:
+                annotation["iscrowd"] = int(columns["crowd"][i])
+            if kind == "segm":
+                annotation["segmentation"] = mask
+            annotations.append(annotation)
     images = [{"id": r["image_id"], "height": r["size"][0], "width": r["size"][1]} for r in records]
     coco.dataset = {
         "images": images,
@@ -80,13 +77,12 @@ def _coco(records: list[dict[str, Any]], classes: int, side: str, kind: str) -> 
 
 
 def summary(precision: Array) -> dict[str, Tensor]:
-    """Name the means of precision (T,101,C,areas,1)."""
+    """Return named means of precision (T,101,C,areas,1): scalars, and (C,) per class."""
     steps = precision[1:]
     picks = {"AP": steps[..., 0, 0]}
     for percent in (25, 50, 70, 75):
-        picks[f"AP{percent}"] = precision[
-            [int(np.abs(THRESHOLDS - percent / 100).argmin())], ..., 0, 0
-        ]
+        threshold = int(np.abs(THRESHOLDS - percent / 100).argmin())
+        picks[f"AP{percent}"] = precision[[threshold], ..., 0, 0]
     sizes = {f"AP{size}": steps[..., i, 0] for i, size in enumerate(AREAS) if size != "all"}
     figures = {name: mean(_known(values)) for name, values in {**picks, **sizes}.items()}
     by_class = {
@@ -101,5 +97,6 @@ def _known(precision: Array) -> Array:
 
 
 def box_name(name: str) -> str:
+    """Return the name of a metric of boxes: "per_class/AP" -> "per_class/box_AP"."""
     before, slash, figure = name.rpartition("/")
     return f"{before}{slash}box_{figure}"

@@ -1,10 +1,17 @@
-"""What average precision is lost to: the six errors of TIDE (Bolya et al., ECCV 2020), and what mending each would give.
+"""The six types of error of TIDE (Bolya et al., ECCV 2020), and the AP gained by fixing each.
 
-Detections take objects of their class in order of score, at an IoU of `foreground` or more. One that gets none is, the first
-that holds: of *localisation* (it overlaps an object of its class, by `background` or more but too little), *classification*
-(it fits an object of another class), *duplicate* (it fits an object that a surer one has), *background* (it overlaps nothing)
-or *both* (wrong class and too little overlap). An object is *missed* if no detection has it, and none would have it with
-class or place mended. All images are worked on at once.
+Detections are matched to objects of their class in order of score, at an IoU of at least
+`foreground`. The error of an unmatched detection is the first of these that applies:
+
+    localisation    IoU with an object of its class is at least `background`, but below `foreground`
+    classification  IoU with an object of another class is at least `foreground`
+    duplicate       IoU with an object of its class is at least `foreground`, but a detection of
+                    higher score is matched to it
+    background      IoU with all objects is below `background`
+    both            any other: wrong class and poor localisation
+
+An object is *missed* if no detection is matched to it, and none would be with its class or location
+fixed. All images are processed at once.
 """
 
 from __future__ import annotations
@@ -22,7 +29,7 @@ __all__ = ["ERRORS", "KINDS", "Breakdown", "break_down"]
 
 ERRORS = ("classification", "localisation", "both", "duplicate", "background", "missed")
 KINDS = ("correct", *ERRORS[:5], "ignored")
-"""What a detection can be; ignored is one on a crowd."""
+"""Kinds of detections; those on crowds are ignored."""
 _RECALLS = np.linspace(0, 1, 101)
 
 
@@ -30,32 +37,35 @@ class Breakdown(NamedTuple):
     """Errors of a set of predictions."""
 
     ap: float
-    """Average precision at IoU `foreground`: 101 recall points, mean over classes; nan without truth."""
+    """AP at IoU `foreground`: 101 recall points, mean over classes; nan without objects."""
     gains: dict[str, float]
-    """Error -> what average precision would gain (dAP) if all of this error, and no other, were mended."""
+    """Error -> dAP, the AP gained if all errors of this type, and no others, were fixed."""
     counts: dict[str, int]
-    """Error -> how many there are."""
+    """Error -> number of errors."""
     sure: float
-    """Score from which on F1 of detections of all classes together is best; infinite where none is correct."""
+    """Score threshold of the best F1 over all classes together; infinite if none is correct."""
     kinds: list[Array]
-    """For each prediction, positions in KINDS of its detections (n,)."""
+    """For each prediction, the positions in KINDS of its detections (n,)."""
 
 
 class _Table(NamedTuple):
-    """Detections of all images, best first, objects, and which overlap."""
+    """Detections of all images, best first, the objects, and the pairs that overlap."""
 
     labels: Array
     """(N,) class of each detection."""
     scores: Array
     """(N,)."""
     ignored: Array
-    """(N,) bool: would be ignored if it had no object."""
+    """(N,) bool, whether a detection is ignored unless it is matched."""
     place: Array
-    """(N,) position of each in the order they were given in."""
+    """(N,) position of each detection in the order of the predictions."""
     objects: Array
     """(T,) class of each object."""
     pairs: tuple[Array, Array, Array]
-    """Detection, object and IoU of pairs with an IoU of at least `background`, detections ascending, greatest IoU first."""
+    """Detection, object and IoU (K,) of pairs with IoU >= `background`.
+
+    Detections are ascending; of one detection's pairs, the highest IoU is first.
+    """
 
 
 def break_down(
@@ -65,57 +75,53 @@ def break_down(
     foreground: float = 0.5,
     background: float = 0.1,
 ) -> Breakdown:
-    """Sort errors by kind; of masks, or of boxes where some have no mask.
+    """Classify the errors of masks, or of boxes if any detection or object lacks a mask.
 
     Args:
         predictions: one per image.
         truths: of the same images.
-        classes: how many there are.
-        foreground: least IoU of a hit.
-        background: least IoU of a detection that is about an object at all.
+        classes: number of classes.
+        foreground: lowest IoU of a match.
+        background: IoU with all objects below which a detection is an error of background.
     """
     table = _tabulate(predictions, truths, foreground, background)
     detection, thing, iou = table.pairs
     same = table.labels[detection] == table.objects[thing]
-    may = same & (iou >= foreground)
-    hit = _match(detection[may], thing[may], len(table.objects))
+    candidate = same & (iou >= foreground)
+    hit = _match(detection[candidate], thing[candidate], len(table.objects))
     correct = np.isin(np.arange(len(table.labels)), hit)
-    own, own_object = _best(table, same)
-    other, other_object = _best(table, ~same)
-    ignored = table.ignored & ~correct
-    wrong = (
-        (own >= background) & (own < foreground),
-        other >= foreground,
-        own >= foreground,
-        np.maximum(own, other) < background,
-    )
-    names = ("localisation", "classification", "duplicate", "background")
-    kind = np.select(
-        (correct, ignored, *wrong),
-        [KINDS.index(n) for n in ("correct", "ignored", *names)],
-        KINDS.index("both"),
-    )
+    same_iou, same_object = _best(table, same)
+    other_iou, other_object = _best(table, ~same)
+    conditions = {
+        "correct": correct,
+        "ignored": table.ignored & ~correct,
+        "localisation": (same_iou >= background) & (same_iou < foreground),
+        "classification": other_iou >= foreground,
+        "duplicate": same_iou >= foreground,
+        "background": np.maximum(same_iou, other_iou) < background,
+    }
+    numbers = [KINDS.index(name) for name in conditions]
+    kind = np.select(list(conditions.values()), numbers, KINDS.index("both"))
     free = hit < 0
     claims = {
-        name: np.where(kind == KINDS.index(name), of, -1)
-        for name, of in (("localisation", own_object), ("classification", other_object))
+        "localisation": np.where(kind == KINDS.index("localisation"), same_object, -1),
+        "classification": np.where(kind == KINDS.index("classification"), other_object, -1),
     }
     missed = free & ~np.isin(np.arange(len(free)), np.concatenate(list(claims.values())))
     ap, gains = _gains(table, kind, correct, free, claims, missed, classes)
-    counts = {name: int((kind == KINDS.index(name)).sum()) for name in ERRORS[:5]} | {
-        "missed": int(missed.sum())
-    }
+    counts = {name: int((kind == KINDS.index(name)).sum()) for name in ERRORS[:5]}
+    counts["missed"] = int(missed.sum())
     kinds = np.empty_like(kind)
     kinds[table.place] = kind
     ends = np.cumsum([len(p.labels) for p in predictions])[:-1]
-    return Breakdown(
-        ap, gains, counts, _surest(table, kind), np.split(kinds, ends) if len(predictions) else []
-    )
+    by_image = np.split(kinds, ends) if len(predictions) else []
+    return Breakdown(ap, gains, counts, _best_threshold(table, kind), by_image)
 
 
 def _tabulate(
     predictions: Sequence[Prediction], truths: Sequence[Truth], foreground: float, background: float
 ) -> _Table:
+    """Return the table of all images, compared by masks if every detection and object has one."""
     by_mask = all(
         len(p.masks) == len(p.labels) and len(t.masks) == len(t.labels)
         for p, t in zip(predictions, truths, strict=True)
@@ -125,67 +131,65 @@ def _tabulate(
     detections = objects = 0
     for prediction, truth in zip(predictions, truths, strict=True):
         iou, on_crowd = _overlaps(prediction, truth, by_mask)
-        at = np.nonzero(iou >= background)
-        for column, values in zip(
-            columns, (at[0] + detections, at[1] + objects, iou[at]), strict=True
-        ):
-            column.append(values)
+        pair = np.nonzero(iou >= background)
+        columns[0].append(pair[0] + detections)
+        columns[1].append(pair[1] + objects)
+        columns[2].append(iou[pair])
         ignored.append(np.any(on_crowd >= foreground, axis=1))
         detections, objects = detections + iou.shape[0], objects + iou.shape[1]
-    labels, scores = (
-        _joined([getattr(p, name).cpu().numpy() for p in predictions])
-        for name in ("labels", "scores")
-    )
+    labels = _joined([prediction.labels.cpu().numpy() for prediction in predictions])
+    scores = _joined([prediction.scores.cpu().numpy() for prediction in predictions])
     place = np.argsort(-scores, kind="stable")
     rank = np.empty_like(place)
     rank[place] = np.arange(len(place))
-    detection, thing, overlap = (
-        rank[_joined(columns[0]).astype(int)],
-        _joined(columns[1]).astype(int),
-        _joined(columns[2]),
-    )
+    detection = rank[_joined(columns[0]).astype(int)]
+    thing = _joined(columns[1]).astype(int)
+    overlap = _joined(columns[2])
     order = np.lexsort((-overlap, detection))
-    wanted = _joined([truth.labels[~truth.crowd].cpu().numpy() for truth in truths]).astype(int)
-    pairs = detection[order], thing[order], overlap[order]
+    wanted = _joined([truth.labels[~truth.crowd].cpu().numpy() for truth in truths])
     return _Table(
-        labels[place].astype(int),
-        scores[place],
-        np.concatenate(ignored)[place],
-        place,
-        wanted,
-        pairs,
+        labels=labels[place].astype(int),
+        scores=scores[place],
+        ignored=np.concatenate(ignored)[place],
+        place=place,
+        objects=wanted.astype(int),
+        pairs=(detection[order], thing[order], overlap[order]),
     )
 
 
 def _overlaps(prediction: Prediction, truth: Truth, by_mask: bool) -> tuple[Array, Array]:
-    """IoU with objects (n,m), and the share of each detection that lies on each crowd of its class (n,k)."""
+    """Return IoU with objects (n,m), and overlap with crowds of a detection's class (n,k).
+
+    The overlap with a crowd is, for masks, the fraction of the detection inside the crowd; for
+    boxes it is the IoU, as crowd boxes are then VOC's difficult objects.
+    """
     crowd = truth.crowd.cpu().numpy().astype(bool)
     if not by_mask:
         overlap = box_iou(prediction.boxes, truth.boxes)
-        crowded = overlap[:, crowd]  # boxes of hard objects are ignored as objects are hit
     else:
-        found, there = (
-            [packed(mask) for mask in prediction.masks],
-            [packed(mask) for mask in truth.masks],
-        )
-        overlap = np.zeros((len(found), len(there)))
-        if found and there:
-            overlap = np.asarray(rle_masks.iou(found, there, crowd.astype(np.uint8)))
-        crowded = overlap[:, crowd]
+        predicted = [packed(mask) for mask in prediction.masks]
+        true = [packed(mask) for mask in truth.masks]
+        overlap = np.zeros((len(predicted), len(true)))
+        if predicted and true:
+            overlap = np.asarray(rle_masks.iou(predicted, true, crowd.astype(np.uint8)))
     same = prediction.labels.cpu().numpy()[:, None] == truth.labels.cpu().numpy()[crowd]
-    return overlap[:, ~crowd], np.where(same, crowded, 0.0)
+    return overlap[:, ~crowd], np.where(same, overlap[:, crowd], 0.0)
 
 
 def _match(detection: Array, thing: Array, objects: int) -> Array:
-    """Give each object (T,) the detection that has it, -1 for none: in order of score each takes the best that is free.
+    """Match in order of score, each detection to its best free object.
 
-    All choose at once, and an object stays with the best of those that choose it; the others choose again (deferred
-    acceptance, which for one common ranking gives what taking turns does).
+    All detections choose at once, an object keeps the best detection that chooses it, and the
+    others choose again: deferred acceptance, which for one common ranking of detections has the
+    result of choosing one after the other.
 
     Args:
         detection: (K,) of pairs that may match, ascending.
-        thing: (K,) objects, for each detection the best first.
-        objects: how many there are.
+        thing: (K,) objects, the best of each detection first.
+        objects: number of objects T.
+
+    Returns:
+        The detection (T,) of each object, -1 for none.
     """
     nobody = np.iinfo(np.int64).max
     while True:
@@ -199,12 +203,17 @@ def _match(detection: Array, thing: Array, objects: int) -> Array:
 
 
 def _best(table: _Table, chosen: Array) -> tuple[Array, Array]:
-    """Greatest IoU (N,) of each detection over the chosen pairs, and the object (N,) it is with; 0 and -1 without pair."""
+    """Return each detection's highest IoU (N,) among chosen pairs, and the object (N,) of it.
+
+    Detections without a pair have 0 and -1.
+    """
     detection, thing, iou = (column[chosen] for column in table.pairs)
     first = np.flatnonzero(np.diff(detection, prepend=-1))
-    best, of = np.zeros(len(table.labels)), np.full(len(table.labels), -1)
-    best[detection[first]], of[detection[first]] = iou[first], thing[first]
-    return best, of
+    best = np.zeros(len(table.labels))
+    best[detection[first]] = iou[first]
+    objects = np.full(len(table.labels), -1)
+    objects[detection[first]] = thing[first]
+    return best, objects
 
 
 def _gains(
@@ -216,14 +225,15 @@ def _gains(
     missed: Array,
     classes: int,
 ) -> tuple[float, dict[str, float]]:
-    """Average precision as it is, and what it gains by each error mended.
+    """Return average precision, and its gain by fixing each type of error (section 2.3).
 
-    A mended detection is correct if it is the surest that claims a free object, else it goes; so do the errors that have
-    no object to be right about. What is missed leaves the truth (section 2.3 of the paper).
+    A fixed detection is correct if it has the highest score of those that claim a free object, and
+    is removed otherwise, as are errors that claim no object. Missed objects are removed from the
+    ground truth.
     """
     totals = np.bincount(table.objects, minlength=classes)[:classes]
-    counted, there = kind != KINDS.index("ignored"), totals > 0
-    known = _average_precision(table.labels[counted], correct[counted], totals, there)
+    counted, present = kind != KINDS.index("ignored"), totals > 0
+    known = _average_precision(table.labels[counted], correct[counted], totals, present)
     gains = {}
     for name in ERRORS[:5]:
         labels, hits, kept = table.labels, correct, counted & (kind != KINDS.index(name))
@@ -233,27 +243,22 @@ def _gains(
             claiming = claiming[free[claim[claiming]]]
             winners = claiming[np.unique(claim[claiming], return_index=True)[1]]
             labels, hits, kept = labels.copy(), hits.copy(), kept.copy()
-            labels[winners], hits[winners], kept[winners] = (
-                table.objects[claim[winners]],
-                True,
-                True,
-            )
-        gains[name] = _average_precision(labels[kept], hits[kept], totals, there) - known
+            labels[winners] = table.objects[claim[winners]]
+            hits[winners] = kept[winners] = True
+        gains[name] = _average_precision(labels[kept], hits[kept], totals, present) - known
     left = totals - np.bincount(table.objects[missed], minlength=classes)[:classes]
-    found = np.bincount(table.labels[counted], minlength=classes)[:classes] > 0
-    judged = there & (
-        (left > 0) | found
-    )  # neither truth nor detection is left: as the authors' code, not in the mean
-    gains["missed"] = (
-        _average_precision(table.labels[counted], correct[counted], left, judged) - known
-        if there.any()
-        else 0.0
-    )
+    detected = np.bincount(table.labels[counted], minlength=classes)[:classes] > 0
+    # as in the authors' code, a class with neither objects nor detections left is not in the mean
+    judged = present & ((left > 0) | detected)
+    gains["missed"] = 0.0
+    if present.any():
+        fixed = _average_precision(table.labels[counted], correct[counted], left, judged)
+        gains["missed"] = fixed - known
     return known, {name: 0.0 if np.isnan(gains[name]) else gains[name] for name in ERRORS}
 
 
 def _average_precision(labels: Array, hits: Array, totals: Array, judged: Array) -> float:
-    """Mean over the judged classes of COCO's average precision; detections come best first."""
+    """Return COCO's average precision, mean over the judged classes; detections are best first."""
     values = []
     for c in np.flatnonzero(judged):
         right = np.cumsum(hits[labels == c])
@@ -264,8 +269,8 @@ def _average_precision(labels: Array, hits: Array, totals: Array, judged: Array)
     return float(np.mean(values)) if values else float("nan")
 
 
-def _surest(table: _Table, kind: Array) -> float:
-    """Score at which the F1 of what is kept is best, its ties included."""
+def _best_threshold(table: _Table, kind: Array) -> float:
+    """Return the score threshold, itself included, of the best F1."""
     counted = kind != KINDS.index("ignored")
     scores, right = table.scores[counted], np.cumsum(kind[counted] == KINDS.index("correct"))
     if not len(right) or not right[-1]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
@@ -27,16 +28,18 @@ __all__ = ["Evaluation"]
 
 
 class Evaluation(Callback):
-    """Judges the predictions that `validation_step`, `test_step` and `predict_step` return, and stores those of the last two.
+    """Evaluate a model's predictions in validation and test, and store them in test and predict.
 
-    Steps return `list[Prediction]`, one per sample of the batch. Where samples carry a truth, figures are logged as `val/AP50`,
-    `val/CorLoc`, ..., or `test/...`; after test and predict `predictions.json` (COCO results) lies in the trainer's
-    `default_root_dir`, and panoptic.json with its pngs where predictions have panoptic maps. In validation the first images are
-    drawn for every logger that takes pictures.
+    `validation_step`, `test_step` and `predict_step` return `list[Prediction]`, one per sample of
+    the batch. If samples have a `truth`, metrics are logged as `val/AP50`, `val/CorLoc`, ..., or
+    `test/...`. Test and predict write `predictions.json` (COCO results) to the trainer's
+    `default_root_dir`, and panoptic.json with its pngs if predictions have panoptic maps.
+    Validation draws the first images for every logger that takes pictures.
 
     Args:
-        metrics: what to compute; InstanceAP and CorLoc when None, and PanopticQuality of a model with `panoptic = True`.
-        pictures: how many images to draw in each validation, at most 8.
+        metrics: metrics to compute; by default InstanceAP and CorLoc, and PanopticQuality for a
+            model with `panoptic = True`.
+        pictures: number of images to draw in each validation, at most 8.
         least_score: detections below this score are not drawn.
     """
 
@@ -46,12 +49,12 @@ class Evaluation(Callback):
         self.metrics = list(metrics) if metrics is not None else None
         self.pictures, self.least_score = min(pictures, 8), least_score
         self.figures: dict[str, Tensor] = {}
-        """All figures of the last validation or test, per-class ones included."""
+        """All metrics of the last validation or test, including those per class."""
         self._results = _Results()
         self._drawn: list[Picture] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Make the default metrics, which need to know how many classes there are."""
+        """Create the default metrics, which need the data's number of classes."""
         if self.metrics is None:
             data = _data(trainer)
             classes = getattr(data, "num_classes", None)
@@ -64,72 +67,61 @@ class Evaluation(Callback):
         for metric in (*(self.metrics or ()), self._results):
             metric.to(module.device)
             metric.reset()
-            metric.update([], [])  # so that a rank that sees no image has a state to exchange
+            metric.update([], [])  # so that a rank without images has a state to exchange
 
-    def _judge(self, predictions: list[Prediction], batch: Batch) -> None:
+    def _evaluate(self, predictions: list[Prediction], batch: Batch) -> None:
         judged = [(p, s["truth"]) for p, s in zip(predictions, batch, strict=True) if "truth" in s]
         for metric in self.metrics or ():
             metric.update([p for p, _ in judged], [t for _, t in judged])
 
     def _end(self, module: pl.LightningModule, prefix: str) -> None:
-        self.figures = {
-            name: value for metric in self.metrics or () for name, value in metric.compute().items()
-        }
+        self.figures = {}
+        for metric in self.metrics or ():
+            self.figures |= metric.compute()
         scalars = {
-            f"{prefix}/{n}": v for n, v in self.figures.items() if v.ndim == 0 and not v.isnan()
+            f"{prefix}/{name}": value.float()
+            for name, value in self.figures.items()
+            if value.ndim == 0 and not value.isnan()
         }
-        module.log_dict({name: value.float() for name, value in scalars.items()}, sync_dist=True)
+        module.log_dict(scalars, sync_dist=True)
 
     def _keep(self, trainer: pl.Trainer, predictions: list[Prediction]) -> None:
         things, stuff = _classes(trainer)
-        numbers = [category["id"] for category in (*things, *stuff)] or range(
-            1 << 31
-        )  # classes themselves without data module
-        maps = [
-            store_map(Path(trainer.default_root_dir), prediction, numbers)
-            for prediction in predictions
-        ]
-        self._results.update(predictions, numbers, maps)
+        # without a data module a class is its own id
+        ids = [category["id"] for category in (*things, *stuff)] or range(1 << 31)
+        folder = Path(trainer.default_root_dir)
+        maps = [store_map(folder, prediction, ids) for prediction in predictions]
+        self._results.update(predictions, ids, maps)
 
     def _store(self, trainer: pl.Trainer) -> None:
         lines = self._results.compute()
         if trainer.is_global_zero:
             records, folder = from_lines(lines), Path(trainer.default_root_dir)
-            write_results(
-                folder / "predictions.json",
-                [result for record in records for result in record["results"]],
-            )
-            write_panoptic(
-                folder, [r["panoptic"] for r in records if r["panoptic"]], *_classes(trainer)
-            )
+            results = [result for record in records for result in record["results"]]
+            write_results(folder / "predictions.json", results)
+            annotations = [record["panoptic"] for record in records if record["panoptic"]]
+            write_panoptic(folder, annotations, *_classes(trainer))
 
     def _draw(self, trainer: pl.Trainer, predictions: list[Prediction], batch: Batch) -> None:
-        from wsis.images import draw  # loads an image library, which most runs do without
+        from wsis.images import draw  # loads an image library, which most runs do not need
 
         names, stuff = ([category["name"] for category in part] for part in _classes(trainer))
-        for prediction, sample in list(zip(predictions, batch, strict=True))[
-            : self.pictures - len(self._drawn)
-        ]:
+        overlay = partial(draw.overlay, names=names, long_side=512)
+        overlay_map = partial(draw.overlay_panoptic, things=names, stuff=stuff, long_side=512)
+        wanted = self.pictures - len(self._drawn)
+        for prediction, sample in list(zip(predictions, batch, strict=True))[:wanted]:
             image, truth = sample["image"], sample.get("truth")
-            sides = {
-                "prediction": draw.overlay(
-                    image, prediction, names, self.least_score, long_side=512
-                )
-            }
+            sides = {"prediction": overlay(image, prediction, score_threshold=self.least_score)}
             if truth:
-                sides["truth"] = draw.overlay(image, truth, names, long_side=512)
+                sides["truth"] = overlay(image, truth)
             if prediction.panoptic is not None:
-                sides["panoptic prediction"] = draw.overlay_panoptic(
-                    image, prediction.panoptic, names, stuff, long_side=512
-                )
+                sides["panoptic prediction"] = overlay_map(image, prediction.panoptic)
             if truth and truth.panoptic is not None:
-                sides["panoptic truth"] = draw.overlay_panoptic(
-                    image, truth.panoptic, names, stuff, long_side=512
-                )
+                sides["panoptic truth"] = overlay_map(image, truth.panoptic)
             self._drawn.append(draw.grid(list(sides.values()), captions=list(sides)))
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forget the last epoch."""
+        """Reset the metrics."""
         self._begin(pl_module)
 
     on_test_epoch_start = on_validation_epoch_start
@@ -144,9 +136,9 @@ class Evaluation(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Judge a batch, and draw it if it is among the first."""
-        self._judge(_checked(outputs, batch), batch)
-        if _takers(trainer):
+        """Evaluate a batch, and draw its images until there are enough."""
+        self._evaluate(_checked(outputs, batch), batch)
+        if _picture_loggers(trainer):
             self._draw(trainer, outputs, batch)
 
     def on_test_batch_end(
@@ -158,8 +150,8 @@ class Evaluation(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Judge and keep a batch."""
-        self._judge(_checked(outputs, batch), batch)
+        """Evaluate and keep a batch."""
+        self._evaluate(_checked(outputs, batch), batch)
         self._keep(trainer, outputs)
 
     def on_predict_batch_end(
@@ -178,7 +170,7 @@ class Evaluation(Callback):
         """Log `val/...` and the pictures."""
         self._end(pl_module, "val")
         for number, picture in enumerate(self._drawn):
-            for logger in _takers(trainer):
+            for logger in _picture_loggers(trainer):
                 _show(logger, f"val/pictures/{number}", picture, trainer.global_step)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -192,7 +184,7 @@ class Evaluation(Callback):
 
 
 class _Results(Metric):
-    """COCO results of all ranks, and annotations of their panoptic maps, in the order in which images came."""
+    """COCO results and annotations of panoptic maps, of all ranks, in the order of the images."""
 
     full_state_update = False
     lines: list[Tensor]
@@ -218,25 +210,22 @@ class _Results(Metric):
         self.lines.append(to_lines(records).to(self.device))
 
     def compute(self) -> Tensor:
-        return dim_zero_cat(
-            self.lines
-        )  # bytes: torchmetrics would walk through every value of a list of records
+        # bytes, since torchmetrics would walk through every value of a list of records
+        return dim_zero_cat(self.lines)
 
 
 def _checked(outputs: Any, batch: Batch) -> list[Prediction]:
-    if (
-        isinstance(outputs, list)
-        and len(outputs) == len(batch)
-        and all(isinstance(o, Prediction) for o in outputs)
-    ):
-        return outputs
+    complete = isinstance(outputs, list) and len(outputs) == len(batch)
+    if complete and all(isinstance(output, Prediction) for output in outputs):
+        return cast("list[Prediction]", outputs)
     raise TypeError(
-        f"Evaluation needs a list of one Prediction per sample, but the step returned {type(outputs).__name__}"
+        "Evaluation needs a list of one Prediction per sample, but the step returned "
+        f"{type(outputs).__name__}"
     )
 
 
-def _takers(trainer: pl.Trainer) -> list[Logger]:
-    """This process's loggers that take pictures: W&B's and TensorBoard's ways are known."""
+def _picture_loggers(trainer: pl.Trainer) -> list[Logger]:
+    """Return this process's loggers that take pictures as those of W&B or TensorBoard do."""
     if trainer.sanity_checking or not trainer.is_global_zero:
         return []
     return [
@@ -262,5 +251,5 @@ def _data(trainer: pl.Trainer) -> Any:
 
 
 def _classes(trainer: pl.Trainer) -> tuple[Sequence[dict[str, Any]], Sequence[dict[str, Any]]]:
-    """The data set's things and stuff; none where there is no data module to ask."""
+    """Return the data set's things and stuff; both empty without a data module."""
     return getattr(_data(trainer), "categories", ()), getattr(_data(trainer), "stuff", ())

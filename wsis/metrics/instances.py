@@ -1,8 +1,9 @@
-"""How good detections are: COCO and VOC average precision, CorLoc, and the mask IoU of given boxes.
+"""Metrics of detections: COCO and VOC average precision, CorLoc, and mask IoU given the boxes.
 
-All are torchmetrics, take one `Prediction` and one `Truth` per image, hold no full-size mask arrays, and give the same
-figures on one process or many: an image that several ranks saw counts once. `update([], [])` is legal, and ranks that
-may see no image must call it, so that all ranks have a state to exchange. A figure without any truth behind it is nan.
+All are torchmetrics that take one `Prediction` and one `Truth` per image and store masks as run
+lengths. Results do not depend on the number of processes: an image that several ranks evaluate
+counts once. A rank that may get no images must call `update([], [])`, so that all ranks have a
+state to exchange. Values without any ground truth are nan.
 """
 
 from __future__ import annotations
@@ -32,14 +33,16 @@ __all__ = ["VOCAP", "CorLoc", "InstanceAP", "MaskIoU"]
 
 
 class InstanceAP(Metric):
-    """COCO average precision of masks and of boxes (101 recall points, 100 detections per image and class).
+    """COCO average precision of masks and boxes.
 
-    `compute()` gives scalars `AP` (mean over IoU .5:.95), `AP25`, `AP50`, `AP70`, `AP75`, `APs`, `APm`, `APl`, and per class
-    (C,) `per_class/AP`, `per_class/AP25`, ...; for boxes the same with `box_` before. Masks are judged on the images whose
-    truth has masks; their figures are nan where predictions have none. Sizes are by the area of masks, as in COCO.
+    There are 101 recall points, and 100 detections per image and class. `compute()` returns the
+    scalars `AP` (mean over IoU .5:.95), `AP25`, `AP50`, `AP70`, `AP75`, `APs`, `APm`, `APl`, and
+    (C,) `per_class/AP`, `per_class/AP25`, ...; for boxes the same prefixed with `box_`. Masks are
+    evaluated on the images whose ground truth has masks; their values are nan if a prediction has
+    none. Sizes are by mask area, as in COCO.
 
     Args:
-        num_classes: how many classes there are; the highest class seen when None.
+        num_classes: number of classes; None infers it from the highest class.
     """
 
     full_state_update = False
@@ -56,31 +59,33 @@ class InstanceAP(Metric):
         self.found.append(to_lines(records).to(self.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """Average precision of all images so far."""
+        """Return the average precision of all images so far."""
         records = from_lines(self.found)
-        classes = self.num_classes or 1 + max(
-            (max(r[side]["labels"], default=0) for r in records for side in SIDES), default=0
-        )
-        judged = [r for r in records if _masked(r["true"])]
-        judgeable = judged and all(_masked(r["predicted"]) for r in judged)
+        highest = [max(r[side]["labels"], default=0) for r in records for side in SIDES]
+        classes = self.num_classes or 1 + max(highest, default=0)
+        masked = [record for record in records if _has_masks(record["true"])]
+        comparable = masked and all(_has_masks(record["predicted"]) for record in masked)
         blank = np.full((len(THRESHOLDS), 101, classes, len(AREAS), 1), -1.0)
-        masks = coco_precision(judged, classes, "segm") if judgeable else blank
+        masks = coco_precision(masked, classes, "segm") if comparable else blank
         boxes = coco_precision(records, classes, "bbox") if records else blank
         return summary(masks) | {box_name(name): value for name, value in summary(boxes).items()}
 
 
 class VOCAP(Metric):
-    """PASCAL VOC average precision at one IoU; for masks the AP^r of SDS (Hariharan et al., ECCV 2014).
+    """PASCAL VOC average precision at one IoU.
 
-    Detections in order of score each take the truth they overlap most; a second on the same truth is a miss; one on a crowd
-    or difficult truth is ignored. Masks are judged on the images whose truth has masks. `compute()` gives `VOC_AP50` and (C,)
-    `per_class/VOC_AP50`, the number being the IoU in percent (`VOC07_AP50` for 11 points, `box_VOC_AP50` for boxes).
+    Of masks this is the AP^r of SDS (Hariharan et al., ECCV 2014). In order of score each detection
+    is matched to the object that it overlaps most; a second match of the same object is a false
+    positive; one with a crowd or difficult object is ignored. Masks are evaluated on the images
+    whose ground truth has masks. `compute()` returns `VOC_AP50` and (C,) `per_class/VOC_AP50`, the
+    number being the IoU in percent (`VOC07_AP50` for 11 points, `box_VOC_AP50` for boxes).
 
     Args:
-        iou: least IoU of a hit.
-        points: "all" for the area under the precision envelope (VOC 2010 on), "11" for the 11-point mean (VOC 2007).
-        kind: what is compared.
-        num_classes: how many classes there are; the highest class seen when None.
+        iou: lowest IoU of a true positive.
+        points: "all" for the area under the precision envelope (VOC 2010 on), "11" for the 11-point
+            mean (VOC 2007).
+        kind: "mask" or "box", the shapes that are compared.
+        num_classes: number of classes; None infers it from the highest class.
     """
 
     full_state_update = False
@@ -104,41 +109,34 @@ class VOCAP(Metric):
         """Add images, one truth per prediction.
 
         Raises:
-            ValueError: masks are to be judged and a prediction has none.
+            ValueError: masks are compared and a prediction has none.
         """
-        found, scores, wanted = (
-            [np.empty((0, 4), np.int64)],
-            [torch.empty(0)],
-            [np.empty((0, 3), np.int64)],
-        )
+        found = [np.empty((0, 4), np.int64)]
+        scores = [torch.empty(0)]
+        wanted = [np.empty((0, 3), np.int64)]
         for prediction, truth in zip(predictions, truths, strict=True):
             if self.kind == "mask" and len(truth.masks) < len(truth.labels):
                 continue
-            hits = self._hits(prediction, truth)
+            hits, labels = self._hits(prediction, truth), prediction.labels.cpu().numpy()
             image = np.full(len(hits), prediction.image_id)
-            found.append(
-                np.stack([image, np.arange(len(hits)), prediction.labels.cpu().numpy(), hits], 1)
-            )
+            found.append(np.stack([image, np.arange(len(hits)), labels, hits], 1))
             scores.append(prediction.scores.detach().float().cpu())
-            classes, counts = np.unique(
-                truth.labels[~truth.crowd].cpu().numpy(), return_counts=True
-            )
-            wanted.append(
-                np.stack([np.full_like(classes, prediction.image_id), classes, counts], 1)
-            )
+            objects = truth.labels[~truth.crowd].cpu().numpy()
+            classes, counts = np.unique(objects, return_counts=True)
+            image = np.full_like(classes, prediction.image_id)
+            wanted.append(np.stack([image, classes, counts], 1))
         self.found.append(torch.from_numpy(np.concatenate(found)).to(self.device))
         self.scores.append(torch.cat(scores).to(self.device))
         self.wanted.append(torch.from_numpy(np.concatenate(wanted)).to(self.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """Average precision of all images so far."""
+        """Return the average precision of all images so far."""
         found, wanted = array(self.found).reshape(-1, 4), array(self.wanted).reshape(-1, 3)
         once = first_of_each(found[:, :2])
         labels, hits, scores = found[once, 2], found[once, 3], array(self.scores)[once]
         wanted = wanted[first_of_each(wanted[:, :2])]
-        classes = (
-            self.num_classes or int(max(labels.max(initial=0), wanted[:, 1].max(initial=0))) + 1
-        )
+        highest = int(max(labels.max(initial=0), wanted[:, 1].max(initial=0)))
+        classes = self.num_classes or highest + 1
         totals = np.bincount(wanted[:, 1], wanted[:, 2], classes)
         order = np.argsort(-scores, kind="stable")
         labels, hits = labels[order], hits[order]
@@ -146,21 +144,22 @@ class VOCAP(Metric):
             voc_average_precision(hits[(labels == c) & (hits >= 0)], totals[c], self.points)
             for c in range(classes)
         ]
-        name = f"{'box_' if self.kind == 'box' else ''}VOC{'07' if self.points == '11' else ''}_AP{round(100 * self.iou)}"
+        prefix, year = "box_" if self.kind == "box" else "", "07" if self.points == "11" else ""
+        name = f"{prefix}VOC{year}_AP{round(100 * self.iou)}"
         return {name: mean(each), f"per_class/{name}": torch.tensor(each)}
 
     def _hits(self, prediction: Prediction, truth: Truth) -> Array:
-        """1 hit, 0 miss, -1 ignored for each detection of an image."""
+        """Return for each detection of an image 1 if true, 0 if false, -1 if ignored."""
         masks = self.kind == "mask"
         if masks and len(prediction.masks) < len(prediction.labels):
             raise ValueError(
-                f"image {prediction.image_id} has boxes without masks; judge it with VOCAP(kind='box')"
+                f"image {prediction.image_id} has boxes without masks; judge it with "
+                "VOCAP(kind='box')"
             )
-        iou = (
-            mask_iou(prediction.masks, truth.masks)
-            if masks
-            else box_iou(prediction.boxes, truth.boxes)
-        )
+        if masks:
+            iou = mask_iou(prediction.masks, truth.masks)
+        else:
+            iou = box_iou(prediction.boxes, truth.boxes)
         labels, wanted = prediction.labels.cpu().numpy(), truth.labels.cpu().numpy()
         iou = np.where(labels[:, None] == wanted, iou, -1.0)
         hits = np.zeros(len(labels), np.int64)
@@ -177,13 +176,15 @@ class VOCAP(Metric):
 
 
 class CorLoc(Metric):
-    """Correct localisation (Deselaers et al., IJCV 2012): is the best detection of a class an instance of it, at box IoU 0.5?
+    """Correct localisation (Deselaers et al., IJCV 2012).
 
-    `compute()` gives `CorLoc`, the mean over classes of the share of the images with the class; `CorLoc_images`, the share of
-    all pairs of image and class; and (C,) `per_class/CorLoc`. An image without a detection of its class counts as wrong.
+    A pair of image and class is correct if the top-scoring detection of the class has a box IoU of
+    at least 0.5 with an object of the class; without a detection it is wrong. `compute()` returns
+    (C,) `per_class/CorLoc`, the fraction of a class's images that are correct; `CorLoc`, the mean
+    over classes; and `CorLoc_images`, the fraction of all pairs.
 
     Args:
-        num_classes: how many classes there are; the highest class seen when None.
+        num_classes: number of classes; None infers it from the highest class.
     """
 
     full_state_update = False
@@ -204,7 +205,7 @@ class CorLoc(Metric):
         self.pairs.append(torch.tensor(rows, dtype=torch.long, device=self.device).reshape(-1, 3))
 
     def compute(self) -> dict[str, Tensor]:
-        """Correct localisation over all images so far."""
+        """Return the correct localisation of all images so far."""
         pairs = array(self.pairs).reshape(-1, 3).astype(np.int64)
         _, label, hit = pairs[first_of_each(pairs[:, :2])].T
         each = _class_means(label, hit, self.num_classes)
@@ -216,13 +217,15 @@ class CorLoc(Metric):
 
 
 class MaskIoU(Metric):
-    """Mask quality given the boxes (BoxCaseg, section 4): prediction i of an image is of instance i of its truth.
+    """Mask IoU given the boxes (BoxCaseg, section 4).
 
-    `compute()` gives `mIoU` (mIoU*: the mean over classes of the mean IoU of their instances), `IoU50` and `IoU75` (the share
-    of instances with at least that IoU), and (C,) `per_class/mIoU`. Crowds are left out, and images whose truth has no masks.
+    Prediction i of an image belongs to instance i of its ground truth. `compute()` returns `mIoU`
+    (mIoU*: mean over classes of the mean IoU of their instances), `IoU50` and `IoU75` (fraction of
+    instances with at least that IoU), and (C,) `per_class/mIoU`. Crowds are left out, and so are
+    images whose ground truth has no masks.
 
     Args:
-        num_classes: how many classes there are; the highest class seen when None.
+        num_classes: number of classes; None infers it from the highest class.
     """
 
     full_state_update = False
@@ -239,53 +242,54 @@ class MaskIoU(Metric):
         """Add images.
 
         Raises:
-            ValueError: an image has not as many predictions as instances.
+            ValueError: the numbers of predictions and instances of an image differ.
         """
         keys, ious = [torch.empty(0, 3, dtype=torch.long)], [torch.empty(0)]
         for prediction, truth in zip(predictions, truths, strict=True):
             if len(truth.masks) < len(truth.labels):
-                continue  # boxes alone: there is nothing to judge masks by
+                continue  # boxes without masks
             if len(prediction.masks) != len(truth.masks):
-                found, wanted = len(prediction.masks), len(truth.masks)
                 raise ValueError(
-                    f"image {prediction.image_id}: {found} masks for {wanted} instances; MaskIoU needs one for each"
+                    f"image {prediction.image_id}: {len(prediction.masks)} masks for "
+                    f"{len(truth.masks)} instances; MaskIoU needs one for each"
                 )
             kept = (~truth.crowd).nonzero().squeeze(1).cpu()
             image = torch.full_like(kept, prediction.image_id)
             keys.append(torch.stack([image, kept, truth.labels.cpu()[kept]], 1))
-            ious.append(
-                torch.from_numpy(np.diag(mask_iou(prediction.masks, truth.masks)).copy()).float()[
-                    kept
-                ]
-            )
+            iou = np.diag(mask_iou(prediction.masks, truth.masks)).copy()
+            ious.append(torch.from_numpy(iou).float()[kept])
         self.instances.append(torch.cat(keys).to(self.device))
         self.iou.append(torch.cat(ious).to(self.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """Mask IoU over all instances so far."""
+        """Return the mask IoU over all instances so far."""
         instances = array(self.instances).reshape(-1, 3).astype(np.int64)
         once = first_of_each(instances[:, :2])
         label, iou = instances[once, 2], array(self.iou)[once].astype(np.float64)
         each = _class_means(label, iou, self.num_classes)
-        shares = {f"IoU{round(100 * least)}": mean(iou >= least) for least in (0.5, 0.75)}
-        return {"mIoU": mean(each), **shares, "per_class/mIoU": torch.from_numpy(each)}
+        return {
+            "mIoU": mean(each),
+            "IoU50": mean(iou >= 0.5),
+            "IoU75": mean(iou >= 0.75),
+            "per_class/mIoU": torch.from_numpy(each),
+        }
 
 
 def voc_average_precision(hits: Array, total: float, points: Literal["all", "11"] = "all") -> float:
-    """Average precision of detections in order of score.
+    """Return the average precision of detections in order of score.
 
     Args:
         hits: (N,) 1 or 0, best score first.
-        total: how many truths there are; with none the result is nan.
-        points: area under the precision envelope, or its mean at recalls 0, .1, ..., 1.
+        total: number of objects; the result is nan if it is 0.
+        points: "all" for the area under the precision envelope, "11" for its mean at recalls
+            0, .1, ..., 1.
     """
     if not total:
         return float("nan")
     right = np.cumsum(hits)
     recall, precision = right / total, right / np.arange(1, len(hits) + 1)
-    envelope = np.append(
-        np.maximum.accumulate(precision[::-1])[::-1], 0.0
-    )  # the last: recall that is never reached
+    # the last value is for recalls that are never reached
+    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
     if points == "11":
         tenths = np.arange(11) / 10
         return float(envelope[np.searchsorted(recall, tenths - 1e-12)].mean())
@@ -306,7 +310,7 @@ def _record(prediction: Prediction, truth: Truth) -> dict[str, Any]:
     }
 
 
-def _masked(columns: dict[str, Any]) -> bool:
+def _has_masks(columns: dict[str, Any]) -> bool:
     return len(columns["masks"]) == len(columns["boxes"])
 
 
@@ -323,11 +327,8 @@ def _localised(prediction: Prediction, truth: Truth, label: int) -> bool:
     if not len(of_class):
         return False
     best = of_class[prediction.scores[of_class].argmax()]
-    return bool(
-        (
-            box_iou(prediction.boxes[best : best + 1], truth.boxes[truth.labels == label]) >= 0.5
-        ).any()
-    )
+    iou = box_iou(prediction.boxes[best : best + 1], truth.boxes[truth.labels == label])
+    return bool((iou >= 0.5).any())
 
 
 def _classes(truth: Truth) -> list[int]:
@@ -335,7 +336,7 @@ def _classes(truth: Truth) -> list[int]:
 
 
 def _class_means(label: Array, value: Array, classes: int | None) -> Array:
-    """Mean value of each class (C,), nan for a class that does not occur."""
+    """Return the mean value of each class (C,), nan for a class that does not occur."""
     classes = classes or int(label.max(initial=0)) + 1
     counts = np.bincount(label, minlength=classes)
     means = np.full(classes, np.nan)

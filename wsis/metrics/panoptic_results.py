@@ -1,4 +1,4 @@
-"""COCO panoptic results: panoptic.json, and beside it a folder panoptic/ with a png of segment numbers for each image."""
+"""COCO panoptic results: panoptic.json, and beside it panoptic/ with one png of ids per image."""
 
 from __future__ import annotations
 
@@ -23,22 +23,25 @@ _INFO = {"description": "panoptic predictions of wsis"}
 
 
 def store_map(folder: Path, prediction: Prediction, category_ids: Sequence[int]) -> Record | None:
-    """Keep a prediction's panoptic map for `write_panoptic`; gives its annotation, None of a prediction without a map.
+    """Store a prediction's panoptic map for `write_panoptic`, and return its annotation.
 
     Args:
-        folder: that panoptic.json is to lie in.
+        folder: the later folder of panoptic.json.
         prediction: of an image.
         category_ids: the data set's id of each class, things first.
+
+    Returns:
+        The annotation; None if the prediction has no map.
     """
     if prediction.panoptic is None:
         return None
     name = f"{prediction.image_id:012d}.png"
     segments = write_map(folder / _SCRATCH / name, prediction.panoptic)
-    found = [
+    info = [
         {"id": number, "category_id": category_ids[label], "area": area}
         for number, label, area in segments
     ]
-    return {"image_id": prediction.image_id, "file_name": name, "segments_info": found}
+    return {"image_id": prediction.image_id, "file_name": name, "segments_info": info}
 
 
 def write_panoptic(
@@ -47,9 +50,16 @@ def write_panoptic(
     categories: Sequence[Record],
     stuff: Sequence[Record],
 ) -> None:
-    """Put what `store_map` kept, on all ranks, in the place of older results; these go also where nothing was kept.
+    """Replace older results by the maps that `store_map` stored on all ranks, possibly none.
 
-    The json goes first and comes last, so where it is, the pngs are its own. Files that this did not write are left alone.
+    The old json is deleted first and the new one written last, so that a json always has its pngs.
+    Files that this function did not write are left alone.
+
+    Args:
+        folder: gets panoptic.json and panoptic/.
+        annotations: those that `store_map` returned.
+        categories: the data set's things.
+        stuff: the data set's stuff.
 
     Raises:
         InputError: the folder cannot be written or the disk is full.
@@ -60,11 +70,8 @@ def write_panoptic(
         maps.mkdir(exist_ok=True)
         for annotation in annotations:
             (scratch / annotation["file_name"]).replace(maps / annotation["file_name"])
-        known = [
-            {**c, "isthing": int(thing)}
-            for thing, part in ((True, categories), (False, stuff))
-            for c in part
-        ]
+        known = [{**category, "isthing": 1} for category in categories]
+        known += [{**category, "isthing": 0} for category in stuff]
         with whole(folder / PANOPTIC) as file:
             content = {"info": _INFO, "annotations": list(annotations), "categories": known}
             file.write_text(json.dumps(content, separators=(",", ":")))
@@ -72,7 +79,7 @@ def write_panoptic(
 
 
 def _remove(folder: Path) -> None:
-    """Delete the results that `write_panoptic` wrote, and nothing that a user may have put there."""
+    """Delete the results that `write_panoptic` wrote, but no files of the user."""
     try:
         content = json.loads((folder / PANOPTIC).read_bytes())
     except (OSError, ValueError):
@@ -83,17 +90,17 @@ def _remove(folder: Path) -> None:
     maps = folder / "panoptic"
     for annotation in content["annotations"]:
         (maps / Path(annotation["file_name"]).name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # others' files are there too
+    with contextlib.suppress(OSError):  # the folder holds other files, too
         maps.rmdir()
 
 
 def read_panoptic(
     path: Path, images: Sequence[Record], categories: Sequence[Record], stuff: Sequence[Record]
 ) -> PanopticMaps:
-    """Read a COCO panoptic results file, whose pngs lie in the folder of its name; maps are read one by one, when asked for.
+    """Read a COCO panoptic results file; maps are read one by one, when they are used.
 
     Args:
-        path: the json.
+        path: the json; its pngs lie in the folder of the same name without suffix.
         images: `id`, `height`, `width` of the data set's images.
         categories: `id` of the data set's things, in order.
         stuff: `id` of its stuff classes, in order.
@@ -103,29 +110,29 @@ def read_panoptic(
     """
     annotations = read_lists(path, ("annotations",))["annotations"]
     known, classes = {image["id"] for image in images}, class_of([*categories, *stuff])
+    required = {"image_id", "file_name", "segments_info"}
     for annotation in annotations:
-        if (
-            not isinstance(annotation, dict)
-            or not {"image_id", "file_name", "segments_info"} <= annotation.keys()
-        ):
+        if not isinstance(annotation, dict) or not required <= annotation.keys():
             raise InputError(
-                f"{path} has an annotation without image_id, file_name or segments_info; give a panoptic file"
+                f"{path} has an annotation without image_id, file_name or segments_info; give a "
+                "panoptic file"
             )
         if annotation["image_id"] not in known:
             raise InputError(
-                f"{path} is of image {annotation['image_id']}, not in this data set; check --data and --split"
+                f"{path} is of image {annotation['image_id']}, not in this data set; check --data "
+                "and --split"
             )
-        strange = [
-            s.get("category_id")
-            for s in annotation["segments_info"]
-            if s.get("category_id") not in classes
-        ]
-        if any("id" not in s for s in annotation["segments_info"]):
+        segments = annotation["segments_info"]
+        if any("id" not in segment for segment in segments):
             raise InputError(
-                f"{path}: image {annotation['image_id']} has a segment without an id; give a panoptic file"
+                f"{path}: image {annotation['image_id']} has a segment without an id; give a "
+                "panoptic file"
             )
-        if strange:
+        categories_used = [segment.get("category_id") for segment in segments]
+        unknown = [category for category in categories_used if category not in classes]
+        if unknown:
             raise InputError(
-                f"{path} has category {strange[0]!r}, not in this data set ({len(classes)} classes); check --data"
+                f"{path} has category {unknown[0]!r}, not in this data set ({len(classes)} "
+                "classes); check --data"
             )
     return PanopticMaps(path.with_suffix(""), annotations, classes, len(categories))

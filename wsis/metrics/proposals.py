@@ -1,4 +1,4 @@
-"""How many objects proposals can find at all: recall and average best overlap (Uijlings et al., IJCV 2013, section 5)."""
+"""Recall and average best overlap of proposals (Uijlings et al., IJCV 2013, section 5)."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ __all__ = ["ProposalRecall", "mask_overlaps"]
 
 
 class ProposalRecall(Metric):
-    """Part of the objects that the best proposals of their image cover, and the average best overlap (ABO).
+    """Fraction of objects that a proposal of their image covers, and average best overlap (ABO).
 
-    Gives `box_recall@IOU/COUNT`, `box_abo/COUNT` and, where proposals have segments and truths masks, the same for masks.
-    Crowds are left out. An image without proposals counts with overlap 0.
+    `compute()` returns `box_recall@IOU/COUNT`, `box_abo/COUNT` and, if proposals have segments and
+    the ground truth has masks, the same for masks. Crowds are left out. Overlaps in an image
+    without proposals are 0.
 
     Args:
-        counts: how many of an image's proposals, best first, are looked at.
-        thresholds: overlaps (IoU) from which an object counts as found.
+        counts: numbers of proposals per image, best first, that are evaluated.
+        thresholds: lowest IoU at which an object counts as covered.
     """
 
     full_state_update = False
 
     overlaps: list[Tensor]
-    """(M, 1 + 2 counts) float64 per image: image id, best box IoU and best mask IoU at each count; NaN without masks."""
+    """(M, 2 + 2 counts) float64 per image: image id, object, and its best box IoU and best mask IoU
+    at each count; NaN without masks."""
 
     def __init__(
         self,
@@ -56,37 +58,34 @@ class ProposalRecall(Metric):
         Args:
             proposals: of each image, in original pixels, best first.
             truths: of each image.
-            image_ids: an image that comes twice, as samplers of several processes make it, counts once; all count if None.
+            image_ids: of each image; one that occurs twice, as with distributed samplers, counts
+                once. If None, all count.
         """
-        seen = len(self.overlaps) if image_ids is None else 0
-        for position, (found, truth) in enumerate(zip(proposals, truths, strict=True)):
-            name = -1 - seen - position if image_ids is None else image_ids[position]
-            best = np.concatenate([self._boxes(found, truth), self._masks(found, truth)], 1)
-            rows = np.concatenate(
-                [np.full((len(best), 1), name), np.arange(len(best))[:, None], best], 1
-            )
+        start = len(self.overlaps) if image_ids is None else 0
+        for position, (of_image, truth) in enumerate(zip(proposals, truths, strict=True)):
+            image = -1 - start - position if image_ids is None else image_ids[position]
+            best = np.concatenate([self._boxes(of_image, truth), self._masks(of_image, truth)], 1)
+            keys = [np.full((len(best), 1), image), np.arange(len(best))[:, None]]
+            rows = np.concatenate([*keys, best], 1)
             self.overlaps.append(torch.from_numpy(rows).to(self.device))
 
     def compute(self) -> dict[str, Tensor]:
-        """Give each figure over all objects so far; nan where there are none."""
+        """Return all metrics over the objects so far; nan if there are none."""
         rows = array(self.overlaps).reshape(-1, 2 + 2 * len(self.counts)).astype(np.float64)
         rows = rows[first_of_each(rows[:, :2])] if (rows[:, 0] >= 0).all() else rows
         best = rows[:, 2:].reshape(-1, 2, len(self.counts))
-        figures: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
         for kind, name in enumerate(("box", "mask")):
             overlaps = best[:, kind][~np.isnan(best[:, kind]).any(1)]
-            for column, count in enumerate(self.counts):
-                own = overlaps[:, column]
+            for count, iou in zip(self.counts, overlaps.T, strict=True):
                 for threshold in self.thresholds:
-                    figures[f"{name}_recall@{threshold:g}/{count}"] = mean(own >= threshold)
-                figures[f"{name}_abo/{count}"] = mean(own)
-        return figures
+                    metrics[f"{name}_recall@{threshold:g}/{count}"] = mean(iou >= threshold)
+                metrics[f"{name}_abo/{count}"] = mean(iou)
+        return metrics
 
     def _boxes(self, proposals: Proposals, truth: Truth) -> NDArray[np.float64]:
-        iou = box_iou(truth.boxes.double().cpu(), proposals.boxes.double().cpu())[
-            ~truth.crowd.cpu()
-        ]
-        return self._best(iou.numpy())
+        iou = box_iou(truth.boxes.double().cpu(), proposals.boxes.double().cpu())
+        return self._best(iou[~truth.crowd.cpu()].numpy())
 
     def _masks(self, proposals: Proposals, truth: Truth) -> NDArray[np.float64]:
         kept = (~truth.crowd.cpu()).nonzero()[:, 0].tolist()
@@ -96,17 +95,18 @@ class ProposalRecall(Metric):
         return self._best(mask_overlaps(proposals, masks))
 
     def _best(self, iou: NDArray[Any]) -> NDArray[np.float64]:
-        """(M,P) -> (M, counts) the largest of the first so many."""
-        return np.stack([iou[:, :count].max(1, initial=0.0) for count in self.counts], 1).astype(
-            np.float64
-        )
+        """Return the highest IoU (M, counts) among the first proposals of (M,P)."""
+        best = [iou[:, :count].max(1, initial=0.0) for count in self.counts]
+        return np.stack(best, 1).astype(np.float64)
 
 
 def mask_overlaps(proposals: Proposals, masks: Sequence[Any]) -> NDArray[np.float64]:
-    """IoU (M,P) of M run-length masks with proposals that are sets of superpixels, from pixel counts per superpixel.
+    """Return the IoU (M,P) of M run-length masks with proposals that are sets of superpixels.
+
+    It is computed from pixel counts per superpixel.
 
     Raises:
-        ValueError: the proposals are boxes alone.
+        ValueError: the proposals have no segments.
     """
     if proposals.labels is None or proposals.members is None:
         raise ValueError("proposals without labels and members have no masks")

@@ -1,4 +1,4 @@
-"""COCO results json: the one form in which predictions are stored, read and compared."""
+"""COCO results json, the format in which predictions are stored, read and compared."""
 
 from __future__ import annotations
 
@@ -23,70 +23,64 @@ Record = dict[str, Any]
 
 
 def to_results(prediction: Prediction, category_ids: Sequence[int]) -> list[Record]:
-    """Give the detections of an image as COCO results, boxes xywh; `category_ids` maps classes to the data set's ids."""
-    masks = [{"segmentation": packed(mask)} for mask in prediction.masks] or [{}] * len(
-        prediction.boxes
-    )
-    columns = zip(
-        prediction.boxes.tolist(),
-        prediction.scores.tolist(),
-        prediction.labels.tolist(),
-        masks,
-        strict=True,
-    )
-    return [
-        {
+    """Return the detections of an image as COCO results, with boxes xywh.
+
+    Args:
+        prediction: of an image.
+        category_ids: the data set's id of each class.
+    """
+    scores, labels = prediction.scores.tolist(), prediction.labels.tolist()
+    results = []
+    for i, (x1, y1, x2, y2) in enumerate(prediction.boxes.tolist()):
+        result = {
             "image_id": prediction.image_id,
-            "category_id": category_ids[label],
-            "bbox": [
-                round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)
-            ],  # a hundredth of a pixel: half the file
-            "score": score,
-            **mask,
+            "category_id": category_ids[labels[i]],
+            # hundredths of a pixel halve the file
+            "bbox": [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)],
+            "score": scores[i],
         }
-        for (x1, y1, x2, y2), score, label, mask in columns
-    ]
+        if prediction.masks:
+            result["segmentation"] = packed(prediction.masks[i])
+        results.append(result)
+    return results
 
 
 def to_annotations(
-    prediction: Prediction, categories: Sequence[Record], source: str, least_score: float = 0.0
+    prediction: Prediction, categories: Sequence[Record], source: str, score_threshold: float = 0.0
 ) -> list[Record]:
-    """Give the detections of an image as COCO annotations: pseudo-labels with their score and where they are from.
+    """Return the detections of an image as COCO annotations: pseudo-labels with score and source.
 
     Args:
         prediction: of an image.
         categories: the data set's classes, in order.
-        source: what made the labels.
-        least_score: labels below it are marked `ignore`: their masks are not to be learnt. So are empty masks.
+        source: description of the model that made the labels.
+        score_threshold: labels below it are marked `ignore`, which excludes their masks from the loss,
+            and so are labels with an empty mask.
     """
     x1, y1, x2, y2 = prediction.boxes.double().unbind(1)
-    xywh = torch.stack([x1, y1, x2 - x1, y2 - y1], 1)
-    annotations: list[Record] = [
-        {
-            "category_id": categories[label]["id"],
+    boxes = torch.stack([x1, y1, x2 - x1, y2 - y1], 1).tolist()
+    scores, labels = prediction.scores.tolist(), prediction.labels.tolist()
+    annotations: list[Record] = []
+    for i, box in enumerate(boxes):
+        annotation = {
+            "category_id": categories[labels[i]]["id"],
             "bbox": box,
             "area": box[2] * box[3],
-            "score": score,
+            "score": scores[i],
+            "source": source,
+            "ignore": int(scores[i] < score_threshold),
+            "iscrowd": 0,
         }
-        | {"source": source, "ignore": int(score < least_score), "iscrowd": 0}
-        for label, box, score in zip(
-            prediction.labels.tolist(), xywh.tolist(), prediction.scores.tolist(), strict=True
-        )
-    ]
-    for annotation, mask in zip(
-        annotations, prediction.masks, strict=False
-    ):  # a detector of boxes has no masks
-        area = int(rle_masks.area(mask))
-        annotation |= {
-            "segmentation": mask,
-            "area": area,
-            "ignore": int(annotation["ignore"] or not area),
-        }
+        if prediction.masks:
+            mask = prediction.masks[i]
+            annotation |= {"segmentation": mask, "area": int(rle_masks.area(mask))}
+            annotation["ignore"] = int(annotation["ignore"] or not annotation["area"])
+        annotations.append(annotation)
     return annotations
 
 
 def write_results(path: Path, results: Iterable[Record]) -> None:
-    """Write a COCO results file, whole or not at all.
+    """Write a COCO results file atomically.
 
     Raises:
         InputError: the folder cannot be written or the disk is full.
@@ -98,7 +92,7 @@ def write_results(path: Path, results: Iterable[Record]) -> None:
 def read_results(
     path: Path, images: Sequence[Record], categories: Sequence[Record]
 ) -> list[Prediction]:
-    """Read a COCO results file: one `Prediction`, best first, for each of `images`, empty where nothing was found.
+    """Read a COCO results file: one `Prediction`, best first, for each of `images`, maybe empty.
 
     Args:
         path: the results json.
@@ -106,7 +100,8 @@ def read_results(
         categories: `id` of the data set's classes, in order.
 
     Raises:
-        InputError: no such file, not a results json, or results of other images, classes or image sizes.
+        InputError: no such file, not a results json, or results of other images, classes or image
+            sizes.
     """
     by_image: defaultdict[int, list[Record]] = defaultdict(list)
     label = {category["id"]: c for c, category in enumerate(categories)}
@@ -120,7 +115,8 @@ def _load(path: Path) -> list[Record]:
     results = read_json(path)
     if not isinstance(results, list):
         raise InputError(
-            f"{path} is not a list of COCO results but a json {type(results).__name__}; give a results file"
+            f"{path} is not a list of COCO results but a json {type(results).__name__}; give a "
+            "results file"
         )
     return results
 
@@ -128,32 +124,37 @@ def _load(path: Path) -> list[Record]:
 def _check(
     result: Any, number: int, sizes: dict[int, tuple[int, int]], label: dict[int, int], path: Path
 ) -> int:
-    """Give the image id of a well-formed result."""
-    where = f"{path}, result {number}"
+    """Return the image id of a result; raise InputError if the result is malformed."""
+    place = f"{path}, result {number}"
     if not isinstance(result, dict) or not {"image_id", "category_id", "score"} <= result.keys():
-        raise InputError(f"{where} lacks image_id, category_id or score; give a COCO results file")
+        raise InputError(f"{place} lacks image_id, category_id or score; give a COCO results file")
     image, mask, box = (result.get(key) for key in ("image_id", "segmentation", "bbox"))
     if not isinstance(result["score"], int | float):
-        raise InputError(f"{where} has the score {result['score']!r}; a score is a number")
+        raise InputError(f"{place} has the score {result['score']!r}; a score is a number")
     if not isinstance(image, int) or image not in sizes:
         raise InputError(
-            f"{where} is of image {image!r}, not in this data set ({len(sizes)} images); check --data and --split"
+            f"{place} is of image {image!r}, not in this data set ({len(sizes)} images); check "
+            "--data and --split"
         )
     if not isinstance(result["category_id"], int) or result["category_id"] not in label:
         raise InputError(
-            f"{where} has category {result['category_id']!r}, not in this data set ({len(label)} classes); check --data"
+            f"{place} has category {result['category_id']!r}, not in this data set ({len(label)} "
+            "classes); check --data"
         )
     if (box or mask is None) and not _is_box(box):
         raise InputError(
-            f"{where}: bbox must be [x, y, width, height]; it may be left out where there is a segmentation"
+            f"{place}: bbox must be [x, y, width, height]; it may be left out where there is a "
+            "segmentation"
         )
     if mask is not None and not (isinstance(mask, dict) and {"size", "counts"} <= mask.keys()):
         raise InputError(
-            f"{where}: segmentation must be run lengths with size and counts; polygons are for annotations"
+            f"{place}: segmentation must be run lengths with size and counts; polygons are for "
+            "annotations"
         )
     if mask is not None and mask["size"] != list(sizes[image]):
         raise InputError(
-            f"{where}: mask of size {mask['size']} on an image of {list(sizes[image])}; check --data"
+            f"{place}: mask of size {mask['size']} on an image of {list(sizes[image])}; check "
+            "--data"
         )
     return int(image)
 

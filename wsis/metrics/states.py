@@ -1,6 +1,7 @@
-"""What metrics keep between batches and ranks: tensors that concatenate, and in which an image counts once.
+"""States of metrics: tensors that are concatenated over batches and ranks, and IoU for metrics.
 
-A distributed sampler repeats images so that all ranks have as many; keys with the image id undo that.
+A distributed sampler repeats images so that all ranks have equally many; keys with the image id
+make each image count once.
 """
 
 from __future__ import annotations
@@ -32,46 +33,43 @@ Array = np.ndarray[Any, Any]
 
 
 def to_lines(records: Iterable[dict[str, Any]]) -> Tensor:
-    """Write records as bytes of JSON lines, (B,) uint8: text is the one thing of any length that ranks can exchange."""
+    """Return records as JSON lines in bytes (B,) uint8, which ranks can exchange in any length."""
     text = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records)
-    return (
-        torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-        if text
-        else torch.empty(0, dtype=torch.uint8)
-    )
+    if not text:
+        return torch.empty(0, dtype=torch.uint8)
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
 
 def from_lines(state: list[Tensor] | Tensor) -> list[dict[str, Any]]:
-    """Read what `to_lines` wrote; of several records with one `image_id` the first."""
+    """Read the records that `to_lines` wrote; only the first of those with the same `image_id`."""
     records = [json.loads(line) for line in array(state).tobytes().splitlines()]
-    return list({record["image_id"]: record for record in reversed(records)}.values())[::-1]
+    first = {record["image_id"]: record for record in reversed(records)}
+    return list(first.values())[::-1]
 
 
 def array(state: list[Tensor] | Tensor) -> Array:
-    """Give a concatenating state as one array, whether or not it has been synchronised."""
+    """Return a concatenated state as one array, whether or not it has been synchronised."""
     empty = isinstance(state, list) and not state
     joined: Array = np.empty(0, np.uint8) if empty else dim_zero_cat(state).cpu().numpy()
     return joined
 
 
 def first_of_each(keys: Array) -> Array:
-    """Positions of the first of each distinct row of `keys` (N,K), ascending."""
-    return (
-        np.sort(np.unique(keys, axis=0, return_index=True)[1])
-        if len(keys)
-        else np.empty(0, np.int64)
-    )
+    """Return the position of the first of each distinct row of `keys` (N,K), ascending."""
+    if not len(keys):
+        return np.empty(0, np.int64)
+    return np.sort(np.unique(keys, axis=0, return_index=True)[1])
 
 
 def mean(values: Any) -> Tensor:
-    """Mean of what is not nan, nan if nothing is."""
+    """Return the mean of the values that are not nan; nan if there are none."""
     values = np.asarray(values, np.float64)
     values = values[~np.isnan(values)]
     return torch.tensor(values.mean() if values.size else np.nan)
 
 
 def packed(mask: RLE) -> RLE:
-    """Give a run-length mask its compressed text form, which json can hold."""
+    """Return a run-length mask in its compressed text form, which json can hold."""
     counts = mask["counts"]
     if isinstance(counts, list):
         counts = rle_masks.frPyObjects(mask, *mask["size"])["counts"]

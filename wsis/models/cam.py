@@ -1,7 +1,8 @@
-"""The floor of every comparison: class activation maps and the proposals that fit them best, learnt from tags.
+"""CAM, the baseline of every comparison: class activation maps and the proposals that fit them.
 
-A classifier's map of each class is cut at a fraction of its maximum; each connected piece is answered by the proposal whose
-mask overlaps it most. Zhou et al., CVPR 2016, with proposals as in the "CAM + MCG" rows of the papers' tables.
+A classifier is trained on tags. Its map of each class is thresholded at a fraction of the maximum,
+and each connected component selects the proposal with the highest mask IoU. Zhou et al., CVPR 2016,
+with proposals as in the "CAM + MCG" rows of the papers' tables.
 """
 
 from __future__ import annotations
@@ -19,25 +20,25 @@ from wsis.nn.backbone import BackboneSettings
 from wsis.nn.masks import run_lengths, segment_masks
 from wsis.nn.mil import detect
 from wsis.nn.regions import enlarge
-from wsis.parts.classifier import Classifier, Pooling
+from wsis.parts.classifier import Classifier, MapPooling
 from wsis.types import RLE, Batch, Prediction, Proposals, Sample, size_of
 
 __all__ = ["CAM"]
-
 
 _BACKBONE = BackboneSettings("resnet50", output_stride=16, frozen_stages=1)
 
 
 class CAM(Method):
-    """Classify, then answer each peak region of a class's map with the best-fitting proposal.
+    """Classify images, and select the best-fitting proposal for each component of a class's map.
 
     Args:
         num_classes: Number of thing classes; taken from the data.
         backbone: The network that makes the features.
-        pooling: How a class map becomes one score: mean, log-mean-exp or maximum; small objects vanish in a mean.
+        pooling: How a class map becomes one score: mean, log-mean-exp or maximum; small objects
+            vanish in a mean.
         lr: Peak learning rate of AdamW, reached after a fifth of the steps.
-        threshold: Fraction of its maximum at which a class map is cut.
-        nms: Box IoU above which the lower-scored of two answers of a class is dropped.
+        threshold: Fraction of its maximum at which a class map is thresholded.
+        nms: Box IoU above which the lower-scored of two detections of a class is dropped.
     """
 
     needs_segments = True
@@ -46,7 +47,7 @@ class CAM(Method):
         self,
         num_classes: int = 20,
         backbone: BackboneSettings = _BACKBONE,
-        pooling: Pooling = "average",
+        pooling: MapPooling = "average",
         lr: float = 1e-3,
         threshold: float = 0.3,
         nms: float = 0.3,
@@ -63,45 +64,53 @@ class CAM(Method):
         return loss
 
     def configure_optimizers(self) -> Any:
-        """The classifier's."""
+        """Return the classifier's optimiser and schedule."""
         return self.classifier.optimiser(int(self.trainer.estimated_stepping_batches))
 
     def predict(self, sample: Sample) -> Prediction:
-        """Answer each piece of each class's map; a piece's score is the class probability times its share of the maximum."""
+        """Detect an object for each component of each class's map.
+
+        Its score is the class probability times the component's peak, relative to the map's.
+        """
         size = size_of(sample["image"])
         maps = self.classifier([sample["image"]])
         probability = self.classifier.pooled(maps, [sample])[0].sigmoid()
         maps = enlarge(maps.relu(), self.classifier.backbone.stride, size)[0].float().cpu().numpy()
-        pieces, labels, scores = [], [], []
-        for number, map_ in enumerate(maps):
-            for piece, share in cut(map_, self.hparams["threshold"]):
-                pieces += [piece]
-                labels += [number]
-                scores += [float(probability[number]) * share]
-        boxes, masks = answer(pieces, sample["proposals"], size)
-        kept, best = torch.tensor(scores), torch.tensor(labels, dtype=torch.int64)
-        table = torch.zeros(len(kept), len(probability)).scatter_(1, best[:, None], kept[:, None])
-        at, score, label, index = detect(table, boxes, self.hparams["nms"])
-        return Prediction(
-            sample["image_id"], size, at, score, label, [masks[i] for i in index.tolist()]
-        )
+        components, labels, scores = [], [], []
+        for number, activation in enumerate(maps):
+            for component, peak in cut(activation, self.hparams["threshold"]):
+                components.append(component)
+                labels.append(number)
+                scores.append(float(probability[number]) * peak)
+        boxes, masks = answer(components, sample["proposals"], size)
+        values, column = torch.tensor(scores), torch.tensor(labels, dtype=torch.int64)
+        table = torch.zeros(len(values), len(probability))
+        table.scatter_(1, column[:, None], values[:, None])
+        kept, score, label, index = detect(table, boxes, self.hparams["nms"])
+        chosen = [masks[i] for i in index.tolist()]
+        return Prediction(sample["image_id"], size, kept, score, label, chosen)
 
 
 def cut(map_: np.ndarray, threshold: float) -> list[tuple[np.ndarray, float]]:
-    """The connected pieces (H,W) bool of a map above `threshold` of its maximum, each with its peak over that maximum."""
+    """Return the components (H,W) bool of a map (H,W) above `threshold` of its maximum.
+
+    Each comes with its peak relative to the maximum.
+    """
     peak = float(map_.max())
     if peak <= 0:
         return []
-    count, pieces = cv2.connectedComponents((map_ >= threshold * peak).astype(np.uint8))
-    return [
-        (piece, float(map_[piece].max()) / peak) for piece in (pieces == i for i in range(1, count))
-    ]
+    count, numbers = cv2.connectedComponents((map_ >= threshold * peak).astype(np.uint8))
+    pieces = [numbers == i for i in range(1, count)]
+    return [(piece, float(map_[piece].max()) / peak) for piece in pieces]
 
 
 def answer(
     pieces: list[np.ndarray], proposals: Proposals, size: tuple[int, int]
 ) -> tuple[Tensor, list[RLE]]:
-    """For each piece (H,W) the proposal of greatest mask IoU: boxes (N,4) and masks; the piece itself where there are none."""
+    """Return boxes (N,4) and masks of the proposal with the highest mask IoU with each piece (H,W).
+
+    Without segments the pieces themselves are returned.
+    """
     if proposals.members is None or proposals.labels is None or not len(proposals.boxes):
         masks = [run_lengths(piece) for piece in pieces]
         boxes = np.array([rle.toBbox(mask) for mask in masks]).reshape(-1, 4)
@@ -113,7 +122,7 @@ def answer(
     best = []
     for piece in pieces:
         shared = members @ np.bincount(labels[inside & piece], minlength=segments)
-        best += [int((shared / (members @ area + piece.sum() - shared).clip(1)).argmax())]
-    return proposals.boxes.cpu()[best], segment_masks(
-        proposals, torch.tensor(best, dtype=torch.int64)
-    )
+        union = members @ area + piece.sum() - shared
+        best.append(int((shared / union.clip(1)).argmax()))
+    masks = segment_masks(proposals, torch.tensor(best, dtype=torch.int64))
+    return proposals.boxes.cpu()[best], masks

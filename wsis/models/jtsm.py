@@ -1,8 +1,8 @@
-"""JTSM: joint thing-and-stuff mining for weakly supervised panoptic segmentation (Shen et al., CVPR 2021).
+"""JTSM: joint thing-and-stuff mining for panoptic segmentation from tags (Shen et al., CVPR 2021).
 
-Tags of things and stuff train a mining branch on segment proposals, whose features MoIPool takes from their own pixels. The
-segments it finds are re-estimated with GrabCut and train an instance and a semantic branch, whose masks are merged into a
-panoptic map.
+Tags of things and stuff train a mining branch on segment proposals, whose features MoIPool takes
+from their own pixels. The segments it finds are re-estimated with GrabCut and train an instance and
+a semantic branch, whose masks are merged into a panoptic map.
 
     symbol         name              shape
     t              tags              (C + S,)      1 where the image holds the thing or stuff class
@@ -16,28 +16,32 @@ panoptic map.
 
 Where we follow the released code instead of the text, and why:
 
-    eq. (2)     mean over classes with clamped scores; a sum makes the weight depend on the number of classes
-    eq. (3)     softmax (the text forgets an exponential), divided by the number of weighted proposals
-    n^r heads   things only: a box cannot tell stuff from the things on it, and boxes decide which proposals are positive
-    seeds       ten proposals per thing get evidence, the others that of the nearest one; the text has one mask per class
-    eq. (9)     mean over proposals and pixels, unweighted; a second head learns the first one's masks, and predicts
+    eq. (2)     mean over classes with clamped scores; a sum would grow with the number of classes
+    eq. (3)     softmax (the text lacks an exponential), divided by the number of weighted proposals
+    n^r heads   things only: a box cannot tell stuff from the things on it, and boxes decide which
+                proposals are positive
+    seeds       ten proposals per thing get evidence, the others that of the nearest one; the text
+                has one mask per class
+    eq. (9)     mean over proposals and pixels, unweighted; a second head learns the first's masks
     stuff       the best proposal by S^MIL, painted in ascending order of score
     regression  boxes are regressed; the text has none
     features    pooled features are multiplied by the proposal's objectness + 1 (in neither text)
     NMS         0.3; the text says 0.5
     test sides  eight; the text has five (480, 576, 688, 864, 1200), which the recipes take
 
-As in PDSL, at most `max_mask_samples` matched proposals, drawn at random, train masks and are seeds, and deltas, not boxes,
-are averaged over views.
+As in PDSL, at most `max_mask_samples` matched proposals, drawn at random, train masks and are
+seeds, and deltas, not boxes, are averaged over views.
 
 Where we follow the text instead of the code:
 
     eq. (5)     the maximum over a bin's own cells, 0 where it has none; half-open bins
-    eq. (7)     s^2 over non-empty bins, so that a full rectangle equals RoIPool; `compensation="released"` counts one more
+    eq. (7)     s^2 over non-empty bins, so that a full rectangle equals RoIPool;
+                `compensation="released"` counts one more
     GrabCut     pixels of the mined segment are sure foreground; the code starts from the box alone
-    semantics   a learned head for any number of stuff classes; with one class it answers "everywhere", as the code's dummy
+    semantics   a learned head; with one stuff class it predicts it everywhere, as the code's dummy
 
-`objectness_power`, `background_weight`, `image_weight` and AdamW with warm-up are as in PDSL, and off by default.
+`objectness_power`, `background_weight`, `image_weight` and AdamW with warm-up are as in PDSL, and
+off by default.
 """
 
 from __future__ import annotations
@@ -95,21 +99,25 @@ class JTSM(Method):
         num_stuff: Number of stuff classes, S; taken from the data.
         stuff: Whether stuff is mined; without it things alone are detected and segmented.
         instances: Whether the instance branch refines masks; else they are the mined segments.
-        semantics: Whether the semantic branch refines stuff; else it is painted from mined segments.
+        semantics: Whether the semantic branch refines stuff; else it is painted from mined
+            segments.
         reestimate: Whether GrabCut re-estimates mined segments before they train a branch.
         backbone: The network that makes the features.
-        pretraining: Settings of a classifier that first trains the backbone, with its `steps`; null trains none.
+        pretraining: Settings of a classifier that first trains the backbone, with its `steps`; null
+            trains none.
         pooling: How segments or boxes are pooled; the paper has moi_pool, shape-invariant.
         compensation: Factor of MoIPool for empty bins, eq. (7): bins, released or null.
         refinements: Number of refinement heads, n^r in eq. (4).
         regression: Whether refinement heads regress boxes.
-        mask_heads: Number of instance heads; each learns the masks of the one before, and the last one predicts.
+        mask_heads: Number of instance heads; each learns the masks of the one before, and the last
+            one predicts.
         seeds_per_class: Number of proposals per thing whose first mask is bottom-up evidence.
         image_weight: Weight of the image loss, which is a mean.
-        objectness_power: Power of objectness in the scores by which things are chosen; 0 in the paper.
-        background_weight: Weight of background proposals in the loss of refinement heads; 1 in the paper.
+        objectness_power: Power of objectness in the scores that select things; 0 in the paper.
+        background_weight: Weight of background proposals in the refinement loss; 1 in the paper.
         widths: Widths of the heads; `mask` is also that of the semantic branch.
-        max_mask_samples: Largest number of proposals of an image that train masks; the paper uses all matched ones.
+        max_mask_samples: Largest number of proposals of an image that train masks; the paper uses
+            all matched ones.
         optimisation: How weights are optimised.
         inference: How images are predicted.
         score_threshold: Lowest score of an instance in the panoptic map.
@@ -153,7 +161,8 @@ class JTSM(Method):
         self.save_hyperparameters()
         if stuff and not num_stuff:
             raise InputError(
-                "these data know no stuff classes; mine things alone: --model.stuff false (COCO: --data.panoptic true)"
+                "these data know no stuff classes; mine things alone: --model.stuff false (COCO: "
+                "--data.panoptic true)"
             )
         self.panoptic = stuff
         self.backbone = Backbone(backbone)
@@ -195,7 +204,7 @@ class JTSM(Method):
         return loss
 
     def mining(self, features: Tensor, proposals: list[Proposals]) -> list[Detection]:
-        """Run the panoptic mining branch (section 3.2) on the proposals of each image of features (N,D,H,W)."""
+        """Run the mining branch (section 3.2) on proposals, from features (N,D,H,W) of images."""
         pooling, stride = self.hparams["pooling"], self.backbone.stride
         boxes = [p.boxes for p in proposals]
         if pooling in ("roi_pool", "roi_align"):
@@ -206,7 +215,7 @@ class JTSM(Method):
         return self.detector(pooled, boxes, torch.cat([p.scores for p in proposals]))
 
     def mining_losses(self, heads: Detection, sample: Sample) -> tuple[dict[str, Tensor], Mined]:
-        """Train both streams on things and stuff, and refinement heads on things; the last one chooses mask samples."""
+        """Train both streams on things and stuff, and refinement heads on things; sample masks."""
         tags, proposals = sample["target"]["tags"], sample["proposals"]
         things = heads._replace(mil=heads.mil[:, : len(tags)])
         objectness = proposals.scores ** self.hparams["objectness_power"]
@@ -215,18 +224,15 @@ class JTSM(Method):
         stuff_tags = sample["target"].get("stuff_tags", tags[:0])[: heads.mil.shape[1] - len(tags)]
         known = torch.cat([tags, stuff_tags])
         image = image_loss(heads.mil[:, : len(known)], known)  # eq. (2)
-        losses = {
-            "mil": self.hparams["image_weight"] * image,
-            "refinement": learnt.refinement,
-            "box": learnt.box,
-        }
+        image = self.hparams["image_weight"] * image
+        losses = {"mil": image, "refinement": learnt.refinement, "box": learnt.box}
         most = self.hparams["max_mask_samples"]
         samples = mask_samples(proposals.boxes, learnt.pseudo, learnt.matched, most)
         stuff, best = best_of_stuff(heads.mil.detach()[:, len(tags) :], stuff_tags)
         return losses, Mined(samples, learnt.pseudo.proposals[samples.pseudo], stuff, best)
 
     def instance_loss(self, features: Tensor, mined: Sequence[Mined], batch: Batch) -> Tensor:
-        """Train each instance head on the masks of the one before, the first one on those that were mined, eq. (9)."""
+        """Train the first instance head on mined masks, each other on the one before, eq. (9)."""
         target = torch.cat([self.instance_masks(m, s) for m, s in zip(mined, batch, strict=True)])
         labels = torch.cat([m.things.labels for m in mined])
         boxes = [m.things.boxes for m in mined]
@@ -239,7 +245,7 @@ class JTSM(Method):
         return loss
 
     def instance_masks(self, mined: Mined, sample: Sample) -> Tensor:
-        """Return M-hat^IS (K,28,28): the best segment of each thing, re-estimated around the seeds nearest to it (3.4)."""
+        """Return M-hat^IS (K,28,28): things' best segments, re-estimated at nearest seeds (3.4)."""
         things, view = mined.things, sample["view"]
         if not self.hparams["reestimate"]:
             found = segments_in(sample["proposals"], mined.best, things.boxes, (28, 28))
@@ -251,7 +257,7 @@ class JTSM(Method):
         return masks.flip(-1) if view.flip else masks
 
     def canvas(self, mined: Mined, sample: Sample, features: Tensor) -> Tensor:
-        """Return M-hat^SS (H,W) int64: the best segment of each stuff class, re-estimated, higher scores on top."""
+        """Return M-hat^SS (H,W) int64: stuff's best segments, re-estimated, best score on top."""
         size, count = size_of(features), len(mined.stuff)
         extent = torch.tensor([[0, 0, size[1], size[0]]]) * self.backbone.stride
         whole = extent.to(mined.things.boxes).expand(count, 4)
@@ -283,7 +289,7 @@ class JTSM(Method):
         return windows.to(boxes.device), masks.to(boxes.device)
 
     def predict(self, sample: Sample) -> Prediction:
-        """Average scores and boxes of the proposals over views, suppress, segment, and merge with stuff."""
+        """Average scores and boxes over views, suppress, segment, and merge with stuff."""
         proposals, size = sample["proposals"], size_of(sample["image"])
         views = list(image_views(sample["image"], self.inference))
         features = [self.backbone([view.image]) for view in views]
@@ -306,14 +312,13 @@ class JTSM(Method):
         if not self.hparams["stuff"]:
             return prediction
         stuff = self.stuff_map(features, views, heads, proposals, size)
-        classes, threshold, area = (
-            self.hparams[name] for name in ("num_classes", "score_threshold", "min_stuff_area")
-        )
+        classes, area = self.hparams["num_classes"], self.hparams["min_stuff_area"]
+        threshold = self.hparams["score_threshold"]
         merged = merge(prediction, stuff, classes, threshold, stuff_area=area)
         return prediction._replace(panoptic=merged)
 
     def mask_logits(self, regions: Tensor, labels: Tensor) -> Tensor:
-        """Return the last instance head's masks (N,28,28) of regions (N,D,14,14), each in the channel of its class."""
+        """Return masks (N,28,28) of regions (N,D,14,14), in the channels of their classes."""
         return of_class(self.masks[-1](regions)[0], labels)
 
     def stuff_map(
@@ -324,7 +329,7 @@ class JTSM(Method):
         proposals: Proposals,
         size: tuple[int, int],
     ) -> Tensor:
-        """Return each pixel's stuff class (H,W): the semantic branch's, or that of the best proposal on the pixel."""
+        """Return pixels' stuff classes (H,W), of the semantic branch or of the best proposals."""
         if self.semantic is None:
             mil = torch.stack([h.mil for h in heads]).mean(0)
             return paint(proposals, mil[:, self.hparams["num_classes"] :])
@@ -352,7 +357,7 @@ class Mined(NamedTuple):
 
 
 def best_of_stuff(scores: Tensor, tags: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the tagged stuff classes (G,), those with the lowest best score first, and the best proposal of each (G,).
+    """Return the tagged stuff classes (G,), in ascending order of best score, and best proposals.
 
     Args:
         scores: (P,S).
@@ -367,7 +372,7 @@ def best_of_stuff(scores: Tensor, tags: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class SemanticHead(nn.Sequential):
-    """Two 3 x 3 convolutions and a prediction of stuff, on the features of the whole image (section 3.4)."""
+    """Two 3 x 3 convolutions and a prediction of stuff, on features of the whole image (3.4)."""
 
     def __init__(self, channels: int, classes: int, width: int) -> None:
         layers = (

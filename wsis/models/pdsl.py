@@ -1,8 +1,9 @@
 """PDSL: parallel detection-and-segmentation learning for weakly supervised instance segmentation.
 
-Shen et al., ICCV 2021. Tags alone train two branches on the same proposals. The detection branch is WSDDN with refinement
-heads. The segmentation branch learns from GrabCut inside a few boxes, first without classes, then class by class from its own
-predictions. A correlation loss makes the activation of a proposal's mask equal the score of its detection.
+Shen et al., ICCV 2021. Tags alone train two branches on the same proposals. The detection branch is
+WSDDN with refinement heads. The segmentation branch learns from GrabCut inside a few boxes, first
+without classes, then class by class from its own predictions. A correlation loss makes the
+activation of a proposal's mask equal the score of its detection.
 
     symbol     name                shape
     t          tags                (C,)        1 where the image holds the class
@@ -10,38 +11,47 @@ predictions. A correlation loss makes the activation of a proposal's mask equal 
     y          image_scores        (C,)        sum of S^0 over the proposals
     S^r        probabilities       (P,C+1)     softmax of refinement head r; background is class C
     B^r        boxes               (P,C,4)     boxes regressed by head r
-    M^m        logits              (K,28,28)   mask head m on K matched proposals, in the channel of their class
+    M^m        logits              (K,28,28)   mask head m on K matched proposals, in the channel of
+                                               their class
     a, a-hat   activation, scores  (K,)        eq. (7), and the score it should equal
-    n^r, n^m   refinements, mask_heads         number of refinement heads and of class-specific mask heads
+    n^r, n^m   refinements, mask_heads         number of refinement heads and of class-specific mask
+                                               heads
     n^seed     seeds_per_class                 proposals per class that get a GrabCut mask
 
 Where we follow the released code instead of the text, and why:
 
-    eq. (2)    mean over classes with clamped scores; a sum makes the weight depend on the number of classes
-    eq. (3)    cross-entropy divided by the number of weighted proposals, L1 by the number of all; the printed sums grow
-               with P
-    eq. (5)    a sign in L_BCE is wrong as printed; mean over proposals and pixels, unweighted; targets are cut at 0.5 and
-               have no gradient
+    eq. (2)    mean over classes with clamped scores; a sum makes the weight depend on the number of
+               classes
+    eq. (3)    cross-entropy divided by the number of weighted proposals, L1 by the number of all;
+               the printed sums grow with P
+    eq. (5)    a sign in L_BCE is wrong as printed; mean over proposals and pixels, unweighted;
+               targets are cut at 0.5 and have no gradient
     eq. (6)    the class-agnostic head takes part in the correlation, too
-    eq. (7)    on sigmoid probabilities; on logits the activation has no bound and cannot equal a score
+    eq. (7)    on sigmoid probabilities; on logits the activation has no bound and cannot equal a
+               score
     eq. (8)    absolute value, mean over proposals; the 2-norm of a number is that
-    a-hat      the pseudo-label's score; the proposal's own score, as in the text, is `correlation_target="own"`
+    a-hat      the pseudo-label's score; the proposal's own score, as in the text, is
+               `correlation_target="own"`
     features   pooled features are multiplied by the proposal's objectness + 1 (in neither text)
     NMS        0.3; the text says 0.5
 
 Beyond both, for small data sets, and off by default:
 
-    objectness_power     parts of objects score as well as whole ones: on the generated data the best proposal of a class is
-                         a whole object in 6 of 10 images that hold the class, in 3 without
-    background_weight    most proposals are background, and class scores stay low in a short schedule
-    context              linear heads on a region's mean and its contrast to the ring around it, started from the classifier
-                         of `pretraining`
+    objectness_power     parts of objects score as well as whole ones: on the generated data the
+                         best proposal of a class is a whole object in 6 of 10 images that hold the
+                         class, in 3 without
+    background_weight    most proposals are background, and class scores stay low in a short
+                         schedule
+    context              linear heads on a region's mean and its contrast to the ring around it,
+                         started from the classifier of `pretraining`
 
 Where we differ from both:
 
     head 0       is class-agnostic as the text means it; the release sets a misspelt key
-    mask target  is cut at 0.5 on its own 28 x 28 grid; the release pastes it into the image and cuts the same box out again
-    samples      masks and the choice of seeds use at most `max_mask_samples` matched proposals, drawn at random
+    mask target  is cut at 0.5 on its own 28 x 28 grid; the release pastes it into the image and
+                 cuts the same box out again
+    samples      masks and the choice of seeds use at most `max_mask_samples` matched proposals,
+                 drawn at random
     views        deltas are averaged over views and decoded once; the code averages boxes
 """
 
@@ -100,21 +110,28 @@ class PDSL(Method):
     Args:
         num_classes: Number of thing classes, C; taken from the data.
         backbone: The network that makes the features.
-        pretraining: Settings of a classifier that first trains the backbone, with its `steps`; null trains none.
+        pretraining: Settings of a classifier that first trains the backbone, with its `steps`; null
+            trains none.
         refinements: Number of refinement heads, n^r in eq. (4).
         regression: Whether refinement heads regress boxes.
-        mask_heads: Number of class-specific mask heads, n^m in eq. (5); 0 leaves the class-agnostic one.
-        seeds_per_class: Number of proposals per class whose first mask is bottom-up evidence, n^seed.
+        mask_heads: Number of class-specific mask heads, n^m in eq. (5); 0 leaves the class-agnostic
+            one.
+        seeds_per_class: Number of proposals per class whose first mask is bottom-up evidence,
+            n^seed.
         evidence: Masks of seeds by fast colour models, or by GrabCut as the authors run it.
         correlation_weight: Weight of the correlation loss, eq. (6); 0 switches it off.
-        correlation_target: Score that a mask's activation should equal: the pseudo-label's or the proposal's own.
-        image_weight: Weight of the image loss, which is a mean; `num_classes` makes it the text's sum.
+        correlation_target: Score that a mask's activation should equal: the pseudo-label's or the
+            proposal's own.
+        image_weight: Weight of the image loss, which is a mean; `num_classes` makes it the text's
+            sum.
         pooling: How regions are pooled for detection; the paper has roi_pool.
-        objectness_power: Power of objectness in the scores by which proposals are chosen; 0 in the paper.
-        context: Side of the ring, in sides of the region, whose contrast linear heads read; 0 has the paper's layers.
-        background_weight: Weight of background proposals in the loss of refinement heads; 1 in the paper.
+        objectness_power: Power of objectness in the scores that select proposals; 0 in the paper.
+        context: Side of the ring, in sides of the region, whose contrast linear heads read; 0 has
+            the paper's layers.
+        background_weight: Weight of background proposals in the refinement loss; 1 in the paper.
         widths: Widths of the heads.
-        max_mask_samples: Largest number of proposals of an image that train masks; the paper uses all matched ones.
+        max_mask_samples: Largest number of proposals of an image that train masks; the paper uses
+            all matched ones.
         optimisation: How weights are optimised.
         inference: How images are predicted.
     """
@@ -203,7 +220,7 @@ class PDSL(Method):
         return loss
 
     def detection(self, features: Tensor, proposals: list[Proposals]) -> list[Detection]:
-        """Run the detection branch (section 3.2) on the proposals of each image of features (N,D,H,W)."""
+        """Run the detection branch (section 3.2) on proposals, from features (N,D,H,W)."""
         boxes, stride = [p.boxes for p in proposals], self.backbone.stride
         if self.hparams["context"]:
             pooled = mean_and_contrast(features, boxes, stride, self.hparams["context"])
@@ -214,7 +231,7 @@ class PDSL(Method):
     def detection_losses(
         self, heads: Detection, sample: Sample
     ) -> tuple[dict[str, Tensor], MaskSamples]:
-        """Train each head on the best proposals of the one before it, eqs. (2)-(4); the last one chooses mask samples."""
+        """Train each head on the best proposals of the one before, eqs. (2)-(4); sample masks."""
         tags, proposals = sample["target"]["tags"], sample["proposals"].boxes
         objectness = sample["proposals"].scores ** self.hparams["objectness_power"]
         background, size = self.hparams["background_weight"], size_of(sample["image"])
@@ -236,7 +253,8 @@ class PDSL(Method):
     def seed_masks(self, samples: Sequence[MaskSamples], batch: Batch) -> Tensor:
         """Return the first masks (K,28,28), section 3.3.
 
-        n^seed proposals per class get bottom-up evidence, the others the mask of their nearest seed.
+        n^seed proposals per class get bottom-up evidence, the others the mask of their nearest
+        seed.
         """
         seeds = [nearest_seeds(s, self.hparams["seeds_per_class"]) for s in samples]
         boxes = [s["view"].to_original(m.boxes) for m, s in zip(samples, batch, strict=True)]
@@ -254,7 +272,7 @@ class PDSL(Method):
         return torch.cat(masks).round()
 
     def predict(self, sample: Sample) -> Prediction:
-        """Average scores and boxes of the proposals over views of the image, suppress, then average masks."""
+        """Average scores and boxes over views of the image, suppress, then average masks."""
         proposals, size = sample["proposals"], size_of(sample["image"])
         views = list(image_views(sample["image"], self.inference))
         features = [self.backbone([view.image]) for view in views]
@@ -271,7 +289,7 @@ class PDSL(Method):
         return Prediction(sample["image_id"], size, *found)
 
     def mask_logits(self, regions: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean over class-specific heads (N,28,28) of regions (N,D,14,14), each in the channel of its class."""
+        """Return mean masks (N,28,28) of regions (N,D,14,14), in the channels of their classes."""
         channels = self.masks(regions)
         return torch.stack([of_class(c, labels) for c in channels[1:] or channels]).mean(0)
 

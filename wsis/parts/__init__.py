@@ -1,1 +1,1 @@
-"""Networks that several papers train as one of their stages; each is also a `--model`."""
+"""Networks that several methods train in a stage; each is also a `--model`."""

@@ -1,7 +1,8 @@
-"""A multi-label image classifier whose last layer is a 1 x 1 convolution, so that its class activation maps are its logits.
+"""A multi-label image classifier whose logits are class activation maps.
 
-The first stage of several methods: it gives the backbone its features where no ImageNet weights are at hand, and the maps
-that CAM, CCGR and EM-Paste start from. Zhou et al., CVPR 2016; log-mean-exp pooling from Pinheiro and Collobert, CVPR 2015.
+Its last layer is a 1 x 1 convolution. It is the first stage of several methods: it trains the
+backbone if there are no ImageNet weights, and CAM, CCGR and EM-Paste start from its maps. Zhou et
+al., CVPR 2016; log-mean-exp pooling from Pinheiro and Collobert, CVPR 2015.
 """
 
 from __future__ import annotations
@@ -24,20 +25,21 @@ from wsis.types import Batch
 
 __all__ = ["Classifier", "pretrain"]
 
-Pooling = Literal["average", "lse", "max"]
-
+MapPooling = Literal["average", "lse", "max"]
 
 _BACKBONE = BackboneSettings("resnet50", output_stride=16, frozen_stages=1)
 
 
 class Classifier(Method):
-    """Learn from tags which classes an image holds.
+    """Learn to classify images from tags.
 
     Args:
         num_classes: Number of thing classes; taken from the data.
         backbone: The network that makes the features.
-        pooling: How a class map becomes one score: mean, log-mean-exp or maximum; small objects vanish in a mean.
-        sharpness: Of log-mean-exp pooling, above 0: near 0 it is the mean, and the higher the nearer the maximum.
+        pooling: How a class map becomes one score: mean, log-mean-exp or maximum; small objects
+            vanish in a mean.
+        sharpness: Sharpness of log-mean-exp pooling, above 0; it tends to the mean towards 0, and
+            to the maximum towards infinity.
         lr: Peak learning rate of AdamW, reached after a fifth of the steps.
         weight_decay: Weight decay of AdamW.
     """
@@ -48,7 +50,7 @@ class Classifier(Method):
         self,
         num_classes: int = 20,
         backbone: BackboneSettings = _BACKBONE,
-        pooling: Pooling = "average",
+        pooling: MapPooling = "average",
         sharpness: float = 4.0,
         lr: float = 1e-3,
         weight_decay: float = 1e-2,
@@ -63,24 +65,21 @@ class Classifier(Method):
         self.precision = MultilabelAveragePrecision(num_classes)
 
     def forward(self, images: list[Tensor]) -> Tensor:
-        """Class activation maps of images (3,H,W): logits (N,C,h,w)."""
+        """Images (3,H,W) -> class activation maps, logits (N,C,h,w)."""
         return self.head(self.backbone(images))
 
     def logits(self, batch: Batch) -> Tensor:
-        """One logit per image and class (N,C); the padding of smaller images takes no part."""
+        """Return one logit per image and class (N,C), without the padding of smaller images."""
         return self.pooled(self([sample["image"] for sample in batch]), batch)
 
     def pooled(self, maps: Tensor, batch: Batch) -> Tensor:
-        """The same from the batch's maps (N,C,h,w)."""
-        stride = self.backbone.stride
-        sizes = [
-            (math.ceil(h / stride), math.ceil(w / stride))
-            for h, w in (s["image"].shape[-2:] for s in batch)
-        ]
-        pooled = [
-            pool(m[:, :h, :w], self.hparams["pooling"], self.hparams["sharpness"])
-            for m, (h, w) in zip(maps, sizes, strict=True)
-        ]
+        """Return the logits (N,C) of the batch's maps (N,C,h,w)."""
+        pooled = []
+        for of_image, sample in zip(maps, batch, strict=True):
+            height, width = sample["image"].shape[-2:]
+            h, w = math.ceil(height / self.backbone.stride), math.ceil(width / self.backbone.stride)
+            visible = of_image[:, :h, :w]
+            pooled.append(pool(visible, self.hparams["pooling"], self.hparams["sharpness"]))
         return torch.stack(pooled)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -99,11 +98,15 @@ class Classifier(Method):
         self.log("val/mAP", self.precision, prog_bar=True, batch_size=len(batch))
 
     def configure_optimizers(self) -> Any:
-        """Optimise over the trainer's steps."""
+        """Return the optimiser and its schedule over the trainer's steps."""
         return self.optimiser(int(self.trainer.estimated_stepping_batches))
 
     def optimiser(self, steps: int) -> Any:
-        """Return AdamW under one cycle: up for a fifth of the steps, then down to zero."""
+        """Return AdamW with a learning rate that rises for a fifth of the steps, then falls to 0.
+
+        Args:
+            steps: number of optimiser steps.
+        """
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(
             parameters, lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
@@ -116,13 +119,13 @@ class Classifier(Method):
 
 
 def pretrain(run: Stages, method: Method, backbone: BackboneSettings, data: Any) -> Path:
-    """Train a classifier on a method's backbone as the run's first stage, and return its checkpoint.
+    """Train a classifier on a method's backbone as the run's first stage; return its checkpoint.
 
     Args:
         run: the run.
         method: its setting `pretraining` holds `steps` and other settings of the classifier.
-        backbone: the method's; the classifier has a `feature_level` and `frozen_stages` of its own.
-        data: with tags.
+        backbone: the method's; `feature_level` and `frozen_stages` are set for the classifier.
+        data: the data module, with tags.
     """
     shared = {
         "num_classes": method.hparams["num_classes"],
@@ -133,12 +136,12 @@ def pretrain(run: Stages, method: Method, backbone: BackboneSettings, data: Any)
 
 
 def tags(batch: Batch) -> Tensor:
-    """The batch's tags (N,C)."""
+    """Return the batch's tags (N,C)."""
     return torch.stack([sample["target"]["tags"] for sample in batch])
 
 
-def pool(maps: Tensor, how: Pooling, sharpness: float) -> Tensor:
-    """Pool maps (...,h,w) to (...,)."""
+def pool(maps: Tensor, how: MapPooling, sharpness: float) -> Tensor:
+    """Pool maps (...,h,w) to (...,); `sharpness` is that of "lse"."""
     flat = maps.flatten(-2)
     if how == "average":
         return flat.mean(-1)

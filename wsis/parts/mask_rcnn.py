@@ -1,7 +1,8 @@
-"""Mask R-CNN (He et al., ICCV 2017) on a feature pyramid (Lin et al., CVPR 2017), from true masks or from pseudo-labels.
+"""Mask R-CNN (He et al., ICCV 2017) on a feature pyramid (Lin et al., CVPR 2017).
 
-The segmentor that several methods train last, and with true masks their upper bound. Proposals, sampling and heads are
-torchvision's; an object whose mask is not to be trusted trains the box head, and is excluded from the mask loss.
+The segmentor that several methods train last, on pseudo-labels; with true masks it is their upper
+bound. Proposals, sampling and heads are torchvision's. An object with an untrusted mask trains the
+box head, but is excluded from the mask loss.
 """
 
 from __future__ import annotations
@@ -34,15 +35,16 @@ from wsis.types import Batch, Prediction, Sample, Target, size_of
 __all__ = ["MaskRCNN"]
 
 _RATIOS = (0.5, 1.0, 2.0)
-_HALF = 0.5  # torchvision cuts mask targets with a pixel's centre at its index: IoU 0.993 of what is pasted so, else 0.960
-
+# torchvision samples mask targets with a pixel's centre at its index; masks pasted with this shift
+# have an IoU of 0.993 with the masks that they were sampled from, without it 0.960
+_HALF = 0.5
 
 _BACKBONE = BackboneSettings("resnet50", output_stride=32, frozen_stages=2)
 _OPTIMISATION = Optimisation("sgd", lr=0.02, warmup=0.02, weight_decay=1e-4, decay_at=(0.67, 0.89))
 
 
 class MaskRCNN(Method):
-    """Learn boxes, classes and masks from masks.
+    """Learn to detect and segment from masks.
 
     Args:
         num_classes: Number of thing classes; taken from the data.
@@ -50,17 +52,20 @@ class MaskRCNN(Method):
         features: Channels of every map of the pyramid.
         hidden: Width of the two fully connected layers of the box head.
         mask_width: Channels of the mask head.
-        anchor_size: Side of a map's anchors in its cells; 8 gives 32 pixels at stride 4, and twice as many at each next map.
+        anchor_size: Side of a map's anchors in cells; 8 is 32 pixels at stride 4.
         anchors_per_image: RPN anchors sampled per image, up to half of them positive.
-        max_proposals: Largest number of proposals of an image in training; in prediction half as many.
-        regions_per_image: Regions sampled per image for the box head, up to a quarter positive; those train the mask head.
-        ignore_crowds: Exclude background proposals that lie more than half inside a crowd box from the loss.
+        max_proposals: Largest number of proposals per image in training; half as many in
+            prediction.
+        regions_per_image: Regions sampled per image for the box head, up to a quarter positive;
+            those train the mask head.
+        ignore_crowds: Exclude background proposals that lie more than half inside a crowd box from
+            the loss.
         optimisation: How weights are optimised.
         test_side: Short side in pixels that an image is scaled to for prediction; 0 keeps its size.
         test_max_side: Longest side in pixels of an image that is scaled for prediction.
         nms: Box IoU above which the lower-scored of two detections of a class is dropped.
         score_threshold: Lowest score of a detection.
-        max_detections: Largest number of detections of an image, over all classes.
+        max_detections: Largest number of detections per image, over all classes.
     """
 
     supervision = frozenset({"tags", "boxes", "masks"})
@@ -121,12 +126,10 @@ class MaskRCNN(Method):
         )
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        """L = L_cls + L_box + L_mask, section 3 of the paper, and those of the region proposal network."""
+        """L = L_cls + L_box + L_mask, section 3, plus the losses of the region proposal network."""
+        images = [sample["image"] for sample in batch]
         skip = self.hparams["ignore_crowds"]
-        losses = self.losses(
-            [sample["image"] for sample in batch],
-            [_learnable(sample["target"], skip) for sample in batch],
-        )
+        losses = self.losses(images, [_learnable(sample["target"], skip) for sample in batch])
         loss = torch.stack(list(losses.values())).sum()
         self.log_losses(losses, loss, len(batch))
         return loss
@@ -136,8 +139,8 @@ class MaskRCNN(Method):
 
         Args:
             images: of any sizes.
-            targets: boxes (M,4), labels (M,) from 1, masks (M,H,W), unsure (M,) bool; and `skipped` boxes (N,4), if any, in
-                which background is excluded from the loss.
+            targets: boxes (M,4), labels (M,) from 1, masks (M,H,W), unsure (M,) bool; and `skipped`
+                boxes (N,4), if any, in which background is excluded from the loss.
         """
         features, padded = self._features(images)
         # torchvision rounds boxes to the features' precision
@@ -160,7 +163,7 @@ class MaskRCNN(Method):
         sizes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return class, box and mask loss as torchvision's RoIHeads; unsure masks are excluded from the mask loss."""
+        """Return class, box and mask loss as torchvision's RoIHeads, without unsure masks."""
         heads = self.roi_heads
         proposals = [p[~skipped(p, t)] for p, t in zip(proposals, targets, strict=True)]
         regions, matched, labels, deltas = heads.select_training_samples(proposals, targets)
@@ -179,40 +182,43 @@ class MaskRCNN(Method):
         return class_loss, box_loss, maskrcnn_loss(logits, boxes, masks, classes, objects)
 
     def _features(self, images: Sequence[Tensor]) -> tuple[dict[str, Tensor], ImageList]:
-        """Return the pyramid's maps in full precision, and the padded batch with the images' sizes."""
+        """Return the pyramid's maps in full precision, and the padded batch with image sizes."""
         padded = self.backbone.normalise(images)
         maps = self.pyramid(self.backbone.network(padded))
         sizes = [size_of(image) for image in images]
-        return {name: map_.float() for name, map_ in maps.items()}, ImageList(padded, sizes)
+        return {name: level.float() for name, level in maps.items()}, ImageList(padded, sizes)
 
     def predict(self, sample: Sample) -> Prediction:
-        """Detect in the scaled image; masks are resampled over their boxes in the original."""
+        """Detect in the scaled image; paste masks at their boxes in the original image."""
         size, side = size_of(sample["image"]), self.hparams["test_side"]
         inference = Inference((side,) if side else (), flip=False)
         (view,) = image_views(sample["image"], inference, self.hparams["test_max_side"])
         features, padded = self._features([view.image])
         with torch.autocast(self.device.type, enabled=False):
             proposals, _ = self.rpn(padded, features)
-            ((found,), _) = self.roi_heads(features, proposals, padded.image_sizes)
-        boxes = view.view.to_original(found["boxes"])
-        masks = paste(found["masks"][:, 0], view.view.to_original(found["boxes"] + _HALF), size)
-        scores, labels = found["scores"].cpu(), (found["labels"] - 1).cpu()
+            ((detected,), _) = self.roi_heads(features, proposals, padded.image_sizes)
+        boxes = view.view.to_original(detected["boxes"])
+        shifted = view.view.to_original(detected["boxes"] + _HALF)
+        masks = paste(detected["masks"][:, 0], shifted, size)
+        scores, labels = detected["scores"].cpu(), (detected["labels"] - 1).cpu()
         return Prediction(sample["image_id"], size, boxes.cpu(), scores, labels, masks)
 
     def configure_optimizers(self) -> Any:
-        """Optimise as `optimisation` says."""
+        """Return the optimiser and its schedule."""
         return optimise(self, self.optimisation)
 
 
 class Pyramid(nn.Module):
-    """A feature pyramid on the last map of each stride, 4 and more, that a backbone has; and a coarser map for large anchors.
+    """A feature pyramid on a backbone's last map of each stride from 4 on.
+
+    A coarser map, pooled from the coarsest, is added for large anchors.
 
     Args:
-        backbone: gives the maps.
+        backbone: the network that makes the maps.
         channels: of every map of the pyramid.
 
     Raises:
-        InputError: the backbone has no such maps, or their strides do not double.
+        InputError: the backbone has no such maps, or their strides do not double each time.
     """
 
     def __init__(self, backbone: Backbone, channels: int) -> None:
@@ -220,67 +226,74 @@ class Pyramid(nn.Module):
         last = {stride: level for level, stride in enumerate(backbone.strides) if stride >= 4}
         if not last or any(coarse != 2 * fine for fine, coarse in pairwise(last)):
             raise InputError(
-                f"the backbone's maps have strides {backbone.strides}; a pyramid needs 4 or more, each twice the one before"
+                f"the backbone's maps have strides {backbone.strides}; a pyramid needs 4 or more, "
+                "each twice the one before"
             )
         self.levels, self.strides = list(last.values()), [*last, 2 * max(last)]
         inputs = [backbone.widths[level] for level in self.levels]
         self.fpn = FeaturePyramidNetwork(inputs, channels, LastLevelMaxPool())
 
     def forward(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The backbone's maps -> the pyramid's, (N,channels,h,w) from fine to coarse: "0", "1", ... and "pool"."""
+        """The backbone's maps -> the pyramid's (N,channels,h,w): "0" (finest), "1", ..., "pool"."""
         return self.fpn({str(i): maps[level] for i, level in enumerate(self.levels)})
 
     def pooler(self, size: int) -> MultiScaleRoIAlign:
-        """Pools boxes from the maps that suit their size, eq. (1) of the pyramid's paper."""
+        """Return a layer that pools boxes from the maps of eq. (1) of the pyramid's paper."""
         pool = MultiScaleRoIAlign([str(i) for i in range(len(self.levels))], size, sampling_ratio=2)
         strides = self.strides[:-1]
-        # else guessed from the first batch, wrongly if its images are tiny
+        # torchvision guesses these from the first batch, wrongly if its images are tiny
         pool.scales = [1 / stride for stride in strides]
-        pool.map_levels = initLevelMapper(
-            round(math.log2(strides[0])), round(math.log2(strides[-1]))
-        )
+        finest, coarsest = round(math.log2(strides[0])), round(math.log2(strides[-1]))
+        pool.map_levels = initLevelMapper(finest, coarsest)
         return pool
 
 
 class Proposer(RegionProposalNetwork):  # type: ignore[misc]
-    """torchvision's, with anchors in skipped boxes excluded from the loss."""
+    """torchvision's region proposal network, without anchors in skipped boxes in the loss."""
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Labels (A,) of each image's anchors, 1 object, 0 background, -1 neither, and the boxes (A,4) they are matched to."""
+        """Return each image's anchor labels (A,) and the boxes (A,4) that anchors are matched to.
+
+        Labels are 1 for objects, 0 for background and -1 for anchors excluded from the loss.
+        """
         labels, boxes = super().assign_targets_to_anchors(anchors, targets)
-        for own, label, target in zip(anchors, labels, targets, strict=True):
-            label[(label == 0) & skipped(own, target)] = -1
+        for of_image, label, target in zip(anchors, labels, targets, strict=True):
+            label[(label == 0) & skipped(of_image, target)] = -1
         return labels, boxes
 
 
 def skipped(boxes: Tensor, target: dict[str, Tensor]) -> Tensor:
-    """Return which boxes (N,4) are on no object and lie more than half inside a skipped box."""
+    """Return which boxes (N,4) match no object and lie more than half inside a skipped box."""
     if not len(target.get("skipped", ())):
         return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     regions, objects = target["skipped"], target["boxes"]
-    sides = torch.minimum(boxes[:, None, 2:], regions[:, 2:]) - torch.maximum(
-        boxes[:, None, :2], regions[:, :2]
-    )
-    inside = sides.clamp(min=0).prod(2).amax(1) > box_area(boxes) / 2
+    low = torch.maximum(boxes[:, None, :2], regions[:, :2])
+    high = torch.minimum(boxes[:, None, 2:], regions[:, 2:])
+    inside = (high - low).clamp(min=0).prod(2).amax(1) > box_area(boxes) / 2
     return inside & (box_iou(boxes, objects) < 0.5).all(1)
 
 
 def _learnable(target: Target, skip_crowds: bool = False) -> dict[str, Tensor]:
-    """What torchvision learns from, background being class 0; crowds are left out, and background in them if asked."""
+    """Return torchvision's target of an image without crowds; background is class 0.
+
+    With `skip_crowds`, background in the crowds' boxes is excluded from the loss.
+    """
     kept = ~target["crowd"]
     unsure = target.get("unsure", torch.zeros_like(kept))
-    boxes, masks = target["boxes"][kept], target["masks"][kept]
     learnable = {
-        "boxes": boxes,
+        "boxes": target["boxes"][kept],
         "labels": target["labels"][kept] + 1,
-        "masks": masks,
+        "masks": target["masks"][kept],
         "unsure": unsure[kept],
     }
     return learnable | ({"skipped": target["boxes"][~kept]} if skip_crowds else {})
 
 
 def _sure(unsure: Tensor) -> Tensor:
-    """Return whether each object's mask is trusted, plus one: regions without objects are matched to object 0."""
+    """Return whether each object's mask is trusted, and a last False.
+
+    The last is for images without objects, whose regions torchvision matches to object 0.
+    """
     return torch.cat([~unsure, unsure.new_zeros(1)])

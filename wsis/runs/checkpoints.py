@@ -1,4 +1,4 @@
-"""Checkpoints that survive a power cut, and random numbers that do not remember one."""
+"""Crash-safe checkpoints, and seeds per step that make a resumed run equal an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -19,15 +19,22 @@ from torch import nn
 from wsis.errors import InputError
 from wsis.files import whole
 
-__all__ = ["Checkpoints", "Reseed", "Save", "intact", "load_weights", "newest"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "CheckpointCallback",
+    "Reseed",
+    "intact",
+    "load_weights",
+    "newest",
+]
 
 
-class Checkpoints(TorchCheckpointIO):
-    """Writes a checkpoint whole or not at all, and keeps the one before as `previous.ckpt`.
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write checkpoints atomically, and keep the one before the last as `previous.ckpt`.
 
     Args:
         last: The file that is written when `flush` is called; others are written at once.
-        keep: Whether the checkpoint that is there is worth keeping when the first one is written.
+        keep: Whether the first write keeps the `last` that exists as `previous.ckpt`.
     """
 
     def __init__(self, last: Path, keep: bool = True) -> None:
@@ -45,7 +52,7 @@ class Checkpoints(TorchCheckpointIO):
             _save(checkpoint, file)
 
     def flush(self) -> None:
-        """Write what was held back; a crash in between leaves `last` or `previous.ckpt`."""
+        """Write the checkpoint held back; a crash meanwhile leaves `last` or `previous.ckpt`."""
         if self._waiting is None:
             return
         with whole(self.last) as scratch:
@@ -57,7 +64,7 @@ class Checkpoints(TorchCheckpointIO):
 
 
 def _save(checkpoint: dict[str, Any], file: Any) -> None:
-    """`torch.save`, with the operating system's error where it hides one."""
+    """Call `torch.save`, and raise the operating system's error where torch hides it."""
     try:
         torch.save(checkpoint, file)
     except RuntimeError as error:
@@ -66,24 +73,26 @@ def _save(checkpoint: dict[str, Any], file: Any) -> None:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest undamaged checkpoint of a stage, None if there is none at all.
+    """Return the newest undamaged checkpoint of a stage, None if there are no checkpoints.
 
     Raises:
-        InputError: there are checkpoints, all damaged.
+        InputError: there are checkpoints, but all are damaged.
     """
-    there = [path for path in (folder / "last.ckpt", folder / "previous.ckpt") if path.is_file()]
-    for path in there:
+    candidates = (folder / "last.ckpt", folder / "previous.ckpt")
+    present = [path for path in candidates if path.is_file()]
+    for path in present:
         if intact(path):
             return path
-    if there:
+    if present:
         raise InputError(
-            f"{there[0]} is damaged and there is no earlier one; delete {folder.parent} to begin this stage again"
+            f"{present[0]} is damaged and there is no earlier one; delete {folder.parent} to begin "
+            "this stage again"
         )
     return None
 
 
 def intact(path: Path) -> bool:
-    """Whether a checkpoint is there and every byte as it was written."""
+    """Return True if a checkpoint exists and its checksums are right."""
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None
@@ -91,50 +100,48 @@ def intact(path: Path) -> bool:
         return False
 
 
-class Save(Checkpoint):
-    """Save after every `every`-th optimiser step, between steps only, and at the end.
+class CheckpointCallback(Checkpoint):
+    """Save a checkpoint after every `every`-th optimiser step and at the end of training.
 
-    Lightning logs a step after its last hook. The file is written before the next step begins, when the row is in
-    `metrics.csv`: a run killed between the two would lose the row.
+    Lightning logs a step after its last hook. A checkpoint is therefore held back and written
+    before the next step begins, when the step's row is in `metrics.csv`: a run killed between the
+    two would otherwise lose the row.
 
     Args:
-        path: The file.
+        path: The checkpoint's file.
         every: Optimiser steps from one checkpoint to the next.
     """
 
     def __init__(self, path: Path, every: int) -> None:
         self.every, self.saved = every, 0
-        self.writer = Checkpoints(path)
+        self.writer = AtomicCheckpointIO(path)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Have the trainer write by our writer."""
+        """Make the trainer write through `writer`."""
         trainer.strategy.checkpoint_io = self.writer
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note where training continues."""
+        """Remember the step at which training starts or continues."""
         self.saved = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
     ) -> None:
-        """Save if it is time; never inside gradient accumulation, which a checkpoint does not hold."""
+        """Save if due, but not during gradient accumulation: checkpoints hold no gradients."""
         step = trainer.global_step
-        between = (i + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
-        if (
-            between
-            and step != self.saved
-            and (step // self.every > self.saved // self.every or step == trainer.max_steps)
-        ):
+        complete = (i + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+        due = step // self.every > self.saved // self.every or step == trainer.max_steps
+        if complete and step != self.saved and due:
             self._save(trainer)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, i: int
     ) -> None:
-        """Write, before weights change again."""
+        """Write the checkpoint held back, before weights change again."""
         self.writer.flush()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save what training that ended early has reached, and write."""
+        """Save the last step if training ended early, and write the checkpoint."""
         if trainer.global_step != self.saved:
             self._save(trainer)
         self.writer.flush()
@@ -145,10 +152,12 @@ class Save(Checkpoint):
 
 
 class Reseed(Callback):
-    """Seed all generators from (seed, step, rank) before each training step, so that no step depends on how it came about.
+    """Seed all generators from (seed, step, rank) before each training step.
+
+    The random numbers of a step then do not depend on whether the run was resumed.
 
     Args:
-        seed: Of the stage.
+        seed: Seed of the stage.
     """
 
     def __init__(self, seed: int) -> None:
@@ -157,11 +166,11 @@ class Reseed(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, i: int
     ) -> None:
-        """Seed for one batch; `i` tells batches of one accumulated step apart."""
+        """Seed one batch; `i` distinguishes the batches of one accumulated step."""
         self._seed("train", trainer.global_step, i, trainer.global_rank)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Seed for one validation."""
+        """Seed one validation."""
         self._seed("validate", trainer.global_step, trainer.global_rank)
 
     def _seed(self, *state: object) -> None:
@@ -172,7 +181,6 @@ class Reseed(Callback):
 
 
 def load_weights(module: nn.Module, checkpoint: Path) -> None:
-    """Take up the weights of a checkpoint; a stage that was done before leaves its module as it was built."""
-    module.load_state_dict(
-        torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    )
+    """Load the weights of a checkpoint into `module`, as a skipped stage leaves them untrained."""
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    module.load_state_dict(content["state_dict"])

@@ -1,4 +1,4 @@
-"""What a stage cost: minutes, memory, and the code that it ran."""
+"""Cost of a stage: time, memory and device, and the version of the code that ran it."""
 
 from __future__ import annotations
 
@@ -20,34 +20,37 @@ __all__ = ["Clock", "commit", "device", "peak_memory"]
 
 
 class Clock(Callback):
-    """Times a training; the count lies in checkpoints, so that steps which led to the weights count once, and no others."""
+    """Accumulate training time in the checkpoint, so that steps lost in a crash do not count."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self._since: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin, or go on from where the checkpoint was written."""
+        """Start the clock, or resume from the time in the checkpoint."""
         self._since = time.monotonic()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop."""
+        """Stop the clock."""
         self.seconds, self._since = self._now(), None
 
     def _now(self) -> float:
         return self.seconds + (0.0 if self._since is None else time.monotonic() - self._since)
 
     def state_dict(self) -> dict[str, Any]:
-        """Seconds so far."""
+        """Return the seconds so far."""
         return {"seconds": self._now()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the count of a checkpoint."""
+        """Restore the seconds from a checkpoint."""
         self.seconds = float(state_dict["seconds"])
 
 
 def peak_memory() -> int:
-    """Most bytes held so far: of the GPU where this process has used one, else of this process itself, without its workers."""
+    """Return the peak memory in bytes: of the GPU if one was used, else of this process.
+
+    Loader processes are not included.
+    """
     if on_gpu := torch.cuda.max_memory_allocated():
         return on_gpu
     with contextlib.suppress(ImportError):  # not on Windows
@@ -59,23 +62,23 @@ def peak_memory() -> int:
 
 
 def device() -> str:
-    """Name of the GPU where this process has used one, else "cpu"."""
+    """Return the name of the GPU if this process has used one, else "cpu"."""
     return torch.cuda.get_device_name() if torch.cuda.max_memory_allocated() else "cpu"
 
 
 @cache
 def commit() -> str:
-    """The commit of this library's checkout, with "+" where files differ from it; its version where it was installed."""
+    """Return the commit of this library's checkout, followed by "+" if files have changed.
+
+    Outside a checkout, return the version of the library.
+    """
     package = Path(wsis.__file__).parent
-    root, head = (
-        _git(package, "rev-parse", "--show-toplevel"),
-        _git(package, "rev-parse", "--short=10", "HEAD"),
-    )
+    root = _git(package, "rev-parse", "--show-toplevel")
+    head = _git(package, "rev-parse", "--short=10", "HEAD")
     if not root or not head or Path(root).resolve() != package.resolve().parent:
         return wsis.__version__
-    return head + (
-        "+" if _git(package, "status", "--porcelain", "--untracked-files=no", ".") else ""
-    )
+    changed = _git(package, "status", "--porcelain", "--untracked-files=no", ".")
+    return f"{head}+" if changed else head
 
 
 def _git(folder: Path, *words: str) -> str:

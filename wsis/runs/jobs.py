@@ -1,4 +1,4 @@
-"""Several trainings side by side: processes of wsis.fit, as many as cores and memory allow."""
+"""Parallel training: processes of wsis.fit, as many as cores and memory allow."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ __all__ = ["Job", "places_for", "work"]
 
 LIBC: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
 POLL = 0.1
-"""Seconds between looks at running processes."""
+"""Seconds between checks of running processes."""
 MARGIN = 1.2
-"""Memory that is kept free for a process, over what one has needed: its loader processes are not in that figure."""
+"""Memory reserved for a process, relative to the measured peak, which omits loader processes."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training."""
+    """A training to run in its own process."""
 
     name: str
     words: tuple[str, ...] = field(repr=False)
-    """After `python -m wsis.fit`."""
+    """Arguments after `python -m wsis.fit`."""
     log: Path
-    """What it prints is added to this file."""
+    """File that the output is appended to."""
     after: frozenset[str] = frozenset()
-    """Names of jobs to wait for, because it takes over what they have trained."""
+    """Names of jobs to wait for, because this one reuses their stages."""
     key: str = ""
-    """Of all its settings."""
+    """Fingerprint of all its settings."""
 
 
 def work(
@@ -47,29 +47,32 @@ def work(
     begun: Callable[[Job], object],
     ended: Callable[[Job, bool], object],
 ) -> None:
-    """Run all jobs, each in a process; one that fails stops no other.
+    """Run all jobs, each in its own process; a failed job does not stop the others.
 
     Args:
         jobs: in order of preference.
-        places: environment variables of each process that may run now; asked before a process is started.
-        begun: called as a job starts.
-        ended: called as a job ends, with whether it went well.
+        places: returns the environment variables of each process that may run now; called before
+            processes are started.
+        begun: called when a job starts.
+        ended: called when a job ends, with True if it succeeded.
     """
     waiting, running = list(jobs), dict[int, tuple[Job, subprocess.Popen[bytes]]]()
     try:
         while waiting or running:
-            open_ = {job.name for job in waiting} | {job.name for job, _ in running.values()}
-            ready = [job for job in waiting if not job.after & open_]
+            unfinished = [*waiting, *(job for job, _ in running.values())]
+            names = {job.name for job in unfinished}
+            ready = [job for job in waiting if not job.after & names]
             free = [(i, place) for i, place in enumerate(places()) if i not in running]
             for job, (i, place) in zip(ready, free, strict=False):
                 waiting.remove(job)
                 running[i] = job, _start(job, place)
                 begun(job)
             time.sleep(POLL)
-            for i in [i for i, (_, process) in running.items() if process.poll() is not None]:
+            exited = [i for i, (_, process) in running.items() if process.poll() is not None]
+            for i in exited:
                 job, process = running.pop(i)
                 ended(job, process.returncode == 0)
-    finally:  # an error, or Ctrl-C
+    finally:  # after an error or Ctrl-C
         for _, process in running.values():
             process.terminate()
         for _, process in running.values():
@@ -90,19 +93,20 @@ def _start(job: Job, place: Mapping[str, str]) -> subprocess.Popen[bytes]:
 
 
 def _end_with_parent() -> None:
-    """Else a batch that is killed and begun again would write to folders in which its old processes still train."""
+    """End this process with its parent, else it would train beside its successor after a kill."""
     LIBC.prctl(1, signal.SIGTERM)
 
 
 def places_for(
     jobs: int | str, peak: int = 0, gpu: bool = False, devices: str = "1"
 ) -> list[dict[str, str]]:
-    """Environment variables of each process that may run.
+    """Return the environment variables of each process that may run.
 
     Args:
-        jobs: how many; "auto" is what cores and memory allow, one until it is known what a run needs.
-        peak: most bytes that a run has needed; 0 if not known yet.
-        gpu: whether those are of a GPU.
+        jobs: number of processes; "auto" is as many as cores and memory allow, and one until the
+            peak memory of a run is known.
+        peak: largest peak memory of the runs so far, in bytes; 0 if unknown.
+        gpu: whether the peak is of GPU memory.
         devices: `trainer.devices` of each run.
     """
     several = gpu and devices != "1"
@@ -113,22 +117,21 @@ def places_for(
     elif not peak or several:
         room = [None]
     elif gpu:
-        rooms = {
-            i: int(torch.cuda.mem_get_info(i)[0] / (MARGIN * peak + 2**30)) for i in gpus
-        }  # a context takes half a GiB
-        room = [i for k in range(max(rooms.values(), default=1)) for i in gpus if k < rooms[i]] or [
-            None
-        ]
+        needed = MARGIN * peak + 2**30  # a CUDA context takes half a GiB
+        counts = {i: int(torch.cuda.mem_get_info(i)[0] / needed) for i in gpus}
+        room = []
+        for k in range(max(counts.values(), default=1)):
+            room += [i for i in gpus if k < counts[i]]
+        room = room or [None]
     else:
         room = [None] * max(1, int(free_memory() / (MARGIN * peak)))
     room = room[: cores()] if jobs == "auto" else room
-    threads = {
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // len(room))))
-    }
-    return [threads | ({} if i is None else {"CUDA_VISIBLE_DEVICES": _visible(i)}) for i in room]
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // len(room))))
+    variables = {"OMP_NUM_THREADS": threads}
+    return [variables | ({} if i is None else {"CUDA_VISIBLE_DEVICES": _visible(i)}) for i in room]
 
 
 def _visible(i: int) -> str:
-    """Name of the i-th GPU that this process sees."""
+    """Return the name of the i-th GPU that is visible to this process."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     return given.split(",")[i] if given else str(i)

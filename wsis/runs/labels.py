@@ -1,4 +1,4 @@
-"""A model's labels of training images: what other models then learn from."""
+"""Pseudo-labels of training images, predicted by one model to train another."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["Labeller", "write_labels"]
 
 
 class Labeller(Method):
-    """Predict a model's pseudo-labels, so that a trainer's `predict` writes them.
+    """Wrap a model so that a trainer's `predict` writes its pseudo-labels.
 
     Args:
-        model: labels the images; data treats the labeller as it treats this model.
+        model: labels the images; data modules treat the labeller as they treat this model.
         score_threshold: lowest score of a label that is not the best of its class.
     """
 
@@ -34,25 +34,27 @@ class Labeller(Method):
         return [Evaluation([])]
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> list[Prediction]:
-        """Label each image of a batch, without panoptic maps, which are no labels."""
+        """Label each image of a batch; panoptic maps are dropped, since they are not labels."""
         labels = self.model.label(batch, self.score_threshold)
         return [prediction._replace(panoptic=None) for prediction in labels]
 
 
 def write_labels(path: Path, results: Path, index: Index, model: Method, run: str) -> int:
-    """Write a Labeller's predictions as a COCO instances file; returns how many labels there are.
+    """Write a Labeller's predictions as a COCO instances file and return the number of labels.
 
     Args:
         path: file to write.
         results: the predictions (COCO results).
         index: the images and classes.
         model: what labelled the images; labels below its `min_mask_score` are marked `ignore`.
-        run: what the source of a label is said to be.
+        run: stage that made the labels, recorded in the `source` of each.
     """
     source = f"{type(model).__name__} trained from {describe_supervision(model.supervision)}, {run}"
-    found = read_results(results, index.images, index.categories)
-    made = {
-        p.image_id: to_annotations(p, index.categories, source, model.min_mask_score) for p in found
+    labels = {
+        prediction.image_id: to_annotations(
+            prediction, index.categories, source, model.min_mask_score
+        )
+        for prediction in read_results(results, index.images, index.categories)
     }
-    write_coco(path, index._replace(annotations=made))
-    return sum(map(len, made.values()))
+    write_coco(path, index._replace(annotations=labels))
+    return sum(map(len, labels.values()))

@@ -1,4 +1,4 @@
-"""Where metrics go: always `metrics.csv` in the stage's folder, W&B when a project is named."""
+"""Loggers: `metrics.csv` in the stage's folder always, W&B when a project is named."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ class WandB:
 
     Attributes:
         project: Name of the project; without one, metrics go to the run's folder only.
-        group: What to group runs by, such as the name of an ablation; the run's name if not given.
-        name: Name of this run; that of its folder if not given.
-        mode: auto is what WANDB_MODE says, else online with an API key.
+        group: Name that runs are grouped by, such as that of an ablation; by default the run's
+            name.
+        name: Name of this run; by default that of its folder.
+        mode: "online" or "offline"; "auto" follows WANDB_MODE, or else is online with an API key.
     """
 
     project: str | None = None
@@ -41,7 +42,7 @@ class WandB:
     mode: Literal["auto", "online", "offline"] = "auto"
 
     def logger(self, run: Path, stage: str) -> Logger:
-        """One W&B run per stage, the same one when the stage is continued."""
+        """Return the logger of a stage's W&B run, which is resumed when the stage is continued."""
         import wandb  # takes a second to import
         from pytorch_lightning.loggers import WandbLogger
 
@@ -49,7 +50,7 @@ class WandB:
             wandb.finish()  # Lightning would go on in the run of the stage before
         folder = run / stage
         folder.mkdir(parents=True, exist_ok=True)
-        # Lightning's `offline` sets a variable, which W&B reads once a process
+        # not Lightning's `offline`: it sets a variable that W&B reads only once per process
         return WandbLogger(
             save_dir=folder,
             mode=self._mode,
@@ -57,20 +58,19 @@ class WandB:
         )
 
     def log_table(self, folder: Path, name: str, rows: Sequence[Mapping[str, str]]) -> None:
-        """Log a table as a run of its own: to look at, and as a versioned artifact.
+        """Log a table in a separate run, both for display and as a versioned artifact.
 
         Args:
             folder: where W&B keeps its files.
-            name: of the table and the artifact, and of the run unless it has its own.
-            rows: with the same columns each; what reads as a number is one.
+            name: of the table and the artifact, and of the run unless `self.name` is set.
+            rows: all with the same columns; columns of numbers are logged as numbers.
         """
         import wandb
 
         wandb.finish()
         columns = {column: _numbers([row[column] for row in rows]) for column in rows[0]}
-        table = wandb.Table(
-            columns=[*columns], data=[list(cells) for cells in zip(*columns.values(), strict=True)]
-        )
+        cells = [list(row) for row in zip(*columns.values(), strict=True)]
+        table = wandb.Table(columns=[*columns], data=cells)
         artifact = wandb.Artifact(name, type="table")
         artifact.add(table, name)
         with wandb.init(
@@ -84,18 +84,18 @@ class WandB:
 
     @property
     def offline(self) -> bool:
-        """Whether runs stay on this machine, for `wandb sync`."""
+        """True if runs stay on this machine, to be uploaded with `wandb sync`."""
         return self._mode in ("offline", "dryrun")
 
     @property
     def _mode(self) -> Any:
-        """What `wandb.init` calls so."""
+        """The `mode` of `wandb.init`."""
         if self.mode != "auto":
             return self.mode
         return os.environ.get("WANDB_MODE") or ("online" if _has_api_key() else "offline")
 
     def _identity(self, folder: Path, name: str) -> dict[str, Any]:
-        """What a W&B run is known by: the same each time for what is written to `folder`."""
+        """Return the arguments that identify a W&B run; the id depends on `folder` alone."""
         return {
             "project": self.project,
             "group": self.group or name.rpartition("/")[0] or name,
@@ -106,7 +106,7 @@ class WandB:
 
 
 def _numbers(cells: Sequence[str]) -> Sequence[str | float | None]:
-    """A column as numbers and gaps, if that is what it holds."""
+    """Return a column as numbers, None for empty cells; unchanged if any cell is not a number."""
     try:
         return [float(cell) if cell else None for cell in cells]
     except ValueError:
@@ -138,7 +138,7 @@ class LogStep(Callback):
 
 
 class CSV(Logger):
-    """Appends to `metrics.csv`; a run that was killed and continued leaves the file of an undisturbed one.
+    """Append to `metrics.csv`; a resumed run leaves the same file as an uninterrupted one.
 
     Args:
         folder: Where the file is.
@@ -170,14 +170,14 @@ class CSV(Logger):
         return self.log_dir
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: `config.yaml` lies beside the file."""
+        """Do nothing: `config.yaml` lies beside the file."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append one row."""
-        row = {"step": step} | {
-            key: float(value) for key, value in metrics.items() if key != "epoch"
-        }  # a run is one epoch
+        # without "epoch": a run is one epoch
+        values = {key: float(value) for key, value in metrics.items() if key != "epoch"}
+        row = {"step": step} | values
         if self._columns is None:
             self._columns = self._read()[0]
         if new := [key for key in row if key not in self._columns]:
@@ -187,13 +187,13 @@ class CSV(Logger):
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Drop what was logged at `step` and later: training continues there and will log it again."""
+        """Delete rows from `step` on: training continues there and will log them again."""
         columns, rows = self._read()
         if rows:
             self._write(columns, [row for row in rows if int(row["step"]) < step])
 
     def _read(self) -> tuple[list[str], list[dict[str, str]]]:
-        """Columns and rows; a row cut short by a crash is left out."""
+        """Return columns and rows, without a last row that a crash cut short."""
         if not self.path.is_file():
             return [], []
         with open(self.path, encoding="utf-8", newline="") as file:

@@ -23,24 +23,24 @@ __all__ = ["StageRecord", "adopt", "is_available", "open_stage", "read_stage", "
 __all__ += ["stages", "wait_for", "write_stage"]
 
 POLL = 0.2
-"""Seconds between looks at the disk of a rank that waits."""
+"""Seconds between two reads of a record by a waiting rank."""
 DEPTH = 4
 """Levels of folders searched for a stage to reuse: as deep as runs/MODEL/DATA/TIME."""
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What a stage was asked to do, and what came of it."""
+    """Settings and results of a stage."""
 
     number: int
     """Place in the run, from 1."""
     fingerprint: str
-    """Of the settings, the seed and all stages before."""
+    """Digest of the settings, the seed and all stages before."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """What the result depends on, besides the stages before."""
+    """All that the result depends on besides the stages before."""
     finished: bool = False
     steps: int | None = None
-    """Optimiser steps done; None of a stage without training, or before its end."""
+    """Optimiser steps done; None without training or before its end."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Measured on the validation split after training."""
     minutes: float | None = None
@@ -49,7 +49,7 @@ class StageRecord:
     device: str = ""
     """Name of the GPU, or "cpu"."""
     commit: str = ""
-    """Of the library."""
+    """Commit or version of the library."""
 
     @property
     def model(self) -> str:
@@ -60,8 +60,8 @@ class StageRecord:
         """Return whether the stage of this fingerprint is finished.
 
         Args:
-            fingerprint: of the stage that is wanted.
-            steps: wanted steps; -1 where epochs count, None without training.
+            fingerprint: of the wanted stage.
+            steps: wanted steps; -1 if epochs count, None without training.
         """
         enough = steps in (None, -1, self.steps)
         return self.fingerprint == fingerprint and self.finished and enough
@@ -127,18 +127,18 @@ def open_stage(
 ) -> StageRecord:
     """Return the record of a stage that is about to be worked on, by rank zero.
 
-    A stage of the same fingerprint goes on, or is finished already; one that another run has
-    finished is copied; any other is emptied and begun anew.
+    A stage with the same fingerprint is continued, or is already finished; one that another run
+    has finished is copied; any other is emptied and started from scratch.
 
     Args:
         folder: of the stage.
         wanted: the record of the stage as it begins.
-        steps: wanted steps; -1 where epochs count, None without training.
+        steps: wanted steps; -1 if epochs count, None without training.
         reuse: a folder of runs to copy the finished stage from.
         announce: called with a line for the user.
 
     Raises:
-        InputError: the stage has trained more steps than are wanted.
+        InputError: the stage has already trained more than the wanted steps.
     """
     name, present = folder.name, read_stage(folder)
     if present is None or present.fingerprint != wanted.fingerprint:

@@ -5,8 +5,8 @@ A stage's folder holds `stage.json` from the moment it begins: its settings, the
 
 * finished, same fingerprint: skipped;
 * begun, same fingerprint: continued from `checkpoints/last.ckpt`;
-* another fingerprint: the folder is emptied and the stage done again, and so is all that follows;
-* not done here, but by a run that may be reused, with the same fingerprint: copied from there.
+* another fingerprint: the folder is emptied and the stage repeated, and so are all that follow;
+* finished by a run that may be reused, with the same fingerprint: copied from there.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from wsis.errors import InputError
 from wsis.files import whole
 from wsis.fingerprint import fingerprint, plain
 from wsis.method import Method, describe_supervision
-from wsis.runs.checkpoints import Reseed, Save, newest
+from wsis.runs.checkpoints import CheckpointCallback, Reseed, newest
 from wsis.runs.cost import Clock, commit, device, peak_memory
 from wsis.runs.labels import Labeller, write_labels
 from wsis.runs.loggers import CSV, LogStep
@@ -60,12 +60,12 @@ SHAPING = (
     "limit_train_batches",
     "overfit_batches",
 )
-"""Settings of a Trainer that shape the weights. The number of steps is not among them: a stage can
-be prolonged."""
+"""Settings of a Trainer that influence the weights. The number of steps is not among them, since a
+stage can be prolonged."""
 
 
 class OnlyStage(Exception):
-    """Leaves a method's `stages` once the one stage asked for is done."""
+    """Raised to leave a method's `stages` at an unfinished stage that `only` excludes."""
 
 
 @dataclass
@@ -73,16 +73,17 @@ class Run:
     """Stages in one folder.
 
     Args:
-        folder: where the run is.
+        folder: of the run.
         make_trainer: `make_trainer(folder, callbacks, **settings)` returns a fresh Trainer that
             writes to `folder`.
-        seed: of everything random.
+        seed: from which the generators of each stage are seeded.
         save_every: optimiser steps from one checkpoint to the next.
-        only: name of the one stage to work on; None is all.
+        only: name of the one stage to work on; None for all.
         announce: called with a line for the user.
         reuse: a folder of runs; stages that one of them has finished with identical settings are
             copied.
-        supervision: the method's; stages see no more, unless their labels lie in this run's folder.
+        supervision: the method's; a stage may use other labels only if they lie in this run's
+            folder.
     """
 
     folder: Path
@@ -107,7 +108,7 @@ class Run:
         """
         self._check_supervision(name, model, data)
         last = self.folder / name / "checkpoints" / "last.ckpt"
-        save, clock = Save(last, self.save_every), Clock()
+        save, clock = CheckpointCallback(last, self.save_every), Clock()
         callbacks = [Reseed(self._seed_of(name)), save, clock, LogStep()]
         made = self.make_trainer(self.folder / name, callbacks, **trainer)
         later = (*model.label_settings, *model.later_settings)
@@ -125,7 +126,7 @@ class Run:
         return last
 
     def predict(self, name: str, model: Method, data: pl.LightningDataModule, split: str) -> Path:
-        """Predict every image of `split` once, shared among ranks, and return predictions.json.
+        """Predict every image of `split` once, divided among ranks; return predictions.json.
 
         Args:
             name: of the stage and its folder.
@@ -144,12 +145,12 @@ class Run:
     def label(
         self, name: str, model: Method, data: pl.LightningDataModule, score_threshold: float = 0.5
     ) -> Path:
-        """Label every training image, shared among ranks, and return labels.json (COCO instances).
+        """Label every training image, divided among ranks; return labels.json (COCO instances).
 
         Args:
             name: of the stage and its folder.
             model: its `label` makes the labels.
-            data: what to label.
+            data: its training images are labelled.
             score_threshold: lowest score of a label that is not the best of its class.
 
         Raises:
@@ -168,12 +169,12 @@ class Run:
         return folder / "labels.json"
 
     def make(self, name: str, produce: Callable[[Path], object], **settings: Any) -> Path:
-        """Do any other stage, which `produce(folder)` writes on rank zero; return the folder.
+        """Run any other stage by calling `produce(folder)` on rank zero; return the folder.
 
         Args:
             name: of the stage and its folder.
-            produce: begins in an empty folder; after a crash, in the folder as it was left.
-            **settings: what the result depends on besides the stages before.
+            produce: writes to the folder, which is empty or, after a crash, as it was left.
+            **settings: all that the result depends on besides the stages before.
         """
         folder = self.folder / name
         if not self._begin(name, settings):
@@ -189,7 +190,7 @@ class Run:
         return [entry.split()[0] for entry in self._history]
 
     def drop_others(self) -> None:
-        """Delete, on rank zero, stages that the method, now at its end, did not reach."""
+        """Delete, on rank zero, earlier stages that the method has not reached this time."""
         for folder, _ in stages(self.folder) if rank() == 0 else ():
             if folder.name not in self.names:
                 self.announce(f"{folder.name}: no longer a stage of this run, deleted")
@@ -240,9 +241,11 @@ class Run:
         return zlib.crc32(f"{self.seed}/{name}".encode())
 
     def _check_supervision(self, name: str, model: Method, data: pl.LightningDataModule) -> None:
-        """Raise InputError if a stage would train on labels that the run's method may not see."""
+        """Raise InputError if a stage would train on labels that the run's method may not use."""
         beyond = sorted(model.supervision - self.supervision)
-        sources: list[Any] = [data, *data.others.values()] if beyond else []  # type: ignore[attr-defined]
+        sources: list[Any] = []
+        if beyond:
+            sources = [data, *data.others.values()]  # type: ignore[attr-defined]
         inside = self.folder.resolve()
         labels = [source.relabelled for source in sources]
         if not all(path and path.resolve().is_relative_to(inside) for path in labels):
@@ -254,7 +257,7 @@ class Run:
             )
 
     def _continue(self, name: str, start: Path | None, trainer: pl.Trainer) -> None:
-        """Announce where training continues, and delete what was logged beyond that step."""
+        """Announce the step at which training continues, and delete later rows of logs."""
         step = 0
         if start is not None:
             content = torch.load(start, map_location="cpu", weights_only=True, mmap=True)
@@ -281,12 +284,12 @@ class Split(pl.LightningDataModule):
         return getattr(self.__dict__["data"], name)
 
     def prepare_data(self) -> None:
-        """Make what the split needs, in one process."""
+        """Prepare the split's files in one process."""
         self.data.prepare_data()
         self.predict_dataloader()
 
     def predict_dataloader(self) -> Any:
-        """Every image once, this rank's share."""
+        """Return a loader of this rank's part of the images, each image once."""
         self.data.trainer = self.trainer
         return self.data.dataloader(self.split, train=False)
 
@@ -299,28 +302,31 @@ def rank() -> int:
 def _describe(
     model: Method, data: pl.LightningDataModule, left_out: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Return what shapes the result of a stage, as far as model and data tell.
+    """Return the settings of model and data that the result of a stage depends on.
 
     Args:
         model: of the stage.
         data: of the stage.
         left_out: settings of the model that only other stages read.
     """
-    told = data.fingerprint() if hasattr(data, "fingerprint") else dict(data.hparams)
+    content = data.fingerprint() if hasattr(data, "fingerprint") else dict(data.hparams)
     unread = {*left_out, *model.data_settings}
     hparams = {name: value for name, value in model.hparams.items() if name not in unread}
-    return {"model": _path(model), "hparams": hparams, "data": [_path(data), told]}
+    return {"model": _path(model), "hparams": hparams, "data": [_path(data), content]}
 
 
 def _shaping(trainer: pl.Trainer) -> dict[str, Any]:
-    """Return the trainer's settings that shape the weights; each process has a batch of its own."""
+    """Return the trainer's settings that influence the weights.
+
+    The number of processes is one of them, as each has its own batch.
+    """
     settings: dict[str, Any] = {name: getattr(trainer, name, None) for name in SHAPING}
     processes = trainer.num_devices * trainer.num_nodes
     return {"trainer": settings} | ({"processes": processes} if processes > 1 else {})
 
 
 def _validate(trainer: pl.Trainer, model: Method, data: pl.LightningDataModule) -> dict[str, float]:
-    """Return the metrics after training; none where model or data have no validation."""
+    """Return the metrics after training; empty if model or data have no validation."""
     if not model.validates() or type(data).val_dataloader is pl.LightningDataModule.val_dataloader:
         return {}
     trainer.validate(model, datamodule=data, verbose=False)
@@ -330,7 +336,7 @@ def _validate(trainer: pl.Trainer, model: Method, data: pl.LightningDataModule) 
 
 
 def _collect_labels(folder: Path, model: Method, data: pl.LightningDataModule) -> None:
-    """Turn predictions.json in the folder of a stage into labels.json."""
+    """Convert predictions.json in the folder of a stage to labels.json."""
     index: Index = data.index("train")  # type: ignore[attr-defined]
     labels, predictions = folder / "labels.json", folder / "predictions.json"
     if not write_labels(labels, predictions, index, model, folder.name):
@@ -341,7 +347,7 @@ def _collect_labels(folder: Path, model: Method, data: pl.LightningDataModule) -
 
 
 def _release(model: Method, data: pl.LightningDataModule) -> None:
-    """Free what a stage's trainer held: optimiser state, gradients, the device's memory."""
+    """Free the memory that a stage's trainer held: optimiser state, gradients, device caches."""
     model.trainer = data.trainer = None
     model.zero_grad(set_to_none=True)
     gc.collect()

@@ -1,4 +1,4 @@
-"""A network that a method trains in a stage of its own, described by one of the method's settings."""
+"""A network that a method trains in a separate stage, described by one of the method's settings."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ __all__ = ["Stage"]
 
 
 class Stage(NamedTuple):
-    """A network and how it is trained, such as the segmentor that a method ends with.
+    """A network and its training settings, such as those of the segmentor that a method ends with.
 
-    Made before the first stage of a run, so that a wrong setting is reported at once and not after hours.
+    Built before the first stage of a run, so that a wrong setting is reported at once and not after
+    hours.
     """
 
     model: Any
@@ -33,15 +34,16 @@ class Stage(NamedTuple):
     def of(
         cls, setting: str, given: Mapping[str, Any], default: str | type[Method], **shared: Any
     ) -> Stage:
-        """Make the network that a setting of a method describes.
+        """Build the network that a setting of a method describes.
 
         Args:
             setting: name of the setting, such as "segmentor".
-            given: its value: `model`, the name of another network than the default; `steps`; `batch_size`,
-                `accumulate` and `augment` where they differ from the data's and the trainer's; and arguments of the
-                network.
-            default: the network where `given` names none: a name as `--model` takes it, or a class.
-            **shared: arguments that the method passes on if the network has them; `given` takes precedence.
+            given: its value: `model`, the name of a network in place of the default; `steps`;
+                `batch_size`, `accumulate` and `augment` if they differ from the data's and the
+                trainer's; and arguments of the network.
+            default: the network if `given` names none: a name as `--model` takes it, or a class.
+            **shared: arguments that the method passes on if the network has them; `given` takes
+                precedence.
 
         Raises:
             InputError: no network of that name, an unknown argument, or no steps.
@@ -49,12 +51,14 @@ class Stage(NamedTuple):
         settings, place = dict(given), f"model.{setting}"
         chosen = settings.pop("model", default)
         network = registry.find("model", chosen) if isinstance(chosen, str) else chosen
-        steps, augment, batch_size, accumulate = (
-            settings.pop(name, None) for name in ("steps", "augment", "batch_size", "accumulate")
-        )
+        steps = settings.pop("steps", None)
+        augment = settings.pop("augment", None)
+        batch_size = settings.pop("batch_size", None)
+        accumulate = settings.pop("accumulate", None)
         if not isinstance(steps, int):
             raise InputError(
-                f"{place} needs `steps`, how long {network.__name__} is trained, as in {{steps: 1000}}"
+                f"{place} needs `steps`, how long {network.__name__} is trained, as in "
+                "{steps: 1000}"
             )
         _check_known(network, place, settings)
         accepted = inspect.signature(network).parameters
@@ -69,7 +73,7 @@ class Stage(NamedTuple):
     def train(self, run: Stages, name: str, data: Any, labels: Path | None = None) -> Path:
         """Train as a stage of a run and return the checkpoint.
 
-        The model has the trained weights afterwards, whether it was trained now or before.
+        The model has the trained weights afterwards, even if the stage was finished before.
 
         Args:
             run: the run.
@@ -88,7 +92,7 @@ class Stage(NamedTuple):
 
 
 def _on_same(shared: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings of a backbone: those given over those shared, which another network takes nothing from."""
+    """Return a backbone's settings: those given over those shared, if both name one network."""
     same = given.get("name", shared["name"]) == shared["name"]
     return {**(shared if same else {}), **given}
 

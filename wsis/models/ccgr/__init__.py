@@ -1,26 +1,35 @@
-"""CCGR: masks from tags by boxes that centre-context-gap refinement tightens (Center-context-gap Refinement for WSIS, 2020).
+"""CCGR: masks from tags by centre-context-gap refinement of boxes.
 
-Three branches are trained in turn, in rounds. A detector chooses one box from each bag of proposals around a peak of the
-classifier's maps. A semantic segmentation learns where classes are. Boxes are moved until the segmentation is high inside and
-low around them; what is segmented inside is the mask that a segmentor learns, whose detections make the next round's labels.
+From "Center-context-gap Refinement for WSIS", 2020.
+
+Three branches are trained in turn, in rounds. A detector chooses one box from each bag of proposals
+around a peak of the classifier's maps. A semantic segmentation learns where classes are. Boxes are
+moved until the segmentation is high inside and low around them; what is segmented inside is the
+mask that a segmentor learns, whose detections make the next round's labels.
 
     symbol        name            shape
-    B             bag             (R,4)       the R proposals around one peak, or around one detection
+    B             bag             (R,4)       the R proposals around one peak, or around one
+                                              detection
     x_cls, x_det  streams         (R,C)       the detector's logits
     phi           scores.sum(0)   (C,)        scores of a bag
-    S             maps            (C+1,H,W)   the segmentation's probabilities of the image's classes, background last
+    S             maps            (C+1,H,W)   the segmentation's probabilities of the image's
+                                              classes, background last
     O             foreground      (H,W)       class activation maps carried along affinities
     T             rounds                      number of times the branches are trained
 
 Where the paper is silent, or cannot be meant:
 
-    eq. (3)     Phi(C) is the mean over the ring; the printed difference of two means is no mean, and shrinks boxes
+    eq. (3)     Phi(C) is the mean over the ring; the printed difference of two means is no mean,
+                and shrinks boxes
     "ADAM"      with the momentum given, AdamW; "epochs" are iterations
     10 boxes    a bag without ten proposals has fewer; a peak without any is dropped
-    peaks       those of the classifier's maps, not of back-propagated ones: only their positions matter
-    shape       boxes end inside round objects, whatever the form: `whole` draws them around the object's connected part
+    peaks       those of the classifier's maps, not of back-propagated ones: only their positions
+                matter
+    shape       boxes end inside round objects, whatever the form: `whole` draws them around the
+                object's connected part
     stop        a box stops before it takes in a second peak of its own class
-    detections  of tagged classes, the best of each and those above `score_threshold`, are the bags of the next round
+    detections  of tagged classes, the best of each and those above `score_threshold`, are the bags
+                of the next round
 """
 
 from __future__ import annotations
@@ -42,7 +51,7 @@ from wsis.evidence.boxes import Form, refine_boxes, surround_part
 from wsis.files import read_json
 from wsis.method import Method, Stages, filled
 from wsis.models.ccgr.branches import BagDetector, Boxes, Segmentation
-from wsis.models.ccgr.hints import write_first_labels, write_next_labels
+from wsis.models.ccgr.pseudo_labels import write_first_labels, write_next_labels
 from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.parts.classifier import pretrain
 from wsis.runs.stage import Stage
@@ -71,8 +80,9 @@ class CCGR(Method):
 
     Args:
         num_classes: Number of thing classes; taken from the data.
-        backbone: The network under classifier, detector and segmentation, with five feature maps; `feature_level` and
-            `frozen_stages` are set for each of them. The classifier starts from its weights, the others from the classifier.
+        backbone: The network under classifier, detector and segmentation, with five feature maps;
+            `feature_level` and `frozen_stages` are set for each of them. The classifier starts from
+            its weights, the others from the classifier.
         rounds: Number of times the branches are trained; the paper has three to five.
         bag_size: Largest number of proposals in a bag.
         penalty: Weight of a proposal's background in its rank, eq. (4).
@@ -80,19 +90,23 @@ class CCGR(Method):
         peak_window: Side in cells, odd, of the window in which a peak is the maximum.
         peak_smoothing: Side in cells, odd, of the square over which class maps are averaged first.
         scales: Factors on the image's size over which class activation maps are averaged.
-        walk_steps: Steps of the random walk along affinities; 0 takes class activation maps as they are.
+        walk_steps: Steps of the random walk along affinities; 0 takes class activation maps as they
+            are.
         background_score: Score of background where pixels are labelled by class activation maps.
-        boxes: Boxes that are refined: those chosen by the detector, or one around each class of the segmentation.
+        boxes: Boxes that are refined: those chosen by the detector, or one around each class of the
+            segmentation.
         refinement: Steps of gradient descent on the centre-context gap; 0 leaves boxes as they are.
         context: Side of the surrounding box, in sides of the box.
         form: Form of the gap: "ring", or "printed" as in the paper.
         whole: Whether a box is finally drawn around the connected part that it holds most of.
-        score_threshold: Lowest score of a detection that makes a bag, unless it is the best of its class.
+        score_threshold: Lowest score of a detection that makes a bag, unless it is the best of its
+            class.
         pretraining: Settings of the classifier, with its `steps`.
         affinity: Settings of the affinity network, with its `steps`.
         detector: Settings of the detector, with its `steps`.
         segmentation: Settings of the semantic segmentation, with its `steps`.
-        segmentor: Settings of the segmentor that is trained last, with its `steps`; `model` names another than mask_rcnn.
+        segmentor: Settings of the segmentor that is trained last, with its `steps`; `model` names
+            another than mask_rcnn.
     """
 
     def __init__(
@@ -125,7 +139,7 @@ class CCGR(Method):
         self.save_hyperparameters()
 
     def stages(self, run: Stages, data: Any) -> None:
-        """Train the classifier and affinities, then the three branches and the segmentor in rounds."""
+        """Train the classifier and affinities, then three branches and the segmentor in rounds."""
         affinity, branches = self.affinity(), self.branches()
         check_depth(affinity.model.backbone, branches)
         classifier = pretrain(run, self, self.settings, data)
@@ -152,7 +166,7 @@ class CCGR(Method):
         labels: Path,
         peaks: Path,
     ) -> None:
-        """Train detector and segmentation on a round's labels, and the segmentor on the masks of refined boxes."""
+        """Train detector and segmentation on a round's labels, the segmentor on refined boxes."""
         detector, segmentation, segmentor = branches
         detector.model.backbone.load(classifier)
         segmentation.model.backbone.load(classifier)
@@ -165,7 +179,7 @@ class CCGR(Method):
         segmentor.train(run, f"{name}-segmentor", data, masks)
 
     def next_labels(self, run: Stages, data: Any, name: str, segmentor: Method) -> Path:
-        """Write the next round's labels around the segmentor's detections on the training images."""
+        """Write the next round's labels from the segmentor's detections on training images."""
         threshold, size = self.hparams["score_threshold"], self.hparams["bag_size"]
         detections = run.label(f"{name}-detections", segmentor, data, threshold)
         produce = partial(write_next_labels, detections=detections, data=data, size=size)
@@ -202,7 +216,7 @@ class Branches(NamedTuple):
 
 
 class Refinement(Method):
-    """Label images by the boxes of a detector, refined on the maps of a segmentation; both are trained.
+    """Label images by boxes of a trained detector, refined on maps of a trained segmentation.
 
     Args:
         detector: chooses a box of each bag.
@@ -237,7 +251,7 @@ class Refinement(Method):
         }
 
     def label(self, batch: Batch, score_threshold: float = 0.0) -> list[Prediction]:
-        """Return masks of the images' refined boxes: what is segmented as a box's class inside it."""
+        """Return masks of refined boxes: the pixels in a box that are segmented as its class."""
         maps = [self.maps(sample) for sample in batch]
         if self.hparams["boxes"] == "detector":
             chosen = self.detector.choose(batch)
@@ -251,13 +265,13 @@ class Refinement(Method):
         return [cut_out(s, m, b) for s, m, b in zip(batch, maps, refined, strict=True)]
 
     def maps(self, sample: Sample) -> Tensor:
-        """Probabilities (C+1,H,W) of background and the image's classes; those it is not tagged with have none."""
+        """Return probabilities (C+1,H,W) of tagged classes and background, 0 for other classes."""
         logits, (height, width) = self.segmentation([sample["image"]])[0], sample["size"]
         absent = F.pad(sample["target"]["tags"] == 0, (0, 1), value=False)
         return logits[:, :height, :width].masked_fill(absent[:, None, None], -torch.inf).softmax(0)
 
     def refine(self, maps: list[Tensor], chosen: list[Boxes], images: list[int]) -> list[Boxes]:
-        """Refine the boxes of all images at once, each on its class's map, unless it would take in a second peak of it."""
+        """Refine the boxes of all images at once, each on its class's map up to a second peak."""
         pairs = torch.cat([F.pad(b.labels[:, None], (1, 0), value=n) for n, b in enumerate(chosen)])
         used, index = torch.unique(pairs, dim=0, return_inverse=True)
         needed = [maps[n][label] for n, label in used.tolist()]
@@ -284,7 +298,7 @@ class Refinement(Method):
 
 
 def check_depth(classifier: Backbone, branches: Branches) -> None:
-    """Raise InputError for a branch whose backbone has feature maps that the classifier, which it starts from, lacks."""
+    """Raise InputError for a branch with feature maps that the classifier it starts from lacks."""
     known = len(classifier.strides)
     for setting in ("detector", "segmentation"):
         needed = len(getattr(branches, setting).model.backbone.strides)
@@ -321,7 +335,7 @@ def around_parts(maps: Tensor, boxes: Boxes, context: float) -> Boxes:
 
 
 def cut_out(sample: Sample, maps: Tensor, chosen: Boxes) -> Prediction:
-    """What is segmented (C+1,H,W) as each box's class inside it; boxes that hold nothing of it are left out."""
+    """Return the pixels (C+1,H,W) in each box segmented as its class, without empty boxes."""
     best, masks, kept = maps.argmax(0).cpu().numpy(), [], []
     for k, ((x1, y1, x2, y2), label) in enumerate(
         zip(chosen.boxes.round().int().tolist(), chosen.labels.tolist(), strict=True)

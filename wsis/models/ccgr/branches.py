@@ -1,4 +1,4 @@
-"""The two branches of CCGR that Mask R-CNN's labels come from: a detector that chooses among proposals, a segmentation."""
+"""The two branches of CCGR that make the segmentor's labels: detection and segmentation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["BagDetector", "Boxes", "Segmentation", "pixels_of"]
 
 
 class Boxes(NamedTuple):
-    """Boxes of an image that are to have masks."""
+    """Boxes of an image for which masks are made."""
 
     boxes: Tensor
     """(K,4)."""
@@ -38,14 +38,14 @@ _OPTIMISATION = Optimisation("adamw", lr=1e-4, warmup=0.0, weight_decay=1e-4, de
 
 
 class BagDetector(Method):
-    """The MIL branch: choose one box of each bag (section "Multiple instance learning branch").
+    """The MIL branch: select one box of each bag (section "Multiple instance learning branch").
 
     Args:
         num_classes: Number of thing classes.
         backbone: The network that makes the features.
         hidden: Width of the first fully connected layer.
-        features: Width of the second.
-        dropout: Probability of dropping a unit of either.
+        features: Width of the second fully connected layer.
+        dropout: Probability of dropping a unit of these layers.
         optimisation: How weights are optimised.
     """
 
@@ -70,19 +70,15 @@ class BagDetector(Method):
         self.head = MILHead(features, num_classes)
 
     def forward(self, batch: Batch) -> list[Tensor]:
-        """Scores (R,C) of each bag of the batch: softmax over classes times softmax over the bag's boxes."""
+        """Batch -> scores (R,C) of each bag: softmax over classes times softmax over its boxes."""
         maps = self.backbone([sample["image"] for sample in batch])
-        regions = pool(
-            maps,
-            [sample["target"]["boxes"] for sample in batch],
-            self.backbone.stride,
-            how="roi_align",
-        )
-        counts = [count for sample in batch for count in _bags(sample["target"])]
+        boxes = [sample["target"]["boxes"] for sample in batch]
+        regions = pool(maps, boxes, self.backbone.stride, how="roi_align")
+        counts = [count for sample in batch for count in _bag_sizes(sample["target"])]
         return self.head(self.trunk(regions), counts)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        """The class of a bag is that of its peak (mean over bags and classes; the paper sums)."""
+        """Train each bag on the class of its peak (mean over bags and classes; the paper sums)."""
         scores = self(batch)
         labels = torch.cat([_labels(sample["target"]) for sample in batch])
         wanted = F.one_hot(labels, self.hparams["num_classes"]).float()
@@ -92,21 +88,21 @@ class BagDetector(Method):
         return loss
 
     def choose(self, batch: Batch) -> list[Boxes]:
-        """The box of each bag that scores best for the bag's class."""
+        """Return the box of each bag with the highest score for the bag's class."""
         scores, chosen = iter(self(batch)), []
         for sample in batch:
             target = sample["target"]
             labels, start, rows = _labels(target), 0, []
-            best = [next(scores)[:, label] for label in labels.tolist()]
-            for own in best:
-                rows.append(start + int(own.argmax()))
-                start += len(own)
-            top = torch.stack([own.max() for own in best]) if best else labels.new_zeros(0).float()
-            chosen.append(Boxes(target["boxes"][rows], labels, top))
+            bags = [next(scores)[:, label] for label in labels.tolist()]
+            for bag in bags:
+                rows.append(start + int(bag.argmax()))
+                start += len(bag)
+            best = torch.stack([bag.max() for bag in bags]) if bags else labels.new_zeros(0).float()
+            chosen.append(Boxes(target["boxes"][rows], labels, best))
         return chosen
 
     def configure_optimizers(self) -> Any:
-        """As the other detectors."""
+        """Return the optimiser and its schedule."""
         return optimise(self, self.optimisation)
 
 
@@ -117,7 +113,8 @@ class Segmentation(Method):
         num_classes: Number of thing classes.
         backbone: The encoder, a network of timm.
         architecture: Network of segmentation_models_pytorch: PSPNet, DeepLabV3Plus, FPN, Unet, ...
-        architecture_args: Further arguments of it, such as {encoder_depth: 5, output_stride: 8, upsampling: 8} of PSPNet.
+        architecture_args: Further arguments of the network, such as {encoder_depth: 5,
+            output_stride: 8, upsampling: 8} of PSPNet.
         optimisation: How weights are optimised.
     """
 
@@ -151,28 +148,27 @@ class Segmentation(Method):
         encoder.model = self.backbone.network
 
     def forward(self, images: Sequence[Tensor]) -> Tensor:
-        """Images (3,H,W) of any sizes -> logits (N,C+1,H',W'), padding to the right and below included."""
+        """Images (3,H,W) of any sizes -> logits (N,C+1,H',W'), padded to the right and below."""
         return self.network(self.backbone.normalise(images))
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        """Cross-entropy over all pixels of the images."""
+        """Train by cross-entropy over all pixels of the images."""
         logits = self([sample["image"] for sample in batch])
         labels = torch.full_like(logits[:, 0], -1, dtype=torch.int64)
-        for own, sample in zip(labels, batch, strict=True):
-            own[: sample["image"].shape[-2], : sample["image"].shape[-1]] = pixels_of(
-                sample, self.hparams["num_classes"]
-            )
+        for of_image, sample in zip(labels, batch, strict=True):
+            height, width = sample["image"].shape[-2:]
+            of_image[:height, :width] = pixels_of(sample, self.hparams["num_classes"])
         loss = F.cross_entropy(logits, labels, ignore_index=-1)
         self.log_losses({}, loss, len(batch))
         return loss
 
     def configure_optimizers(self) -> Any:
-        """As the other parts."""
+        """Return the optimiser and its schedule."""
         return optimise(self, self.optimisation)
 
 
 def pixels_of(sample: Sample, background: int) -> Tensor:
-    """The classes of an image's pixels (H,W) int64, from one mask per class."""
+    """Return the classes (H,W) int64 of an image's pixels, from one mask per class."""
     target = sample["target"]
     pixels = torch.full(target["masks"].shape[1:], background, device=target["masks"].device)
     for mask, label in zip(target["masks"], target["labels"], strict=True):
@@ -180,12 +176,12 @@ def pixels_of(sample: Sample, background: int) -> Tensor:
     return pixels
 
 
-def _bags(target: Target) -> list[int]:
-    """How many boxes each bag has."""
+def _bag_sizes(target: Target) -> list[int]:
+    """Return the number of boxes in each bag."""
     return torch.unique_consecutive(target["bag"], return_counts=True)[1].tolist()
 
 
 def _labels(target: Target) -> Tensor:
-    """The class of each bag."""
-    counts = torch.tensor(_bags(target), device=target["labels"].device, dtype=torch.int64)
+    """Return the class of each bag."""
+    counts = torch.tensor(_bag_sizes(target), device=target["labels"].device, dtype=torch.int64)
     return target["labels"][counts.cumsum(0) - counts]

@@ -1,37 +1,44 @@
-"""EM-Paste: masks from tags by pasting what classes have in common on other images (under review at TMLR).
+"""EM-Paste: masks from tags by pasting typical segments of a class on images (submitted to TMLR).
 
-A classifier's maps point to one segment of each image and tagged class; the mean look of a class's segments then chooses
-again, for a few rounds of expectation and maximisation. The chosen segments are cut out and pasted, several at a time, on
-training images as those are loaded: of these objects every visible pixel is known. They train Mask R-CNN.
+A classifier's maps select one segment for each image and tagged class; the mean features of a
+class's segments then select again, for a few rounds of expectation and maximisation. The chosen
+segments are cut out and pasted, several at a time, on training images as these are loaded; every
+visible pixel of a pasted object is known. The images train Mask R-CNN.
 
     symbol      name            shape
-    phi(O)      features        (m,D)       the classifier's features of an image's segments, each on grey
+    phi(O)      features        (m,D)       the classifier's features of an image's segments, each
+                                            on grey
     c           cam_centroid    (A,2)       centre of the highest cells of the tagged classes' maps
-    n           candidates                  segments nearest to c, of which the classifier chooses the first
-    k           keep                        share of a class's images that make the next mean
+    n           candidates                  segments nearest to c, of which the most probable is the
+                                            first choice
+    k           keep                        fraction of a class's images that make the next mean
     n_p         objects                     foregrounds pasted on an image
     I_o         backgrounds                 images that are pasted on
 
 Where we follow the released code instead of the text, and why:
 
-    distance    cosine to the mean, as the figure has it, too; the text's Mahalanobis is a setting, its covariance shrunk
+    distance    cosine to the mean, as in the figure, too; the text's Mahalanobis distance is a
+                setting, with a shrunk covariance
     segments    1 to 80 % of the image may be a first choice
-    scale       foregrounds are pasted at 0.3 to 1 of their own size, turned by up to 30 degrees
+    scale       foregrounds are pasted at 0.3 to 1 of their size, rotated by up to 30 degrees
     small       foregrounds with a box under 700 pixels are not pasted
 
 Where we differ from both:
 
-    centre      the mean features of all segments are subtracted: cosine of what is never negative tells little, and EM ran to
-                what all images have, such as grass (mean IoU of 477 choices on COCO: the first 15.4 %, after two rounds 19.4 %,
-                not centred 8.8 %, and 4.6 % where rounds choose among all segments)
-    rounds      choose among segments that may be a first choice, which can be limited to those of high scores, `object_like`:
-                the paper's segments do not overlap, ours are hundreds of wholes and parts
-    map         that of the tagged class; the code takes the class of the highest score, which loses the others of an image
+    centre      the mean features of all segments are subtracted: the cosine of features that are
+                never negative discriminates little, and EM drifts to segments common to all images,
+                such as grass (mean IoU of 477 choices on COCO: first choices 15.4 %; after two
+                rounds 19.4 %, uncentred 8.8 %, and 4.6 % if rounds choose among all segments)
+    rounds      choose among segments that may be a first choice, optionally those of high scores
+                (`object_like`): the paper's segments do not overlap, ours are hundreds of wholes
+                and parts
+    map         of the tagged class; the code takes the class of the highest score, which loses the
+                other classes of an image
     phi         the classifier's last features, pooled; the code has a second network for them
     images      keep their size; the code stretches them to 512 x 512 and writes them to disk
 
-Where the paper is silent, what is known of the real objects in a training image is handled by `own`. Captions and generated
-backgrounds are made beforehand: give their folder as `backgrounds`.
+The paper does not say how real objects in a training image are treated: see `own`. Captions and
+generated backgrounds are made beforehand by `wsis.generate`; give their folder as `backgrounds`.
 """
 
 from __future__ import annotations
@@ -42,7 +49,8 @@ from typing import Any, Literal
 
 from wsis.evidence.em import Distance
 from wsis.method import Method, Stages, filled
-from wsis.models.em_paste.foregrounds import write_foregrounds, write_segments
+from wsis.models.em_paste.foregrounds import write_foregrounds
+from wsis.models.em_paste.segments import write_segments
 from wsis.nn.backbone import BackboneSettings
 from wsis.parts.classifier import pretrain
 from wsis.pasting.compose import Blend, Where
@@ -52,7 +60,7 @@ from wsis.runs.stage import Stage
 __all__ = ["EMPaste"]
 
 SEGMENTS = ("object_like", "candidates", "cam_fraction", "patch_size")
-"""Settings that the description of segments depends on."""
+"""Settings that the stage of segments depends on."""
 FOREGROUNDS = ("rounds", "keep", "distance", "centre", "every_segment", "min_probability")
 """Settings that the choice of foregrounds depends on."""
 _BACKBONE = BackboneSettings("resnet50", output_stride=32)
@@ -63,32 +71,39 @@ class EMPaste(Method):
 
     Args:
         num_classes: Number of thing classes; taken from the data.
-        backbone: The network under the classifier and, unless its settings name another, the segmentor; `feature_level` and
-            `frozen_stages` are set for each of them.
-        cam_fraction: Fraction of a class map's cells, the highest, whose centre the first choice is near.
-        object_like: Fraction of the segments of 1 to 80 % of an image, those of high scores, that may be chosen.
-        candidates: Number of segments nearest to that centre, of which the classifier chooses one.
+        backbone: The network under the classifier and, unless its settings name another, the
+            segmentor; `feature_level` and `frozen_stages` are set for each of them.
+        cam_fraction: Fraction of a class map's cells, the highest, that make the map's centre.
+        object_like: Fraction of the segments of 1 to 80 % of an image, those of the highest scores,
+            that may be chosen.
+        candidates: Number of segments nearest to that centre, of which the most probable is the
+            first choice.
         patch_size: Side in pixels at which a segment is shown to the classifier.
-        rounds: Rounds of expectation and maximisation; 0 takes the first choices.
+        rounds: Number of rounds of expectation and maximisation; 0 takes the first choices.
         keep: Fraction of a class's images whose choices make the next mean.
         distance: Distance of features to the mean.
-        centre: Whether the mean of all segments is subtracted from features; not so in the authors' code.
+        centre: Whether to subtract the mean of all segments from features, unlike the authors'
+            code.
         every_segment: Whether rounds may choose segments of any size, as in the authors' code.
-        min_probability: Foregrounds of a lower class probability are dropped.
-        objects: Number of foregrounds pasted on an image: one number, or the fewest and the most.
-        select: Sampling of foregrounds: "uniform" over foregrounds, or "balanced" over classes, for long tails.
+        min_probability: Lowest class probability of a foreground.
+        objects: Number of foregrounds pasted on an image: a number, or the smallest and largest.
+        select: Sampling of foregrounds: "uniform" over foregrounds, or "balanced" over classes, for
+            long tails.
         where: Place of a pasted object: "random", or "space" where most room is left.
-        blend: Edges of pasted objects.
+        blend: Blending of the edges of pasted objects.
         scale: Smallest and largest factor on a foreground's size.
-        rotation: Largest rotation of a foreground either way, in degrees.
-        min_area: Foregrounds whose box has fewer square pixels are not pasted.
-        backgrounds: Images that are pasted on: "none" for training images alone, "black", or a folder of pictures, for a
-            `background_fraction` of them.
-        background_fraction: Fraction of training images whose background is replaced; 10,000 of 31,000 in the paper.
-        own: How to treat the image's own objects: "annotate" trains on them like pasted ones, "ignore" excludes their pixels
-            and high class activations from the loss, "nothing" treats them as background.
+        rotation: Largest rotation of a foreground in either direction, in degrees.
+        min_area: Smallest area in square pixels of the box of a foreground.
+        backgrounds: Images to paste on in place of a `background_fraction` of the training images:
+            "none", "black", or a folder of pictures.
+        background_fraction: Fraction of training images whose background is replaced; 10,000 of
+            31,000 in the paper.
+        own: How to treat the image's own objects: "annotate" trains on them like pasted ones,
+            "ignore" excludes their pixels and high class activations from the loss, "nothing"
+            treats them as background.
         pretraining: Settings of the classifier, with its `steps`.
-        segmentor: Settings of the segmentor that is trained last, with its `steps`; `model` names another than mask_rcnn.
+        segmentor: Settings of the segmentor that is trained last, with its `steps` and, if not
+            mask_rcnn, its `model`.
     """
 
     def __init__(
@@ -123,8 +138,8 @@ class EMPaste(Method):
         self.save_hyperparameters()
 
     def stages(self, run: Stages, data: Any) -> None:
-        """Train a classifier, choose foregrounds by EM, and train the segmentor on images they are pasted on."""
-        self.paste(Path()).pictures()  # wrong settings are reported before anything is trained
+        """Train a classifier, choose foregrounds by EM, and train the segmentor on pasted ones."""
+        self.paste(Path()).pictures()  # reports wrong settings before training
         shared = {
             "num_classes": self.hparams["num_classes"],
             "backbone": self.settings.shared(),
@@ -143,7 +158,11 @@ class EMPaste(Method):
         segmentor.train(run, "4-segmentor", pasted)
 
     def paste(self, foregrounds: Path) -> Paste:
-        """Return how foregrounds are pasted, by the settings."""
+        """Return the settings of pasting.
+
+        Args:
+            foregrounds: folder of the pool of foregrounds.
+        """
         objects: int | tuple[int, int] = self.hparams["objects"]
         fewest, most = (objects, objects) if isinstance(objects, int) else objects
         names = ("select", "where", "blend", "scale", "rotation", "backgrounds", "own")
