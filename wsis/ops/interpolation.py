@@ -55,7 +55,7 @@ def moi_pool_interpolated(
         for part in parts:
             points = warp @ _control_points(corners[part], cells[part])
             pooled.append(_sample(features, boxes[part, 0].long(), points))
-    return torch.cat(pooled)
+        return torch.cat(pooled)
 
 
 def _sample(features: Tensor, image: Tensor, points: Tensor) -> Tensor:
