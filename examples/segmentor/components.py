@@ -23,7 +23,7 @@ class Components(Method):
 
     Args:
         num_classes: Number of thing classes; taken from the data.
-        backbone: The network that makes the features.
+        backbone: The network that computes features.
         lr: Learning rate of AdamW.
         min_area: Fewest pixels of an object.
     """

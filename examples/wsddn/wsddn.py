@@ -21,7 +21,7 @@ class WSDDN(Method):
 
     Args:
         num_classes: Number of thing classes; taken from the data.
-        backbone: The network that makes the features.
+        backbone: The network that computes features.
         lr: Learning rate of AdamW.
     """
 

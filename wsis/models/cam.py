@@ -33,7 +33,7 @@ class CAM(Method):
 
     Args:
         num_classes: Number of thing classes; taken from the data.
-        backbone: The network that makes the features.
+        backbone: The network that computes features.
         pooling: How a class map becomes one score: mean, log-mean-exp or maximum; small objects
             vanish in a mean.
         lr: Peak learning rate of AdamW, reached after a fifth of the steps.

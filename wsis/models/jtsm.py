@@ -102,7 +102,7 @@ class JTSM(Method):
         semantics: Whether the semantic branch refines stuff; else it is painted from mined
             segments.
         reestimate: Whether GrabCut re-estimates mined segments before they train a branch.
-        backbone: The network that makes the features.
+        backbone: The network that computes features.
         pretraining: Settings of a classifier that first trains the backbone, with its `steps`; null
             trains none.
         pooling: How segments or boxes are pooled; the paper has moi_pool, shape-invariant.

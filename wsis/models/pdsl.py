@@ -109,7 +109,7 @@ class PDSL(Method):
 
     Args:
         num_classes: Number of thing classes, C; taken from the data.
-        backbone: The network that makes the features.
+        backbone: The network that computes features.
         pretraining: Settings of a classifier that first trains the backbone, with its `steps`; null
             trains none.
         refinements: Number of refinement heads, n^r in eq. (4).

@@ -35,7 +35,7 @@ class Classifier(Method):
 
     Args:
         num_classes: Number of thing classes; taken from the data.
-        backbone: The network that makes the features.
+        backbone: The network that computes features.
         pooling: How a class map becomes one score: mean, log-mean-exp or maximum; small objects
             vanish in a mean.
         sharpness: Sharpness of log-mean-exp pooling, above 0; it tends to the mean towards 0, and

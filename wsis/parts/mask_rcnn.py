@@ -48,7 +48,7 @@ class MaskRCNN(Method):
 
     Args:
         num_classes: Number of thing classes; taken from the data.
-        backbone: The network that makes the features; the pyramid ends with its `feature_level`.
+        backbone: The network that computes features; the pyramid ends with its `feature_level`.
         features: Channels of every map of the pyramid.
         hidden: Width of the two fully connected layers of the box head.
         mask_width: Channels of the mask head.

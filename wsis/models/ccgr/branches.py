@@ -42,7 +42,7 @@ class BagDetector(Method):
 
     Args:
         num_classes: Number of thing classes.
-        backbone: The network that makes the features.
+        backbone: The network that computes features.
         hidden: Width of the first fully connected layer.
         features: Width of the second fully connected layer.
         dropout: Probability of dropping a unit of these layers.
