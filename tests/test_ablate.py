@@ -463,7 +463,7 @@ def test_tables_and_rows_are_chosen_by_name(tmp_path):
     first = {"metrics": ["loss"], "rows": {"a": {}, "b": {}}}
     (tmp_path / "toy.yaml").write_text(
         yaml.safe_dump(
-            {"model": "m", "tables": {"one": first, "two": {"metrics": [], "rows": {"c": {}}}}}
+            {"model": "cam", "tables": {"one": first, "two": {"metrics": [], "rows": {"c": {}}}}}
         )
     )
     ablation = read_ablation(tmp_path / "toy.yaml")

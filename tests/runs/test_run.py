@@ -20,7 +20,7 @@ import toy_plugins
 
 from wsis import fit
 from wsis.errors import InputError
-from wsis.files import atomic_write as whole_file
+from wsis.files import atomic_write
 from wsis.files import clear_scratch
 from wsis.fingerprint import digest, fingerprint
 from wsis.inference import trained
@@ -86,7 +86,7 @@ def go(argv, tmp_path, prepare=None, *arguments) -> tuple[int, str]:
 
 
 @pytest.fixture(scope="module")
-def atomic_write(tmp_path_factory):
+def whole(tmp_path_factory):
     """The undisturbed run of three stages, with accumulated gradients and a checkpoint every third step."""
     folder = tmp_path_factory.mktemp("whole")
     fit.main(words("Staged", folder, STAGED))
@@ -303,7 +303,7 @@ def test_what_follows_an_unfinished_stage_is_of_other_settings(tmp_path, whole):
 
 
 def test_a_users_hidden_files_stay(tmp_path):
-    with whole_file(tmp_path / "deep/a.txt") as scratch:
+    with atomic_write(tmp_path / "deep/a.txt") as scratch:
         torn = shutil.copy(scratch, tmp_path / scratch.name)
     (tmp_path / ".env.template").touch()
     clear_scratch(tmp_path)
