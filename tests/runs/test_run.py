@@ -20,8 +20,7 @@ import toy_plugins
 
 from wsis import fit
 from wsis.errors import InputError
-from wsis.files import atomic_write
-from wsis.files import clear_scratch
+from wsis.files import atomic_write, clear_scratch
 from wsis.fingerprint import digest, fingerprint
 from wsis.inference import trained
 from wsis.runs.checkpoints import newest
