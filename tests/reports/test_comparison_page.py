@@ -241,7 +241,7 @@ def test_classes_and_colours_can_be_chosen(page):
     one(page, "#class-metric option[value=AP75]").click()
     assert column(page, "#class-table table", 2) != before
     canvas = "return document.querySelector('#panels [data-source=cam] canvas').toDataURL()"
-    one(page, "#ignore_mask").click()
+    one(page, "#unsure").click()
     by_class = page.execute_script(canvas)
     one(page, "#colour option[value=kind]").click()
     assert page.execute_script(canvas) != by_class

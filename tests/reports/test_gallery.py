@@ -98,8 +98,8 @@ def test_agreement_is_the_mean_of_nearest_overlaps():
     a = things((0, (0, 0, 10, 10)), (1, (20, 20, 30, 30)))
     half = things((0, (0, 0, 10, 5)))
     renamed = things((2, (0, 0, 10, 10)), (1, (20, 20, 30, 30)))
-    ignore_mask = things((0, (0, 0, 10, 10)), sure=0)
-    found = agreement([a, a, half, renamed, ignore_mask, things()])
+    unsure = things((0, (0, 0, 10, 10)), sure=0)
+    found = agreement([a, a, half, renamed, unsure, things()])
     assert np.allclose(found, found.T)
     # a and half: .5 from either side, and an object of a that nothing is near: (.5 + 0 + .5) / 3
     expected = [
@@ -216,11 +216,11 @@ def test_picture_shows_what_is_sure_of_truth_and_methods(index, tmp_path):
     size, box = (600, 800), (100, 100, 700, 500)
     for number in range(1, 6):
         cv2.imwrite(str(tmp_path / f"{number}.jpg"), np.full((*size, 3), 40 * number, np.uint8))
-    sure, ignore_mask = things((0, box), size=size), things((0, box), size=size)._replace(sure=0)
+    sure, unsure = things((0, box), size=size), things((0, box), size=size)._replace(sure=0)
     sources = [
         Source("truth", "truth", -1, [sure] * 5),
         Source("proposals", "proposals", -1, [sure] * 5),
-        Source("a", "method", 0, [ignore_mask] * 5),
+        Source("a", "method", 0, [unsure] * 5),
     ]
     write_picture(tmp_path / "x.jpg", index, sources)
     picture = cv2.imread(str(tmp_path / "x.jpg")).astype(int)

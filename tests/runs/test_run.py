@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import conftest  # noqa: F401 - toys count as installed in child processes, too
 import pytest
 import torch
 import toy_plugins
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parents[1]
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["conftest", "toy_plugins", "wsis.fit"])  # cheap to kill
+FORK.set_forkserver_preload(["toy_plugins", "wsis.fit"])  # cheap to kill
 WORDS = [
     "--data",
     "toy_plugins.Data",
