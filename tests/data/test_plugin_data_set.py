@@ -92,7 +92,7 @@ def test_the_command_line_knows_its_settings_and_those_it_passes_on(plugin, tmp_
     for sentence in (
         "Number of pictures.",
         "COCO json to train on",
-        "Largest number of proposals of an image",
+        "Maximum number of proposals per image",
         "Images per step and process.",
     ):
         assert said.count(sentence) == 1
