@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from wsis import registry
 from wsis.command_line.settings import Config, recipe
 from wsis.errors import InputError
 from wsis.files import read_json
+from wsis.fingerprint import digest
 from wsis.inference import make_data, read_run, trained
 from wsis.method import Method, describe_supervision
 from wsis.proposals import proposers
@@ -60,8 +60,7 @@ class EvaluationSet:
             [i["id"], *(a["bbox"] + [a["category_id"]] for a in index.annotations.get(i["id"], []))]
             for i in index.images
         ]
-        content = json.dumps([index.name, index.categories, images, objects])
-        return hashlib.sha256(content.encode()).hexdigest()
+        return digest([index.name, index.categories, images, objects])
 
 
 def _bytes(path: Path) -> int:
