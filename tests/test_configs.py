@@ -59,6 +59,7 @@ BEST = {
 PAPER = ("--data", "voc", "--data.root", "/voc")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_table(path):
     """Rows are understood and differ; rows that are the method itself have the paper's best value."""
@@ -75,6 +76,7 @@ def test_table(path):
         assert len({(v.words, v.needs) for v in table.variants}) == len(table.variants)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", COMPARED, ids=lambda path: f"compare/{path.stem}")
 def test_compared(path):
     """All methods, each with its recipe for the data; a row's overlay says the same as where fit is given it."""
@@ -90,6 +92,7 @@ def test_compared(path):
 SWEEP_KEYS = {"name", "project", "program", "method", "metric", "parameters", "command"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: f"sweep of {path.stem}")
 def test_sweep(path, tmp_path, monkeypatch):
     """W&B's own code makes the commands of its agents; each trains one row with one seed."""

@@ -71,6 +71,7 @@ def only_parse(site, monkeypatch):
     registry._plugins.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "command"), VERBS, ids=name_of)
 def test_commands_name_what_there_is(page, command, run, only_parse, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -112,6 +113,7 @@ def test_every_python_block_parses():
         ast.parse(block)
 
 
+@pytest.mark.slow
 def test_python_runs(run, tmp_path, monkeypatch):
     """The page "From Python", on few images, for one step."""
     monkeypatch.chdir(tmp_path)

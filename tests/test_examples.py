@@ -81,6 +81,7 @@ def test_a_photo_in_no_class_is_reported(installed, sorted_photos):
         registry.find("data", "class_folders")(sorted_photos).index("val")
 
 
+@pytest.mark.slow
 def test_a_method_trains_on_the_folders(paths, sorted_photos, tmp_path):
     words = ["--model", "cam", "--data", "class_folders", "--data.root", str(sorted_photos)]
     words += ["--config", str(EXAMPLES / "dataset/cam.yaml"), "--run_dir", str(tmp_path / "run")]
@@ -122,6 +123,7 @@ def test_windows_are_sets_of_superpixels(installed, square):
     assert overlap.max() > 0.5
 
 
+@pytest.mark.slow
 def test_a_proposer_is_chosen_by_its_name(paths, tmp_path):
     words = ["--data", "shapes", "--data.root", str(tmp_path / "data"), "--data.train", "2"]
     words += ["--data.proposals", "windows", "--out", str(tmp_path / "made.sqlite")]
@@ -229,6 +231,7 @@ def test_components_are_the_objects(installed, monkeypatch):
     assert found.scores[0] > found.scores[1] > 0.9
 
 
+@pytest.mark.slow
 def test_a_method_ends_with_the_segmentor(paths, tmp_path):
     segmentor = '{"model": "components", "steps": 1, "batch_size": 2}'
     words = ["--model", "boxcaseg", f"--model.segmentor={segmentor}", "--trainer.max_steps", "1"]

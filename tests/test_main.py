@@ -48,6 +48,7 @@ def test_listing_imports_no_verb():
     assert said("-c", code).stdout.rstrip().endswith("False")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--help"], ["--model", "pdls"], ["--resume", "nowhere"]])
 def test_a_verb_does_the_same_either_way(words):
     one, other = said("-m", "wsis", "fit", *words), said("-m", "wsis.fit", *words)

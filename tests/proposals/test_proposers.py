@@ -129,6 +129,7 @@ def test_a_proposer_s_name_goes_before_a_file_s(plugins, images, monkeypatch):
         Folder(images, proposals="./middle").proposal_file("train")
 
 
+@pytest.mark.slow
 def test_workers_reach_a_plugin_by_name(plugins, images):
     file = Folder(images, proposals="middle").proposal_file("train", workers=2)
     assert len(file) == 3
@@ -153,6 +154,7 @@ def test_fresh_proposals_are_those_of_a_file(images):
                 assert ours is None or torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_the_verb_knows_plugins(plugins, images):
     words = ["--data", "folder", "--data.root", str(images), "--data.proposals", "middle"]
     command = [sys.executable, "-m", "wsis.propose", *words, "--workers", "2"]

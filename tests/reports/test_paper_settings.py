@@ -158,6 +158,7 @@ def test_other_settings_are_not_compared_with_papers(words, images, classes, bac
     )
 
 
+@pytest.mark.slow
 def test_every_paper_row_can_be_met_by_a_recipe():
     """Its method, data and classes exist, figures are percentages, and a recipe or a known departure has its backbone."""
     for (method, data, backbone, images, classes), row in papers._rows().items():

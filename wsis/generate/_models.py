@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import importlib
 import re
-import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import torch
 
 from wsis.errors import InputError
 
-__all__ = ["DTYPES", "device_of", "loading", "need", "offline", "quiet", "safe"]
+__all__ = ["DTYPES", "device_of", "loading", "need", "quiet", "safe"]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -35,7 +31,9 @@ def need(package: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != package.partition(".")[0]:
             raise
-        raise InputError(f'wsis.generate needs {package}: pip install -e ".[generate]"') from error
+        raise InputError(
+            f"wsis.generate needs {package}; install wsis with its extra `generate`"
+        ) from error
 
 
 @contextmanager
@@ -65,21 +63,8 @@ def loading(part: str, name: str) -> Iterator[None]:
 
 
 def safe(**options: Any) -> dict[str, Any]:
-    """Return options of `from_pretrained`: no remote code, no waiting for an unreachable hub."""
-    return {"trust_remote_code": False, "local_files_only": offline(), **options}
-
-
-@cache
-def offline() -> bool:
-    """Return True if the hub's name does not resolve; libraries would retry for over a minute."""
-    address = urlsplit(need("huggingface_hub.constants").ENDPOINT)
-    if address.scheme in getproxies() and not proxy_bypass(address.hostname or ""):
-        return False  # the proxy resolves names
-    try:
-        socket.getaddrinfo(address.hostname, address.port or 443)
-    except OSError:
-        return True
-    return False
+    """Return options of `from_pretrained`, and that code from a hub is not run."""
+    return {"trust_remote_code": False, **options}
 
 
 def device_of(name: str) -> torch.device:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from wsis.errors import InputError
-from wsis.generate._models import device_of, loading, need, offline, quiet
+from wsis.generate._models import device_of, loading, need, quiet
 
 __all__ = ["Clip"]
 
@@ -67,6 +67,4 @@ class Clip:
 def _fetch(name: str) -> Path:
     """Download a model's settings and safetensors, no code or pickles; return the local folder."""
     hub = need("huggingface_hub")
-    return Path(
-        hub.snapshot_download(name, allow_patterns=list(_FILES), local_files_only=offline())
-    )
+    return Path(hub.snapshot_download(name, allow_patterns=list(_FILES)))
