@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -80,8 +80,7 @@ class Method(pl.LightningModule):
         options.setdefault("frame", inspect.currentframe().f_back)  # type: ignore[union-attr]
         super().save_hyperparameters(*names, **options)
         for name, value in self.hparams.items():
-            if is_dataclass(value) and not isinstance(value, type):
-                self.hparams[name] = asdict(value)
+            self.hparams[name] = registry.as_dict(value)
         self._hparams_initial = copy.deepcopy(self.hparams)
 
     @classmethod

@@ -17,6 +17,7 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Iterable
+from dataclasses import asdict, is_dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -27,6 +28,7 @@ from wsis.errors import InputError
 __all__ = [
     "KINDS",
     "arguments",
+    "as_dict",
     "class_path",
     "description",
     "exports",
@@ -124,6 +126,12 @@ def arguments(cls: type[Any]) -> dict[str, inspect.Parameter]:
         return known
     del known[passes_on[0]]
     return {**arguments(cls.__mro__[1]), **known}
+
+
+def as_dict(value: Any) -> Any:
+    """Return a group of settings as the dictionary that a settings file has; others unchanged."""
+    is_group = is_dataclass(value) and not isinstance(value, type)
+    return asdict(value) if is_group else value
 
 
 def short_name(kind: str, path: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import wsis
 from wsis import fit
 from wsis.runs import cost
 
@@ -76,7 +77,7 @@ def checkout(tmp_path, monkeypatch):
     package = tmp_path / "repository/wsis"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
-    monkeypatch.setattr(cost.wsis, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(cost, "__file__", str(package / "runs/cost.py"))
     cost.commit.cache_clear()
     yield package
     cost.commit.cache_clear()
@@ -101,10 +102,10 @@ def test_commit_is_that_of_the_checkout_and_tells_changes(checkout):
 
 
 def test_an_installed_package_says_its_version(checkout):
-    assert cost.commit() == cost.wsis.__version__
+    assert cost.commit() == wsis.__version__
     git(
         checkout.parents[1], "init", "-q"
     )  # somebody's repository around an environment is not ours
     git(checkout.parents[1], "commit", "-q", "--allow-empty", "-m", "theirs")
     cost.commit.cache_clear()
-    assert cost.commit() == cost.wsis.__version__
+    assert cost.commit() == wsis.__version__

@@ -76,7 +76,7 @@ from wsis.nn.mil import MLPHead, detect
 from wsis.nn.optimisation import Optimisation, optimise
 from wsis.nn.panoptic import merge, paint
 from wsis.nn.regions import Pooling, enlarge, pool, pool_segments
-from wsis.nn.views import ImageView, Inference, average, image_views, mean_masks, proposals_in
+from wsis.nn.views import ImageView, Inference, average, mean_masks, over_views
 from wsis.ops import segment_windows
 from wsis.ops.moi_pool import Compensation
 from wsis.parts.classifier import pretrain
@@ -291,12 +291,7 @@ class JTSM(Method):
     def predict(self, sample: Sample) -> Prediction:
         """Average scores and boxes over views, suppress, segment, and merge with stuff."""
         proposals, size = sample["proposals"], size_of(sample["image"])
-        views = list(image_views(sample["image"], self.inference))
-        features = [self.backbone([view.image]) for view in views]
-        heads = [
-            self.mining(feature, [proposals_in(view, proposals)])[0]
-            for feature, view in zip(features, views, strict=True)
-        ]
+        views, features, heads = over_views(sample, self.inference, self.backbone, self.mining)
         scores, boxes = average(heads, views, proposals.boxes, size)
         objectness = proposals.scores[:, None] ** self.hparams["objectness_power"]
         things = scores[:, : self.hparams["num_classes"]] * objectness

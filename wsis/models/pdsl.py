@@ -91,7 +91,7 @@ from wsis.nn.masks import MaskHeads, of_class, paste
 from wsis.nn.mil import MLPHead, detect
 from wsis.nn.optimisation import Optimisation, optimise
 from wsis.nn.regions import Pooling, mean_and_contrast, pool
-from wsis.nn.views import Inference, average, image_views, mean_masks, proposals_in
+from wsis.nn.views import Inference, average, mean_masks, over_views
 from wsis.parts.classifier import pretrain
 from wsis.types import Batch, Prediction, Proposals, Sample, size_of
 
@@ -274,12 +274,7 @@ class PDSL(Method):
     def predict(self, sample: Sample) -> Prediction:
         """Average scores and boxes over views of the image, suppress, then average masks."""
         proposals, size = sample["proposals"], size_of(sample["image"])
-        views = list(image_views(sample["image"], self.inference))
-        features = [self.backbone([view.image]) for view in views]
-        heads = [
-            self.detection(feature, [proposals_in(view, proposals)])[0]
-            for feature, view in zip(features, views, strict=True)
-        ]
+        views, features, heads = over_views(sample, self.inference, self.backbone, self.detection)
         scores, boxes = average(heads, views, proposals.boxes, size)
         objectness = proposals.scores[:, None] ** self.hparams["objectness_power"]
         boxes, scores, labels, _ = detect(scores * objectness, boxes, self.inference.nms)

@@ -14,7 +14,7 @@ from wsis.images.scale import scaled_size
 from wsis.nn.detection import Detection
 from wsis.nn.mil import decode
 from wsis.nn.regions import pool
-from wsis.types import Proposals, View
+from wsis.types import Proposals, Sample, View
 
 __all__ = [
     "ImageView",
@@ -22,6 +22,7 @@ __all__ = [
     "average",
     "image_views",
     "mean_masks",
+    "over_views",
     "proposals_in",
     "resize",
 ]
@@ -70,6 +71,32 @@ def proposals_in(view: ImageView, proposals: Proposals) -> Proposals:
     maps, size = proposals.labels[None, None].double(), view.image.shape[-2:]
     labels = F.interpolate(maps, size=size, mode="nearest-exact")[0, 0].int()
     return proposals._replace(boxes=boxes, labels=labels.flip(-1) if view.view.flip else labels)
+
+
+def over_views(
+    sample: Sample,
+    inference: Inference,
+    backbone: Callable[[list[Tensor]], Tensor],
+    head: Callable[[Tensor, list[Proposals]], list[Detection]],
+) -> tuple[list[ImageView], list[Tensor], list[Detection]]:
+    """Run a detector on each view of an image.
+
+    Args:
+        sample: its image and proposals.
+        inference: which views.
+        backbone: function from images to features (1,D,H,W).
+        head: function from features and proposals to one output per image.
+
+    Returns:
+        The views, and the features and the output of each.
+    """
+    views = list(image_views(sample["image"], inference))
+    features = [backbone([view.image]) for view in views]
+    outputs = [
+        head(feature, [proposals_in(view, sample["proposals"])])[0]
+        for feature, view in zip(features, views, strict=True)
+    ]
+    return views, features, outputs
 
 
 def average(

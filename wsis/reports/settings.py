@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -64,19 +63,13 @@ def _leaves(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any
             yield name, value
 
 
-def _plain(value: Any) -> Any:
-    """Return a group of settings as a dictionary, any other value as it is."""
-    is_group = dataclasses.is_dataclass(value) and not isinstance(value, type)
-    return dataclasses.asdict(value) if is_group else value
-
-
 def _defaults(config: Config) -> dict[str, Any]:
     """Return the defaults of model, data and trainer."""
     usual: dict[str, Any] = {"trainer.accumulate_grad_batches": 1, "trainer.overfit_batches": 0.0}
     for kind in registry.KINDS:
         cls = registry.find(kind, config[kind]["class_path"])
         defaults = {
-            name: _plain(parameter.default)
+            name: registry.as_dict(parameter.default)
             for name, parameter in registry.arguments(cls).items()
             if parameter.default is not parameter.empty
         }

@@ -7,14 +7,13 @@ import subprocess
 import sys
 import time
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-
-import wsis
 
 __all__ = ["Clock", "commit", "device", "peak_memory"]
 
@@ -72,13 +71,20 @@ def commit() -> str:
 
     Outside a checkout, return the version of the library.
     """
-    package = Path(wsis.__file__).parent
+    package = Path(__file__).parents[1]
     root = _git(package, "rev-parse", "--show-toplevel")
     head = _git(package, "rev-parse", "--short=10", "HEAD")
     if not root or not head or Path(root).resolve() != package.resolve().parent:
-        return wsis.__version__
+        return _version()
     changed = _git(package, "status", "--porcelain", "--untracked-files=no", ".")
     return f"{head}+" if changed else head
+
+
+def _version() -> str:
+    try:
+        return metadata.version("wsis")
+    except metadata.PackageNotFoundError:  # a copied folder
+        return "unknown"
 
 
 def _git(folder: Path, *words: str) -> str:
