@@ -33,6 +33,7 @@ from PIL import Image
 from wsis import fit, label, predict, propose
 from wsis import test as judging
 from wsis.proposals.file import ProposalFile
+from wsis.proposals.source import file_name
 
 pytestmark = pytest.mark.slow
 
@@ -111,13 +112,13 @@ def cut(path: Path) -> None:
 
 
 def rename(root: Path) -> None:
-    shutil.move(root / "proposals-segments.sqlite", root / "own.sqlite")
+    shutil.move(root / file_name("segments"), root / "own.sqlite")
     (root / "b.jpg").rename(root / "z.jpg")
     (root / "labels.csv").write_text("a.jpg,cat\nz.jpg,dog\n")
 
 
 def resize(root: Path) -> None:
-    shutil.move(root / "proposals-segments.sqlite", root / "own.sqlite")
+    shutil.move(root / file_name("segments"), root / "own.sqlite")
     picture(root / "b.jpg", 1, (50, 64))
 
 
@@ -158,7 +159,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str, list[str]]] = {
         ["b.jpg was 64 x 48", "for other images"],
     ),
     "truncated proposals": (
-        lambda root: cut(root / "proposals-segments.sqlite"),
+        lambda root: cut(root / file_name("segments")),
         "",
         ["damaged", "wsis.propose"],
     ),
@@ -194,25 +195,25 @@ def test_broken_image_is_named_by_a_loader_process(root, tmp_path, capfd):
 
 def test_proposals_of_the_other_images_are_kept(root, capfd):
     whole = (root / "c.jpg").read_bytes()
-    (root / "proposals-segments.sqlite").unlink()
+    (root / file_name("segments")).unlink()
     cut(root / "c.jpg")
     argv = ["--data", "folder", "--data.root", root, "--workers", "1"]
     assert "the other proposals are kept" in refused(propose, argv, capfd)
-    assert set(ProposalFile(root / "proposals-segments.sqlite").files()) == {
+    assert set(ProposalFile(root / file_name("segments")).files()) == {
         "a.jpg",
         "b.jpg",
         "d.jpg",
     }
     (root / "c.jpg").write_bytes(whole)
     propose.main([str(word) for word in argv])
-    assert set(ProposalFile(root / "proposals-segments.sqlite").files()) == set(NAMES)
+    assert set(ProposalFile(root / file_name("segments")).files()) == set(NAMES)
 
 
 def test_images_of_another_size_get_new_proposals(root):
     picture(root / "b.jpg", 1, (50, 64))
-    before = ProposalFile(root / "proposals-segments.sqlite").read("a.jpg", (48, 64), segments=True)
+    before = ProposalFile(root / file_name("segments")).read("a.jpg", (48, 64), segments=True)
     propose.main(["--data", "folder", "--data.root", str(root), "--workers", "1"])
-    file = ProposalFile(root / "proposals-segments.sqlite")
+    file = ProposalFile(root / file_name("segments"))
     assert file.files()["b.jpg"] == (50, 64)
     assert file.read("b.jpg", (50, 64), segments=True).labels.shape == (50, 64)
     assert file.read("a.jpg", (48, 64), segments=True).members.equal(before.members)
@@ -231,7 +232,7 @@ def test_what_is_odd_but_right_is_trained_on_and_predicted(root, tmp_path, run, 
     odd = ["grey.jpg", "cmyk.jpg", "deep.png", "turned.jpg", "tiny.png"]
     (root / "labels.csv").write_text("a.jpg,cat;dog\n" + "".join(f"{name},\n" for name in odd))
     fit.main([*words(root), "--run_dir", str(tmp_path / "new"), "--trainer.max_steps", "4"])
-    assert set(odd) < set(ProposalFile(root / "proposals-segments.sqlite").files())
+    assert set(odd) < set(ProposalFile(root / file_name("segments")).files())
     predict.main(
         [
             str(root),
@@ -375,21 +376,21 @@ def test_full_disk(root, run, tmp_path, capsys):
 
 def test_full_disk_while_proposing(root, capsys):
     argv = ["--data", "folder", "--data.root", root, "--workers", "1"]
-    (root / "proposals-segments.sqlite").unlink()
+    (root / file_name("segments")).unlink()
     with room(5000):
         line = refused(propose, argv, capsys)
     assert "cannot write" in line
     assert "free space" in line
     propose.main([str(word) for word in argv])
-    assert set(ProposalFile(root / "proposals-segments.sqlite").files()) == set(NAMES)
+    assert set(ProposalFile(root / file_name("segments")).files()) == set(NAMES)
 
 
 def test_half_made_proposals_are_completed(root, tmp_path):
     shutil.move(root / "labels.csv", tmp_path / "all.csv")
-    (root / "proposals-segments.sqlite").unlink()
+    (root / file_name("segments")).unlink()
     (root / "labels.csv").write_text("a.jpg,cat\n")
     fit.main([*words(root), "--run_dir", str(tmp_path / "one")])
-    assert set(ProposalFile(root / "proposals-segments.sqlite").files()) == {"a.jpg"}
+    assert set(ProposalFile(root / file_name("segments")).files()) == {"a.jpg"}
     shutil.move(tmp_path / "all.csv", root / "labels.csv")
     fit.main([*words(root), "--run_dir", str(tmp_path / "all")])
-    assert set(ProposalFile(root / "proposals-segments.sqlite").files()) == set(NAMES)
+    assert set(ProposalFile(root / file_name("segments")).files()) == set(NAMES)

@@ -18,6 +18,7 @@ from wsis.datasets.folder import Folder
 from wsis.errors import InputError
 from wsis.method import Method
 from wsis.proposals.file import ProposalFile, write
+from wsis.proposals.source import file_name
 from wsis.types import Proposals
 
 SERIAL = Loading(batch_size=2, workers=0)
@@ -88,7 +89,7 @@ def test_subsets_share_the_proposals_of_a_folder(
         len(Folder(root, loading=SERIAL).samples("train", train=False).sample(0)["proposals"].boxes)
         > 0
     )
-    assert [path.name for path in made(root)] == ["proposals-segments.sqlite"]
+    assert [path.name for path in made(root)] == [file_name("segments")]
 
 
 def test_where_the_data_cannot_be_written_the_cache_holds_them(
@@ -109,7 +110,7 @@ def test_proposals_beside_data_that_cannot_be_written_are_used(
     monkeypatch.setattr("wsis.proposals.source.os.access", lambda *_: False)
     file = Folder(root, loading=SERIAL).proposal_file("train")
     assert file is not None
-    assert file.path == root / "proposals-segments.sqlite"
+    assert file.path == root / file_name("segments")
     Image.new("RGB", (30, 20)).save(root / "d.png")
     (root / "labels.csv").write_text("d.png,cat\n")
     file = Folder(root, loading=SERIAL).proposal_file("train")

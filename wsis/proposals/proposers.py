@@ -16,21 +16,19 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsis.errors import InputError
+from wsis import registry
 from wsis.fingerprint import plain
-from wsis.registry import suggest
 from wsis.types import Proposals
 
-__all__ = ["BUILT_IN", "GROUP", "Proposer", "find", "names", "propose"]
+__all__ = ["BUILT_IN", "Proposer", "find", "names", "propose"]
 
 BUILT_IN = "segments"
-GROUP = "wsis.proposers"
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,8 @@ class Proposer:
 
 
 def names() -> list[str]:
-    """Return the names of all proposers, the built-in one first."""
-    return [BUILT_IN, *sorted(_plugins())]
+    """Return the names of all proposers."""
+    return registry.names("proposer")
 
 
 @cache
@@ -67,20 +65,8 @@ def find(name: str) -> Proposer:
         from wsis.proposals import segments
 
         return Proposer(name, segments.propose, str(segments.VERSION), "none")
-    known = _plugins()
-    if name not in known:
-        have = ", ".join(names())
-        raise InputError(f"no proposer is called '{name}'{suggest(name, names())} (have: {have})")
-    plugin = known[name]
-    try:
-        function = plugin.load()
-    except (ImportError, AttributeError) as error:
-        raise InputError(
-            f"cannot load the proposer '{name}' from {plugin.value}: {error}; "
-            "install or mend its package"
-        ) from error
-    version = plugin.dist.version if plugin.dist else "unknown"
-    return Proposer(name, function, version, str(getattr(function, "supervision", "unknown")))
+    function = registry.find("proposer", name)
+    return Proposer(name, function, _version(name), getattr(function, "supervision", "unknown"))
 
 
 def propose(image: NDArray[np.uint8], name: str = BUILT_IN) -> Proposals:
@@ -100,6 +86,7 @@ def propose(image: NDArray[np.uint8], name: str = BUILT_IN) -> Proposals:
     raise TypeError(f"the proposer '{name}' returned {type(proposals).__name__}, not Proposals")
 
 
-@cache
-def _plugins() -> dict[str, EntryPoint]:
-    return {plugin.name: plugin for plugin in entry_points(group=GROUP) if plugin.name != BUILT_IN}
+def _version(name: str) -> str:
+    """Return the version of the package that a plug-in is from."""
+    (plugin,) = entry_points(group="wsis.proposers", name=name)
+    return plugin.dist.version if plugin.dist else "unknown"

@@ -76,16 +76,21 @@ def proposer_of(data: Mapping[str, Any]) -> str:
 def file_name(source: str, parts: Sequence[str] = ()) -> str:
     """Return the name of the file for made or converted proposals.
 
+    It has a digest of what they depend on, so that proposals of other settings or of another
+    version are never taken for these.
+
     Args:
         source: name of a proposer, or an existing file or folder.
         parts: path of the image folder below the data set's folder, by component.
     """
-    if source not in proposers.names():
+    if source in proposers.names():
+        key = digest(proposers.find(source).provenance)
+    else:
         path = _existing(source)
         state = path.stat()
         key = digest([str(path.resolve()), state.st_size, state.st_mtime_ns])
-        source = f"{path.stem}-{key[:12]}"
-    return "-".join(("proposals", source, *parts)) + ".sqlite"
+        source = path.stem
+    return "-".join(("proposals", source, key[:8], *parts)) + ".sqlite"
 
 
 def _existing(source: str) -> Path:
