@@ -154,7 +154,8 @@ def test_points_are_read_cut_and_pasted(installed, monkeypatch):
         record = {"annotations": annotations, "tags": [0, 1]}
         record["image"] = {"id": 1, "height": 50, "width": 100}
         classes = targets.Classes({3: 0, 7: 1}, 0)
-        target = targets.read_target(record, {"tags", "points"}, classes)
+        fields = [targets.FIELDS[name] for name in ("tags", "points")]
+        target = targets.read_target(record, fields, classes)
         assert set(target) == {"tags", "points", "point_labels"}
         assert target["points"][:2].tolist() == [[10, 20], [90, 20]]
         assert target["point_labels"].tolist() == [1, 0, 0]
@@ -167,6 +168,13 @@ def test_points_are_read_cut_and_pasted(installed, monkeypatch):
         assert changed["point_labels"].tolist() == [1, 0]
         assert torch.equal(changed["tags"], target["tags"])
 
+        covered = torch.zeros(50, 100, dtype=torch.bool)
+        covered[20, 10] = True
+        left = targets.cover_target(target, covered)
+        assert left["points"][0].isnan().all()
+        assert torch.equal(left["points"][1], target["points"][1])
+        assert torch.equal(left["point_labels"], target["point_labels"])
+
         mask = torch.zeros(1, 50, 100, dtype=torch.bool)
         mask[0, 10:13, 20:23] = True
         pasted = points.of_masks(mask, torch.tensor([1]), target)
@@ -174,6 +182,40 @@ def test_points_are_read_cut_and_pasted(installed, monkeypatch):
     finally:
         targets.FIELDS.pop("points", None)
         sys.modules.pop("points", None)
+
+
+@pytest.mark.slow
+def test_workers_that_are_not_forked_know_the_field(tmp_path):
+    """Spawned ones, as on macOS and Windows, import nothing but what samples refer to."""
+    program = f"""
+import sys
+sys.path.append({str(EXAMPLES / "label_field")!r})
+from torch.utils.data import DataLoader
+from wsis.data import Loading
+from wsis.data.samples import Samples
+from wsis.datasets.shapes import Shapes
+
+if __name__ == "__main__":
+    import points
+    data = Shapes(root={str(tmp_path)!r}, train=2, val=1, proposals="none")
+    index = data.index("train")
+    for annotation in sum(index.annotations.values(), []):
+        annotation["point"] = [5.0, 5.0]
+    samples = Samples(index, {{"tags", "points"}}, data.augment)
+    loader = DataLoader(samples, sampler=[[(0, 1)]], batch_size=None, num_workers=1,
+                        multiprocessing_context="spawn")
+    (batch,) = loader
+    print(sorted(batch[0]["target"]))
+"""
+    (tmp_path / "spawn.py").write_text(program)
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "spawn.py")],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "['point_labels', 'points', 'tags']", done.stderr
 
 
 # A segmentor

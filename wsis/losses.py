@@ -103,7 +103,7 @@ def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def instance_activation(probabilities: Tensor, tau: float = 5.0) -> Tensor:
-    """Return the smooth maximum of each mask (PDSL eq. 7), the log-mean-exp at sharpness `tau`.
+    """Return the smooth maximum of each mask, PDSL eq. (7): the log-mean-exp at sharpness `tau`.
 
     It lies between the mean and the maximum of the mask.
 

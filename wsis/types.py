@@ -105,6 +105,10 @@ class View(NamedTuple):
             x1, x2 = self.width - x2, self.width - x1
         return torch.stack([x1, y1, x2, y2], -1)
 
+    def points_to_input(self, points: Tensor) -> Tensor:
+        """Map points (...,2) from the original image to the network input (not clipped)."""
+        return self.to_input(torch.cat([points, points], -1))[..., :2]
+
 
 class GroundTruth(NamedTuple):
     """Annotations of one image in original pixels, for metrics only; never in training samples."""

@@ -30,10 +30,19 @@ def of_masks(masks: Tensor, labels: Tensor, like: Target) -> Target:
 
 def cut(target: Target, cut: Cut) -> tuple[Target, Tensor]:
     """Return the points in a crop, scaled and flipped as it is, and which are not outside."""
-    points = cut.view.to_input(target["points"].repeat(1, 2))[:, :2]
+    points = cut.view.points_to_input(target["points"])
     height, width = cut.size
     outside = (points < 0).any(1) | (points >= torch.tensor([width, height])).any(1)
     return {"points": points}, ~outside
+
+
+def cover(target: Target, covered: Tensor) -> Target:
+    """Return the points of which none lies on the pixels `covered` (H,W); those become NaN."""
+    points = target["points"].clone()
+    clicked = (~points.isnan().any(1)).nonzero().flatten()
+    x, y = points[clicked].long().unbind(1)
+    points[clicked[covered[y, x]]] = float("nan")
+    return {"points": points}
 
 
 FIELDS["points"] = Field(
@@ -43,4 +52,5 @@ FIELDS["points"] = Field(
     keys=("point", "category_id"),
     needed="point",
     cut=cut,
+    cover=cover,
 )

@@ -16,6 +16,7 @@ from pycocotools import mask as rle
 from wsis.data.index import read_coco
 from wsis.data.module import Loading
 from wsis.data.samples import Samples
+from wsis.data.targets import FIELDS, Field
 from wsis.datasets.shapes import Augment, Shapes
 from wsis.errors import InputError
 from wsis.nn.masks import tight_boxes
@@ -132,6 +133,30 @@ def test_own_objects_are_kept_ignored_or_unknown(data, pool):
                     "edges of pasted objects have mixed colours"
                 )
         assert (~mine).sum() > 0
+
+
+def test_own_objects_keep_the_labels_that_they_have(data, pool, monkeypatch):
+    """A field that masks could be turned into, such as points, is not made anew from them."""
+
+    def read(record, classes):
+        return {"given": torch.tensor([a["id"] for a in record["annotations"]])}
+
+    def of_masks(masks, labels, like):
+        return {"given": torch.full((len(masks),), -1)}
+
+    field = Field(("given",), read, of_masks, keys=("id",))
+    monkeypatch.setitem(FIELDS, "given", field)
+    for count in (0, 3):
+        paste = plain(pool, own="annotate", objects=(count, count))
+        other = with_paste(data, paste).samples("train", True, MASKS | {"given"})
+        mine = data.samples("train", True, MASKS | {"given"}).sample(0, 1)["target"]
+        target = other.sample(0, 1)["target"]
+        own = target["given"] >= 0
+        assert set(target["given"][own].tolist()) <= set(mine["given"].tolist())
+        assert (~own).sum() == count
+        if count == 0:
+            for name in ("given", "boxes", "labels", "masks", "crowd", "tags"):
+                assert torch.equal(target[name], mine[name]), name
 
 
 def test_crowds_are_not_annotated(data, pool, tmp_path):

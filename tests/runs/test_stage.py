@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from wsis.errors import InputError
+from wsis.method import Method
 from wsis.models.ccgr.branches import BagDetector
 from wsis.nn.backbone import BackboneSettings
 from wsis.parts.classifier import Classifier
@@ -46,6 +47,32 @@ def test_a_stage_that_cannot_be_made_is_told(given, message):
     with pytest.raises(InputError, match=message) as error:
         Stage.of("segmentor", given, "mask_rcnn")
     assert "\n" not in str(error.value)
+
+
+class Clicked(Classifier):
+    """A network that learns from labels that no run makes."""
+
+    supervision = frozenset({"masks", "points"})
+
+
+class Silent(Classifier):
+    supervision = frozenset({"masks"})
+    predict_step = Method.predict_step
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("cam", "CAM does not learn from masks; choose a network that does, such as MaskRCNN"),
+        (Clicked, "Clicked learns from points, and the labels that a run makes have boxes, masks"),
+        (Silent, "Silent makes no predictions"),
+    ],
+)
+def test_a_network_that_does_not_fit_its_labels_is_refused(model, message):
+    """Before anything is trained: the labels of the last stage exist after hours only."""
+    given = {"steps": 1, "backbone": TINY, "model": model}
+    with pytest.raises(InputError, match=rf"model\.segmentor: {message}"):
+        Stage.of("segmentor", given, "mask_rcnn", num_classes=3)
 
 
 def of(shared: BackboneSettings, **backbone) -> BackboneSettings:

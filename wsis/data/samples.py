@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from wsis.data.samplers import Key
 from wsis.data.targets import (
+    FIELDS,
     Classes,
     check_fields,
     cut_target,
@@ -80,7 +81,9 @@ class Samples(Dataset[Batch]):
         views: int = 1,
     ) -> None:
         check_fields(supervision)
-        self.root, self.supervision, self.augment = index.root, supervision, augment
+        self.root, self.augment = index.root, augment
+        # the fields, not their names: to unpickle them imports their module in a loader worker
+        self._fields = [FIELDS[name] for name in sorted(supervision)]
         self.classes = Classes(class_of(index.categories), len(index.stuff))
         self.proposals, self.segments, self.max_proposals = proposals, segments, max_proposals
         training, self.transform, self.views = augment is not None, transform, views
@@ -115,7 +118,7 @@ class Samples(Dataset[Batch]):
             "path": path,
             "size": size,
             "view": View((1.0, 1.0), (0.0, 0.0), size[1], False),
-            "target": read_target(record, self.supervision, self.classes),
+            "target": read_target(record, self._fields, self.classes),
         }
         if self.proposals is not None:
             sample["proposals"] = self.proposals.read(

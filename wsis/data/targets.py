@@ -25,13 +25,14 @@ __all__ = [
     "Classes",
     "Field",
     "check_fields",
+    "cover_target",
     "cut_target",
     "join_targets",
+    "keep_objects",
     "read_objects",
     "read_target",
     "record_of",
     "run_length",
-    "target_of_image",
     "target_of_masks",
 ]
 
@@ -61,6 +62,8 @@ class Field:
         needed: Key that at least one annotation must have to train a method on the field.
         cut: `cut(target, cut)` returns the tensors after a crop, a scale and a flip, and which
             objects (M,) bool remain visible. None if cuts change nothing.
+        cover: `cover(target, covered)` returns the tensors after other objects were pasted over
+            the pixels `covered` (H,W) bool. None if that changes nothing.
     """
 
     tensors: tuple[str, ...]
@@ -70,6 +73,7 @@ class Field:
     keys: tuple[str, ...] = ()
     needed: str | None = None
     cut: Callable[[Target, Cut], tuple[Target, Tensor]] | None = None
+    cover: Callable[[Target, Tensor], Target] | None = None
 
 
 def record_of(index: Index, image: Record, supervision: Iterable[str] | None) -> Record:
@@ -91,11 +95,11 @@ def record_of(index: Index, image: Record, supervision: Iterable[str] | None) ->
     return {"image": image, "annotations": annotations, **label}
 
 
-def read_target(record: Record, supervision: Iterable[str], classes: Classes) -> Target:
-    """Return the fields `supervision` of an image's record, without fields that have no label."""
+def read_target(record: Record, fields: Iterable[Field], classes: Classes) -> Target:
+    """Return the given fields of an image's record, without fields that have no label."""
     target: Target = {}
-    for name in supervision:
-        target |= FIELDS[name].read(record, classes)
+    for field in fields:
+        target |= field.read(record, classes)
     return target
 
 
@@ -108,16 +112,24 @@ def cut_target(target: Target, cut: Cut) -> Target:
             tensors, seen = field.cut(target, cut)
             result |= cast(dict[str, Tensor], tensors)
             keep = seen if keep is None else keep & seen
-    if keep is not None:
-        rows = {name for field in _fields_of(target) if field.keys for name in field.tensors}
-        result |= {name: result[name][keep] for name in rows & result.keys()}
+    return cast(Target, result) if keep is None else keep_objects(cast(Target, result), keep)
+
+
+def cover_target(target: Target, covered: Tensor) -> Target:
+    """Change a target as pasting over the pixels `covered` (H,W) bool does; no object is lost."""
+    result: dict[str, Tensor] = {**target}  # type: ignore[dict-item]
+    for field in _fields_of(target):
+        if field.cover is not None:
+            result |= cast(dict[str, Tensor], field.cover(target, covered))
     return cast(Target, result)
 
 
-def target_of_image(target: Target) -> Target:
-    """Return the fields of a target that describe the whole image."""
-    names = [name for name, field in FIELDS.items() if name in target and not field.keys]
-    return cast(Target, {name: cast(Mapping[str, Tensor], target)[name] for name in names})
+def keep_objects(target: Target, keep: Tensor) -> Target:
+    """Return a target with the objects `keep` (M,) bool; labels of the image do not change."""
+    tensors = cast(dict[str, Tensor], target)
+    rows = {name for field in _fields_of(target) if field.keys for name in field.tensors}
+    kept = {name: tensors[name][keep] for name in rows & tensors.keys()}
+    return cast(Target, tensors | kept)
 
 
 def target_of_masks(like: Target, masks: Tensor, labels: Tensor) -> Target:
@@ -206,6 +218,14 @@ def _cut_boxes(target: Target, cut: Cut) -> tuple[Target, Tensor]:
     return {"boxes": boxes}, seen
 
 
+def _cover_boxes(target: Target, covered: Tensor) -> Target:
+    """Return boxes around what is visible; an object of unknown mask keeps its box."""
+    if "masks" not in target:
+        return {}
+    around = tight_boxes(target["masks"] & ~covered)
+    return {"boxes": torch.where(target["ignore_mask"][:, None], target["boxes"], around)}
+
+
 def _read_masks(record: Record, classes: Classes) -> Target:
     annotations = record["annotations"]
     size = record["image"]["height"], record["image"]["width"]
@@ -226,6 +246,10 @@ def _cut_masks(target: Target, cut: Cut) -> tuple[Target, Tensor]:
     seen = masks.flatten(1).any(1)
     ignore_mask = target.get("ignore_mask", torch.zeros_like(seen))
     return {"masks": masks, "ignore_mask": ignore_mask}, seen | ignore_mask
+
+
+def _cover_masks(target: Target, covered: Tensor) -> Target:
+    return {"masks": target["masks"] & ~covered}
 
 
 def _mask(annotation: Record, size: tuple[int, int]) -> Tensor:
@@ -259,6 +283,7 @@ FIELDS: dict[str, Field] = {
         keys=("bbox", "category_id", "iscrowd", "bag"),
         needed="bbox",
         cut=_cut_boxes,
+        cover=_cover_boxes,
     ),
     "masks": Field(
         ("masks", "ignore_mask"),
@@ -267,6 +292,7 @@ FIELDS: dict[str, Field] = {
         keys=("segmentation", "ignore"),
         needed="segmentation",
         cut=_cut_masks,
+        cover=_cover_masks,
     ),
 }
 """The fields of a label that a method can learn from, by name."""

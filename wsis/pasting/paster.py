@@ -14,7 +14,7 @@ from pycocotools import mask as rle
 from torch import Tensor
 
 from wsis.data.index import write_coco
-from wsis.data.targets import join_targets, target_of_image, target_of_masks
+from wsis.data.targets import cover_target, join_targets, keep_objects, target_of_masks
 from wsis.errors import InputError
 from wsis.files import atomic_write
 from wsis.fingerprint import file_hash
@@ -192,18 +192,14 @@ class Paster:
         }
 
     def _own(self, own: Target, covered: Tensor) -> tuple[Tensor, Target]:
-        """Return which of the image's own annotations are kept (M,), and their uncovered parts.
-
-        An ignore_mask mask keeps its box.
-        """
-        masks = own["masks"] & ~covered
-        kept = (masks.flatten(1).any(1) | own["ignore_mask"]) & (self.settings.own != "nothing")
+        """Return which of the image's own annotations are kept (M,), and their uncovered parts."""
+        left = cover_target(own, covered)
+        seen = left["masks"].flatten(1).any(1) | own["ignore_mask"]
+        kept = seen & (self.settings.own != "nothing")
         if self.settings.own == "annotate":
             kept &= ~own["crowd"]
-        left = target_of_masks(own, masks[kept], own["labels"][kept]) | target_of_image(own)
-        left["ignore_mask"] = own["ignore_mask"][kept]
-        left["boxes"] = torch.where(left["ignore_mask"][:, None], own["boxes"][kept], left["boxes"])
-        left["crowd"] |= self.settings.own == "ignore"
+        left = keep_objects(left, kept)
+        left["crowd"] = left["crowd"] | (self.settings.own == "ignore")
         return kept, left
 
 

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsis import registry
+from wsis.data.targets import FIELDS
 from wsis.data.transforms import Augment
 from wsis.errors import InputError
 from wsis.method import Method, Stages
 from wsis.runs.checkpoints import load_weights
 
 __all__ = ["Stage"]
+
+PSEUDO_LABELS = frozenset({"tags", "boxes", "masks"})
+"""Fields of the labels that a run makes for its later stages."""
 
 
 class Stage(NamedTuple):
@@ -46,7 +50,8 @@ class Stage(NamedTuple):
                 precedence.
 
         Raises:
-            InputError: no network of that name, an unknown argument, or no steps.
+            InputError: no network of that name, an unknown argument, no steps, or a network that
+                does not learn from the labels of this stage.
         """
         settings, place = dict(given), f"model.{setting}"
         chosen = settings.pop("model", default)
@@ -68,7 +73,9 @@ class Stage(NamedTuple):
         if augment:
             _check_known(Augment, f"{place}.augment", augment)
             augment = Augment(**augment)
-        return cls(network(**(passed | settings)), steps, augment, batch_size, accumulate)
+        model = network(**(passed | settings))
+        _check_labels(model, default, place)
+        return cls(model, steps, augment, batch_size, accumulate)
 
     def train(self, run: Stages, name: str, data: Any, labels: Path | None = None) -> Path:
         """Train as a stage of a run and return the checkpoint.
@@ -89,6 +96,24 @@ class Stage(NamedTuple):
         checkpoint = run.fit(name, self.model, data, **trainer)
         load_weights(self.model, checkpoint)
         return checkpoint
+
+
+def _check_labels(model: Method, default: str | type[Method], place: str) -> None:
+    """Raise InputError if a network cannot take the place of another one in a run's stage."""
+    other = registry.find("model", default) if isinstance(default, str) else default
+    needs = max(other.supervision, key=list(FIELDS).index)
+    if needs not in model.supervision:
+        raise InputError(
+            f"{place}: {type(model).__name__} does not learn from {needs}; choose a network that "
+            f"does, such as {other.__name__}"
+        )
+    if extra := sorted(model.supervision - PSEUDO_LABELS):
+        raise InputError(
+            f"{place}: {type(model).__name__} learns from {', '.join(extra)}, and the labels that "
+            f"a run makes have {', '.join(sorted(PSEUDO_LABELS))} only; choose another network"
+        )
+    if other.predicts() and not model.predicts():
+        raise InputError(f"{place}: {type(model).__name__} makes no predictions; choose another")
 
 
 def _on_same(shared: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
