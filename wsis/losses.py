@@ -49,7 +49,7 @@ def mil_scores(classification: Tensor, detection: Tensor) -> Tensor:
 
 
 def image_loss(scores: Tensor, tags: Tensor) -> Tensor:
-    """Return the binary cross-entropy of the image's summed scores (PDSL eq. 2, JTSM eq. 2).
+    """Return the binary cross-entropy of the image's summed scores: PDSL eq. (2), JTSM eq. (2).
 
     The papers sum over classes. Their code takes the mean and clamps scores to [1e-6, 1 - 1e-6], as
     is done here.
@@ -64,7 +64,7 @@ def image_loss(scores: Tensor, tags: Tensor) -> Tensor:
 
 
 def refinement_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Return the weighted cross-entropy of a refinement head (PDSL eq. 3, first term).
+    """Return the weighted cross-entropy of a refinement head: PDSL eq. (3), first term.
 
     The sum is divided by the number of proposals whose weight is not 0.
 
@@ -78,7 +78,7 @@ def refinement_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
 
 
 def box_loss(deltas: Tensor, targets: Tensor, weights: Tensor, proposals: int) -> Tensor:
-    """Return the weighted L1 loss of foreground box deltas (PDSL eq. 3, second term).
+    """Return the weighted L1 loss of foreground box deltas: PDSL eq. (3), second term.
 
     Args:
         deltas: (K,4) predicted for the matched class.
@@ -90,9 +90,9 @@ def box_loss(deltas: Tensor, targets: Tensor, weights: Tensor, proposals: int) -
 
 
 def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the binary cross-entropy, a mean over regions and pixels (PDSL eq. 5).
+    """Return the binary cross-entropy, a mean over regions and pixels: PDSL eq. (5).
 
-    The sign of eq. 5 is corrected; the mean is unweighted, as in the authors' code.
+    The sign of eq. (5) is corrected; the mean is unweighted, as in the authors' code.
 
     Args:
         logits: (K,h,w).
@@ -127,7 +127,7 @@ def log_mean_exp(maps: Tensor, sharpness: float) -> Tensor:
 
 
 def correlation_loss(activation: Tensor, score: Tensor) -> Tensor:
-    """Return the mean distance between mask activation and detection score (PDSL eq. 8).
+    """Return the mean distance between mask activation and detection score: PDSL eq. (8).
 
     The score is the target and gets no gradient.
 
@@ -139,7 +139,7 @@ def correlation_loss(activation: Tensor, score: Tensor) -> Tensor:
 
 
 def semantic_loss(logits: Tensor, canvas: Tensor) -> Tensor:
-    """Return the cross-entropy over stuff classes, a mean over labelled cells (JTSM eq. 10).
+    """Return the cross-entropy over stuff classes, a mean over labelled cells: JTSM eq. (10).
 
     Args:
         logits: (N,S,H,W).
@@ -150,7 +150,7 @@ def semantic_loss(logits: Tensor, canvas: Tensor) -> Tensor:
 
 
 def tightness_loss(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return the loss of masks whose lines disagree with a tight box (BoxCaseg eq. 1, unary term).
+    """Return the loss of masks whose lines disagree with a tight box: BoxCaseg eq. (1), unary term.
 
     Every row and column that crosses a tight box holds the object, and no other line does. A line's
     score is its largest logit; the binary cross-entropy is a mean over all lines, where the text
@@ -168,7 +168,7 @@ def tightness_loss(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def neighbour_smoothness(probabilities: Tensor) -> Tensor:
-    """Return the mean squared difference over all pairs of 8-neighbours in a map (BoxCaseg eq. 2).
+    """Return the mean squared difference over all pairs of 8-neighbours in a map: BoxCaseg eq. (2).
 
     The authors' code pads the map with zeros and includes those pairs, which pushes objects away
     from the border of tight crops.

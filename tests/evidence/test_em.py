@@ -46,7 +46,7 @@ def planted(
 
 
 def naive_shrunk_covariance(rows: np.ndarray) -> np.ndarray:
-    """Chen et al. 2010, eq. 23, summed element by element."""
+    """Chen et al. 2010, eq. (23), summed element by element."""
     n, p = rows.shape
     mean = [sum(rows[:, j]) / n for j in range(p)]
     s = np.array(

@@ -56,8 +56,7 @@ def segments(data, tmp_path_factory) -> Path:
 
 
 def sample_of(data: Shapes, i: int) -> dict:
-    samples = data.samples("train", train=False, supervision={"tags"})
-    samples.segments = True
+    samples = data.samples("train", train=False, supervision={"tags"}, segments=True)
     return samples.sample(i)
 
 

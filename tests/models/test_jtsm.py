@@ -37,8 +37,9 @@ def data(tmp_path_factory) -> Shapes:
 
 
 def samples_of(data: Shapes, split: str):
-    samples = data.samples(split, train=split == "train", supervision={"tags", "stuff_tags"})
-    samples.segments = True
+    samples = data.samples(
+        split, train=split == "train", supervision={"tags", "stuff_tags"}, segments=True
+    )
     return samples
 
 

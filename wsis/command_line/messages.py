@@ -71,6 +71,9 @@ def gist(error: ArgumentError) -> str:
     if named and "required" in text:
         return f"give --{named[1]}"
     value = re.search(r"(?:Given|Got) value: (.*)", text)
+    nested = re.search(r"NestedArg\(key='(\w+)'", text)
+    if named and nested:
+        return f"--{named[1]} has no setting '{nested[1]}'"
     union = re.search(r"Subtypes: \[(.*)\]", text)
     if named and value and union:
         return f"--{named[1]} {value[1]}: expected one of {union[1][:200]}"

@@ -220,7 +220,11 @@ class DataModule(pl.LightningDataModule):
         return proposals_of_index(self.index(split), self.folder, self.proposals, workers)
 
     def samples(
-        self, split: str, train: bool, supervision: AbstractSet[str] | None = None
+        self,
+        split: str,
+        train: bool,
+        supervision: AbstractSet[str] | None = None,
+        segments: bool | None = None,
     ) -> Samples:
         """Return the samples of a split: augmented for training, whole with truth for evaluation.
 
@@ -228,6 +232,7 @@ class DataModule(pl.LightningDataModule):
             split: "train" or "val".
             train: Whether the samples are for training.
             supervision: Fields of `wsis.data.targets.FIELDS`; None takes those of the model.
+            segments: Whether proposals have their superpixels; None takes what the model needs.
 
         Raises:
             InputError: The data set lacks the labels for training.
@@ -242,7 +247,7 @@ class DataModule(pl.LightningDataModule):
             allowed,
             self.augment if train else None,
             self.proposal_file(split),
-            needs.needs_segments,
+            needs.needs_segments if segments is None else segments,
             self.max_proposals,
             needs.panoptic,
             self.transform if split == "train" else None,

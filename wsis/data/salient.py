@@ -70,10 +70,15 @@ class Salient(DataModule):
         return read_salient(self.folder, self.limit)
 
     def samples(
-        self, split: str, train: bool, supervision: AbstractSet[str] | None = None
+        self,
+        split: str,
+        train: bool,
+        supervision: AbstractSet[str] | None = None,
+        segments: bool | None = None,
     ) -> Samples:
         """Return the samples, with tags, boxes and masks unless `supervision` is given."""
-        return super().samples(split, train, _MASKS if supervision is None else supervision)
+        fields = _MASKS if supervision is None else supervision
+        return super().samples(split, train, fields, segments)
 
 
 def read_salient(folder: Path, limit: int = 0) -> Index:

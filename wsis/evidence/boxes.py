@@ -257,9 +257,9 @@ def _gap(boxes: Tensor, sums: _Sums, context: float, form: Form) -> Tensor:
     both = _clip(torch.stack([boxes, torch.cat([centre - half, centre + half], 1)]), sums.limits)
     inside, whole = _integral(both, sums)
     area, wide_area = (both[..., 2:] - both[..., :2]).clamp(min=0).prod(-1)
-    box_mean = _mean(inside, area)  # eq. 2
+    box_mean = _mean(inside, area)  # eq. (2)
     if form == "ring":
-        return _mean(whole - inside, wide_area - area) - box_mean  # eq. 3
+        return _mean(whole - inside, wide_area - area) - box_mean  # eq. (3)
     return _mean(whole, wide_area) - box_mean - box_mean
 
 

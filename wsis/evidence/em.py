@@ -143,7 +143,7 @@ def shrunk_covariance(rows: Tensor) -> Tensor:
     """Return the covariance shrunk towards a multiple of the identity.
 
     It has an inverse even with fewer rows than columns. Oracle approximating shrinkage: Chen,
-    Wiesel, Eldar and Hero, IEEE TSP 2010, eq. 23. For equal rows, or a single one, it is the
+    Wiesel, Eldar and Hero, IEEE TSP 2010, eq. (23). For equal rows, or a single one, it is the
     identity, which makes the Mahalanobis distance Euclidean.
 
     Args:

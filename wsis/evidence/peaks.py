@@ -112,14 +112,14 @@ def bags(
 ) -> Bags:
     """Return the best proposals that contain a peak and no other, for each peak of an image.
 
-    CCGR, "initialisation", eq. 4. If all proposals around a peak contain other peaks, the
+    CCGR, "initialisation", eq. (4). If all proposals around a peak contain other peaks, the
     candidates are those that contain the fewest.
 
     Args:
         points: (K,2) peaks of the image, of all classes.
         boxes: (P,4) proposals, in the same pixels.
         objectness: (P,).
-        foreground: (H,W) in [0, 1], the map O of eq. 4; without it objectness alone ranks.
+        foreground: (H,W) in [0, 1], the map O of eq. (4); without it objectness alone ranks.
         size: maximum number of proposals in a bag.
         penalty: weight of a box's mean background in its rank.
     """

@@ -163,11 +163,10 @@ def mine(
     """
     labels = tags.nonzero().flatten() if len(scores) else tags.new_zeros(0, dtype=torch.int64)
     candidates = scores.detach()[:, labels]
-    index, best = labels, scores.new_zeros(0)
-    if len(labels):
-        ranked = candidates if prior is None else candidates * prior[:, None]
-        index = ranked.argmax(0)
-        best = candidates.gather(0, index[None])[0]
+    ranked = candidates if prior is None else candidates * prior[:, None]
+    # argmax refuses an image without proposals, even if no class is looked for
+    index = ranked.argmax(0) if len(labels) else labels.new_zeros(0)
+    best = candidates.gather(0, index[None])[0]
     chosen = boxes[index, labels] if boxes.ndim == 3 else boxes[index]
     weights = image_scores.detach()[labels].clamp(1e-6, 1 - 1e-6)
     return Pseudo(chosen.detach(), labels, best, weights, index)

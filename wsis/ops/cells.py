@@ -1,4 +1,4 @@
-"""Regions as cells of a feature map (JTSM, eq. 6)."""
+"""Regions as cells of a feature map (JTSM, eq. (6))."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CHUNK = 1 << 18
 
 
 def segment_cells(labels: Tensor, members: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the feature cells of each region: their windows hold a pixel of it (JTSM, eq. 6).
+    """Return the feature cells of each region: their windows hold a pixel of it (JTSM, eq. (6)).
 
     The window of cell (u, v) is rows [floor(u s), ceil((u + 1) s)) with s = Hs / H, columns
     likewise with Ws / W.

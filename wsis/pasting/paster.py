@@ -226,40 +226,15 @@ def write_pasted(
     images: list[Record] = []
     annotations: dict[int, list[Record]] = {}
     for number in range(1, count + 1):
-        sample, sources = paster.paste(
+        pasted = paster.paste(
             samples.sample((number - 1) % len(samples)), np.random.default_rng([seed, number])
         )
-        target, file = sample["target"], f"{number:06d}.png"
+        file, image = f"{number:06d}.png", pasted.sample["image"]
         with atomic_write(folder / "images" / file) as scratch:
-            Image.fromarray(sample["image"].permute(1, 2, 0).numpy()).save(
-                scratch, "png", compress_level=1
-            )
-        height, width = sample["image"].shape[1:]
-        images.append(
-            {
-                "id": number,
-                "file_name": file,
-                "height": height,
-                "width": width,
-                "background": str(sample["path"].name),
-            }
-        )
-        encoded = [run_lengths(mask) for mask in target["masks"]]
-        columns = [
-            target["boxes"].tolist(),
-            *(target[name].int().tolist() for name in ("labels", "crowd", "ignore_mask")),
-        ]
-        annotations[number] = [
-            {
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "area": int(rle.area(mask)),
-                "category_id": categories[label]["id"],
-            }
-            | {"segmentation": mask, "iscrowd": crowd, "ignore": ignore_mask, "source": source}
-            for mask, (x1, y1, x2, y2), label, crowd, ignore_mask, source in zip(
-                encoded, *columns, sources, strict=True
-            )
-        ]
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(scratch, "png", compress_level=1)
+        entry = {"id": number, "file_name": file, "height": image.shape[1], "width": image.shape[2]}
+        images.append({**entry, "background": pasted.sample["path"].name})
+        annotations[number] = _annotations(pasted, categories)
     index = Index(
         name="pasted",
         root=folder / "images",
@@ -268,3 +243,25 @@ def write_pasted(
         annotations=annotations,
     )
     write_coco(folder / "instances.json", index)
+
+
+def _annotations(pasted: Pasted, categories: Sequence[Record]) -> list[Record]:
+    """Return the COCO annotations of a pasted sample, each with its source."""
+    target = pasted.sample["target"]
+    boxes, labels = target["boxes"].tolist(), target["labels"].tolist()
+    crowd, ignore = (target[name].int().tolist() for name in ("crowd", "ignore_mask"))
+    found = []
+    for k, (mask, (x1, y1, x2, y2)) in enumerate(zip(target["masks"], boxes, strict=True)):
+        segmentation = run_lengths(mask)
+        found.append(
+            {
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": int(rle.area(segmentation)),
+                "category_id": categories[labels[k]]["id"],
+                "segmentation": segmentation,
+                "iscrowd": crowd[k],
+                "ignore": ignore[k],
+                "source": pasted.sources[k],
+            }
+        )
+    return found

@@ -140,8 +140,7 @@ class _Cutter:
     def __init__(self, segments: Segments, chosen: NDArray[np.int64], data: Any) -> None:
         self.segments, self.chosen = segments, chosen
         self.index: Index = data.index("train")
-        self.samples = data.samples("train", train=False, supervision={"tags"})
-        self.samples.segments = True
+        self.samples = data.samples("train", train=False, supervision={"tags"}, segments=True)
         self.labels: dict[int, list[Record]] = {image["id"]: [] for image in self.index.images}
         self.pictures: dict[int, list[NDArray[np.uint8]]] = {}
         self.shown = set()

@@ -119,8 +119,7 @@ def write_segments(
         InputError: no image has a segment that may be chosen, or features are not finite.
     """
     net = _load_classifier(checkpoint)
-    samples = data.samples("train", train=False, supervision={"tags"})
-    samples.segments = True
+    samples = data.samples("train", train=False, supervision={"tags"}, segments=True)
     images: list[dict[str, Any]] = []
     with (
         open(folder / "features.f16", "wb") as features,
