@@ -91,6 +91,8 @@ def _work(run: Run, model: Method, data: pl.LightningDataModule) -> None:
 
 
 def _list(folder: Path) -> None:
+    if not stages(folder):
+        print(f"no stage has begun in {folder}")
     for path, stage in stages(folder):
         print(f"{path.name:<24}{'finished' if stage.finished else 'begun'}")
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from wsis.data.labels import relabel
 from wsis.data.samplers import OrderSampler, StepSampler
 from wsis.data.samples import Samples, Transform
-from wsis.data.targets import FIELDS, check_fields
+from wsis.data.targets import check_fields, require_labels
 from wsis.data.transforms import PHOTOGRAPHS, Augment
 from wsis.errors import InputError
 from wsis.fingerprint import digest
@@ -241,7 +241,7 @@ class DataModule(pl.LightningDataModule):
         allowed = needs.supervision if supervision is None else supervision
         check_fields(allowed)
         if train:
-            _require(self.index(split), allowed, self.relabelled)
+            require_labels(self.index(split), allowed, self.relabelled)
         return Samples(
             self.index(split),
             allowed,
@@ -382,18 +382,6 @@ class DataModule(pl.LightningDataModule):
             return passes * steps + rest * accumulate
 
         return StepSampler(images, batch_size, seed, steps, position, rank, world)
-
-
-def _require(index: Index, supervision: AbstractSet[str], labels: Path | None) -> None:
-    """Raise InputError for fields that no annotation has."""
-    needed = {name: field.needed for name, field in FIELDS.items() if name in supervision}
-    keys = {key for found in index.annotations.values() for a in found for key in a if a[key]}
-    missing = [name for name, key in needed.items() if key and key not in keys]
-    if missing:
-        raise InputError(
-            f"{index.name} has no {' and no '.join(missing)} to train with in "
-            f"{labels or index.root}; add them or take a model for tags"
-        )
 
 
 def _as_is(batch: Batch) -> Batch:

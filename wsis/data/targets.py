@@ -8,7 +8,9 @@ its tensors to `wsis.types.Target`.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -32,6 +34,7 @@ __all__ = [
     "read_objects",
     "read_target",
     "record_of",
+    "require_labels",
     "run_length",
     "target_of_masks",
 ]
@@ -158,6 +161,27 @@ def check_fields(names: Collection[str]) -> None:
         raise InputError(
             f"supervision '{wrong[0]}' is no set of fields of a label; fields are "
             f"{', '.join(FIELDS)}"
+        )
+
+
+def require_labels(index: Index, supervision: AbstractSet[str], labels: Path | None) -> None:
+    """Check that a training set has labels.
+
+    Args:
+        index: The data set.
+        supervision: Names of fields.
+        labels: The file of its annotations, if they are not the data set's own.
+
+    Raises:
+        InputError: No annotation has the key that a field needs.
+    """
+    needed = {name: field.needed for name, field in FIELDS.items() if name in supervision}
+    keys = {key for found in index.annotations.values() for a in found for key in a if a[key]}
+    if missing := {name: key for name, key in needed.items() if key and key not in keys}:
+        raise InputError(
+            f"{index.name} has no {' and no '.join(missing)} to train with in "
+            f"{labels or index.root}: no annotation has {' or '.join(map(repr, missing.values()))}; "
+            "add them or take a model for tags"
         )
 
 
