@@ -176,12 +176,12 @@ def require_labels(index: Index, supervision: AbstractSet[str], labels: Path | N
         InputError: No annotation has the key that a field needs.
     """
     needed = {name: field.needed for name, field in FIELDS.items() if name in supervision}
-    keys = {key for found in index.annotations.values() for a in found for key in a if a[key]}
-    if missing := {name: key for name, key in needed.items() if key and key not in keys}:
+    known = {key for found in index.annotations.values() for a in found for key in a if a[key]}
+    if missing := {name: key for name, key in needed.items() if key and key not in known}:
+        keys = " or ".join(map(repr, missing.values()))
         raise InputError(
             f"{index.name} has no {' and no '.join(missing)} to train with in "
-            f"{labels or index.root}: no annotation has {' or '.join(map(repr, missing.values()))}; "
-            "add them or take a model for tags"
+            f"{labels or index.root}: no annotation has {keys}; add them or take a model for tags"
         )
 
 
