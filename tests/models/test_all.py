@@ -164,12 +164,8 @@ def train(name: str, data: DataModule, salient: Path | None = None, **trainer) -
 
 
 def predictions(model: Method, data: Shapes) -> list[Prediction]:
-    loader = data.dataloader("val", train=False)
-    loader.dataset.segments = getattr(model, "needs_segments", False)
-    loader.dataset.supervision = model.supervision
-    batches = pl.Trainer(accelerator="cpu", default_root_dir=data.folder, **QUIET).predict(
-        model, dataloaders=loader
-    )
+    trainer = pl.Trainer(accelerator="cpu", default_root_dir=data.folder, **QUIET)
+    batches = trainer.predict(model, datamodule=data)
     return [prediction for batch in batches or [] for prediction in batch or []]
 
 
