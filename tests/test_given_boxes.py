@@ -203,7 +203,7 @@ def test_boxes_where_they_do_not_belong(run, tmp_path, capsys):
 
 
 def test_one_image_from_python(run):
-    model, data, _ = wsis.load(run, "1-joint")
+    model, data, *_ = wsis.load(run, "1-joint")
     index = data.index("val")
     boxes = torch.tensor([[10.0, 20, 60, 80], [30, 30, 90, 70]])
     found = wsis.predict(model, index.root / index.images[0]["file_name"], boxes)

@@ -28,7 +28,7 @@ from wsis.metrics.evaluation import Evaluation
 from wsis.proposals.proposers import BUILT_IN, propose
 from wsis.runs.checkpoints import intact
 from wsis.runs.labels import Labeller, write_labels
-from wsis.runs.record import stages
+from wsis.runs.record import read_stage, stages
 from wsis.runs.run import Split
 from wsis.types import Index, Prediction, Proposals, Record, Sample, View
 
@@ -49,6 +49,10 @@ __all__ = [
 ]
 
 
+UNKNOWN_THRESHOLD = 0.3
+"""Score from which on detections are shown if none was correct in validation."""
+
+
 class Loaded(NamedTuple):
     """A run, ready to use."""
 
@@ -58,6 +62,8 @@ class Loaded(NamedTuple):
     """As it was trained on."""
     config: Config
     """All settings of the run."""
+    threshold: float
+    """Score from which on detections are shown: that of the best F1 in the stage's validation."""
 
 
 def load(run: str | os.PathLike[str], stage: str | None = None) -> Loaded:
@@ -95,7 +101,18 @@ def load(run: str | os.PathLike[str], stage: str | None = None) -> Loaded:
         raise InputError(
             f"{checkpoint} was written by another version of {known[name].__name__}; train it again"
         ) from error
-    return Loaded(model, make_data(config["data"]), config)
+    return Loaded(model, make_data(config["data"]), config, _threshold(folder / name))
+
+
+def _threshold(stage: Path) -> float:
+    record = read_stage(stage)
+    metrics = {} if record is None else record.metrics
+    found = [
+        metrics[f"{split}/F1_threshold"]
+        for split in ("val", "train")
+        if f"{split}/F1_threshold" in metrics
+    ]
+    return found[0] if found else UNKNOWN_THRESHOLD
 
 
 def trained(run: Path) -> dict[str, type[Method]]:

@@ -60,7 +60,7 @@ def label_images(
     Raises:
         InputError: not a finished run, its data is not there, or the file cannot be written.
     """
-    model, data, _ = load(run, stage or labelling_stage(run))
+    model, data, *_ = load(run, stage or labelling_stage(run))
     if images is not None:
         names = [category["name"] for category in classes_of(run, data)[0]]
         wanted = () if model.needs_boxes else names

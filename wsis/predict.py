@@ -53,7 +53,7 @@ def predict_images(
     out: Path = Path("predictions"),
     boxes: Path | None = None,
     stage: str | None = None,
-    score: float = 0.3,
+    score: float | None = None,
     workers: int = 2,
     accelerator: str = "auto",
     devices: int = 1,
@@ -69,7 +69,8 @@ def predict_images(
         out: Folder to write to.
         boxes: COCO json with boxes of the images, for a method that predicts the masks in them.
         stage: Trained stage to use; if not given the last, with `boxes` the last that takes boxes.
-        score: Detections below this score are not drawn; predictions.json has them all.
+        score: Detections below this score are not drawn; if not given, that of the best F1 in the
+            run's validation. predictions.json has them all.
         workers: Processes that read images and make proposals.
         accelerator: What to compute on, as Lightning calls it: auto, cpu, gpu, ...
         devices: How many of them.
@@ -78,7 +79,8 @@ def predict_images(
         InputError: not a finished run, no image can be read, or boxes that no stage takes or of
             other images.
     """
-    model, data, config = load(run, stage or (_stage_for_boxes(run) if boxes else None))
+    model, data, config, threshold = load(run, stage or (_stage_for_boxes(run) if boxes else None))
+    threshold = threshold if score is None else score
     if model.needs_boxes != (boxes is not None):
         raise InputError(
             f"{type(model).__name__} of {run} {'does not take' if boxes else 'needs'} --boxes; "
@@ -97,10 +99,11 @@ def predict_images(
             scratch.write_text(
                 json.dumps({"images": index.images, "categories": index.categories}, indent=1)
             )
-        _draw(results, index, score, out / "overlays")
+        told = _draw(results, index, threshold, out / "overlays")
         if (out / PANOPTIC).is_file():
             _draw_panoptic(out / PANOPTIC, index, out / "overlays" / "panoptic")
         print(f"{len(index.images)} images: {results}, {out / 'images.json'}, {out / 'overlays'}")
+        print(told)
     return out / "predictions.json"
 
 
@@ -197,8 +200,8 @@ def _files(given: Iterable[Path]) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def _draw(results: Path, index: Index, score: float, folder: Path) -> None:
-    """Write one overlay per image."""
+def _draw(results: Path, index: Index, score: float, folder: Path) -> str:
+    """Write one overlay per image; return how many objects are drawn on how many images."""
     names = [category["name"] for category in index.categories]
     predictions = read_results(results, index.images, index.categories)
     for image, name, prediction in zip(index.images, _names(index), predictions, strict=True):
@@ -207,6 +210,12 @@ def _draw(results: Path, index: Index, score: float, folder: Path) -> None:
         )
         with atomic_write(folder / f"{name}.jpg") as scratch:
             scratch.write_bytes(draw.jpeg(drawn))
+    sure = [int((prediction.scores >= score).sum()) for prediction in predictions]
+    guesses = sum(not n and len(p.scores) > 0 for n, p in zip(sure, predictions, strict=True))
+    told = (
+        f"drawn from a score of {score:.2f}: {sum(sure)} objects on {sum(map(bool, sure))} images"
+    )
+    return told + (f"; the best guess, marked ?, on {guesses} others" if guesses else "")
 
 
 def _draw_panoptic(results: Path, index: Index, folder: Path) -> None:

@@ -51,9 +51,25 @@ def test_small_objects_lie_on_top():
 
 
 def test_low_scores_and_nan_are_left_out():
-    low = prediction([[20, 24, 60, 50], [5, 5, 9, 9]], [0, 1], [0.2, float("nan")])
-    assert (draw.overlay(IMAGE, low, score_threshold=0.3) == 128).all()
-    assert (draw.overlay(IMAGE, low) != 128).any()
+    boxes = [[20, 24, 60, 50], [5, 5, 9, 9], [5, 40, 9, 44]]
+    mixed = prediction(boxes, [0, 1, 2], [0.4, float("nan"), 0.2])
+    alone = prediction(boxes[:1], [0], [0.4])
+    drawn = draw.overlay(IMAGE, mixed, score_threshold=0.3)
+    assert (drawn == draw.overlay(IMAGE, alone, score_threshold=0.3)).all()
+    assert (draw.overlay(IMAGE, mixed) != drawn).any()
+
+
+@pytest.mark.parametrize("threshold", [0.5, float("inf"), float("nan")])
+def test_the_best_is_drawn_with_a_mark_if_nothing_is_sure(threshold):
+    boxes = [[20, 24, 60, 50], [5, 5, 9, 9], [5, 40, 9, 44]]
+    low = prediction(boxes, [0, 1, 2], [0.4, float("nan"), 0.2])
+    alone = prediction(boxes[:1], [0], [0.4])
+    guess = draw.overlay(IMAGE, low, score_threshold=threshold)
+    sure = draw.overlay(IMAGE, alone)
+    assert (guess != sure).any(), "the question mark"
+    assert (guess != sure).mean() < 0.02
+    unknown = prediction(boxes[:1], [0], [float("nan")])
+    assert (draw.overlay(IMAGE, unknown, score_threshold=threshold) == 128).all()
 
 
 def test_boxes_are_drawn_where_there_are_no_masks():

@@ -181,7 +181,7 @@ def test_pictures_of_the_first_images_go_to_loggers_that_take_them(tmp_path):
     album, board = Album(), TensorBoardLogger(tmp_path)
     trainer = trainer_for(
         tmp_path,
-        Evaluation(pictures=3, score_threshold=0),
+        Evaluation(pictures=3),
         logger=[CSVLogger(tmp_path), album, board],
     )
     trainer.validate(Oracle(), datamodule=SceneData(), verbose=False)

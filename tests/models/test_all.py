@@ -316,6 +316,49 @@ def words(name: str, root: Path, run: Path, steps: int = 4) -> list[str]:
     ]
 
 
+@pytest.fixture(scope="module")
+def one_class(root) -> Path:
+    """Images of shapes as photos with and without "weed", half of them each."""
+    data = shapes(root)
+    for split, file in (("train", "labels.json"), ("val", "val.json")):
+        index = data.index(split)
+        images = [
+            {**image, "file_name": str((index.root / image["file_name"]).relative_to(root))}
+            for image in index.images
+        ]
+        annotations = [
+            {**annotation, "category_id": 1, "image_id": image["id"]}
+            for image in images[::2]
+            for annotation in index.annotations[image["id"]]
+        ]
+        for number, annotation in enumerate(annotations, 1):
+            annotation["id"] = number
+        content = {"images": images, "annotations": annotations}
+        content["categories"] = [{"id": 1, "name": "weed"}]
+        (root / file).write_text(json.dumps(content))
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_one_class_is_enough(name, one_class, tmp_path):
+    """Weed or no weed: the commonest photos that people have."""
+    run = tmp_path / "run"
+    flags = [word for word in words(name, one_class, run, 2) if word != "--save_every=1"]
+    of_shapes = ("--data.train", "--data.val", "--data.salient")
+    flags = [flag for flag in flags if not flag.startswith(of_shapes)]
+    accepted = inspect.signature(registry.find("model", name)).parameters
+    if "salient" in accepted:
+        flags += [f"--model.salient={shapes(one_class).salient_folder()}"]
+    if "stuff" in accepted:
+        flags += ["--model.stuff=false"]
+    small = ["--data.augment.short_sides=[96]", "--data.augment.scales=[]"]
+    fit.main([*flags, *small, "--data=folder", "--data.loading.batch_size=2"])
+    last = list(run.glob("*/stage.json"))
+    assert last
+    assert all(json.loads(path.read_text())["finished"] for path in last)
+
+
 class PowerCut(Exception):
     pass
 

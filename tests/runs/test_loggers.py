@@ -71,7 +71,7 @@ class Drawn(Oracle):
     """Logs two pictures."""
 
     def configure_callbacks(self):
-        return [Evaluation(pictures=2, score_threshold=0)]
+        return [Evaluation(pictures=2)]
 
 
 def test_pictures_with_masks(tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import colorsys
 import io
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -84,7 +85,8 @@ def overlay(
         image: (H,W,3) uint8 RGB, or the same as a (3,H,W) tensor.
         objects: what to draw; the masks are of the image's size.
         names: class names; "class 3" where there are none.
-        score_threshold: predictions below this score are left out.
+        score_threshold: predictions below this score are left out; if none reaches it, the best one
+            is drawn with a question mark.
         long_side: pixels of the result's longer side; small images are enlarged, so that lines and
             letters stay crisp.
         opacity: of the tint, 0 to 1.
@@ -215,19 +217,27 @@ def _objects(
     """Return what to draw, large objects first, so that small ones lie on top."""
     labels, boxes = objects.labels.tolist(), (objects.boxes * scale).tolist()
     scores = objects.scores.tolist() if isinstance(objects, Prediction) else [None] * len(labels)
+    sure = [score is None or score >= score_threshold for score in scores]
+    best = None if any(sure) else _best(scores)
     seen: dict[int, int] = {}
     drawn = []
     for i, (label, box, score) in enumerate(zip(labels, boxes, scores, strict=True)):
-        if score is not None and not score >= score_threshold:
+        if not sure[i] and i != best:
             continue
         name = names[label] if label < len(names) else f"class {label}"
-        text = name if score is None else f"{name} {score:.2f}"
+        text = name if score is None else f"{name} {score:.2f}" + "?" * (i == best)
         if isinstance(objects, GroundTruth) and objects.crowd[i]:
             text = f"{name} (crowd)"
         mask = objects.masks[i] if objects.masks else None
         drawn.append(_Object(tuple(box), mask, colour(label, seen.get(label, 0)), text))
         seen[label] = seen.get(label, 0) + 1
     return sorted(drawn, key=lambda thing: -_common(thing.box, thing.box))
+
+
+def _best(scores: Sequence[Any]) -> int | None:
+    """Return the position of the highest score; None if no score is a number."""
+    known = [i for i, score in enumerate(scores) if not math.isnan(score)]
+    return max(known, key=scores.__getitem__) if known else None
 
 
 def _tint(canvas: Picture, thing: _Object, opacity: float) -> Point:

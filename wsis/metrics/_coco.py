@@ -14,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from wsis.metrics.states import Array, mean
+from wsis.metrics.threshold import best_threshold
 
 __all__ = ["AREAS", "THRESHOLDS", "box_name", "coco_precision", "summary"]
 
@@ -26,8 +27,13 @@ AREAS = {"all": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e
 
 def coco_precision(
     records: list[dict[str, Any]], classes: int, kind: Literal["segm", "bbox"]
-) -> Array:
-    """Return pycocotools' precision (T,101,C,areas,1), -1 for classes without ground truth."""
+) -> tuple[Array, float]:
+    """Evaluate with pycocotools.
+
+    Returns:
+        precision (T,101,C,areas,1), -1 for classes without ground truth, and the score threshold of
+        the best F1 at an IoU of 0.5 over all classes together, infinite if nothing is correct.
+    """
     # pycocotools prints its progress
     with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
         truths = _coco(records, classes, "true", kind)
@@ -40,7 +46,20 @@ def coco_precision(
         evaluation.evaluate()
         evaluation.accumulate()
     precision: Array = evaluation.eval["precision"]
-    return precision
+    return precision, _threshold(evaluation)
+
+
+def _threshold(evaluation: COCOeval) -> float:
+    """Return the score threshold of the best F1 at an IoU of 0.5."""
+    half, everything = int(np.argmin(np.abs(THRESHOLDS - 0.5))), list(AREAS["all"])
+    matched = [e for e in evaluation.evalImgs if e is not None and e["aRng"] == everything]
+    if not matched:
+        return float("inf")
+    counted = [~e["dtIgnore"][half].astype(bool) for e in matched]
+    pairs = list(zip(matched, counted, strict=True))
+    scores = np.concatenate([np.asarray(e["dtScores"])[c] for e, c in pairs])
+    correct = np.concatenate([e["dtMatches"][half][c] > 0 for e, c in pairs])
+    return best_threshold(scores, correct, sum(int((e["gtIgnore"] == 0).sum()) for e in matched))
 
 
 def _coco(records: list[dict[str, Any]], classes: int, side: str, kind: str) -> COCO:

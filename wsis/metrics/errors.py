@@ -23,6 +23,7 @@ import numpy as np
 from pycocotools import mask as rle_masks
 
 from wsis.metrics.states import Array, box_iou, packed
+from wsis.metrics.threshold import best_threshold
 from wsis.types import GroundTruth, Prediction
 
 __all__ = ["ERRORS", "KINDS", "Breakdown", "break_down"]
@@ -115,7 +116,10 @@ def break_down(
     kinds[table.place] = kind
     ends = np.cumsum([len(p.labels) for p in predictions])[:-1]
     by_image = np.split(kinds, ends) if len(predictions) else []
-    return Breakdown(ap, gains, counts, _best_threshold(table, kind), by_image)
+    counted = kind != KINDS.index("ignored")
+    right = kind[counted] == KINDS.index("correct")
+    threshold = best_threshold(table.scores[counted], right, len(table.objects))
+    return Breakdown(ap, gains, counts, threshold, by_image)
 
 
 def _tabulate(
@@ -270,17 +274,6 @@ def _average_precision(labels: Array, hits: Array, totals: Array, judged: Array)
         reached = np.searchsorted(right / max(totals[c], 1), _RECALLS, side="left")
         values.append(envelope[reached].mean() if totals[c] else 0.0)
     return float(np.mean(values)) if values else float("nan")
-
-
-def _best_threshold(table: _Table, kind: Array) -> float:
-    """Return the score threshold, itself included, of the best F1."""
-    counted = kind != KINDS.index("ignored")
-    scores, right = table.scores[counted], np.cumsum(kind[counted] == KINDS.index("correct"))
-    if not len(right) or not right[-1]:
-        return float("inf")
-    harmonic = 2 * right / (np.arange(1, len(right) + 1) + len(table.objects))
-    ends = np.append(scores[1:] != scores[:-1], True)
-    return float(scores[np.where(ends, harmonic, -1).argmax()])
 
 
 def _joined(parts: Sequence[Array]) -> Array:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
@@ -19,7 +20,8 @@ from wsis.metrics.panoptic import PanopticQuality
 from wsis.metrics.panoptic_results import store_map, write_panoptic
 from wsis.metrics.results import to_results, write_results
 from wsis.metrics.states import from_lines, to_lines
-from wsis.types import Batch, Prediction
+from wsis.metrics.tags import DetectionTags
+from wsis.types import Batch, Prediction, Sample
 
 if TYPE_CHECKING:
     from wsis.images.draw import Picture
@@ -34,27 +36,29 @@ class Evaluation(Callback):
     the batch. If samples have a `truth`, metrics are logged as `val/AP50`, `val/CorLoc`, ..., or
     `test/...`. Test and predict write `predictions.json` (COCO results) to the trainer's
     `default_root_dir`, and panoptic.json with its pngs if predictions have panoptic maps.
-    Validation draws the first images for every logger that takes pictures.
+    Validation draws the first images for every logger that takes pictures, from the score of the
+    best F1 on. Where there is no truth, tags tell that score, and `tag_mAP` how well classes are
+    found.
 
     Args:
         metrics: metrics to compute; by default InstanceAP and CorLoc, and PanopticQuality for a
             model with `panoptic = True`.
         pictures: number of images to draw in each validation, at most 8.
-        score_threshold: detections below this score are not drawn.
     """
 
     def __init__(
         self,
         metrics: Sequence[Metric] | None = None,
         pictures: int = 8,
-        score_threshold: float = 0.3,
     ) -> None:
         self.metrics = list(metrics) if metrics is not None else None
-        self.pictures, self.score_threshold = min(pictures, 8), score_threshold
+        self.pictures = min(pictures, 8)
+        self.prefix = "val"
+        """Of the names of validation metrics: the split that is looked at."""
         self.figures: dict[str, Tensor] = {}
         """All metrics of the last validation or test, including those per class."""
-        self._results = _Results()
-        self._drawn: list[Picture] = []
+        self._results, self._tags = _Results(), DetectionTags()
+        self._shown: list[tuple[Prediction, Sample]] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Create the default metrics, which need the data's number of classes."""
@@ -66,8 +70,8 @@ class Evaluation(Callback):
                 self.metrics.append(PanopticQuality(classes, getattr(data, "num_stuff", 0)))
 
     def _begin(self, module: pl.LightningModule) -> None:
-        self._drawn = []
-        for metric in (*(self.metrics or ()), self._results):
+        self._shown = []
+        for metric in (*(self.metrics or ()), self._results, self._tags):
             metric.to(module.device)
             metric.reset()
             metric.update([], [])  # so that a rank without images has a state to exchange
@@ -76,11 +80,15 @@ class Evaluation(Callback):
         judged = [(p, s["truth"]) for p, s in zip(predictions, batch, strict=True) if "truth" in s]
         for metric in self.metrics or ():
             metric.update([p for p, _ in judged], [t for _, t in judged])
+        if all("tags" in sample.get("target", {}) for sample in batch):
+            self._tags.update(predictions, [sample["target"]["tags"] for sample in batch])
 
     def _end(self, module: pl.LightningModule, prefix: str) -> None:
         self.figures = {}
         for metric in self.metrics or ():
             self.figures |= metric.compute()
+        if not self.figures.get("F1_threshold", torch.tensor(torch.nan)).isfinite():
+            self.figures |= self._tags.compute()
         scalars = {
             f"{prefix}/{name}": value.float()
             for name, value in self.figures.items()
@@ -105,23 +113,24 @@ class Evaluation(Callback):
             annotations = [record["panoptic"] for record in records if record["panoptic"]]
             write_panoptic(folder, annotations, *_classes(trainer))
 
-    def _draw(self, trainer: pl.Trainer, predictions: list[Prediction], batch: Batch) -> None:
+    def _draw(self, trainer: pl.Trainer) -> Iterator[Picture]:
+        """Draw the images that were kept, from the score of the best F1 on."""
         from wsis.images import draw  # loads an image library, which most runs do not need
 
         names, stuff = ([category["name"] for category in part] for part in _classes(trainer))
         overlay = partial(draw.overlay, names=names, long_side=512)
         overlay_map = partial(draw.overlay_panoptic, things=names, stuff=stuff, long_side=512)
-        wanted = self.pictures - len(self._drawn)
-        for prediction, sample in list(zip(predictions, batch, strict=True))[:wanted]:
+        threshold = float(self.figures.get("F1_threshold", 0))
+        for prediction, sample in self._shown:
             image, truth = sample["image"], sample.get("truth")
-            sides = {"prediction": overlay(image, prediction, score_threshold=self.score_threshold)}
+            sides = {"prediction": overlay(image, prediction, score_threshold=threshold)}
             if truth:
                 sides["truth"] = overlay(image, truth)
             if prediction.panoptic is not None:
                 sides["panoptic prediction"] = overlay_map(image, prediction.panoptic)
             if truth and truth.panoptic is not None:
                 sides["panoptic truth"] = overlay_map(image, truth.panoptic)
-            self._drawn.append(draw.grid(list(sides.values()), captions=list(sides)))
+            yield draw.grid(list(sides.values()), captions=list(sides))
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Reset the metrics."""
@@ -139,10 +148,11 @@ class Evaluation(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Evaluate a batch, and draw its images until there are enough."""
+        """Evaluate a batch, and keep its images until there are enough to draw."""
         self._evaluate(_checked(outputs, batch), batch)
         if _picture_loggers(trainer):
-            self._draw(trainer, outputs, batch)
+            wanted = self.pictures - len(self._shown)
+            self._shown += list(zip(outputs, batch, strict=True))[:wanted]
 
     def on_test_batch_end(
         self,
@@ -171,10 +181,11 @@ class Evaluation(Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log `val/...` and the pictures."""
-        self._end(pl_module, "val")
-        for number, picture in enumerate(self._drawn):
+        self._end(pl_module, self.prefix)
+        for number, picture in enumerate(self._draw(trainer) if self._shown else ()):
             for logger in _picture_loggers(trainer):
-                _show(logger, f"val/pictures/{number}", picture, trainer.global_step)
+                _show(logger, f"{self.prefix}/pictures/{number}", picture, trainer.global_step)
+        self._shown = []
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log `test/...` and write the predictions."""

@@ -37,7 +37,9 @@ class InstanceAP(Metric):
 
     There are 101 recall points, and 100 detections per image and class. `compute()` returns the
     scalars `AP` (mean over IoU .5:.95), `AP25`, `AP50`, `AP70`, `AP75`, `APs`, `APm`, `APl`, and
-    (C,) `per_class/AP`, `per_class/AP25`, ...; for boxes the same prefixed with `box_`. Masks are
+    (C,) `per_class/AP`, `per_class/AP25`, ...; for boxes the same prefixed with `box_`.
+    `F1_threshold` is the score from which on all detections together have the best F1 at IoU 0.5,
+    of masks if there are any; nan if none is correct. Masks are
     evaluated on the images whose ground truth has masks; their values are nan if a prediction has
     none. Sizes are by mask area, as in COCO.
 
@@ -66,9 +68,13 @@ class InstanceAP(Metric):
         masked = [record for record in records if _has_masks(record["true"])]
         comparable = masked and all(_has_masks(record["predicted"]) for record in masked)
         blank = np.full((len(THRESHOLDS), 101, classes, len(AREAS), 1), -1.0)
-        masks = coco_precision(masked, classes, "segm") if comparable else blank
-        boxes = coco_precision(records, classes, "bbox") if records else blank
-        return summary(masks) | {box_name(name): value for name, value in summary(boxes).items()}
+        nothing = blank, float("inf")
+        masks, of_masks = coco_precision(masked, classes, "segm") if comparable else nothing
+        boxes, of_boxes = coco_precision(records, classes, "bbox") if records else nothing
+        threshold = of_masks if comparable else of_boxes
+        known = {"F1_threshold": torch.tensor(threshold if np.isfinite(threshold) else np.nan)}
+        of_box = {box_name(name): value for name, value in summary(boxes).items()}
+        return summary(masks) | of_box | known
 
 
 class VOCAP(Metric):

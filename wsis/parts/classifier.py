@@ -14,11 +14,11 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics.classification import MultilabelAveragePrecision
 
 from wsis.errors import InputError
 from wsis.losses import log_mean_exp
 from wsis.method import Method, Stages, filled
+from wsis.metrics.tags import TagAP
 from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.runs.stage import Stage
 from wsis.types import Batch
@@ -62,7 +62,7 @@ class Classifier(Method):
             raise InputError(f"sharpness {sharpness}: give a number above 0, or pooling average")
         self.backbone = Backbone(backbone)
         self.head = nn.Conv2d(self.backbone.channels, num_classes, 1)
-        self.precision = MultilabelAveragePrecision(num_classes)
+        self.precision = TagAP()
 
     def forward(self, images: list[Tensor]) -> Tensor:
         """Images (3,H,W) -> class activation maps, logits (N,C,h,w)."""
@@ -93,8 +93,8 @@ class Classifier(Method):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int = 0) -> None:
-        """Log the average precision of the tags, mean over classes."""
-        self.precision(self.logits(batch).sigmoid(), tags(batch).long())
+        """Log the average precision of the tags, mean over the classes that some image has."""
+        self.precision(self.logits(batch), tags(batch), [sample["image_id"] for sample in batch])
         self.log("val/mAP", self.precision, prog_bar=True, batch_size=len(batch))
 
     def configure_optimizers(self) -> Any:

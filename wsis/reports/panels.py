@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wsis.data.labels import relabel
 from wsis.errors import InputError
-from wsis.inference import labelling_stage, load, store_labels
+from wsis.inference import UNKNOWN_THRESHOLD, labelling_stage, load, store_labels
 from wsis.metrics.errors import Breakdown, break_down
 from wsis.metrics.panoptic_results import PANOPTIC, read_panoptic
 from wsis.metrics.results import read_results
@@ -31,8 +31,6 @@ __all__ = ["Panels", "make_panels"]
 MIN_SHOWN, MAX_SHOWN = 6, 25
 """Detections kept of an image: the first many at least, and confident ones up to the second."""
 MAX_PROPOSALS = 12
-UNKNOWN_THRESHOLD = 0.3
-"""Score from which detections are shown of a method that is never correct."""
 
 
 class Panels(NamedTuple):
@@ -135,7 +133,7 @@ def _label_file(entry: Entry, label_on: str | None) -> Path | None:
     fresh = file.is_file() and file.stat().st_mtime >= learnt[-1].stat().st_mtime
     if not fresh and label_on is not None:
         print(f"{run} has no pseudo-labels of {shown.split} images yet, making them now")
-        model, data, _ = load(run, labelling_stage(run))
+        model, data, *_ = load(run, labelling_stage(run))
         store_labels(model, data, shown.split, file, run, accelerator=label_on)
         fresh = True
     return file if fresh else None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import math
 import shutil
 import time
 import zlib
@@ -26,10 +27,12 @@ import pytorch_lightning as pl
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from wsis.data.module import DataModule
 from wsis.errors import InputError
 from wsis.files import atomic_write
 from wsis.fingerprint import fingerprint, plain
 from wsis.method import Method, describe_supervision
+from wsis.metrics.evaluation import Evaluation
 from wsis.runs.checkpoints import CheckpointCallback, Reseed, newest
 from wsis.runs.cost import Clock, commit, device, peak_memory
 from wsis.runs.labels import Labeller, write_labels
@@ -49,6 +52,9 @@ if TYPE_CHECKING:
     from wsis.types import Index
 
 __all__ = ["OnlyStage", "Run", "Split", "rank"]
+
+MAX_JUDGED = 48
+"""Training images that are looked at where there is no validation split."""
 
 log = logging.getLogger(__name__)
 SHAPING = (
@@ -326,13 +332,24 @@ def _shaping(trainer: pl.Trainer) -> dict[str, Any]:
 
 
 def _validate(trainer: pl.Trainer, model: Method, data: pl.LightningDataModule) -> dict[str, float]:
-    """Return the metrics after training; empty if model or data have no validation."""
+    """Return the metrics after training; empty if model or data have no validation.
+
+    Without a validation split, some training images show how well their tags are found, and from
+    which score on detections are to be drawn.
+    """
     if not model.validates() or type(data).val_dataloader is pl.LightningDataModule.val_dataloader:
         return {}
-    trainer.validate(model, datamodule=data, verbose=False)
+    if not isinstance(data, DataModule) or data.has_val:
+        trainer.validate(model, datamodule=data, verbose=False)
+    elif model.predicts():
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Evaluation):
+                callback.prefix = "train"
+        trainer.limit_val_batches = math.ceil(MAX_JUDGED / data.loading.batch_size)
+        trainer.validate(model, dataloaders=data.dataloader("train", False), verbose=False)
     measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
     measured.pop("step", None)
-    return measured
+    return {name: value for name, value in measured.items() if not math.isnan(value)}
 
 
 def _collect_labels(folder: Path, model: Method, data: pl.LightningDataModule) -> None:
