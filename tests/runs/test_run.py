@@ -24,6 +24,7 @@ from wsis.errors import InputError
 from wsis.files import atomic_write, clear_scratch
 from wsis.fingerprint import digest, fingerprint
 from wsis.inference import trained
+from wsis.runs import checkpoints
 from wsis.runs.checkpoints import newest
 from wsis.runs.record import adopt
 
@@ -360,6 +361,47 @@ def test_interrupted(tmp_path):
         said.splitlines()[-1]
         == f"interrupted; to continue: python -m wsis.fit --resume {tmp_path / 'run'}"
     )
+
+
+def test_an_interruption_loses_no_step(tmp_path):
+    """Ctrl-C stops after the step at hand, and what follows is as if nothing had happened."""
+    more = "--trainer.max_steps 300 --save_every 100000"
+    argv = words("Net", tmp_path / "run", more)
+    process = start(argv, tmp_path, _slow, {"TOY_SLOW": "0.01"})
+    log = tmp_path / "run/train/metrics.csv"
+    while process.is_alive() and not (log.is_file() and len(log.read_text().splitlines()) > 20):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(30)
+    assert process.exitcode == 130
+    assert "stopping after this step" in (tmp_path / "out.txt").read_text()
+    saved = torch.load(tmp_path / "run/train/checkpoints/last.ckpt", weights_only=True)
+    rows = len(log.read_text().splitlines()) - 1
+    assert 20 <= saved["global_step"] == rows < 300
+    code, said = go(argv, tmp_path)
+    assert code == 0, said
+    assert f"continuing at step {rows}" in said
+    fit.main(words("Net", tmp_path / "whole", more))
+    assert_same(tmp_path / "run/train", tmp_path / "whole/train")
+
+
+def test_saved_by_the_clock(tmp_path, monkeypatch):
+    """At least every ten minutes, however slow a step is."""
+    clock = [0.0]
+    monkeypatch.setattr("wsis.runs.checkpoints.time.monotonic", lambda: clock[0])
+    steps, save = [], checkpoints.CheckpointCallback._save
+
+    def note(self, trainer):
+        steps.append(trainer.global_step)
+        save(self, trainer)
+
+    def two_minutes(*_):
+        clock[0] += 120
+
+    monkeypatch.setattr(checkpoints.CheckpointCallback, "_save", note)
+    monkeypatch.setattr(checkpoints.Reseed, "on_train_batch_start", two_minutes)
+    fit.main(words("Net", tmp_path / "run", "--trainer.max_steps 14 --save_every 100000"))
+    assert steps == [6, 12, 14]
 
 
 def test_two_processes(tmp_path):

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import signal
+import sys
+import threading
+import time
 import zipfile
 import zlib
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -101,7 +106,10 @@ def intact(path: Path) -> bool:
 
 
 class CheckpointCallback(Checkpoint):
-    """Save a checkpoint after every `every`-th optimiser step and at the end of training.
+    """Save a checkpoint every so many optimiser steps and minutes, at Ctrl-C, and at the end.
+
+    Ctrl-C stops a training in one process after the step at hand, so that no step is lost; pressed
+    again, it stops at once.
 
     Lightning logs a step after its last hook. A checkpoint is therefore held back and written
     before the next step begins, when the step's row is in `metrics.csv`: a run killed between the
@@ -109,12 +117,15 @@ class CheckpointCallback(Checkpoint):
 
     Args:
         path: The checkpoint's file.
-        every: Optimiser steps from one checkpoint to the next.
+        every: Most optimiser steps from one checkpoint to the next.
+        minutes: Most minutes from one checkpoint to the next, of a training in one process.
     """
 
-    def __init__(self, path: Path, every: int) -> None:
-        self.every, self.saved = every, 0
+    def __init__(self, path: Path, every: int, minutes: float = 10) -> None:
+        self.every, self.minutes, self.saved = every, minutes, 0
         self.writer = AtomicCheckpointIO(path)
+        self._since, self._stopping = 0.0, False
+        self._handler: Any = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Make the trainer write through `writer`."""
@@ -122,7 +133,10 @@ class CheckpointCallback(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember the step at which training starts or continues."""
-        self.saved = trainer.global_step
+        self.saved, self._since, self._stopping = trainer.global_step, time.monotonic(), False
+        # ranks would stop at different steps, and only the main thread may handle signals
+        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGINT, self._interrupt)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
@@ -131,6 +145,8 @@ class CheckpointCallback(Checkpoint):
         step = trainer.global_step
         complete = (i + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
         due = step // self.every > self.saved // self.every or step == trainer.max_steps
+        late = trainer.world_size == 1 and time.monotonic() - self._since > 60 * self.minutes
+        due |= self._stopping or late
         if complete and step != self.saved and due:
             self._save(trainer)
 
@@ -139,16 +155,36 @@ class CheckpointCallback(Checkpoint):
     ) -> None:
         """Write the checkpoint held back, before weights change again."""
         self.writer.flush()
+        if self._stopping and trainer.global_step == self.saved:
+            raise KeyboardInterrupt
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the last step if training ended early, and write the checkpoint."""
         if trainer.global_step != self.saved:
             self._save(trainer)
         self.writer.flush()
+        self._restore()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Leave Ctrl-C as it was found."""
+        self._restore()
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._stopping:
+            raise KeyboardInterrupt
+        self._stopping = True
+        print("stopping after this step; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+
+    def _restore(self) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+            self._handler = None
 
     def _save(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.writer.last)
-        self.saved = trainer.global_step
+        self.saved, self._since = trainer.global_step, time.monotonic()
 
 
 class Reseed(Callback):
