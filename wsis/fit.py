@@ -17,6 +17,7 @@ from wsis.command_line.trainers import run_folder, write_settings
 from wsis.errors import InputError
 from wsis.files import clear_scratch
 from wsis.method import Method
+from wsis.runs.progress import say
 from wsis.runs.record import stages
 from wsis.runs.run import OnlyStage, Run, rank
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> Run:
                 place,
                 cli.make_trainer,
                 *asked,
-                announce=_say,
+                announce=say,
                 reuse=config.reuse,
                 supervision=cli.model.supervision,
             )
@@ -68,8 +69,8 @@ def _open(cli: CLI, folder: Path) -> None:
     """Print where settings come from, and save them."""
     os.environ["WSIS_RUN_DIR"] = str(folder)  # for the processes of other ranks
     for path in cli.files:
-        _say(f"settings from {path}")
-    _say(f"run in {folder}")
+        say(f"settings from {path}")
+    say(f"run in {folder}")
     if rank() == 0:
         clear_scratch(folder)
         write_settings(folder / "config.yaml", cli.settings())
@@ -102,12 +103,7 @@ def _report(folder: Path) -> None:
     for path, stage in stages(folder):
         metrics = {name: value for name, value in stage.metrics.items() if "/" in name}
         shown = "  ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:8])
-        _say(f"{path}  {shown}".rstrip())
-
-
-def _say(line: str) -> None:
-    if rank() == 0:
-        print(line, flush=True)
+        say(f"{path}  {shown}".rstrip())
 
 
 if __name__ == "__main__":

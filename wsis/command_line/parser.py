@@ -27,6 +27,7 @@ from wsis.command_line.settings import Config, arrange, read_config, read_run, r
 from wsis.command_line.trainers import Record, new_trainer
 from wsis.errors import InputError
 from wsis.runs.loggers import CSV, WandB
+from wsis.runs.progress import Bar, Lines
 
 __all__ = ["CLI", "Help", "overlay", "parse"]
 
@@ -289,11 +290,14 @@ class CLI(LightningCLI):
             given["check_val_every_n_epoch"] = None
         elif given["val_check_interval"] is None:  # only at the end, which `Run.fit` sees to
             given["check_val_every_n_epoch"] = sys.maxsize
+        shown: list[Callback] = []
         if given["enable_progress_bar"] is None:
             given["enable_progress_bar"] = sys.stderr.isatty()
+            shown = [Bar(folder.name) if sys.stderr.isatty() else Lines(folder.name)]
         settings = self.settings()
         settings["trainer"] |= trainer
-        given["callbacks"] = [*(given["callbacks"] or []), *callbacks, Record(folder, settings)]
+        given["callbacks"] = [*(given["callbacks"] or []), *callbacks, *shown]
+        given["callbacks"].append(Record(folder, settings))
         given["logger"] = self.loggers(folder)
         return new_trainer(**given)
 

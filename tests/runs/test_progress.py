@@ -1,0 +1,69 @@
+"""What is said while a stage works."""
+
+from __future__ import annotations
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from wsis.runs import progress
+from wsis.runs.progress import Bar, Lines
+
+
+class Net(pl.LightningModule):
+    """Each step and each batch of validation takes ten seconds by the test's clock."""
+
+    def __init__(self, clock: list[float]) -> None:
+        super().__init__()
+        self.clock, self.layer = clock, torch.nn.Linear(1, 1)
+
+    def training_step(self, batch, i):
+        self.clock[0] += 10
+        loss = self.layer(batch).mean() * 0 + 1.25
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch, i):
+        self.clock[0] += 10
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def trainer(tmp_path, callback, **settings) -> pl.Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    quiet |= {"accelerator": "cpu", "default_root_dir": tmp_path, "num_sanity_val_steps": 0}
+    return pl.Trainer(callbacks=[callback], **quiet, **settings)
+
+
+def test_a_line_a_minute(tmp_path, clock, capsys):
+    """After 20 seconds, then every minute; 30 steps of 10 seconds are 5 minutes."""
+    made = trainer(tmp_path, Lines("2-net"), max_steps=30, enable_progress_bar=False)
+    loader = DataLoader(torch.ones(30, 1))
+    made.fit(Net(clock), loader)
+    assert capsys.readouterr().out.splitlines() == [
+        "2-net: step 2 of 30, loss 1.25, 5 min left",
+        "2-net: step 8 of 30, loss 1.25, 4 min left",
+        "2-net: step 14 of 30, loss 1.25, 3 min left",
+        "2-net: step 20 of 30, loss 1.25, 2 min left",
+        "2-net: step 26 of 30, loss 1.25, 40 s left",
+    ]
+    made.validate(Net(clock), DataLoader(torch.ones(10, 1)), verbose=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "2-net: validating, batch 2 of 10, 80 s left",
+        "2-net: validating, batch 8 of 10, 20 s left",
+    ]
+
+
+def test_the_bar_has_the_name_of_the_stage(tmp_path, clock, capsys):
+    made = trainer(tmp_path, Bar("2-net"), max_steps=3)
+    made.fit(Net(clock), DataLoader(torch.ones(3, 1)))
+    assert "2-net:" in capsys.readouterr().out
