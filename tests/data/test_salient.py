@@ -245,6 +245,7 @@ def test_a_run_begins_again_with_other_salient_images(tmp_path: Path) -> None:
         small = [
             "--model.backbone.name=test_byobnet",
             "--model.backbone.weights=none",
+            "--model.backbone.frozen_stages=0",
             "--model.crop=32",
             "--data.loading.batch_size=4",
         ]

@@ -292,11 +292,24 @@ def test_hub_out_of_reach(monkeypatch):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(timm.models._builder, "load_pretrained", unreachable)
-    with pytest.raises(
-        InputError, match=r"backbone resnet18: no route to host; give .* a file"
-    ) as error:
+    told = (
+        r"backbone resnet18: no route to host; fetch model.safetensors from https://.*timm/resnet18.* "
+        r"give --model.backbone.name resnet18 --model.backbone.weights model.safetensors"
+    )
+    with pytest.raises(InputError, match=told) as error:
         build("resnet18", "imagenet")
     assert one_line(error)
+
+
+def test_weights_of_another_network_are_recognised(tmp_path):
+    """A file without its name is the first mistake of those who fetch weights by hand."""
+    save_file(timm.create_model("mobilenetv2_100").state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="they look like mobilenetv2_100: give") as error:
+        build("resnet50", str(tmp_path / "model.safetensors"))
+    assert one_line(error)
+    save_file({"odd": torch.zeros(3)}, tmp_path / "odd.safetensors")
+    with pytest.raises(InputError, match="give a file made for it, or the name"):
+        build("resnet50", str(tmp_path / "odd.safetensors"))
 
 
 def test_weights_follow_reads_nothing():

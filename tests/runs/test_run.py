@@ -344,6 +344,21 @@ def test_folder_that_cannot_be_written(tmp_path):
     assert "Traceback" not in said
 
 
+def test_frozen_random_features_are_refused(tmp_path, capsys):
+    """Without a network connection, weights none looked like a remedy, and trained on noise."""
+    words = (
+        f"--model classifier --data shapes --data.root {tmp_path}/shapes --run_dir {tmp_path}/run"
+    )
+    words += " --data.train 2 --data.val 1 --data.proposals none --model.backbone.name test_byobnet"
+    words += " --model.backbone.weights none --trainer.max_steps 1 --trainer.accelerator cpu"
+    with pytest.raises(SystemExit):
+        fit.main([*words.split(), "--model.backbone.frozen_stages", "5"])
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "Classifier would learn from random features" in line
+    fit.main([*words.split(), "--model.backbone.frozen_stages", "0"])
+    fit.main([*words.split(), "--model.backbone.frozen_stages", "1"])
+
+
 def test_interrupted(tmp_path):
     process = start(
         words("Net", tmp_path / "run", "--trainer.max_steps 100000"),

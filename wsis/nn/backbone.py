@@ -14,16 +14,24 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wsis.errors import InputError
-from wsis.files import read_pickle
+from wsis.nn._weights import (
+    backbone_state,
+    by_hand,
+    fraction_loaded,
+    load_state,
+    named,
+    read_weights,
+    reason,
+)
 from wsis.nn.resnet_ws import ResNetWS, released_weights
 
 __all__ = ["Backbone", "BackboneSettings", "weights_follow"]
 
 _RESNET_WS = re.compile(r"resnet(18|50|101)_ws(_v2)?")
+
 _WS_MEAN = (122.7717 / 255, 115.9465 / 255, 102.9801 / 255)
 _follow: ContextVar[bool] = ContextVar("weights_follow", default=False)
 
@@ -107,8 +115,8 @@ class Backbone(nn.Module):
         self.settings = settings
         name, weights, level = settings.name, settings.weights, settings.feature_level
         from_file = weights not in ("imagenet", "none") and not _follow.get()
-        state = _read_weights(Path(weights)) if from_file else None
-        checkpoint = _backbone_state(state)  # loaded last; other files are loaded as it is built
+        state = read_weights(Path(weights)) if from_file else None
+        checkpoint = backbone_state(state)  # loaded last; other files are loaded as it is built
         network = _build(settings, None if checkpoint else state)
         if isinstance(network, ResNetWS):
             channels, reduction = network.channels, network.reduction
@@ -131,9 +139,11 @@ class Backbone(nn.Module):
         self.register_buffer("mean", _per_channel(settings.mean or expected["mean"]))
         self.register_buffer("std", _per_channel(settings.std or expected["std"]))
         if checkpoint:
-            _load(self, checkpoint, name, weights)
+            load_state(self, checkpoint, name, weights)
         self._frozen = _leading_modules(network, settings.frozen_stages, name)
         self._freeze(every_norm=weights != "none")
+        self.is_random = weights == "none"
+        """Whether no weights were ever loaded."""
 
     def forward(self, images: Sequence[Tensor] | Tensor) -> Tensor:
         """Return features of images of any sizes.
@@ -155,10 +165,11 @@ class Backbone(nn.Module):
         Raises:
             InputError: the checkpoint cannot be read, or it holds another backbone.
         """
-        state = _backbone_state(_read_weights(path))
+        state = backbone_state(read_weights(path))
         names = self.state_dict()
         known = {name: value for name, value in state.items() if name in names}
-        _load(self, known, self._name, str(path))
+        load_state(self, known, self._name, str(path))
+        self.is_random = False
 
     def normalise(self, images: Sequence[Tensor] | Tensor) -> Tensor:
         """Normalise images, then pad them with zeros to one size that `divisor` divides."""
@@ -218,7 +229,7 @@ def _resnet_ws(
         )
     network = ResNetWS(depth, settings.output_stride, pool_first)
     if state is not None:
-        _load(network, released_weights(state), name, weights)
+        load_state(network, released_weights(state), name, weights)
     return network
 
 
@@ -238,25 +249,22 @@ def _timm(settings: BackboneSettings, state: dict[str, Any] | None) -> Any:
     except (AssertionError, TypeError, NotImplementedError) as error:
         raise InputError(
             f"backbone {name} cannot be built with output_stride {stride} and model_args "
-            f"{model_args}{_reason(error)}; output_stride 32 leaves its stride as it is"
+            f"{model_args}{reason(error)}; output_stride 32 leaves its stride as it is"
         ) from error
     except IndexError as error:
         raise InputError(
             f"backbone {name} has no feature_level {level}; choose a smaller one"
         ) from error
     except Exception as error:  # the hub and its clients raise many kinds
-        advice = "a network that timm has weights for, a file, or none"
-        if state is not None:
-            advice = "another backbone or file"
+        if state is None:
+            raise InputError(by_hand(name, error)) from error
         raise InputError(
-            f"cannot load weights {weights} into backbone {name}{_reason(error)}; give {advice} "
-            "as weights"
+            f"weights {weights} are not those of backbone {name}{named(state)}"
         ) from error
-    fraction = 1.0 if state is None else _fraction_loaded(network, state)
-    if fraction < 0.9:
+    fraction = 1.0 if state is None else fraction_loaded(network, state)
+    if state is not None and fraction < 0.9:
         raise InputError(
-            f"weights {weights} fill only {fraction:.0%} of backbone {name}; give a file made for "
-            f"{name}"
+            f"weights {weights} fill only {fraction:.0%} of backbone {name}{named(state)}"
         )
     return network
 
@@ -266,78 +274,6 @@ def _unknown(name: str) -> InputError:
     near = ", ".join(get_close_matches(name, known))
     advice = f"did you mean {near}?" if near else "see timm.list_models()"
     return InputError(f"unknown backbone {name}; {advice}")
-
-
-def _fraction_loaded(network: nn.Module, state: dict[str, Any]) -> float:
-    """Return the fraction of the network's parameters that the file holds.
-
-    timm renames and reshapes parameters and silently skips unknown ones, so they are compared by
-    size and sum.
-    """
-    tensors = [value for value in state.values() if isinstance(value, Tensor)]
-    known = {(t.numel(), t.double().sum().item()) for t in tensors}
-    total = loaded = 0
-    for parameter in network.parameters():
-        size = parameter.numel()
-        total += size
-        if (size, parameter.double().sum().item()) in known:
-            loaded += size
-    return loaded / total
-
-
-def _read_weights(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f'no weights at {path}; give a file, "imagenet" or "none"')
-    if path.suffix == ".pkl":
-        content = read_pickle(path)
-    else:
-        try:
-            if path.suffix == ".safetensors":
-                content = load_file(path)
-            else:
-                content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # damaged files raise many kinds
-            raise InputError(
-                f"cannot read weights {path}{_reason(error)}; fetch the file again"
-            ) from error
-    for wrapper in ("state_dict", "model", "blobs"):
-        content = content.get(wrapper, content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not content:
-        raise InputError(f"{path} holds no weights by name; give a state dict")
-    return content
-
-
-def _backbone_state(state: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the backbone's part of a checkpoint of this library; empty for other files."""
-    for prefix in ("backbone.", ""):
-        if state and any(name.startswith(f"{prefix}network.") for name in state):
-            return {
-                name.removeprefix(prefix): value
-                for name, value in state.items()
-                if name.startswith(prefix)
-            }
-    return {}
-
-
-def _load(module: nn.Module, state: dict[str, Any], name: str, weights: str) -> None:
-    counts = {
-        key: value
-        for key, value in module.state_dict().items()
-        if key.endswith("num_batches_tracked")  # caffe2 files lack them
-    }
-    try:
-        module.load_state_dict({**counts, **state})
-    except RuntimeError as error:
-        raise InputError(
-            f"weights {weights} are not those of backbone {name}{_reason(error)}; give a file "
-            "made for it"
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    """Return a colon and the first 200 characters of an error's text, on one line."""
-    text = " ".join(str(error).split())[:200]
-    return f": {text}" if text else ""
 
 
 def _leading_modules(network: nn.Module, stages: int, name: str) -> list[nn.Module]:

@@ -23,6 +23,7 @@ from torch import nn
 
 from wsis.errors import InputError
 from wsis.files import atomic_write
+from wsis.nn.backbone import Backbone
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -220,3 +221,6 @@ def load_weights(module: nn.Module, checkpoint: Path) -> None:
     """Load the weights of a checkpoint into `module`, as a skipped stage leaves them untrained."""
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     module.load_state_dict(content["state_dict"])
+    for part in module.modules():
+        if isinstance(part, Backbone):
+            part.is_random = False
