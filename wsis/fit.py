@@ -14,6 +14,8 @@ from wsis.command_line.messages import plain_errors
 from wsis.command_line.options import run_options
 from wsis.command_line.parser import CLI
 from wsis.command_line.trainers import run_folder, write_settings
+from wsis.data.module import DataModule
+from wsis.data.summary import describe
 from wsis.errors import InputError
 from wsis.files import clear_scratch
 from wsis.method import Method
@@ -22,6 +24,13 @@ from wsis.runs.record import stages
 from wsis.runs.run import OnlyStage, Run, rank
 
 __all__ = ["main"]
+
+MAIN = tuple(
+    f"{split}/{name}"
+    for split in ("val", "train")
+    for name in ("AP50", "AP25", "AP75", "AP", "PQ", "CorLoc", "mIoU", "mAP", "tag_mAP")
+)
+"""Metrics that are printed at the end of a run, in this order."""
 
 
 def main(argv: Sequence[str] | None = None) -> Run:
@@ -74,6 +83,8 @@ def _open(cli: CLI, folder: Path) -> None:
     if rank() == 0:
         clear_scratch(folder)
         write_settings(folder / "config.yaml", cli.settings())
+        if isinstance(cli.datamodule, DataModule):
+            say("\n".join(describe(cli.datamodule.index("train"))))
 
 
 def _work(run: Run, model: Method, data: pl.LightningDataModule) -> None:
@@ -101,8 +112,10 @@ def _list(folder: Path) -> None:
 def _report(folder: Path) -> None:
     """Where things are, and the main metrics."""
     for path, stage in stages(folder):
-        metrics = {name: value for name, value in stage.metrics.items() if "/" in name}
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:8])
+        measured = ((name, stage.metrics.get(name)) for name in MAIN)
+        shown = "  ".join(
+            f"{name} {100 * value:.1f}%" for name, value in measured if value is not None
+        )
         say(f"{path}  {shown}".rstrip())
 
 

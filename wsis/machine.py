@@ -1,11 +1,21 @@
-"""CPU cores and memory available to this process."""
+"""CPU cores, memory and terminal of this process."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
-__all__ = ["cores", "free_memory"]
+from tqdm import tqdm
+
+__all__ = ["bar", "cores", "free_memory"]
+
+
+def bar(*args: Any, **settings: Any) -> Any:
+    """Return a progress bar of tqdm; without a terminal it is written once a minute at most."""
+    pace = 0.1 if sys.stderr.isatty() else 60
+    return tqdm(*args, mininterval=pace, **settings)
 
 
 def cores() -> int:

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm import tqdm
-
+from wsis import machine
 from wsis.command_line.messages import plain_errors
 from wsis.command_line.parser import CLI
 from wsis.datasets.folder import index_of_folder
@@ -123,7 +122,7 @@ def generate(
     present = list(_paths(index_of_folder(images_from)).values()) if images_from else []
     sources = read_captions(captions) if captions else images
     unit = "caption" if captions else "image"
-    bar = tqdm(sources.items(), "backgrounds", unit=unit, disable=bool(present))
+    bar = machine.bar(sources.items(), "backgrounds", unit=unit, disable=bool(present))
     # the bar is closed before an error is printed
     with bar, open_progress(out / "progress.sqlite") as progress:
         clear_scratch(out / "candidates")

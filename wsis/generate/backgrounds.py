@@ -20,8 +20,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
+from wsis import machine
 from wsis.errors import InputError
 from wsis.files import atomic_write
 from wsis.fingerprint import digest
@@ -195,7 +195,7 @@ class Backgrounds:
         compared: list[Record] = []
         starts = range(0, len(group), _BATCH)
         # the bar is closed before an error is printed
-        with tqdm(starts, "similarities", unit="batch", disable=len(starts) < 2) as bar:
+        with machine.bar(starts, "similarities", unit="batch", disable=len(starts) < 2) as bar:
             for start in bar:
                 batch = group[start : start + _BATCH]
                 texts = prompts(self.classes)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from wsis.errors import InputError
+from wsis.machine import bar
 from wsis.proposals.file import write
 from wsis.proposals.readers import Found, Masks, read_foreign
 from wsis.types import Index, Proposals, Record
@@ -41,7 +41,7 @@ def convert(path: str | os.PathLike[str], index: Index, out: str | os.PathLike[s
         "data": index.name,
     }
     with write(out, provenance) as writer:
-        for found in tqdm(read_foreign(path), "convert", unit="image"):
+        for found in bar(read_foreign(path), "convert", unit="image"):
             image = numbered.get(found.key) or named.get(_plain(str(found.key)))
             if image is None:
                 continue

@@ -14,11 +14,10 @@ from typing import NamedTuple
 
 import cv2
 import torch
-from tqdm import tqdm
 
 from wsis.errors import InputError
 from wsis.images.read import read_image
-from wsis.machine import cores
+from wsis.machine import bar, cores
 from wsis.proposals.file import pack, write
 from wsis.proposals.proposers import BUILT_IN, find, propose
 from wsis.types import Index, Proposals, Record
@@ -104,7 +103,7 @@ def _results(jobs: list[Job], workers: int | None) -> Iterator[bytes | str]:
     """Yield each image's packed proposals or the text of its error, and show progress."""
     count = min(cores() if workers is None else workers, len(jobs))
     results = map(_work, jobs) if count <= 1 else _parallel(jobs, count)
-    return iter(tqdm(results, "proposals", len(jobs), unit="image", disable=not jobs))
+    return iter(bar(results, "proposals", len(jobs), unit="image", disable=not jobs))
 
 
 def _parallel(jobs: list[Job], workers: int) -> Iterator[bytes | str]:

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from pycocotools import mask as rle_masks
 from torch import Tensor
-from tqdm import tqdm
 
 from wsis.files import atomic_write
 from wsis.images.draw import grid, jpeg, overlay
 from wsis.images.read import read_image
 from wsis.images.scale import resize_long_side
+from wsis.machine import bar
 from wsis.metrics.states import packed
 from wsis.types import RLE, GroundTruth, Index, Record
 
@@ -108,7 +108,7 @@ def make_gallery(
     """
     points: list[bytes] = []
     images, offset = [], 0
-    for i, (apart, wrong) in tqdm(ranked.items(), "pictures", unit="image", disable=None):
+    for i, (apart, wrong) in bar(ranked.items(), "pictures", unit="image", disable=None):
         record = index.images[i]
         size = record["height"], record["width"]
         objects = [_encode(source.objects[i], size, points) for source in sources]

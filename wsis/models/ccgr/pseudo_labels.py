@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from pycocotools import mask as rle
 from torch import Tensor
-from tqdm import tqdm
 
 from wsis.data.index import keep_images, write_coco
 from wsis.errors import InputError
 from wsis.evidence.affinity import AffinityNet, pixel_labels
 from wsis.evidence.peaks import Bags, bags, bags_of_boxes, class_peaks
 from wsis.files import atomic_write
+from wsis.machine import bar
 from wsis.nn.masks import run_lengths
 from wsis.types import Index, Record
 
@@ -61,7 +61,7 @@ def write_first_labels(
     index, samples = data.index("train"), data.samples("train", train=False, supervision={"tags"})
     net.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     points, boxes, pixels = {}, {}, {}
-    for i in tqdm(range(len(samples)), desc="peaks and pixel labels", unit="image"):
+    for i in bar(range(len(samples)), desc="peaks and pixel labels", unit="image"):
         sample = samples.sample(i)
         number, size, proposals = sample["image_id"], sample["size"], sample["proposals"]
         image, tags = sample["image"].to(net.device), sample["target"]["tags"].to(net.device)
@@ -103,7 +103,7 @@ def write_next_labels(folder: Path, detections: Path, data: Any, size: int) -> N
     index = labelled.index("train")
     samples = labelled.samples("train", train=False, supervision={"tags", "boxes", "masks"})
     boxes, pixels = {}, {}
-    for i in tqdm(range(len(samples)), desc="bags and pixel labels", unit="image"):
+    for i in bar(range(len(samples)), desc="bags and pixel labels", unit="image"):
         sample = samples.sample(i)
         target, proposals = sample["target"], sample["proposals"].boxes
         labels, number = target["labels"].tolist(), sample["image_id"]

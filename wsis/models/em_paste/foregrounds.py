@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 from torch import Tensor
-from tqdm import tqdm
 
 from wsis.data.index import write_coco
 from wsis.errors import InputError
@@ -20,6 +19,7 @@ from wsis.evidence.em import Distance, foreground_em
 from wsis.files import atomic_write
 from wsis.images.draw import grid, jpeg
 from wsis.images.scale import resize_long_side
+from wsis.machine import bar
 from wsis.models.em_paste.segments import Segments
 from wsis.nn.masks import run_lengths, segments_of
 from wsis.pasting.pool import Foreground, write_pool
@@ -151,7 +151,7 @@ class _Cutter:
 
     def __iter__(self) -> Iterator[Foreground]:
         order = np.searchsorted(self.segments.image, np.arange(len(self.samples) + 1))
-        for i in tqdm(range(len(self.samples)), desc="foregrounds", unit="image"):
+        for i in bar(range(len(self.samples)), desc="foregrounds", unit="image"):
             pairs = range(order[i], order[i + 1])
             records = self.labels[self.index.images[i]["id"]]
             for pair in pairs:

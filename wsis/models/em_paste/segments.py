@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from wsis.errors import InputError
 from wsis.evidence.em import (
@@ -24,6 +23,7 @@ from wsis.evidence.em import (
     segment_statistics,
 )
 from wsis.files import atomic_write, read_json
+from wsis.machine import bar
 from wsis.nn.backbone import weights_follow
 from wsis.nn.masks import run_lengths, segments_of
 from wsis.nn.regions import enlarge
@@ -126,7 +126,7 @@ def write_segments(
         open(folder / "probabilities.f16", "wb") as probabilities,
         open(folder / "eligible.u8", "wb") as eligible,
     ):
-        for i in tqdm(range(len(samples)), desc="segments", unit="image"):
+        for i in bar(range(len(samples)), desc="segments", unit="image"):
             sample = samples.sample(i)
             labels = sample["target"]["tags"].nonzero()[:, 0]
             pooled, scores = describe(net, sample, patch_size)

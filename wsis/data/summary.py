@@ -1,0 +1,74 @@
+"""What a data set holds, and what its tags cannot teach, said before training."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsis.types import Index
+
+__all__ = ["describe"]
+
+FEW = 10
+"""Images of a class below which little is to be expected of it."""
+SHOWN = 20
+"""Most classes that are listed with their counts."""
+NOTHING = ("background", "none", "nothing", "empty", "negative", "unlabeled", "unlabelled")
+
+
+def describe(index: Index) -> list[str]:
+    """Return a line of counts, and a line for each thing that tags cannot teach.
+
+    Args:
+        index: a training set.
+    """
+    names = [category["name"] for category in index.categories]
+    tags = np.zeros((len(index.images), len(names)), bool)
+    for row, image in enumerate(index.images):
+        tags[row, list(index.tags.get(image["id"]) or ())] = True
+    counts = tags.sum(0)
+    each = [f"{name} {count}" for name, count in zip(names, counts, strict=True)]
+    listed = ", ".join(each[:SHOWN]) + (", ..." if len(each) > SHOWN else "")
+    none = int((~tags.any(1)).sum())
+    words = "class" if len(names) == 1 else "classes"
+    lines = [f"{len(tags)} images, {len(names)} {words}: {listed}; {none} images without any"]
+    return lines + [f"note: {line}" for line in (*_names(names), *_tags(names, tags, counts))]
+
+
+def _names(names: Sequence[str]) -> Iterator[str]:
+    """Yield what is odd about the names of classes."""
+    for one, other in combinations(names, 2):
+        if _plain(one) == _plain(other):
+            yield f'"{one}" and "{other}" are two classes; give them one spelling if they are one'
+    for name in names:
+        if _plain(name) in NOTHING:
+            yield f'"{name}" is a class like others; leave the tags of images without objects empty'
+
+
+def _tags(names: Sequence[str], tags: NDArray[np.bool_], counts: NDArray[np.int_]) -> Iterator[str]:
+    """Yield what cannot be learned from tags (N,C)."""
+    for name, count in zip(names, counts, strict=True):
+        if count == len(tags):
+            yield f'every image has "{name}", so nothing tells it from its surroundings; add others'
+    together = tags.T.astype(np.int64) @ tags
+    for c, name in enumerate(names):
+        always = [o for o in range(len(names)) if o != c and 0 < counts[c] == together[c, o]]
+        companions = [names[o] for o in always if counts[o] < len(tags)]
+        if companions:
+            yield (
+                f'"{name}" is only in images of "{companions[0]}", so nothing tells them apart; '
+                "add images of one alone"
+            )
+    few = [f"{name} {n}" for name, n in zip(names, counts, strict=True) if n < FEW]
+    if few:
+        yield f"expect little of classes in fewer than {FEW} images: {', '.join(few)}"
+
+
+def _plain(name: str) -> str:
+    """Return a name without case, accents' spelling, and separators."""
+    text = unicodedata.normalize("NFC", name).casefold()
+    return "".join(letter for letter in text if letter.isalnum())
