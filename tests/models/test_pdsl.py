@@ -1,10 +1,11 @@
 import pytest
 import pytorch_lightning as pl
 import torch
+from torchvision.ops import box_iou
 
 from wsis.datasets.shapes import Shapes
 from wsis.models.pdsl import PDSL
-from wsis.nn.detection import MaskSamples
+from wsis.nn.detection import MaskSamples, nearest_seeds
 
 SMALL = {
     "num_classes": 8,
@@ -27,7 +28,7 @@ def data(tmp_path_factory) -> Shapes:
 
 
 def batch_of(data: Shapes) -> list:
-    samples = data.samples("train", train=True, supervision={"tags"})
+    samples = data.samples("train", train=True, supervision={"tags"}, segments=True)
     return [samples.sample(i, draw=3) for i in range(2)]
 
 
@@ -68,7 +69,13 @@ def test_correlation_teaches_the_masks_and_not_the_detection(data):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"refinements": 0}, {"mask_heads": 0}, {"seeds_per_class": 1}, {"correlation_target": "own"}],
+    [
+        {"refinements": 0},
+        {"mask_heads": 0},
+        {"seeds_per_class": 1},
+        {"correlation_target": "own"},
+        {"evidence": "segments", "mask_target": "soft"},
+    ],
 )
 def test_ablations_train_and_predict(data, settings):
     logged, model = step(data, **settings)
@@ -98,6 +105,29 @@ def test_seed_masks_follow_a_flip(data):
         model.seed_masks([found._replace(boxes=mirrored)], [flipped]), plain.flip(-1)
     )
     assert 0.2 < plain.mean() < 0.98
+
+
+def test_first_masks_may_be_the_segments_of_the_seeds(data):
+    """Cell by cell: the pixel under its centre, of the nearest seed's segment."""
+    sample = data.samples("val", train=False, supervision={"tags"}, segments=True).sample(0)
+    proposals = sample["proposals"]
+    chosen = torch.arange(6)
+    boxes = proposals.boxes[chosen]
+    labels, one = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0.9, 0.8, 0.7, 0.9, 0.8, 0.7])
+    found = MaskSamples(boxes, chosen, labels, one, labels, one)
+    model = PDSL(**{**SMALL, "evidence": "segments", "seeds_per_class": 1})
+    assert model.needs_segments
+    assert not PDSL(**SMALL).needs_segments
+    masks = model.seed_masks([found], [sample])
+    assert masks.shape == (6, 28, 28)
+    nearest = box_iou(boxes, boxes[nearest_seeds(found, 1)]).argmax(1)
+    seeds = nearest_seeds(found, 1)[nearest]
+    for mask, (x1, y1, x2, y2), seed in zip(masks, boxes.tolist(), seeds.tolist(), strict=True):
+        members = set(proposals.members[seed].nonzero().flatten().tolist())
+        for row, column in ((0, 0), (3, 20), (14, 14), (27, 5)):
+            x = int(x1 + (column + 0.5) / 28 * (x2 - x1))
+            y = int(y1 + (row + 0.5) / 28 * (y2 - y1))
+            assert mask[row, column] == (int(proposals.labels[y, x]) in members)
 
 
 def test_predictions_average_over_views_in_the_images_frame(data):

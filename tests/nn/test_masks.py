@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from pycocotools import mask as rle
 
-from wsis.nn.masks import MaskHeads, of_class, paste, pointwise
+from wsis.nn.masks import MaskHeads, next_target, of_class, paste, pointwise
 
 
 def loop(mask, box, size):
@@ -88,3 +88,12 @@ def test_a_convolution_before_enlarging_is_one_after_it():
     )
     expected = torch.nn.functional.conv2d(together, weight, bias)
     torch.testing.assert_close(pointwise(maps, weight, bias), expected)
+
+
+def test_what_a_head_teaches_the_next():
+    logits = torch.tensor([-1.0, 0.0, 2.0], requires_grad=True)
+    cut, soft = next_target(logits, "cut"), next_target(logits, "soft")
+    assert cut.tolist() == [0, 0, 1]
+    assert torch.allclose(soft, 1 / (1 + torch.exp(-logits)))
+    assert not cut.requires_grad
+    assert not soft.requires_grad

@@ -71,13 +71,20 @@ from wsis.nn.detection import (
     nearest_seeds,
     refine,
 )
-from wsis.nn.masks import MaskHeads, of_class, paste, segment_masks, segments_of
+from wsis.nn.masks import (
+    MaskHeads,
+    MaskTarget,
+    next_target,
+    of_class,
+    paste,
+    segment_masks,
+    segments_in,
+)
 from wsis.nn.mil import MLPHead, detect
 from wsis.nn.optimisation import Optimisation, optimise
 from wsis.nn.panoptic import merge, paint
 from wsis.nn.regions import Pooling, enlarge, pool, pool_segments
 from wsis.nn.views import ImageView, Inference, average, mean_masks, over_views
-from wsis.ops import segment_windows
 from wsis.ops.moi_pool import Compensation
 from wsis.parts.classifier import pretrain
 from wsis.types import Batch, Prediction, Proposals, Sample, size_of
@@ -109,6 +116,8 @@ class JTSM(Method):
         compensation: Factor of MoIPool for empty bins, eq. (7): bins, released or null.
         refinements: Number of refinement heads, n^r in eq. (4).
         regression: Whether refinement heads regress boxes.
+        mask_target: What an instance head teaches the next one: its probabilities, as in PDSL's
+            text, or those cut at 0.5, as in its code.
         mask_heads: Number of instance heads; each learns the masks of the one before, and the last
             one predicts.
         seeds_per_class: Number of proposals per thing whose first mask is bottom-up evidence.
@@ -135,6 +144,7 @@ class JTSM(Method):
         instances: bool = True,
         semantics: bool = True,
         reestimate: bool = True,
+        mask_target: MaskTarget = "cut",
         backbone: BackboneSettings = _BACKBONE,
         pretraining: dict[str, Any] | None = None,
         pooling: Pooling | Literal["moi_pool", "moi_pool_interpolated"] = "moi_pool",
@@ -241,7 +251,7 @@ class JTSM(Method):
         for head in self.masks:
             logits = of_class(head(regions)[0], labels)
             loss = loss + mask_loss(logits, target)
-            target = (logits.detach() > 0).to(logits.dtype)
+            target = next_target(logits, self.hparams["mask_target"])
         return loss
 
     def instance_masks(self, mined: Mined, sample: Sample) -> Tensor:
@@ -385,11 +395,3 @@ class SemanticHead(nn.Sequential):
         padded = enlarge(probabilities, stride, (height, width))
         seen = padded.flip(-1) if view.view.flip else padded
         return F.interpolate(seen, size=size, mode="bilinear")[0]
-
-
-def segments_in(
-    proposals: Proposals, index: Tensor, boxes: Tensor, size: tuple[int, int]
-) -> Tensor:
-    """Return the segments of proposals (B,) in boxes (B,4) as masks (B,h,w) bool."""
-    labels, members = segments_of(proposals)
-    return segment_windows(labels, members[index], boxes, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -13,18 +14,24 @@ from pycocotools import mask as rle
 from torch import Tensor, nn
 
 from wsis.errors import InputError
+from wsis.ops import segment_windows
 from wsis.types import RLE, Proposals
 
 __all__ = [
     "MaskHeads",
+    "MaskTarget",
+    "next_target",
     "of_class",
     "paste",
     "pointwise",
     "run_lengths",
     "segment_masks",
+    "segments_in",
     "segments_of",
     "tight_boxes",
 ]
+
+MaskTarget = Literal["soft", "cut"]
 
 
 class MaskHeads(nn.Module):
@@ -154,3 +161,22 @@ def _stretch(mask: np.ndarray, box: np.ndarray, window: tuple[int, int, int, int
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     window_size, zero = (x2 - x1, y2 - y1), cv2.BORDER_CONSTANT
     return cv2.warpAffine(mask, inverse, window_size, flags=flags, borderMode=zero, borderValue=0)
+
+
+def segments_in(
+    proposals: Proposals, index: Tensor, boxes: Tensor, size: tuple[int, int]
+) -> Tensor:
+    """Return the segments of proposals (B,) in boxes (B,4) as masks (B,h,w) bool."""
+    labels, members = segments_of(proposals)
+    return segment_windows(labels, members[index], boxes, size)
+
+
+def next_target(logits: Tensor, how: MaskTarget) -> Tensor:
+    """Return what a mask head teaches the next one, without gradient.
+
+    Args:
+        logits: (K,h,w).
+        how: "soft" for probabilities, as PDSL's text has it in eq. (5); "cut" for 0 and 1.
+    """
+    known = logits.detach()
+    return known.sigmoid() if how == "soft" else (known > 0).to(known.dtype)
