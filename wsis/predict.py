@@ -25,7 +25,8 @@ from wsis.metrics.panoptic_results import PANOPTIC, read_panoptic
 from wsis.metrics.results import read_results
 from wsis.proposals.make import Fresh
 from wsis.proposals.source import proposer_of
-from wsis.types import Index, Record
+from wsis.reports.exports import Format, export
+from wsis.types import Index, Prediction, Record
 
 if TYPE_CHECKING:
     from wsis.proposals.file import ProposalFile
@@ -54,11 +55,12 @@ def predict_images(
     boxes: Path | None = None,
     stage: str | None = None,
     score: float | None = None,
+    formats: tuple[Format, ...] = ("csv",),
     workers: int = 2,
     accelerator: str = "auto",
     devices: int = 1,
 ) -> Path:
-    """Predict images and write predictions.json (COCO results), images.json and overlays/.
+    """Predict images; write predictions.json (COCO results), images.json, overlays/ and tables.
 
     A panoptic method also writes panoptic.json and panoptic/ (COCO's format) and
     overlays/panoptic/.
@@ -71,6 +73,9 @@ def predict_images(
         stage: Trained stage to use; if not given the last, with `boxes` the last that takes boxes.
         score: Detections below this score are not drawn; if not given, that of the best F1 in the
             run's validation. predictions.json has them all.
+        formats: What else to write of the detections that are drawn: "csv", tables of objects with
+            class, score and area and of counts; "png", images of object numbers; "polygons", a COCO
+            json that label tools import.
         workers: Processes that read images and make proposals.
         accelerator: What to compute on, as Lightning calls it: auto, cpu, gpu, ...
         devices: How many of them.
@@ -99,10 +104,13 @@ def predict_images(
             scratch.write_text(
                 json.dumps({"images": index.images, "categories": index.categories}, indent=1)
             )
-        told = _draw(results, index, threshold, out / "overlays")
+        predictions = read_results(results, index.images, index.categories)
+        told = _draw(predictions, index, threshold, out / "overlays")
+        exported = export(out, index, _names(index), predictions, threshold, formats)
         if (out / PANOPTIC).is_file():
             _draw_panoptic(out / PANOPTIC, index, out / "overlays" / "panoptic")
-        print(f"{len(index.images)} images: {results}, {out / 'images.json'}, {out / 'overlays'}")
+        places = [results, out / "images.json", out / "overlays", *exported]
+        print(f"{len(index.images)} images: {', '.join(map(str, places))}")
         print(told)
     return out / "predictions.json"
 
@@ -200,10 +208,9 @@ def _files(given: Iterable[Path]) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def _draw(results: Path, index: Index, score: float, folder: Path) -> str:
+def _draw(predictions: Sequence[Prediction], index: Index, score: float, folder: Path) -> str:
     """Write one overlay per image; return how many objects are drawn on how many images."""
     names = [category["name"] for category in index.categories]
-    predictions = read_results(results, index.images, index.categories)
     for image, name, prediction in zip(index.images, _names(index), predictions, strict=True):
         drawn = draw.overlay(
             read_image(Path(image["file_name"])), prediction, names, score, _long_side(image)
