@@ -6,6 +6,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,12 +51,10 @@ def export(
     classes = [category["name"] for category in index.categories]
     files = []
     if "csv" in formats:
-        rows = [
-            _rows(image["file_name"], p, classes)
-            for image, p in zip(index.images, shown, strict=True)
-        ]
+        pairs = zip(index.images, shown, strict=True)
+        rows = [_rows(image["file_name"], prediction, classes) for image, prediction in pairs]
         files += [folder / "objects.csv", folder / "counts.csv"]
-        _write_csv(files[-2], sum(rows, [_HEADING]))
+        _write_csv(files[-2], [_HEADING, *chain.from_iterable(rows)])
         _write_csv(files[-1], [["image", *classes], *_counts(index, shown)])
     if "png" in formats:
         for name, prediction in zip(names, shown, strict=True):
@@ -135,7 +134,7 @@ def _polygons(index: Index, shown: Sequence[Prediction]) -> dict[str, Any]:
 
 
 def _outlines(mask: RLE) -> list[list[float]]:
-    """Return the outer polygons of a mask, through the outer edges of its pixels; holes are filled."""
+    """Return the outer polygons of a mask, along the edges of its pixels; holes are filled."""
     # twice as large, so that the contour of pixel centres lies within half a pixel of the edge
     pixels = np.kron(rle.decode(mask), np.ones((2, 2), np.uint8))
     found, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
