@@ -14,6 +14,7 @@ if (
         str(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))),
     )
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -30,6 +31,12 @@ TOYS = frozenset({"toy_detector", "toy_panoptic", "toy_plugins", "toy_proposer"}
 """Modules of tests that count as installed: files may name their classes."""
 is_installed = registry._is_installed
 registry._is_installed = lambda kind, path: path.split(".")[0] in TOYS or is_installed(kind, path)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that have a longer time-out, so that none of them is alone at the end."""
+    patient = {item.path for item in items if item.get_closest_marker("timeout")}
+    items.sort(key=lambda item: item.path not in patient)
 
 
 def pytest_collection_finish() -> None:
