@@ -52,6 +52,13 @@ def test_every_class_is_at_hand(name, kind):
     assert getattr(wsis, name) is registry.find(kind, name)
 
 
+def test_editors_and_type_checkers_see_classes():
+    """The names that `wsis/__init__.py` imports for them are those that there are."""
+    assert set(wsis.__all__) - {"Method", "load", "predict"} <= registry.exports().keys()
+    assert {"PDSL", "Folder", "load", "predict"} <= set(dir(wsis))
+    assert not {"importlib", "sys", "Any"} & set(dir(wsis))
+
+
 def test_unknown_name():
     with pytest.raises(AttributeError, match="Pdls"):
         wsis.Pdls  # noqa: B018
@@ -65,7 +72,7 @@ def test_version():
 def test_load(tmp_path):
     words = "--model toy_plugins.Net --data toy_plugins.Data --model.width 7 --data.batch_size 3 --trainer.accelerator cpu"
     fit.main([*words.split(), "--trainer.max_steps", "2", "--run_dir", str(tmp_path)])
-    model, data, config = wsis.load(tmp_path)
+    model, data, config, _ = wsis.load(tmp_path)
     assert isinstance(model, toy_plugins.Net)
     assert not model.training
     trained = torch.load(tmp_path / "train/checkpoints/last.ckpt", weights_only=True)["state_dict"]
@@ -105,8 +112,14 @@ def test_predict_takes_any_image(tmp_path):
         assert torch.equal(model.shown["image"], tensor)
         assert "proposals" not in model.shown
         assert model.training
+    assert [p.size for p in wsis.predict(model, [pixels, tensor[:, :5]])] == [(20, 30), (5, 30)]
     with pytest.raises(InputError, match="an image is"):
         predict(model, pixels.astype(float))
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_image_that_cannot_be_written_to_is_copied():
+    predict(Echo(3), np.asarray(Image.new("RGB", (30, 20))))
 
 
 def test_predict_makes_proposals_where_needed():

@@ -10,10 +10,42 @@ from __future__ import annotations
 import importlib
 import sys
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wsis.datasets.coco import COCO
+    from wsis.datasets.folder import Folder
+    from wsis.datasets.shapes import Shapes
+    from wsis.datasets.voc import VOC
+    from wsis.inference import load
+    from wsis.method import Method
+    from wsis.models.boxcaseg import BoxCaseg
+    from wsis.models.cam import CAM
+    from wsis.models.ccgr import CCGR
+    from wsis.models.em_paste import EMPaste
+    from wsis.models.jtsm import JTSM
+    from wsis.models.pdsl import PDSL
+    from wsis.parts.classifier import Classifier
+    from wsis.parts.mask_rcnn import MaskRCNN
 
 __version__ = "0.1.0"
-__all__ = ["Method", "load", "predict"]
+__all__ = [
+    "CAM",
+    "CCGR",
+    "COCO",
+    "JTSM",
+    "PDSL",
+    "VOC",
+    "BoxCaseg",
+    "Classifier",
+    "EMPaste",
+    "Folder",
+    "MaskRCNN",
+    "Method",
+    "Shapes",
+    "load",
+    "predict",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -33,7 +65,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     registry = importlib.import_module("wsis.registry")
-    return sorted({*globals(), *__all__, *registry.exports()})
+    return sorted({"__version__", *__all__, *registry.exports()})
 
 
 class _Verb(ModuleType):

@@ -7,7 +7,7 @@ import sys
 from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 import pytorch_lightning as pl
@@ -233,24 +233,35 @@ def store_labels(
         return None if results is None else write_labels(out, results, index, model, str(run))
 
 
-@torch.no_grad()
+@overload
+def predict(
+    model: Method, image: list[Any], boxes: None = None, proposer: str = BUILT_IN
+) -> list[Prediction]: ...
+@overload
 def predict(
     model: Method,
     image: str | os.PathLike[str] | Image | NDArray[np.uint8] | Tensor,
     boxes: Tensor | None = None,
     proposer: str = BUILT_IN,
-) -> Prediction:
-    """Objects in one image, in its own pixels.
+) -> Prediction: ...
+@torch.no_grad()
+def predict(
+    model: Method, image: Any, boxes: Tensor | None = None, proposer: str = BUILT_IN
+) -> Prediction | list[Prediction]:
+    """Objects in one image, in its own pixels, or in each of a list of images.
 
     Args:
         model: a trained model; it stays on its device.
-        image: a file, a PIL image, (H,W,3) uint8 RGB, or a (3,H,W) uint8 RGB tensor.
+        image: a file, a PIL image, (H,W,3) uint8 RGB, or a (3,H,W) uint8 RGB tensor; or a list of
+            these.
         boxes: (K,4) xyxy, for a model that segments what given boxes hold; its labels are all 0.
         proposer: name of what proposes regions, for a model that needs proposals.
 
     Raises:
         InputError: not an image.
     """
+    if isinstance(image, list):
+        return [predict(model, one, boxes, proposer) for one in image]
     pixels = _pixels(image)
     height, width = pixels.shape[:2]
     sample: Sample = {
@@ -295,4 +306,4 @@ def _pixels(image: Any) -> NDArray[np.uint8]:
             f"an image is (H,W,3) uint8 RGB, or (3,H,W) as a tensor, not {image.shape} "
             f"{image.dtype}"
         )
-    return np.ascontiguousarray(image)
+    return np.require(image, requirements=["C", "W"])  # copied if torch could not write to it
