@@ -4,7 +4,8 @@ import torch
 from torchvision.ops import box_iou
 
 from wsis.datasets.shapes import Shapes
-from wsis.models.pdsl import PDSL
+from wsis.evidence.grabcut import foreground
+from wsis.models.pdsl import PDSL, agreement
 from wsis.nn.detection import MaskSamples, nearest_seeds
 
 SMALL = {
@@ -75,6 +76,7 @@ def test_correlation_teaches_the_masks_and_not_the_detection(data):
         {"seeds_per_class": 1},
         {"correlation_target": "own"},
         {"evidence": "segments", "mask_target": "soft"},
+        {"mask_sources": "agreement"},
     ],
 )
 def test_ablations_train_and_predict(data, settings):
@@ -82,7 +84,7 @@ def test_ablations_train_and_predict(data, settings):
     assert all(torch.as_tensor(value).isfinite() for value in logged.values())
     assert len(model.detector.refinements) == settings.get("refinements", 4)
     assert len(model.masks.predictors) == 1 + settings.get("mask_heads", 4)
-    sample = data.samples("val", train=False, supervision={"tags"}).sample(0)
+    sample = data.samples("val", train=False, supervision={"tags"}, segments=True).sample(0)
     with torch.no_grad():
         assert len(model.eval().predict(sample).boxes) > 0
 
@@ -128,6 +130,24 @@ def test_first_masks_may_be_the_segments_of_the_seeds(data):
             x = int(x1 + (column + 0.5) / 28 * (x2 - x1))
             y = int(y1 + (row + 0.5) / 28 * (y2 - y1))
             assert mask[row, column] == (int(proposals.labels[y, x]) in members)
+
+
+def test_an_agreement_is_the_mean_of_heads_colour_and_segment(data):
+    """Colour and segment are looked up at image size, under the centre of each cell."""
+    sample = data.samples("val", train=False, supervision={"tags"}, segments=True).sample(0)
+    proposals = sample["proposals"]
+    boxes = proposals.boxes[:5]
+    heads = torch.rand(5, 28, 28, generator=torch.Generator().manual_seed(0))
+    without = 3 * agreement(torch.zeros_like(heads), boxes, sample)
+    assert torch.allclose(3 * agreement(heads, boxes, sample), heads + without, atol=1e-5)
+    cells = (torch.arange(28) + 0.5) / 28
+    colour = foreground(sample["image"].permute(1, 2, 0), boxes)
+    for k, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
+        x, y = (x1 + cells * (x2 - x1)).long(), (y1 + cells * (y2 - y1)).long()
+        segment = proposals.members[k][proposals.labels.long()] & (proposals.labels >= 0)
+        of_colour = without[k] - segment[y][:, x].float()
+        assert ((of_colour >= -1e-5) & (of_colour <= 1 + 1e-5)).all(), "the box's own segment"
+        assert ((of_colour > 0.5) == colour[k][y][:, x]).float().mean() > 0.9
 
 
 def test_predictions_average_over_views_in_the_images_frame(data):
