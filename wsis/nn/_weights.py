@@ -37,8 +37,7 @@ def named(state: Mapping[str, Any]) -> str:
     """Return which common network some weights are of, and what to do."""
     shapes = {key: tuple(value.shape) for key, value in state.items() if isinstance(value, Tensor)}
     for name in COMMON:
-        with torch.device("meta"):
-            wanted = timm.create_model(name).state_dict()
+        wanted = timm.create_model(name).state_dict()
         same = sum(shapes.get(key) == tuple(value.shape) for key, value in wanted.items())
         if same > 0.9 * len(wanted):
             return f"; they look like {name}: give --model.backbone.name {name}, or another file"
