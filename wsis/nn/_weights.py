@@ -16,7 +16,7 @@ from wsis.files import read_pickle
 
 COMMON = (
     *("resnet50", "resnet18", "resnet34", "resnet101", "mobilenetv2_100", "mobilenetv3_large_100"),
-    *("efficientnet_b0", "tf_efficientnet_lite2", "convnext_tiny", "vgg16", "regnety_016"),
+    *("efficientnet_b0", "tf_efficientnet_lite2", "convnext_tiny", "regnety_016"),
 )
 """Networks whose weights are recognised when they are given for another one."""
 
