@@ -108,6 +108,7 @@ def test_runs_become_rows_csv_and_page(runs, tmp_path, capsys):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_wandb_has_the_table(runs, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))

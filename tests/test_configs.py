@@ -154,6 +154,7 @@ def test_recipe_for_few_images_is_short_and_says_nothing_of_a_machine(path):
     assert not {"root", "weights"} & {*model["init_args"], *data["init_args"], *backbone}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path", [*TABLES, *COMPARED], ids=lambda path: f"{path.parent.name}/{path.stem}"
 )

@@ -73,6 +73,7 @@ def fit(data: DataModule, folder: Path, steps: int = 6, **options: Any) -> tuple
     return model, folder
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(

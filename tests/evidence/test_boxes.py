@@ -316,6 +316,7 @@ def test_the_trace_is_what_fewer_steps_give():
         assert torch.equal(trace[steps], refine_boxes(boxes, maps, steps))
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(st.integers(0, 10_000), st.sampled_from(FORMS))
 def test_boxes_do_not_depend_on_their_company(seed, form):
@@ -327,6 +328,7 @@ def test_boxes_do_not_depend_on_their_company(seed, form):
         )
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(st.integers(0, 10_000), st.sampled_from(FORMS))
 def test_symmetries(seed, form):

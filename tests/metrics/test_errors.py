@@ -217,6 +217,7 @@ pictures = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(pictures, st.randoms(use_true_random=False))
 def test_agrees_with_a_plain_loop_and_with_coco(drawn, random):
     pairs = []

@@ -433,6 +433,7 @@ def hard_cases(data: Shapes, model: Method) -> dict[str, dict]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize("case", ["no tag", "no proposal", "one-pixel proposals", "every tag"])
 def test_hard_samples_give_finite_gradients_and_predictions(name, case, data):
@@ -450,6 +451,7 @@ def test_hard_samples_give_finite_gradients_and_predictions(name, case, data):
         assert len(found.masks) == len(found.boxes) == len(found.labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in METHODS if predicts(name)])
 def test_predictions_are_what_the_glossary_says(name, data):
     for found in predictions(build(name), data):

@@ -57,6 +57,7 @@ def learns(module: torch.nn.Module) -> bool:
     return any(p.grad is not None and bool(p.grad.any()) for p in module.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "heads",
     [

@@ -325,6 +325,7 @@ SETTINGS = {"bag_size": 4, "penalty": 0.1, "min_peak": 0.5, "peak_window": 3, "p
 SETTINGS |= {"walk_steps": 0, "scales": (1.0,), "background_score": 0.25}
 
 
+@pytest.mark.slow
 def test_first_labels_are_bags_around_peaks_and_pixels_of_tagged_classes(data, tmp_path):
     write_first_labels(tmp_path, Sighted(data), data, **SETTINGS)
     index, peaks = data.index("train"), json.loads((tmp_path / "peaks.json").read_text())

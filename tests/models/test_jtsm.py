@@ -62,6 +62,7 @@ def evaluated(data: Shapes, i: int = 0):
     return samples_of(data, "val").sample(i)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "branches"),
     [
@@ -161,6 +162,7 @@ def truly_mined(sample) -> Mined:
     return Mined(found, best, none, none)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reestimate", [False, True])
 def test_mined_masks_lie_on_their_objects(data, reestimate):
     model, sample = JTSM(**SMALL, reestimate=reestimate), evaluated(data)
@@ -178,6 +180,7 @@ def test_mined_masks_lie_on_their_objects(data, reestimate):
         assert iou > (0.6 if reestimate else 0.9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reestimate", [False, True])
 def test_masks_and_canvas_follow_a_flip(data, reestimate):
     model, sample = JTSM(**SMALL, reestimate=reestimate), evaluated(data)

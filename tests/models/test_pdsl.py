@@ -44,6 +44,7 @@ def step(data: Shapes, **settings) -> tuple[dict, PDSL]:
     return logged, model
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_sum_of_its_parts(data):
     for weight in (0.0, 0.5, 1.0):
         logged, _ = step(data, correlation_weight=weight)
@@ -56,6 +57,7 @@ def test_the_loss_is_the_sum_of_its_parts(data):
         assert torch.allclose(logged["train/loss"], parts + weight * logged["train/correlation"])
 
 
+@pytest.mark.slow
 def test_correlation_teaches_the_masks_and_not_the_detection(data):
     (_, without), (_, with_it) = (
         step(data, correlation_weight=0.0),
@@ -68,6 +70,7 @@ def test_correlation_teaches_the_masks_and_not_the_detection(data):
             assert torch.equal(a.grad, b.grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -132,6 +135,7 @@ def test_first_masks_may_be_the_segments_of_the_seeds(data):
             assert mask[row, column] == (int(proposals.labels[y, x]) in members)
 
 
+@pytest.mark.slow
 def test_an_agreement_is_the_mean_of_heads_colour_and_segment(data):
     """Colour and segment are looked up at image size, under the centre of each cell."""
     sample = data.samples("val", train=False, supervision={"tags"}, segments=True).sample(0)

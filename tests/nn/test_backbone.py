@@ -56,6 +56,7 @@ def test_feature_level_and_stride_left_as_built():
     assert backbone.eval()(images((64, 96))).shape == (1, 128, 8, 12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet18_ws", "resnet18_ws_v2"])
 def test_dilation_samples_the_strided_network_finer(name):
     """Every second feature of the dilated network is one of the strided network, away from the zeros beyond the border."""
@@ -198,6 +199,7 @@ def caffe2_name(key: str) -> str:
     return f"{layer.replace('stem.conv', 'conv1_').replace('.', '_')}_{kind}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "style"), [("resnet18_ws_v2", "caffe2"), ("resnet50_ws", "detectron2")]
 )
@@ -301,6 +303,7 @@ def test_hub_out_of_reach(monkeypatch):
     assert one_line(error)
 
 
+@pytest.mark.slow
 def test_weights_of_another_network_are_recognised(tmp_path):
     """A file without its name is the first mistake of those who fetch weights by hand."""
     save_file(timm.create_model("mobilenetv2_100").state_dict(), tmp_path / "model.safetensors")

@@ -45,6 +45,7 @@ def test_a_disc_is_sampled_within_itself():
     assert 1 - warped < (1 - square) / 3
 
 
+@pytest.mark.slow
 def test_gradient_and_batches():
     boxes, cells = rectangles(6)
     cells &= torch.rand(cells.shape, generator=torch.Generator().manual_seed(1)) > 0.3

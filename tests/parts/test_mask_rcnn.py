@@ -112,6 +112,7 @@ def pair() -> tuple[MaskRCNN, Peer]:
     return ours, peer
 
 
+@pytest.mark.slow
 def test_losses_are_torchvisions(pair: tuple[MaskRCNN, Peer]) -> None:
     ours, peer = pair[0].train(), pair[1].train()
     images = [image(size, seed=k) for k, size in enumerate(SIZES)]
@@ -142,6 +143,7 @@ def test_losses_are_torchvisions(pair: tuple[MaskRCNN, Peer]) -> None:
     torch.testing.assert_close(total, sum(expected.values()), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_predictions_are_torchvisions(pair: tuple[MaskRCNN, Peer]) -> None:
     ours, peer = pair[0].eval(), pair[1].eval()
     small: list[Tensor] = []

@@ -67,6 +67,7 @@ def painted(image: torch.Tensor) -> torch.Tensor:
     return (image[None] == COLOURS[:, :, None, None]).all(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["random", "space"])
 def test_every_mask_shows_its_object_and_nothing_else(data, pool, where):
     pasted = samples(data, plain(pool, where=where, objects=(1, 5)))

@@ -87,6 +87,7 @@ def test_a_recipe_departs_from_nothing(model, data):
     assert departures(config("--model", model, "--data", own)) == {}
 
 
+@pytest.mark.slow
 def test_departures_are_what_the_user_set():
     found = config(
         "--model", "pdsl", "--data", "voc", "--model.refinements", "3", "--data.augment.crop", "1.0"

@@ -74,6 +74,7 @@ class Drawn(Oracle):
         return [Evaluation(pictures=2)]
 
 
+@pytest.mark.slow
 def test_pictures_with_masks(tmp_path):
     loggers = [WandB("trial").logger(tmp_path, "train")]
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
