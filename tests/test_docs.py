@@ -37,7 +37,7 @@ class Parsed(Exception):
 def run(tmp_path_factory):
     """A finished run, to be named in commands."""
     folder = tmp_path_factory.mktemp("run")
-    words = "--model pdsl --data.train 4 --data.val 2 --trainer.max_steps 1"
+    words = "--model pdsl --data.train 4 --data.val 2 --trainer.max_steps 1 --model.backbone.frozen_stages 0"
     words += f" --trainer.accelerator cpu --model.pretraining null --data.root {folder / 'data'}"
     fit.main([*words.split(), "--run_dir", str(folder / "run")])
     return folder / "run"

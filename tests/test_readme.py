@@ -56,7 +56,7 @@ def test_python_runs(tmp_path, monkeypatch):
     """On few images, for one step of a small network."""
     monkeypatch.chdir(tmp_path)
     words = "--model pdsl --data.train 4 --data.val 2 --trainer.max_steps 1"
-    words += " --trainer.accelerator cpu --model.pretraining null"
+    words += " --trainer.accelerator cpu --model.pretraining null --model.backbone.frozen_stages 0"
     fit.main([*words.split(), "--run_dir", "runs/pdsl/shapes/TIME"])
     shutil.copy(next(tmp_path.glob("data/**/*.jpg")), "image.jpg")
     known: dict = {}

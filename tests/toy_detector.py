@@ -47,7 +47,7 @@ class Peeper(Method):
         middle = np.zeros((height, width), np.uint8, order="F")
         middle[height // 4 : -height // 4, width // 4 : -width // 4] = 1
         masks, labels = [rle_masks.encode(middle)], [0]
-        if len(sample["truth"].labels):
+        if len(sample["truth"].masks):
             truth = sample["truth"]
             chosen = range(0, len(truth.labels), 2)
             masks = [truth.masks[i] for i in chosen] + masks
