@@ -107,12 +107,8 @@ def load(run: str | os.PathLike[str], stage: str | None = None) -> Loaded:
 def _threshold(stage: Path) -> float:
     record = read_stage(stage)
     metrics = {} if record is None else record.metrics
-    found = [
-        metrics[f"{split}/F1_threshold"]
-        for split in ("val", "train")
-        if f"{split}/F1_threshold" in metrics
-    ]
-    return found[0] if found else UNKNOWN_THRESHOLD
+    of_training = metrics.get("train/F1_threshold", UNKNOWN_THRESHOLD)
+    return metrics.get("val/F1_threshold", of_training)
 
 
 def trained(run: Path) -> dict[str, type[Method]]:

@@ -178,15 +178,7 @@ def tagged(prediction: Prediction, tags: Tensor, score_threshold: float) -> Pred
     best = lowest.scatter_reduce(0, labels, scores.to(tags.dtype), "amax")
     first = _first_of_each(labels, scores == best[labels])
     wanted = (tags.cpu()[labels] > 0) & (first | (scores >= score_threshold))
-    kept = wanted.nonzero().squeeze(1)
-    masks = [prediction.masks[i] for i in kept.tolist()] if prediction.masks else []
-    kept = kept.to(prediction.boxes.device)
-    return prediction._replace(
-        boxes=prediction.boxes[kept],
-        scores=prediction.scores[kept],
-        labels=prediction.labels[kept],
-        masks=masks,
-    )
+    return prediction.rows(wanted.nonzero().squeeze(1))
 
 
 def _first_of_each(labels: Tensor, candidate: Tensor) -> Tensor:

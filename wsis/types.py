@@ -170,6 +170,13 @@ class Prediction(NamedTuple):
     panoptic: Tensor | None = None
     """(H,W,2) int32, as in `GroundTruth`; None if the method predicts instances only."""
 
+    def rows(self, kept: Tensor) -> Prediction:
+        """Return the detections at the positions `kept` (K,) int64."""
+        masks = [self.masks[i] for i in kept.tolist()] if self.masks else []
+        kept = kept.to(self.boxes.device)
+        boxes, scores, labels = self.boxes[kept], self.scores[kept], self.labels[kept]
+        return self._replace(boxes=boxes, scores=scores, labels=labels, masks=masks)
+
 
 Record = dict[str, Any]
 

@@ -41,8 +41,11 @@ def describe(index: Index) -> list[str]:
 
 def _names(names: Sequence[str]) -> Iterator[str]:
     """Yield what is odd about the names of classes."""
-    for one, other in combinations(names, 2):
-        if _plain(one) == _plain(other):
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(_plain(name), []).append(name)
+    for group in alike.values():
+        for one, other in combinations(group, 2):
             yield f'"{one}" and "{other}" are two classes; give them one spelling if they are one'
     for name in names:
         if _plain(name) in NOTHING:
@@ -54,7 +57,7 @@ def _tags(names: Sequence[str], tags: NDArray[np.bool_], counts: NDArray[np.int_
     for name, count in zip(names, counts, strict=True):
         if count == len(tags):
             yield f'every image has "{name}", so nothing tells it from its surroundings; add others'
-    together = tags.T.astype(np.int64) @ tags
+    together = tags.T.astype(np.float32) @ tags  # exact up to 2**24 images, and by BLAS
     for c, name in enumerate(names):
         always = [o for o in range(len(names)) if o != c and 0 < counts[c] == together[c, o]]
         companions = [names[o] for o in always if counts[o] < len(tags)]

@@ -39,9 +39,9 @@ class InstanceAP(Metric):
     scalars `AP` (mean over IoU .5:.95), `AP25`, `AP50`, `AP70`, `AP75`, `APs`, `APm`, `APl`, and
     (C,) `per_class/AP`, `per_class/AP25`, ...; for boxes the same prefixed with `box_`.
     `F1_threshold` is the score from which on all detections together have the best F1 at IoU 0.5,
-    of masks if there are any; nan if none is correct. Masks are
-    evaluated on the images whose ground truth has masks; their values are nan if a prediction has
-    none. Sizes are by mask area, as in COCO.
+    of masks if there are any; nan if none is correct. Masks are evaluated on the images whose
+    ground truth has masks; their values are nan if a prediction has none. Sizes are by mask area,
+    as in COCO.
 
     Args:
         num_classes: number of classes; None infers it from the highest class.

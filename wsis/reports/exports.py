@@ -16,6 +16,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from wsis.files import atomic_write
+from wsis.metrics.results import to_annotations
 from wsis.types import RLE, Index, Prediction
 
 __all__ = ["Format", "export"]
@@ -47,7 +48,7 @@ def export(
         threshold: lowest score.
         formats: what to write.
     """
-    shown = [_above(prediction, threshold) for prediction in predictions]
+    shown = [p.rows((p.scores >= threshold).nonzero().flatten()) for p in predictions]
     classes = [category["name"] for category in index.categories]
     files = []
     if "csv" in formats:
@@ -69,13 +70,6 @@ def export(
 
 
 _HEADING = ["image", "number", "class", "score", "area", "x1", "y1", "x2", "y2"]
-
-
-def _above(prediction: Prediction, threshold: float) -> Prediction:
-    keep = (prediction.scores >= threshold).nonzero().flatten()
-    masks = [prediction.masks[i] for i in keep.tolist()] if prediction.masks else []
-    boxes, scores, labels = prediction.boxes[keep], prediction.scores[keep], prediction.labels[keep]
-    return prediction._replace(boxes=boxes, scores=scores, labels=labels, masks=masks)
 
 
 def _rows(image: str, prediction: Prediction, classes: Sequence[str]) -> list[list[Any]]:
@@ -115,20 +109,11 @@ def _polygons(index: Index, shown: Sequence[Prediction]) -> dict[str, Any]:
     """Return a COCO file; an object whose mask is too thin for a polygon has its box alone."""
     annotations: list[dict[str, Any]] = []
     for image, prediction in zip(index.images, shown, strict=True):
-        for k, (x1, y1, x2, y2) in enumerate(prediction.boxes.tolist()):
-            mask = prediction.masks[k] if prediction.masks else None
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image["id"],
-                    "category_id": index.categories[int(prediction.labels[k])]["id"],
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": float(rle.area(mask)) if mask else (x2 - x1) * (y2 - y1),
-                    "iscrowd": 0,
-                    "score": float(prediction.scores[k]),
-                    "segmentation": _outlines(mask) if mask else [],
-                }
-            )
+        for found in to_annotations(prediction, index.categories, "prediction"):
+            place = {"id": len(annotations) + 1, "image_id": image["id"]}
+            outlines = _outlines(found["segmentation"]) if prediction.masks else []
+            kept = {key: found[key] for key in ("category_id", "bbox", "area", "iscrowd", "score")}
+            annotations.append({**place, **kept, "segmentation": outlines})
     categories = [{"id": c["id"], "name": c["name"]} for c in index.categories]
     return {"images": index.images, "annotations": annotations, "categories": categories}
 
