@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 from poison import poison
+from pytorch_lightning.utilities import rank_zero_only
 
 import wsis
 from wsis import fit, registry
@@ -471,6 +472,7 @@ def _rank(rank: int, port: int, argv: list[str], said: Path) -> None:
         "LOCAL_RANK": rank,
     }
     os.environ |= {name: str(value) for name, value in group.items()}
+    rank_zero_only.rank = rank  # Lightning read it when imported, before this environment
     torch.set_num_threads(1)
     with said.open("w") as file:
         os.dup2(file.fileno(), 1)
