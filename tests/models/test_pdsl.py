@@ -4,8 +4,7 @@ import torch
 from torchvision.ops import box_iou
 
 from wsis.datasets.shapes import Shapes
-from wsis.evidence.grabcut import foreground
-from wsis.models.pdsl import PDSL, agreement
+from wsis.models.pdsl import PDSL, pixel_targets
 from wsis.nn.detection import MaskSamples, nearest_seeds
 
 SMALL = {
@@ -79,7 +78,7 @@ def test_correlation_teaches_the_masks_and_not_the_detection(data):
         {"seeds_per_class": 1},
         {"correlation_target": "own"},
         {"evidence": "segments", "mask_target": "soft"},
-        {"mask_sources": "agreement"},
+        {"mask_source": "pixels"},
     ],
 )
 def test_ablations_train_and_predict(data, settings):
@@ -135,23 +134,17 @@ def test_first_masks_may_be_the_segments_of_the_seeds(data):
             assert mask[row, column] == (int(proposals.labels[y, x]) in members)
 
 
-@pytest.mark.slow
-def test_an_agreement_is_the_mean_of_heads_colour_and_segment(data):
-    """Colour and segment are looked up at image size, under the centre of each cell."""
+def test_pixels_learn_the_mean_segment_of_each_class(data):
+    """Cell by cell: the pixel under its centre, in the segments of the seeds of a class."""
     sample = data.samples("val", train=False, supervision={"tags"}, segments=True).sample(0)
     proposals = sample["proposals"]
-    boxes = proposals.boxes[:5]
-    heads = torch.rand(5, 28, 28, generator=torch.Generator().manual_seed(0))
-    without = 3 * agreement(torch.zeros_like(heads), boxes, sample)
-    assert torch.allclose(3 * agreement(heads, boxes, sample), heads + without, atol=1e-5)
-    cells = (torch.arange(28) + 0.5) / 28
-    colour = foreground(sample["image"].permute(1, 2, 0), boxes)
-    for k, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
-        x, y = (x1 + cells * (x2 - x1)).long(), (y1 + cells * (y2 - y1)).long()
-        segment = proposals.members[k][proposals.labels.long()] & (proposals.labels >= 0)
-        of_colour = without[k] - segment[y][:, x].float()
-        assert ((of_colour >= -1e-5) & (of_colour <= 1 + 1e-5)).all(), "the box's own segment"
-        assert ((of_colour > 0.5) == colour[k][y][:, x]).float().mean() > 0.9
+    chosen, labels, one = torch.tensor([3, 0, 5, 1]), torch.tensor([6, 2, 6, 2]), torch.ones(4)
+    found = MaskSamples(proposals.boxes[chosen], chosen, labels, one, labels, one)
+    known, targets = pixel_targets(found, torch.tensor([0, 1, 2]), proposals, (20, 30), 4.0)
+    assert known.tolist() == [2, 6]
+    whole = proposals.members[:, proposals.labels.long()] & (proposals.labels >= 0)
+    cells = whole[:, 2 : 20 * 4 : 4, 2 : 30 * 4 : 4].float()
+    torch.testing.assert_close(targets, torch.stack([cells[0], (cells[3] + cells[5]) / 2]))
 
 
 def test_predictions_average_over_views_in_the_images_frame(data):

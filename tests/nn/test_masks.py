@@ -2,7 +2,8 @@ import numpy as np
 import torch
 from pycocotools import mask as rle
 
-from wsis.nn.masks import MaskHeads, next_target, of_class, paste, pointwise
+from wsis.nn.masks import MaskHeads, along_segments, next_target, of_class, paste, pointwise
+from wsis.types import Proposals
 
 
 def loop(mask, box, size):
@@ -97,3 +98,44 @@ def test_what_a_head_teaches_the_next():
     assert torch.allclose(soft, 1 / (1 + torch.exp(-logits)))
     assert not cut.requires_grad
     assert not soft.requires_grad
+
+
+def test_masks_along_segments_against_loops():
+    """Eight columns of superpixels of 5 x 40 pixels; boxes of whole pixels, one cell a pixel."""
+    g = torch.Generator().manual_seed(0)
+    labels = (torch.arange(40) // 5).expand(40, 40).clone()
+    labels[:, :2] = -1
+    members = torch.rand(6, 8, generator=g) > 0.4
+    boxes, masks = torch.tensor([[0.0, 10, 20, 30], [13, 5, 33, 25]]), torch.rand(2, 20, 20)
+    found = along_segments(masks, boxes, Proposals(boxes, torch.ones(6), labels.int(), members))
+    for mask, box, result in zip(masks, boxes.int().tolist(), found, strict=True):
+        image, inside = torch.zeros(40, 40), torch.zeros(40, 40).bool()
+        image[box[1] : box[3], box[0] : box[2]] = mask
+        inside[box[1] : box[3], box[0] : box[2]] = True
+        segments = [(labels[..., None] == row.nonzero().flatten()).any(-1) for row in members]
+        soft_iou = [
+            float(
+                image[segment & (labels >= 0)].sum()
+                / (image.sum() + segment.sum() - image[segment].sum())
+            )
+            for segment in segments
+        ]
+        weights = np.array(soft_iou) ** 8 / (np.array(soft_iou) ** 8).sum()
+        expected = torch.zeros(40, 40)
+        for k in range(8):
+            pixels = labels == k
+            of_segments = sum(w * float(row[k]) for w, row in zip(weights, members, strict=True))
+            expected[pixels] = (
+                float(image[pixels & inside].nanmean().nan_to_num()) + of_segments
+            ) / 2
+        torch.testing.assert_close(result, expected[box[1] : box[3], box[0] : box[2]])
+
+
+def test_a_mask_that_is_a_segment_stays():
+    labels = torch.arange(4).repeat_interleave(8).expand(32, 32).int()
+    members = torch.tensor([[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1]]).bool()
+    box = torch.tensor([[0.0, 0, 32, 32]])
+    mask = torch.zeros(1, 16, 16)
+    mask[..., 4:8] = 1
+    proposals = Proposals(box.expand(3, 4), torch.ones(3), labels, members)
+    assert torch.equal(along_segments(mask, box, proposals) > 0.5, mask > 0)

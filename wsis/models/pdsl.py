@@ -46,9 +46,9 @@ Beyond both, for small data sets, and off by default:
                          schedule
     context              linear heads on a region's mean and its contrast to the ring around it,
                          started from the classifier of `pretraining`
-    mask_sources         heads that were trained for minutes draw boxes with a ragged edge: on
-                         photos of horses mask AP50 is 14 by the heads, 29 by colour and 24 by
-                         segments in the same boxes, 34 by their mean
+    mask_source          mask heads see the insides of boxes alone, and after minutes of training
+                         draw boxes with a ragged edge. "pixels" is a classifier of pixels that
+                         learns on whole images, followed by the segments that fit it
 
 Where we differ from both:
 
@@ -71,7 +71,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from wsis.evidence.grabcut import crops, resample
+from wsis.evidence.grabcut import resample
 from wsis.evidence.seed_masks import Evidence, Request
 from wsis.images.read import read_image
 from wsis.losses import (
@@ -80,6 +80,7 @@ from wsis.losses import (
     instance_activation,
     mask_loss,
     mean_losses,
+    pixel_loss,
 )
 from wsis.method import Method, Stages, filled
 from wsis.nn.backbone import Backbone, BackboneSettings
@@ -92,7 +93,16 @@ from wsis.nn.detection import (
     nearest_seeds,
     refine,
 )
-from wsis.nn.masks import MaskHeads, MaskTarget, next_target, of_class, paste, segments_in
+from wsis.nn.masks import (
+    MaskHeads,
+    MaskTarget,
+    PixelHead,
+    along_segments,
+    next_target,
+    of_class,
+    paste,
+    segments_in,
+)
 from wsis.nn.mil import MLPHead, detect
 from wsis.nn.optimisation import Optimisation, optimise
 from wsis.nn.regions import Pooling, mean_and_contrast, pool
@@ -127,8 +137,8 @@ class PDSL(Method):
             pixels of the seeds' own segments (section 4.5).
         mask_target: What a mask head teaches the next one, eq. (5): its probabilities, as in the
             text, or those cut at 0.5, as in the authors' code.
-        mask_sources: What a predicted mask is: the mean of the "heads", or "agreement", the mean of
-            that, of colour evidence in the box and of the nearest proposal's segment.
+        mask_source: What predicts masks: the mask "heads", or "pixels", a classifier of pixels that
+            learns the segments of the seeds on whole images, and whose masks follow the segments.
         correlation_weight: Weight of the correlation loss, eq. (6); 0 switches it off.
         correlation_target: Score that a mask's activation should equal: the pseudo-label's or the
             proposal's own.
@@ -157,7 +167,7 @@ class PDSL(Method):
         seeds_per_class: int = 10,
         evidence: Literal["fast", "authors", "segments"] = "fast",
         mask_target: MaskTarget = "cut",
-        mask_sources: Literal["heads", "agreement"] = "heads",
+        mask_source: Literal["heads", "pixels"] = "heads",
         correlation_weight: float = 1.0,
         correlation_target: Literal["pseudo", "own"] = "pseudo",
         image_weight: float = 1.0,
@@ -186,7 +196,10 @@ class PDSL(Method):
         self.masks = MaskHeads(
             self.backbone.channels, [1] + [num_classes] * mask_heads, widths.mask
         )
-        self.needs_segments = evidence == "segments" or mask_sources == "agreement"
+        self.pixels = None
+        if mask_source == "pixels":
+            self.pixels = PixelHead(self.backbone.channels, widths.mask, num_classes)
+        self.needs_segments = evidence == "segments" or mask_source == "pixels"
         self.evidence = None if evidence == "segments" else Evidence(evidence)
 
     def stages(self, run: Stages, data: Any) -> None:
@@ -227,6 +240,8 @@ class PDSL(Method):
             correlation = correlation_loss(activation, scores)  # eq. (8)
             total["correlation"] = total["correlation"] + correlation  # eq. (6)
             target = next_target(logits, self.hparams["mask_target"])
+        if self.pixels is not None:
+            total["pixels"] = self.pixels_loss(self.pixels([features]), samples, batch)
         weights = {"correlation": self.hparams["correlation_weight"]}
         loss = torch.stack([weights.get(name, 1.0) * value for name, value in total.items()]).sum()
         self.log_losses(total, loss, len(batch))
@@ -287,6 +302,20 @@ class PDSL(Method):
             masks.append(target.flip(-1) if s["view"].flip else target)
         return torch.cat(masks).round()
 
+    def pixels_loss(self, logits: Tensor, samples: Sequence[MaskSamples], batch: Batch) -> Tensor:
+        """Compare logits (N,C,H,W) of whole images with the segments of the seeds.
+
+        Only tagged classes teach: their images hold background, too.
+        """
+        cell, losses = self.backbone.stride / 4, []
+        for maps, found, sample in zip(logits, samples, batch, strict=True):
+            height, width = (round(side / cell) for side in size_of(sample["image"]))
+            seeds = nearest_seeds(found, self.hparams["seeds_per_class"])
+            size = height, width
+            labels, targets = pixel_targets(found, seeds, sample["proposals"], size, cell)
+            losses.append(pixel_loss(maps[labels, :height, :width], targets))
+        return torch.stack(losses).mean()
+
     def predict(self, sample: Sample) -> Prediction:
         """Average scores and boxes over views of the image, suppress, then average masks."""
         proposals, size = sample["proposals"], size_of(sample["image"])
@@ -296,13 +325,18 @@ class PDSL(Method):
         boxes, scores, labels, _ = detect(scores * objectness, boxes, self.inference.nms)
         logits = partial(self.mask_logits, labels=labels)
         masks = mean_masks(features, views, boxes, self.backbone.stride, logits)
-        if self.hparams["mask_sources"] == "agreement":
-            masks = agreement(masks, boxes, sample)
+        if self.pixels is not None:
+            masks = along_segments(masks, boxes, proposals)
         found = boxes.cpu(), scores.cpu(), labels.cpu(), paste(masks, boxes, size)
         return Prediction(sample["image_id"], size, *found)
 
     def mask_logits(self, regions: Tensor, labels: Tensor) -> Tensor:
-        """Return mean masks (N,28,28) of regions (N,D,14,14), in the channels of their classes."""
+        """Return masks of regions (N,D,14,14), in the channels of their classes.
+
+        The mean (N,28,28) of the mask heads, or (N,56,56) of the classifier of pixels.
+        """
+        if self.pixels is not None:
+            return of_class(self.pixels([regions]), labels)
         channels = self.masks(regions)
         return torch.stack([of_class(c, labels) for c in channels[1:] or channels]).mean(0)
 
@@ -324,17 +358,20 @@ def segments_of_seeds(samples: MaskSamples, seeds: Tensor, proposals: Proposals)
     return segments_in(proposals, index, samples.boxes, (28, 28)).to(samples.boxes.dtype)
 
 
-def agreement(masks: Tensor, boxes: Tensor, sample: Sample) -> Tensor:
-    """Return the mean (N,28,28) of masks, colour evidence, and segments of the nearest proposals.
+def pixel_targets(
+    samples: MaskSamples, seeds: Tensor, proposals: Proposals, size: tuple[int, int], cell: float
+) -> tuple[Tensor, Tensor]:
+    """Return the classes (G,) that have seeds, and the mean (G,h,w) of the segments of each.
 
     Args:
-        masks: (N,28,28) probabilities over the boxes.
-        boxes: (N,4) in the image.
-        sample: its image and proposals, with segments.
+        samples: K proposals that train masks.
+        seeds: (S,) int64, positions in `samples`.
+        proposals: of the image, with segments.
+        size: (h, w) of the targets, which begin at the image's top left corner.
+        cell: side in pixels of one element of a target.
     """
-    proposals, each = sample["proposals"], torch.arange(len(boxes), device=boxes.device)
-    image = sample["image"].permute(1, 2, 0).contiguous().cpu().numpy()
-    windows, cells = (torch.from_numpy(found) for found in crops(image, boxes.cpu().numpy()))
-    colour = resample(windows.to(boxes), cells.to(boxes.device), each, boxes, 28)
-    nearest = box_iou(boxes, proposals.boxes).argmax(1)
-    return (masks + colour + segments_in(proposals, nearest, boxes, (28, 28))) / 3
+    labels, group = samples.labels[seeds].unique(return_inverse=True)
+    area = samples.boxes.new_tensor([0, 0, size[1] * cell, size[0] * cell])
+    masks = segments_in(proposals, samples.proposals[seeds], area.expand(len(seeds), 4), size)
+    sums = area.new_zeros(len(labels), *size).index_add(0, group, masks.to(area.dtype))
+    return labels, sums / group.bincount(minlength=len(labels))[:, None, None]

@@ -14,12 +14,15 @@ from pycocotools import mask as rle
 from torch import Tensor, nn
 
 from wsis.errors import InputError
-from wsis.ops import segment_windows
+from wsis.ops import segment_windows, superpixel_windows
 from wsis.types import RLE, Proposals
 
 __all__ = [
     "MaskHeads",
     "MaskTarget",
+    "PixelHead",
+    "along_segments",
+    "enlarge",
     "next_target",
     "of_class",
     "paste",
@@ -64,6 +67,31 @@ class MaskHeads(nn.Module):
         """(K,D,14,14) -> logits (K,outputs_m,28,28) of each predictor."""
         shared = self.trunk(regions)
         return [predictor(shared) for predictor in self.predictors]
+
+
+class PixelHead(nn.Module):
+    """Two 1 x 1 convolutions with normalisation between them, enlarged by a factor of four.
+
+    Args:
+        channels: of the features.
+        width: hidden channels.
+        classes: number of maps.
+    """
+
+    def __init__(self, channels: int, width: int, classes: int = 1) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(channels, width, 1), nn.BatchNorm2d(width, momentum=0.01)
+        self.last = nn.Conv2d(width, classes, 1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Maps, the finest (N,D,h,w) first -> logits (N,classes,4h,4w)."""
+        hidden = pointwise(features, self.first.weight, self.first.bias)
+        return enlarge(self.last(self.norm(hidden).relu()))
+
+
+def enlarge(logits: Tensor) -> Tensor:
+    """Enlarge logits (N,M,h,w) to (N,M,4h,4w)."""
+    return F.interpolate(logits, scale_factor=4, mode="bilinear")
 
 
 def of_class(masks: Tensor, labels: Tensor) -> Tensor:
@@ -169,6 +197,39 @@ def segments_in(
     """Return the segments of proposals (B,) in boxes (B,4) as masks (B,h,w) bool."""
     labels, members = segments_of(proposals)
     return segment_windows(labels, members[index], boxes, size)
+
+
+def along_segments(masks: Tensor, boxes: Tensor, proposals: Proposals) -> Tensor:
+    """Move the edges of masks to those of an image's segments.
+
+    The result is the mean of two: the mask averaged over each superpixel, and all segments averaged
+    by weights that grow with the eighth power of their soft IoU with the mask. On photos of horses,
+    the first alone has a mask AP75 of 0, the second alone an AP50 that is lower by four.
+
+    Args:
+        masks: (N,h,w) in [0, 1], over the boxes.
+        boxes: (N,4) in pixels of the image.
+        proposals: of the image, with segments.
+
+    Returns:
+        (N,h,w) in [0, 1].
+    """
+    labels, members = segments_of(proposals)
+    belongs, count = members.to(masks.dtype), members.shape[1]
+    found = superpixel_windows(labels, boxes, (masks.shape[1], masks.shape[2]))
+    cells = torch.where(found < 0, count, found).flatten(1)  # (N,hw); `count` for no superpixel
+    empty, values = masks.new_zeros(len(masks), count + 1), masks.flatten(1)
+    sums = empty.scatter_add(1, cells, values)[:, :count]
+    numbers = empty.scatter_add(1, cells, torch.ones_like(values))[:, :count]
+    pixels = (boxes[:, 2:] - boxes[:, :2]).prod(1, keepdim=True) / values.shape[1]  # of a cell
+    sizes = labels[labels >= 0].flatten().long().bincount(minlength=count)[:count]
+    overlap = pixels * sums @ belongs.T  # (N,P)
+    total = belongs @ sizes.to(masks.dtype) + pixels * values.sum(1, keepdim=True) - overlap
+    alike = overlap / total.clamp(min=1e-6)
+    weights = (alike / alike.amax(1, keepdim=True).clamp(min=1e-6)) ** 8
+    segments = weights / weights.sum(1, keepdim=True).clamp(min=1e-6) @ belongs  # (N,S)
+    value = (sums / numbers.clamp(min=1) + segments) / 2
+    return F.pad(value, (0, 1)).gather(1, cells).view_as(masks)
 
 
 def next_target(logits: Tensor, how: MaskTarget) -> Tensor:

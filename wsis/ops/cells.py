@@ -7,7 +7,7 @@ from torch import Tensor
 
 from wsis.errors import InputError
 
-__all__ = ["segment_cells", "segment_windows"]
+__all__ = ["segment_cells", "segment_windows", "superpixel_windows"]
 
 _CHUNK = 1 << 18
 """Memberships, (region, cell) pairs, written at a time; each index of them takes 2 MB."""
@@ -77,13 +77,29 @@ def segment_windows(
         (K,h,w) bool, True if the pixel under the centre of a grid cell belongs to the region; False
         outside the map.
     """
+    superpixel = superpixel_windows(labels, boxes, size)
+    belongs = members.gather(1, superpixel.clamp(min=0).flatten(1)).view_as(superpixel)
+    return belongs & (superpixel >= 0)
+
+
+def superpixel_windows(labels: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Sample a label map on a grid over each box.
+
+    Args:
+        labels: (H,W) int, superpixel of each pixel; negative for none.
+        boxes: (K,4) xyxy in pixels of `labels`.
+        size: (h, w) of the grid over each box.
+
+    Returns:
+        (K,h,w) int64, the superpixel of the pixel under the centre of each grid cell; -1 for none
+        and outside the map.
+    """
     height, width = labels.shape
     x, y = _centres(boxes, 0, size[1]), _centres(boxes, 1, size[0])
     inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None]
     rows, columns = y.clamp(0, height - 1), x.clamp(0, width - 1)
-    superpixel = labels[rows[:, :, None], columns[:, None]].long()  # (K,h,w)
-    belongs = members.gather(1, superpixel.clamp(min=0).flatten(1)).view_as(superpixel)
-    return belongs & inside & (superpixel >= 0)
+    found = labels[rows[:, :, None], columns[:, None]].long().clamp(min=-1)
+    return torch.where(inside, found, -1)
 
 
 def _centres(boxes: Tensor, axis: int, cells: int) -> Tensor:

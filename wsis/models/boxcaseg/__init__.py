@@ -49,7 +49,7 @@ from wsis.losses import mask_loss, neighbour_smoothness, tightness_loss
 from wsis.method import Method, Stages, filled
 from wsis.metrics import Evaluation, MaskIoU
 from wsis.models.boxcaseg.crops import Crop, jitter, lines, look, uncrowded
-from wsis.models.boxcaseg.heads import PixelHead, TransferredHead
+from wsis.models.boxcaseg.heads import TransferredHead
 from wsis.models.boxcaseg.proxies import (
     merge_masks,
     merged,
@@ -57,14 +57,13 @@ from wsis.models.boxcaseg.proxies import (
     without_crowds,
 )
 from wsis.nn.backbone import Backbone, BackboneSettings
-from wsis.nn.masks import paste
+from wsis.nn.masks import PixelHead, paste
 from wsis.runs.checkpoints import load_weights
 from wsis.runs.stage import Stage
 from wsis.types import Batch, Prediction, Sample, size_of
 
 __all__ = [
     "BoxCaseg",
-    "PixelHead",
     "TransferredHead",
     "jitter",
     "lines",
@@ -234,7 +233,7 @@ class BoxCaseg(Method):
         features = self.features([crop.image for crop in crops])
         total = {}
         if self.weak is not None:
-            logits = self.weak(features)
+            logits = self.weak(features)[:, 0]
             rows = torch.stack([crop.rows for crop in crops])
             columns = torch.stack([crop.columns for crop in crops])
             total["tightness"] = tightness_loss(logits, rows, columns)  # eq. (1)
@@ -264,10 +263,10 @@ class BoxCaseg(Method):
         With one of these heads it alone makes the logits, without both the weak head.
         """
         transferred = None if self.transferred is None else self.transferred(features, self.weak)
-        salient = None if self.salient is None else self.salient(features)
+        salient = None if self.salient is None else self.salient(features)[:, 0]
         if salient is None or transferred is None:
             alone = transferred if salient is None else salient
-            return self.weak(features) if alone is None else alone  # type: ignore[misc]
+            return self.weak(features)[:, 0] if alone is None else alone  # type: ignore[misc]
         alpha = self.hparams["alpha"]
         return alpha * salient + (1 - alpha) * transferred
 

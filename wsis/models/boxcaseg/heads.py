@@ -8,28 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsis.nn.masks import pointwise
+from wsis.nn.masks import PixelHead, enlarge, pointwise
 
-__all__ = ["PixelHead", "TransferredHead", "WeightTransfer"]
-
-
-class PixelHead(nn.Module):
-    """Two 1 x 1 convolutions with normalisation between them, enlarged by a factor of four.
-
-    Args:
-        channels: of the features.
-        width: hidden channels.
-    """
-
-    def __init__(self, channels: int, width: int) -> None:
-        super().__init__()
-        self.first, self.norm = nn.Conv2d(channels, width, 1), nn.BatchNorm2d(width, momentum=0.01)
-        self.last = nn.Conv2d(width, 1, 1)
-
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Maps, the finest (N,D,h,w) first -> logits (N,4h,4w)."""
-        hidden = pointwise(features, self.first.weight, self.first.bias)
-        return _enlarge(self.last(self.norm(hidden).relu()))
+__all__ = ["TransferredHead", "WeightTransfer"]
 
 
 class TransferredHead(nn.Module):
@@ -50,7 +31,7 @@ class TransferredHead(nn.Module):
     def forward(self, features: Sequence[Tensor], weak: PixelHead) -> Tensor:
         """Maps, the finest (N,D,h,w) first -> logits (N,4h,4w)."""
         hidden = pointwise(features, *self.first(weak.first))
-        return _enlarge(F.conv2d(self.norm(hidden).relu(), *self.last(weak.last)))
+        return enlarge(F.conv2d(self.norm(hidden).relu(), *self.last(weak.last)))[:, 0]
 
 
 class WeightTransfer(nn.Module):
@@ -74,8 +55,3 @@ class WeightTransfer(nn.Module):
         weight = self.rows(source.weight.detach().flatten(1))
         bias = source.bias if source.bias is not None else weight.new_zeros(len(weight))
         return weight[..., None, None], self.slope * bias.detach() + self.shift
-
-
-def _enlarge(logits: Tensor) -> Tensor:
-    """Enlarge logits (N,1,h,w) to (N,4h,4w)."""
-    return F.interpolate(logits, scale_factor=4, mode="bilinear")[:, 0]
