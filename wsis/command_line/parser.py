@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import inspect
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
@@ -190,7 +189,7 @@ class CLI(LightningCLI):
             parser.add_class_arguments(self.classes[kind], kind, fail_untyped=False, skip=hidden)
         if self.help or len(self.classes) < 2:
             return
-        for name in set(LINKED) & inspect.signature(self.classes["model"]).parameters.keys():
+        for name in set(LINKED) & registry.arguments(self.classes["model"]).keys():
             ask = partial(_ask_data, name=name, path=self.paths["data"])
             parser.link_arguments("data", f"model.{name}", compute_fn=ask, apply_on="instantiate")
 
