@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from pages import PAGES, ROOT, blocks, commands, read
 
 from wsis import fit, registry
 from wsis.command_line.parser import CLI
+from wsis.runs.record import stages as stages_of
 
 VERBS = [(page, command) for page in PAGES for command in commands(page, "python -m wsis.")]
 BENCHMARKS = [command for page in PAGES for command in commands(page, "python benchmarks/")]
@@ -117,12 +119,13 @@ def test_every_python_block_parses():
 def test_python_runs(run, tmp_path, monkeypatch):
     """The page "From Python", on few images, for one step."""
     monkeypatch.chdir(tmp_path)
-    few = "'--data.train', '4', '--data.val', '2', '--trainer.max_steps', '1'"
+    few = "data={'train': 4, 'val': 2}, trainer={'max_steps': 1, 'accelerator': 'cpu'}"
+    stages = "model={'pretraining': {'steps': 1}}"
     shutil.copy(next(run.parent.glob("data/**/*.jpg")), "image.jpg")
     long_short = {
-        '"--data", "shapes"]': f'"--data", "shapes", {few}, "--trainer.accelerator", "cpu"]',
-        "wsis.Shapes()": "wsis.Shapes(train=4, val=2)",
-        "pl.Trainer(max_steps=900)": "pl.Trainer(max_steps=1, accelerator='cpu')",
+        'wsis.fit("cam", "shapes")': f'wsis.fit("cam", "shapes", {few})',
+        'wsis.build("cam", "shapes")': f'wsis.build("cam", "shapes", {few})',
+        'wsis.build("pdsl", "shapes")': f"wsis.build('pdsl', 'shapes', {few}, {stages})",
     }
     code = "\n".join(blocks(ROOT / "docs/python.md", "python"))
     for long, short in long_short.items():
@@ -135,7 +138,9 @@ def test_python_runs(run, tmp_path, monkeypatch):
         "features": torch.rand(1, 5, 8, 12),
     }
     exec(code, known)
-    assert len(known["prediction"].boxes) == len(known["pixels"]) == len(known["names"])
+    assert len(known["names"]) == len(known["masks"]) == len(known["scores"]) > 0
+    assert Path("found.jpg").is_file()
+    assert [path.name for path, _ in stages_of(Path("runs/mine"))] == ["1-classifier", "2-pdsl"]
     assert known["trainer"].global_step == 1
     assert known["pooled"].shape == (2, 5, 7, 7)
 
@@ -162,6 +167,8 @@ def test_pages_show_the_examples():
         "proposer": "proposer/windows.py",
         "label_field": "label_field/points.py",
         "segmentor": "segmentor/components.py",
+        "backbone": "backbone/pyramid.py",
+        "loss": "loss/focal_cam.py",
         "method": "wsddn/wsddn.py",
     }.items():
         shown = blocks(ROOT / f"docs/extending/{page}.md", "python")
@@ -171,7 +178,7 @@ def test_pages_show_the_examples():
 def test_toml_blocks_are_understood():
     found = [tomllib.loads(block) for page in PAGES for block in blocks(page, "toml")]
     assert all(content["project"]["entry-points"] for content in found)
-    assert len(found) == 4
+    assert len(found) == 5
 
 
 def test_equations_lead_to_code():

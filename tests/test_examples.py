@@ -15,6 +15,7 @@ from example_site import EXAMPLES, install_examples
 from PIL import Image
 
 from wsis import registry
+from wsis.datasets.shapes import Shapes
 from wsis.errors import InputError
 from wsis.nn.masks import tight_boxes
 from wsis.proposals.file import ProposalFile
@@ -283,3 +284,48 @@ def test_a_method_ends_with_the_segmentor(paths, tmp_path):
     run("fit", words, paths, tmp_path)
     metrics = json.loads((tmp_path / "run/3-segmentor/metrics.json").read_text())
     assert "val/AP50" in metrics
+
+
+# A loss
+
+
+def test_a_focal_loss_without_focus_is_cross_entropy(installed, monkeypatch):
+    focal = registry.find("model", "focal_cam")
+    sample = make_sample()
+    told = {}
+    for focus in (0.0, 2.0):
+        torch.manual_seed(0)
+        model = focal(focus, num_classes=2, backbone=TINY)
+        monkeypatch.setattr(model, "log_losses", lambda *_: None)
+        told[focus] = model.training_step([sample], 0)
+    assert torch.isclose(told[0.0], model.classifier.loss([sample]))
+    p = model.classifier.logits([sample]).sigmoid()  # both classes are in the image
+    assert torch.isclose(told[2.0], (-((1 - p) ** 2) * p.log()).mean())
+
+
+# A backbone
+
+
+@pytest.mark.slow
+def test_a_backbone_of_ones_own_is_trained_saved_and_loaded(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(EXAMPLES / "backbone"))
+    import pyramid
+
+    data = Shapes(tmp_path, train=2, val=1, proposals="none")
+    before = pyramid.settings()["name"].state_dict()
+    model = pyramid.train(data, 1)
+    backbone = model.classifier.backbone
+    assert (backbone.widths, backbone.strides) == ([32, 32, 64], [2, 4, 8])
+    trained = backbone.network.network.state_dict()
+    assert trained.keys() == before.keys()
+    model.trainer.save_checkpoint(tmp_path / "own.ckpt")
+    settings = pyramid.settings()
+    again = type(model).load_from_checkpoint(
+        tmp_path / "own.ckpt", backbone=settings, weights_only=True
+    )
+    assert again.class_names == tuple(data.class_names)
+    loaded = again.classifier.backbone.network.network.state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in loaded.items())
+    with pytest.raises(InputError, match="Pyramid is a module that was given"):
+        type(model).load_from_checkpoint(tmp_path / "own.ckpt", weights_only=True)

@@ -10,8 +10,9 @@ import pytest
 ROOT = Path(__file__).parents[1] / "wsis"
 LAYERS = [
     {"errors"},
-    {"types", "files", "fingerprint", "machine", "registry"},
-    {"images", "losses", "ops"},
+    {"files", "fingerprint", "machine", "registry"},
+    {"images"},
+    {"types", "losses", "ops"},
     {"nn", "metrics"},
     {"method", "proposals"},
     {"data"},

@@ -13,6 +13,7 @@ from torch import nn
 from wsis.errors import InputError
 from wsis.method import Method, describe_supervision, filled, tagged
 from wsis.metrics import Evaluation
+from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.parts.classifier import Classifier
 from wsis.runs.labels import Labeller
 from wsis.types import Prediction
@@ -144,6 +145,7 @@ OTHER = {
     "needs_segments": True,
     "needs_boxes": True,
     "panoptic": True,
+    "class_names": ("bird", "bus"),
     "min_mask_score": 0.25,
     "label_settings": ("merge",),
     "data_settings": ("salient",),
@@ -157,3 +159,37 @@ def test_data_treat_a_labeller_as_they_treat_its_model(name):
     assert getattr(model, name) != OTHER[name]
     setattr(model, name, OTHER[name])
     assert getattr(Labeller(model), name) == OTHER[name]
+
+
+class Sees(Method):
+    """Has a backbone."""
+
+    def __init__(self, **backbone) -> None:
+        super().__init__()
+        self.backbone = Backbone(BackboneSettings("test_byobnet", output_stride=32, **backbone))
+
+
+def test_features_that_are_random_and_stay_so_are_refused():
+    Sees(weights="none", frozen_stages=0).on_fit_start()
+    model = Sees(weights="none", frozen_stages=5)
+    with pytest.raises(InputError, match="Sees would learn from random features"):
+        model.on_fit_start()
+    model.on_load_checkpoint({"state_dict": {}})
+    model.on_fit_start()
+
+
+def test_class_names_come_with_a_checkpoint():
+    model = Bare()
+    assert model.class_names == ()
+    categories = [{"id": 4, "name": "bird"}, {"id": 9, "name": "bus"}]
+    model.on_load_checkpoint({"epoch": 0, "Data": {"categories": categories, "stuff": []}})
+    assert model.class_names == ("bird", "bus")
+
+
+def test_a_module_is_the_network_of_a_backbone_and_its_class_is_saved():
+    network = nn.Conv2d(3, 4, 2, 2)
+    settings = filled(BackboneSettings(output_stride=16), network)
+    assert settings.name is network
+    assert settings.output_stride == 16
+    model = Classifier(2, {"name": network, "weights": "none", "frozen_stages": 0})
+    assert model.hparams["backbone"]["name"] == "torch.nn.modules.conv.Conv2d"

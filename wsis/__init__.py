@@ -1,8 +1,12 @@
 """Weakly supervised instance segmentation: seven methods, from tags and boxes to masks.
 
-`wsis.PDSL` and every other model and data set, `wsis.Method`, `wsis.load(RUN)` and
-`wsis.predict(model, image)` are imported when first used: `import wsis` alone loads neither torch
-nor a method.
+    run = wsis.fit("pdsl", "folder", data={"root": "photos"})  # train, as `python -m wsis.fit`
+    model, data, *_ = wsis.load(run)
+    found = wsis.predict(model, "image.jpg")
+
+`wsis.build` makes a model and its data with the settings of their recipe. Methods are `wsis.PDSL`,
+`EMPaste`, `JTSM`, `CCGR`, `BoxCaseg`, `CAM` and `MaskRCNN`, all of them a `wsis.Method`; data sets
+are `wsis.Folder`, `COCO`, `VOC` and `Shapes`.
 """
 
 from __future__ import annotations
@@ -13,49 +17,47 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wsis.datasets.coco import COCO
-    from wsis.datasets.folder import Folder
-    from wsis.datasets.shapes import Shapes
-    from wsis.datasets.voc import VOC
-    from wsis.inference import load
-    from wsis.method import Method
-    from wsis.models.boxcaseg import BoxCaseg
-    from wsis.models.cam import CAM
-    from wsis.models.ccgr import CCGR
-    from wsis.models.em_paste import EMPaste
-    from wsis.models.jtsm import JTSM
-    from wsis.models.pdsl import PDSL
-    from wsis.parts.classifier import Classifier
-    from wsis.parts.mask_rcnn import MaskRCNN
+    from wsis.command_line.build import build as build
+    from wsis.datasets.coco import COCO as COCO
+    from wsis.datasets.folder import Folder as Folder
+    from wsis.datasets.shapes import Shapes as Shapes
+    from wsis.datasets.voc import VOC as VOC
+    from wsis.fit import fit as fit
+    from wsis.inference import load as load
+    from wsis.inference import predict as predict
+    from wsis.method import Method as Method
+    from wsis.models.boxcaseg import BoxCaseg as BoxCaseg
+    from wsis.models.cam import CAM as CAM
+    from wsis.models.ccgr import CCGR as CCGR
+    from wsis.models.em_paste import EMPaste as EMPaste
+    from wsis.models.jtsm import JTSM as JTSM
+    from wsis.models.pdsl import PDSL as PDSL
+    from wsis.parts.classifier import Classifier as Classifier
+    from wsis.parts.mask_rcnn import MaskRCNN as MaskRCNN
+    from wsis.types import Prediction as Prediction
 
 __version__ = "0.1.0"
-__all__ = [
-    "CAM",
-    "CCGR",
-    "COCO",
-    "JTSM",
-    "PDSL",
-    "VOC",
-    "BoxCaseg",
-    "Classifier",
-    "EMPaste",
-    "Folder",
-    "MaskRCNN",
-    "Method",
-    "Shapes",
-    "load",
-    "predict",
-]
+__all__ = ["build", "fit", "load", "predict"]  # without the classes, or `help(wsis)` has no end
+
+_HOMES = {
+    "build": "wsis.command_line.build",
+    "fit": "wsis.fit",
+    "load": "wsis.inference",
+    "predict": "wsis.inference",
+    "Method": "wsis.method",
+    "Prediction": "wsis.types",
+}
+"""Modules of what is no model and no data set."""
+_VERBS = ("fit", "predict")
+"""Functions whose name is also that of a module, which the command line runs."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for."""
-    if name == "load":
-        return importlib.import_module("wsis.inference").load
-    if name == "Method":
-        return importlib.import_module("wsis.method").Method
-    if name == "predict":
-        return importlib.import_module("wsis.predict")
+    """Import what is asked for, so that `import wsis` alone loads neither torch nor a method."""
+    if name in _VERBS:
+        return importlib.import_module(f"wsis.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     if name[0].isupper():  # a submodule's name must not come this far: `registry` is one
         registry = importlib.import_module("wsis.registry")
         if (kind := registry.exports().get(name)) is not None:
@@ -65,21 +67,22 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     registry = importlib.import_module("wsis.registry")
-    return sorted({"__version__", *__all__, *registry.exports()})
+    return sorted({"__version__", *_HOMES, *registry.exports()})
 
 
 class _Verb(ModuleType):
     """A verb's module that is also the function: `wsis.predict(model, image)`."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return importlib.import_module("wsis.inference").predict(*args, **kwargs)
+        name = self.__name__.removeprefix("wsis.")
+        return getattr(importlib.import_module(_HOMES[name]), name)(*args, **kwargs)
 
 
 class _Package(ModuleType):
     """This package; importing `wsis.predict` passes by here, whoever does it."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "predict" and isinstance(value, ModuleType):
+        if name in _VERBS and isinstance(value, ModuleType):
             value.__class__ = _Verb
         super().__setattr__(name, value)
 

@@ -6,12 +6,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch.distributed as dist
 
-from wsis.command_line.messages import plain_errors
-from wsis.command_line.options import run_options
+from wsis.command_line.build import from_python
+from wsis.command_line.messages import plain_errors, quietly
+from wsis.command_line.options import command_options, run_options
 from wsis.command_line.parser import CLI
 from wsis.command_line.trainers import run_folder, write_settings
 from wsis.data.module import DataModule
@@ -23,7 +25,7 @@ from wsis.runs.progress import say
 from wsis.runs.record import stages
 from wsis.runs.run import OnlyStage, Run, rank
 
-__all__ = ["main"]
+__all__ = ["fit", "main"]
 
 MAIN = tuple(
     f"{split}/{name}"
@@ -36,31 +38,58 @@ MAIN = tuple(
 def main(argv: Sequence[str] | None = None) -> Run:
     """Train what `argv` asks for, in as many stages as the method has."""
     folder: list[Path] = []
+    with plain_errors(
+        lambda: f"; to continue: python -m wsis.fit --resume {folder[0]}" if folder else ""
+    ):
+        cli, place = _parse(list(sys.argv[1:] if argv is None else argv))
+        folder.append(place)
+        if cli.config.list_stages:
+            _list(place)
+            return _run(cli, place)
+        return _train(cli, place)
+
+
+def fit(
+    model: str | type[pl.LightningModule],
+    data: str | type[pl.LightningDataModule] = "shapes",
+    /,
+    **settings: Any,
+) -> Path:
+    """Train a method in all its stages, as `python -m wsis.fit` does; return the run's folder.
+
+    `wsis.load` takes the folder. Calling it again with the same `run_dir` and settings continues
+    what was interrupted.
+
+    Args:
+        model: name or class of a method.
+        data: name or class of a data set.
+        **settings: what differs from the recipe, spelled as in a settings file: the sections
+            `model`, `data`, `trainer` and `wandb`, each a dictionary, and `run_dir`, `save_every`,
+            `reuse`, `stage` and `seed_everything`.
+
+    Raises:
+        InputError: an unknown name or setting, a value of the wrong type, or data that cannot be
+            used.
+
+    Example:
+        `wsis.fit("pdsl", "folder", data={"root": "photos"}, trainer={"max_steps": 200})`
+    """
+    with quietly():
+        cli = from_python(model, data, settings, run_options)
+        place = run_folder(cli.names["model"], cli.names["data"], cli.config.run_dir)
+        return _train(cli, place).folder
+
+
+def _train(cli: CLI, folder: Path) -> Run:
+    """Train every stage, and leave no process group and no folder for other ranks behind."""
+    run = _run(cli, folder)
     try:
-        with plain_errors(
-            lambda: f"; to continue: python -m wsis.fit --resume {folder[0]}" if folder else ""
-        ):
-            cli, place = _parse(list(sys.argv[1:] if argv is None else argv))
-            folder.append(place)
-            config = cli.config
-            asked = config.seed_everything, config.save_every, config.stage
-            run = Run(
-                place,
-                cli.make_trainer,
-                *asked,
-                announce=say,
-                reuse=config.reuse,
-                supervision=cli.model.supervision,
-            )
-            if config.list_stages:
-                _list(place)
-                return run
-            _open(cli, place)
-            _work(run, cli.model, cli.datamodule)
-            if dist.is_initialized():
-                dist.barrier()
-            _report(place)
-            return run
+        _open(cli, folder)
+        _work(run, cli.model, cli.datamodule)
+        if dist.is_initialized():
+            dist.barrier()
+        _report(folder)
+        return run
     finally:
         if rank() == 0:
             os.environ.pop("WSIS_RUN_DIR", None)
@@ -68,9 +97,23 @@ def main(argv: Sequence[str] | None = None) -> Run:
             dist.destroy_process_group()
 
 
+def _run(cli: CLI, folder: Path) -> Run:
+    config = cli.config
+    return Run(
+        folder,
+        cli.make_trainer,
+        config.seed_everything,
+        config.save_every,
+        config.stage,
+        announce=say,
+        reuse=config.reuse,
+        supervision=cli.model.supervision,
+    )
+
+
 def _parse(words: list[str]) -> tuple[CLI, Path]:
     """Return the command line and the run's folder; a resumed run has its own settings."""
-    cli = CLI("fit", words, options=run_options, run_flag="--resume")
+    cli = CLI("fit", words, options=command_options, run_flag="--resume")
     return cli, cli.run or run_folder(cli.names["model"], cli.names["data"], cli.config.run_dir)
 
 

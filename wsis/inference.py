@@ -22,9 +22,10 @@ from wsis.command_line.parser import overlay
 from wsis.command_line.settings import Config, read_run
 from wsis.command_line.trainers import new_trainer
 from wsis.errors import InputError
-from wsis.images.read import read_image
+from wsis.images.read import as_pixels
 from wsis.method import Method
 from wsis.metrics.evaluation import Evaluation
+from wsis.nn.backbone import weights_follow
 from wsis.proposals.proposers import BUILT_IN, propose
 from wsis.runs.checkpoints import intact
 from wsis.runs.labels import Labeller, write_labels
@@ -57,7 +58,7 @@ class Loaded(NamedTuple):
     """A run, ready to use."""
 
     model: Method
-    """Of the stage asked for, in evaluation mode, on the CPU."""
+    """Of the stage asked for, in evaluation mode, on the CPU, with its `class_names`."""
     data: pl.LightningDataModule
     """As it was trained on."""
     config: Config
@@ -67,7 +68,7 @@ class Loaded(NamedTuple):
 
 
 def load(run: str | os.PathLike[str], stage: str | None = None) -> Loaded:
-    """The model, data and settings of a run's folder.
+    """Return the model, data and settings of a run's folder; neither data nor weights are read.
 
     Args:
         run: the folder.
@@ -92,16 +93,15 @@ def load(run: str | os.PathLike[str], stage: str | None = None) -> Loaded:
     given = config["model"].get("init_args") or {}
     later = {setting: given[setting] for setting in known[name].label_settings if setting in given}
     try:
-        model = (
-            known[name]
-            .load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True, **later)
-            .eval()
-        )
+        with weights_follow():
+            model = known[name].load_from_checkpoint(
+                checkpoint, map_location="cpu", weights_only=True, **later
+            )
     except RuntimeError as error:  # weights with other names or shapes
         raise InputError(
             f"{checkpoint} was written by another version of {known[name].__name__}; train it again"
         ) from error
-    return Loaded(model, make_data(config["data"]), config, _threshold(folder / name))
+    return Loaded(model.eval(), make_data(config["data"]), config, _threshold(folder / name))
 
 
 def _threshold(stage: Path) -> float:
@@ -244,7 +244,7 @@ def predict(
 def predict(
     model: Method, image: Any, boxes: Tensor | None = None, proposer: str = BUILT_IN
 ) -> Prediction | list[Prediction]:
-    """Objects in one image, in its own pixels, or in each of a list of images.
+    """Return the objects in one image, in its own pixels, or in each of a list of images.
 
     Args:
         model: a trained model; it stays on its device.
@@ -258,7 +258,7 @@ def predict(
     """
     if isinstance(image, list):
         return [predict(model, one, boxes, proposer) for one in image]
-    pixels = _pixels(image)
+    pixels = as_pixels(image)
     height, width = pixels.shape[:2]
     sample: Sample = {
         "image": torch.from_numpy(pixels).permute(2, 0, 1).contiguous().to(model.device),
@@ -279,7 +279,8 @@ def predict(
         sample["proposals"] = _to(propose(pixels, proposer), model.device)
     was_training = model.training
     try:
-        return model.eval().predict_step([sample], 0)[0]
+        found = model.eval().predict_step([sample], 0)[0]
+        return found if model.needs_boxes else found._replace(class_names=model.class_names)
     finally:
         model.train(was_training)
 
@@ -287,19 +288,3 @@ def predict(
 def _to(proposals: Proposals, device: torch.device) -> Proposals:
     columns = (None if column is None else column.to(device) for column in proposals)
     return Proposals(*columns)  # type: ignore[arg-type]
-
-
-def _pixels(image: Any) -> NDArray[np.uint8]:
-    """(H,W,3) uint8 RGB."""
-    if isinstance(image, (str, os.PathLike)):
-        image = read_image(Path(image))
-    if isinstance(image, Tensor):
-        image = image.detach().cpu().movedim(0, -1).numpy()
-    elif not isinstance(image, np.ndarray):
-        image = np.asarray(image.convert("RGB"))
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise InputError(
-            f"an image is (H,W,3) uint8 RGB, or (3,H,W) as a tensor, not {image.shape} "
-            f"{image.dtype}"
-        )
-    return np.require(image, requirements=["C", "W"])  # copied if torch could not write to it

@@ -16,11 +16,12 @@ from typing import Any, Protocol, TypeVar
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsis import registry
 from wsis.errors import InputError
 from wsis.metrics import Evaluation
+from wsis.nn.backbone import Backbone
 from wsis.types import Batch, Prediction, Sample
 
 __all__ = ["Method", "Stages", "describe_supervision", "filled", "tagged"]
@@ -62,6 +63,8 @@ class Method(pl.LightningModule):
     """True if predictions are masks of given boxes, one for each box, in the same order."""
     panoptic: bool = False
     """True if predictions hold panoptic maps; panoptic quality is then measured."""
+    class_names: tuple[str, ...] = ()
+    """Names of the thing classes in order, of the data trained on; empty if they are not known."""
     min_mask_score: float = 0.0
     """Masks of pseudo-labels with a lower score are marked `ignore` and excluded from the loss."""
     label_settings: tuple[str, ...] = ()
@@ -82,6 +85,34 @@ class Method(pl.LightningModule):
         for name, value in self.hparams.items():
             self.hparams[name] = registry.as_dict(value)
         self._hparams_initial = copy.deepcopy(self.hparams)
+
+    def setup(self, stage: str) -> None:
+        """Take the class names of the data to train on."""
+        if stage == "fit":
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.class_names = tuple(getattr(data, "class_names", ()))
+
+    def on_fit_start(self) -> None:
+        """Raise InputError for a backbone whose features are random and stay so."""
+        for backbone in self._backbones():
+            trained = any(parameter.requires_grad for parameter in backbone.parameters())
+            if backbone.is_random and not trained:
+                raise InputError(
+                    f"{type(self).__name__} would learn from random features: its backbone "
+                    f"{backbone.name} has weights none and is frozen; give weights, or "
+                    "frozen_stages 0"
+                )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the class names that the data module has written to the checkpoint."""
+        for backbone in self._backbones():
+            backbone.is_random = False
+        for state in checkpoint.values():
+            if isinstance(state, dict) and "categories" in state:
+                self.class_names = tuple(category["name"] for category in state["categories"])
+
+    def _backbones(self) -> list[Backbone]:
+        return [module for module in self.modules() if isinstance(module, Backbone)]
 
     @classmethod
     def predicts(cls) -> bool:
@@ -143,9 +174,13 @@ class Method(pl.LightningModule):
 def filled(default: Settings, given: Settings | Mapping[str, Any]) -> Settings:
     """Return a group of settings; `given` may hold only what differs from `default`.
 
+    A module in place of a backbone's settings is its network.
+
     Raises:
         InputError: `given` has a setting that the group does not have.
     """
+    if isinstance(given, nn.Module):
+        given = {"name": given}
     if not isinstance(given, Mapping):
         return given
     known = {field.name for field in fields(default)}  # type: ignore[arg-type]

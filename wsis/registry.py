@@ -129,9 +129,13 @@ def arguments(cls: type[Any]) -> dict[str, inspect.Parameter]:
 
 
 def as_dict(value: Any) -> Any:
-    """Return a group of settings as the dictionary that a settings file has; others unchanged."""
-    is_group = is_dataclass(value) and not isinstance(value, type)
-    return asdict(value) if is_group else value
+    """Return a group of settings as the dictionary that a settings file has; others unchanged.
+
+    A module among the settings is named by its class.
+    """
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    return {name: _dotted(v) if callable(v) else v for name, v in asdict(value).items()}
 
 
 def short_name(kind: str, path: str) -> str:
@@ -162,6 +166,10 @@ def suggest(word: str, known: Iterable[str]) -> str:
     spelled = {_plain(k): k for k in known}
     near = difflib.get_close_matches(_plain(word), spelled, n=1)
     return f"; did you mean '{spelled[near[0]]}'?" if near else ""
+
+
+def _dotted(thing: object) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
 def _plain(name: str) -> str:

@@ -10,8 +10,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as rle_masks
 from torch import Tensor
+
+from wsis.errors import InputError
+from wsis.images.draw import overlay
+from wsis.images.read import as_pixels
 
 __all__ = [
     "RLE",
@@ -169,6 +177,64 @@ class Prediction(NamedTuple):
     """
     panoptic: Tensor | None = None
     """(H,W,2) int32, as in `GroundTruth`; None if the method predicts instances only."""
+    class_names: tuple[str, ...] = ()
+    """Names of all classes in order, as `wsis.predict` gives them; empty if they are not known."""
+
+    @property
+    def names(self) -> list[str]:
+        """The class name of each detection; "class 3" where names are not known."""
+        known = dict(enumerate(self.class_names))
+        return [known.get(label, f"class {label}") for label in self.labels.tolist()]
+
+    def binary_masks(self) -> NDArray[np.bool_]:
+        """Return the masks as (N,H,W) bool; empty ones where only boxes were predicted."""
+        if not self.masks:
+            return np.zeros((len(self.boxes), *self.size), bool)
+        return rle_masks.decode(self.masks).transpose(2, 0, 1).astype(bool)
+
+    def above(self, score_threshold: float) -> Prediction:
+        """Return the detections with at least this score."""
+        return self.rows((self.scores >= score_threshold).nonzero().squeeze(1))
+
+    def plot(self, image: Any, score_threshold: float = 0.0, long_side: int = 800) -> Image.Image:
+        """Return the image with masks, or boxes where there are none, class names and scores.
+
+        Args:
+            image: the one that was predicted: a file, a PIL image, (H,W,3) uint8 RGB, or a
+                (3,H,W) uint8 RGB tensor.
+            score_threshold: detections below this score are left out; if none reaches it, the best
+                one is drawn with a question mark.
+            long_side: pixels of the result's longer side.
+
+        Raises:
+            InputError: not an image, or one of another size.
+        """
+        pixels = as_pixels(image)
+        if pixels.shape[:2] != self.size:
+            raise InputError(
+                f"the image has {pixels.shape[1]} x {pixels.shape[0]} pixels and the prediction is "
+                f"of {self.size[1]} x {self.size[0]}; give the image that was predicted"
+            )
+        drawn = overlay(pixels, self, self.class_names, score_threshold, long_side)
+        return Image.fromarray(drawn)
+
+    def to_supervision(self) -> Any:
+        """Return the detections as `supervision.Detections`.
+
+        Raises:
+            InputError: the package is not installed.
+        """
+        try:
+            import supervision
+        except ModuleNotFoundError as error:
+            raise InputError("this needs another package: pip install supervision") from error
+        return supervision.Detections(
+            xyxy=self.boxes.cpu().numpy(),
+            mask=self.binary_masks() if self.masks else None,
+            confidence=self.scores.cpu().numpy(),
+            class_id=self.labels.cpu().numpy(),
+            data={"class_name": np.array(self.names, str)},
+        )
 
     def rows(self, kept: Tensor) -> Prediction:
         """Return the detections at the positions `kept` (K,) int64."""

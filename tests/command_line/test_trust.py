@@ -10,7 +10,7 @@ import yaml
 import wsis
 from wsis import ablate, compare, fit, label, predict, registry
 from wsis import test as judging
-from wsis.command_line.options import run_options
+from wsis.command_line.options import command_options
 from wsis.command_line.parser import CLI
 from wsis.errors import InputError
 
@@ -159,7 +159,9 @@ def test_a_run_of_own_code_continues_when_the_code_is_typed(run, capsys, place):
     assert "or type wsis.fit --model evil.Net" in refused(fit, ["--resume", run], capsys)
     assert not (place / "PWNED").exists()
     words = ["--resume", str(run), "--model", "evil.Net"]
-    assert CLI("fit", words, options=run_options, run_flag="--resume").paths["model"] == "evil.Net"
+    assert (
+        CLI("fit", words, options=command_options, run_flag="--resume").paths["model"] == "evil.Net"
+    )
 
 
 def test_parts_of_lightning_may_be_named(place):

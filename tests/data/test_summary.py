@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wsis.data.summary import describe
+from wsis.data.summary import brief, describe
 from wsis.types import Index
 
 
@@ -67,3 +67,11 @@ def test_many_classes_are_cut_short():
     assert "26 classes: A 10" in line
     assert "T 10, ...;" in line
     assert "U 10" not in line
+
+
+def test_brief_has_sizes_and_classes():
+    splits = {"train": index("ant bee", "a", "b"), "val": index("ant bee", "a", times=4)}
+    assert brief(splits) == "20 train and 4 val images, 2 classes: ant, bee"
+    assert brief({"train": index("weed", "w", times=1)}) == "1 train images, 1 class: weed"
+    many = " ".join(f"{chr(0x4E00 + n)}{n}" for n in range(25))
+    assert brief({"train": index(many)}).endswith(", ...")

@@ -9,9 +9,10 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from wsis.errors import InputError
-from wsis.nn.backbone import Backbone, BackboneSettings, weights_follow
+from wsis.nn.backbone import Backbone, BackboneSettings, _build, weights_follow
 
 SHARED = Path(os.environ.get("WSIS_SHARED", Path(__file__).parents[3] / "shared"))
 MOBILENET = SHARED / "data/weights/mobilenetv2_100.safetensors"
@@ -354,3 +355,71 @@ def test_real_weights_see_what_is_in_real_images():
         torch.stack([features.mean((2, 3)).flatten(), as_built.mean((2, 3)).flatten()])
     )[0, 1]
     assert correlation > 0.9
+
+
+def small() -> nn.Sequential:
+    """Maps of stride 2 and 4 would be its first and last layer's."""
+    torch.manual_seed(0)
+    first, last = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 6, 3, 2, 1)
+    return nn.Sequential(first, nn.BatchNorm2d(4), last)
+
+
+class Maps(nn.Module):
+    """Two maps by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = small()
+
+    def forward(self, images):
+        fine = self.layers[0](images)
+        return {"fine": fine, "coarse": self.layers[1:](fine)}
+
+
+def test_a_module_gives_the_features_of_its_own_forward():
+    module = small().eval()
+    backbone = build(module, mean=(0, 0, 0), std=(1, 1, 1)).eval()
+    (image,) = images((40, 60))
+    assert (backbone.channels, backbone.stride) == (6, 4)
+    assert torch.equal(backbone([image]), module(image[None] / 255))
+
+
+def test_maps_of_a_module_are_its_levels():
+    fine, coarse = build(Maps(), feature_level=0), build(Maps())
+    assert (fine.channels, fine.stride) == (4, 2)
+    assert (coarse.widths, coarse.strides) == ([4, 6], [2, 4])
+
+
+def test_a_module_is_copied_and_frozen_as_a_whole_or_left_as_it_is():
+    module = small()
+    module[0].weight.requires_grad_(False)
+    left = [p.requires_grad for p in build(module, frozen_stages=1).parameters()]
+    assert left == [False, True, True, True, True, True]
+    assert not any(p.requires_grad for p in build(module, frozen_stages=5).parameters())
+    assert module[2].weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("module", "told"),
+    [
+        (nn.Linear(3, 4), "Linear does not take images"),
+        (nn.Sequential(small(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), r"returns \(1, 6\)"),
+        (nn.Conv2d(3, 4, 5), r"returns \(1, 4, 252, 252\)"),
+        (nn.LSTM(256, 4), "does not take images"),
+    ],
+)
+def test_a_module_without_feature_maps_is_refused(module, told):
+    with pytest.raises(InputError, match=told) as refused:
+        build(module)
+    assert "\n" not in str(refused.value)
+
+
+def test_weights_in_a_file_are_not_for_a_module():
+    save = {"0.weight": torch.zeros(4, 3, 3, 3)}
+    with pytest.raises(InputError, match="comes with its weights"):
+        _build(BackboneSettings(small(), "weights.pth"), save)
+
+
+def test_a_checkpoint_says_that_its_backbone_was_a_module():
+    with pytest.raises(InputError, match="given from Python; give it again"):
+        build("torch.nn.modules.container.Sequential")

@@ -16,7 +16,14 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from wsis.errors import InputError
 
-__all__ = ["gist", "plain_errors", "quiet"]
+__all__ = ["gist", "plain_errors", "quiet", "quietly"]
+
+LOUD = {
+    "pytorch_lightning": logging.WARNING,
+    "lightning_fabric": logging.WARNING,
+    "timm.models._builder": logging.ERROR,  # features do not use a classifier's weights
+}
+"""Loggers and the level from which on they are heard."""
 
 
 @contextmanager
@@ -91,12 +98,25 @@ def _stop(code: int, line: str) -> NoReturn:
     sys.exit(code)
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Be as quiet as the command line, and then as before."""
+    loggers = [logging.getLogger(name) for name in LOUD]
+    levels, form = [logger.level for logger in loggers], warnings.formatwarning
+    with warnings.catch_warnings():
+        try:
+            quiet()
+            yield
+        finally:
+            warnings.formatwarning = form
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
 def quiet() -> None:
     """Silence Lightning's tips and warnings about what our runs take care of."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    timm = logging.getLogger("timm.models._builder")
-    timm.setLevel(logging.ERROR)  # features do not use a classifier's weights
+    for name, level in LOUD.items():
+        logging.getLogger(name).setLevel(level)
     warnings.formatwarning = _warning
     for message in (
         ".*does not have many workers",

@@ -7,22 +7,16 @@ from pathlib import Path
 from jsonargparse.typing import PositiveInt
 from pytorch_lightning.cli import LightningArgumentParser
 
-__all__ = ["run_options"]
+__all__ = ["command_options", "run_options"]
 
 
 def run_options(parser: LightningArgumentParser) -> None:
-    """Add the settings of a run to the parser of `wsis.fit`."""
+    """Add the settings of a run to a parser."""
     parser.add_argument(
         "--run_dir",
         type=Path | None,
         default=None,
         help="Where this run writes; runs/MODEL/DATA/TIME if not given.",
-    )
-    parser.add_argument(
-        "--resume",
-        type=Path | None,
-        default=None,
-        help="Folder of a run to continue with its own settings.",
     )
     parser.add_argument(
         "--save_every",
@@ -42,6 +36,17 @@ def run_options(parser: LightningArgumentParser) -> None:
         default=None,
         help="Folder of runs; stages completed there with the same settings are copied, not "
         "retrained.",
+    )
+
+
+def command_options(parser: LightningArgumentParser) -> None:
+    """Add the settings of a run, and what only a command can do with one."""
+    run_options(parser)
+    parser.add_argument(
+        "--resume",
+        type=Path | None,
+        default=None,
+        help="Folder of a run to continue with its own settings.",
     )
     parser.add_argument(
         "--list_stages",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import inspect
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
@@ -104,6 +103,7 @@ class CLI(LightningCLI):
         options: Adds the verb's own settings to the parser; they are not saved.
         default: Short names where none are given.
         run_flag: The flag, such as "--resume", that names a run whose settings come first.
+        given: Settings from Python, as a file has them; they count more than those of files.
 
     Raises:
         InputError: an unknown name or setting, or a value of the wrong type.
@@ -117,8 +117,9 @@ class CLI(LightningCLI):
         options: Callable[[LightningArgumentParser], object] = lambda parser: None,
         default: Mapping[str, str] = MappingProxyType({"data": "shapes"}),
         run_flag: str | None = None,
+        given: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        self.verb, self.kinds, self.options = verb, kinds, options
+        self.verb, self.kinds, self.options, self.given = verb, kinds, options, dict(given)
         self.typed = list(sys.argv[1:] if argv is None else argv)
         self.sections = SECTIONS if "model" in kinds else tuple(kinds)
         self.help = _help_topic(self.typed, self.sections)
@@ -188,7 +189,7 @@ class CLI(LightningCLI):
             parser.add_class_arguments(self.classes[kind], kind, fail_untyped=False, skip=hidden)
         if self.help or len(self.classes) < 2:
             return
-        for name in set(LINKED) & inspect.signature(self.classes["model"]).parameters.keys():
+        for name in set(LINKED) & registry.arguments(self.classes["model"]).keys():
             ask = partial(_ask_data, name=name, path=self.paths["data"])
             parser.link_arguments("data", f"model.{name}", compute_fn=ask, apply_on="instantiate")
 
@@ -210,6 +211,9 @@ class CLI(LightningCLI):
         for path in self.files:
             config = self._for_this(read_config(path, self.typed))
             below = overlay(parser, config, str(path), below)
+        if self.given:
+            given = {name: _over(below, name, value) for name, value in self.given.items()}
+            below = overlay(parser, given, "the settings given", below)
         if self.help:
             parser.set_defaults({k: v for k, v in (below or {}).items() if k != "config"})
             print(parser.format_help(), end="")
@@ -274,6 +278,15 @@ class CLI(LightningCLI):
             config[kind] = {"class_path": path, "init_args": config.get(kind) or {}}
         return {key: value for key, value in config.items() if key not in {*self.own, "config"}}
 
+    def trainer_settings(self) -> dict[str, Any]:
+        """Return the trainer's settings, in which an unset interval is validation at the end."""
+        given = copy.deepcopy(dict(self.config_init.trainer))  # callbacks hold state
+        if isinstance(given["val_check_interval"], int):  # counted in batches over the whole run
+            given["check_val_every_n_epoch"] = None
+        elif given["val_check_interval"] is None:  # only at the end, which `Run.fit` sees to
+            given["check_val_every_n_epoch"] = sys.maxsize
+        return given
+
     def make_trainer(
         self, folder: Path, callbacks: Sequence[Callback] = (), **trainer: Any
     ) -> pl.Trainer:
@@ -284,12 +297,7 @@ class CLI(LightningCLI):
             callbacks: besides those of the command line.
             **trainer: settings that take precedence over the command line's.
         """
-        given = copy.deepcopy(dict(self.config_init.trainer))  # callbacks hold state
-        given |= trainer | {"default_root_dir": str(folder)}
-        if isinstance(given["val_check_interval"], int):  # counted in batches over the whole run
-            given["check_val_every_n_epoch"] = None
-        elif given["val_check_interval"] is None:  # only at the end, which `Run.fit` sees to
-            given["check_val_every_n_epoch"] = sys.maxsize
+        given = self.trainer_settings() | trainer | {"default_root_dir": str(folder)}
         shown: list[Callback] = []
         if given["enable_progress_bar"] is None:
             given["enable_progress_bar"] = sys.stderr.isatty()
@@ -354,6 +362,20 @@ def _dotted(config: Mapping[str, Any], known: Collection[str], above: str = "") 
             yield from _dotted(value, known, f"{name}.")
         else:
             yield name
+
+
+def _over(below: Namespace | dict[str, Any] | None, name: str, value: Any) -> Any:
+    """Return a setting's value; a dictionary is laid over that of the recipe, as flags are.
+
+    One that names another `model` has other settings, and replaces it.
+    """
+    old = None if below is None else below.get(name)
+    if not isinstance(value, Mapping) or not isinstance(old, (Namespace, dict)):
+        return value
+    inside = {key: _over(old, key, new) for key, new in value.items()}
+    if isinstance(old, Namespace) or value.get("model", old.get("model")) != old.get("model"):
+        return inside
+    return {**old, **inside}
 
 
 def _check_known(name: str, known: Collection[str], place: str = "") -> None:

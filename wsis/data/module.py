@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from wsis.data.labels import relabel
 from wsis.data.samplers import OrderSampler, StepSampler
 from wsis.data.samples import Samples, Transform
+from wsis.data.summary import brief
 from wsis.data.targets import check_fields, require_labels
 from wsis.data.transforms import PHOTOGRAPHS, Augment
 from wsis.errors import InputError
@@ -97,6 +98,15 @@ class DataModule(pl.LightningDataModule):
     def __str__(self) -> str:
         """Return a short name for error messages; Lightning's version would load every split."""
         return f"{self.name} in {self.folder}"
+
+    def __repr__(self) -> str:
+        """Return class, folder, sizes of the splits and classes, which are read if need be."""
+        try:
+            splits = ("train", "val") if self.has_val else ("train",)
+            content = brief({split: self.index(split) for split in splits})
+        except InputError as error:
+            content = str(error)
+        return f"{type(self).__name__}({str(self.folder)!r}: {content})"
 
     def read(self, split: str) -> Index:
         """Read the index of a split from disk."""
@@ -332,10 +342,7 @@ class DataModule(pl.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raise InputError for a checkpoint of other classes."""
-        theirs, ours = (
-            [c["name"] for c in categories]
-            for categories in (state_dict["categories"], self.categories)
-        )
+        theirs, ours = [c["name"] for c in state_dict["categories"]], self.class_names
         if theirs != ours:
             raise InputError(
                 f"the checkpoint knows the classes {', '.join(theirs)} but {self.name} has "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from wsis.types import Index
 
-__all__ = ["describe"]
+__all__ = ["brief", "describe"]
 
 FEW = 10
 """Images of a class below which little is to be expected of it."""
@@ -37,6 +37,15 @@ def describe(index: Index) -> list[str]:
     words = "class" if len(names) == 1 else "classes"
     lines = [f"{len(tags)} images, {len(names)} {words}: {listed}; {none} images without any"]
     return lines + [f"note: {line}" for line in (*_names(names), *_tags(names, tags, counts))]
+
+
+def brief(splits: Mapping[str, Index]) -> str:
+    """Return the sizes of splits, and the classes of the first: "9 train images, 1 class: cat"."""
+    sizes = " and ".join(f"{len(index.images)} {split}" for split, index in splits.items())
+    names = [category["name"] for category in next(iter(splits.values())).categories]
+    words = "class" if len(names) == 1 else "classes"
+    listed = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return f"{sizes} images, {len(names)} {words}: {listed}"
 
 
 def _names(names: Sequence[str]) -> Iterator[str]:

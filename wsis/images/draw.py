@@ -9,7 +9,7 @@ import colorsys
 import io
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -19,9 +19,9 @@ from pycocotools import mask as rle_masks
 from torch import Tensor
 
 from wsis.images.scale import resize_long_side
-from wsis.types import RLE, GroundTruth, Prediction
 
 __all__ = [
+    "Drawable",
     "Picture",
     "colour",
     "grid",
@@ -43,11 +43,27 @@ PAPER: Colour = (250, 250, 248)
 INK: Colour = (30, 32, 36)
 
 
+class Drawable(Protocol):
+    """Objects of one image: a prediction, or a truth, which has `crowd` in place of `scores`."""
+
+    @property
+    def boxes(self) -> Tensor:
+        """(N,4) xyxy."""
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) 0-based class."""
+
+    @property
+    def masks(self) -> list[dict[str, Any]]:
+        """N run-length masks, or none."""
+
+
 class _Object(NamedTuple):
     """What is drawn of one object, in picture pixels."""
 
     box: Rectangle
-    mask: RLE | None
+    mask: dict[str, Any] | None
     colour: Colour
     text: str
     outlined: bool = True
@@ -73,7 +89,7 @@ def stuff_colour(label: int) -> Colour:
 
 def overlay(
     image: Picture | Tensor,
-    objects: Prediction | GroundTruth,
+    objects: Drawable,
     names: Sequence[str] = (),
     score_threshold: float = 0.0,
     long_side: int = 800,
@@ -212,11 +228,12 @@ def _segments(
 
 
 def _objects(
-    objects: Prediction | GroundTruth, names: Sequence[str], score_threshold: float, scale: float
+    objects: Drawable, names: Sequence[str], score_threshold: float, scale: float
 ) -> list[_Object]:
     """Return what to draw, large objects first, so that small ones lie on top."""
     labels, boxes = objects.labels.tolist(), (objects.boxes * scale).tolist()
-    scores = objects.scores.tolist() if isinstance(objects, Prediction) else [None] * len(labels)
+    scores = objects.scores.tolist() if hasattr(objects, "scores") else [None] * len(labels)
+    crowd = objects.crowd.tolist() if hasattr(objects, "crowd") else [False] * len(labels)
     sure = [score is None or score >= score_threshold for score in scores]
     best = None if any(sure) else _best(scores)
     seen: dict[int, int] = {}
@@ -226,7 +243,7 @@ def _objects(
             continue
         name = names[label] if label < len(names) else f"class {label}"
         text = name if score is None else f"{name} {score:.2f}" + "?" * (i == best)
-        if isinstance(objects, GroundTruth) and objects.crowd[i]:
+        if crowd[i]:
             text = f"{name} (crowd)"
         mask = objects.masks[i] if objects.masks else None
         drawn.append(_Object(tuple(box), mask, colour(label, seen.get(label, 0)), text))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -14,6 +17,7 @@ from wsis.errors import InputError
 
 __all__ = [
     "SUFFIXES",
+    "as_pixels",
     "image_size",
     "pictures",
     "read_grey",
@@ -75,6 +79,33 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
             f"{path} is {found} pixels but annotated as {wanted}; use the image that was annotated"
         )
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def as_pixels(image: Any) -> NDArray[np.uint8]:
+    """Return an image as (H,W,3) uint8 RGB that can be written to.
+
+    Args:
+        image: a file, a PIL image, (H,W,3) uint8 RGB, or a (3,H,W) uint8 RGB tensor.
+
+    Raises:
+        InputError: not an image.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        image = read_image(Path(image))
+    if isinstance(image, Tensor):
+        image = image.detach().cpu().movedim(0, -1).numpy()
+    elif isinstance(image, Image.Image):
+        image = np.asarray(image.convert("RGB"))
+    if not isinstance(image, np.ndarray):
+        raise InputError(
+            f"an image is a file, a PIL image, an array or a tensor, not {type(image).__name__}"
+        )
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise InputError(
+            f"an image is (H,W,3) uint8 RGB, or (3,H,W) as a tensor, not {image.shape} "
+            f"{image.dtype}"
+        )
+    return np.require(image, requirements=["C", "W"])  # copied if torch could not write to it
 
 
 def image_size(path: Path) -> tuple[int, int]:

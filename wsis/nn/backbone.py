@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsis.errors import InputError
+from wsis.nn._own import OwnNetwork
 from wsis.nn._weights import (
     backbone_state,
     by_hand,
@@ -32,7 +33,8 @@ __all__ = ["Backbone", "BackboneSettings", "weights_follow"]
 
 _RESNET_WS = re.compile(r"resnet(18|50|101)_ws(_v2)?")
 
-_WS_MEAN = (122.7717 / 255, 115.9465 / 255, 102.9801 / 255)
+_WS = {"mean": (122.7717 / 255, 115.9465 / 255, 102.9801 / 255), "std": (1 / 255,) * 3}
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _follow: ContextVar[bool] = ContextVar("weights_follow", default=False)
 
 
@@ -52,7 +54,7 @@ class BackboneSettings:
 
     Args:
         name: A timm network that has `features_only`, or resnet18_ws, resnet50_ws, resnet101_ws
-            (add _v2 for JTSM's pooling).
+            (add _v2 for JTSM's pooling). From Python also an `nn.Module`, see docs/extending.
         weights: "imagenet" (downloaded by timm), "none" (random), or a file: safetensors, a PyTorch
             state dict, the authors' pickle of a ResNet-WS, or a checkpoint of this library's
             classifier.
@@ -113,14 +115,17 @@ class Backbone(nn.Module):
     def __init__(self, settings: BackboneSettings) -> None:
         super().__init__()
         self.settings = settings
-        name, weights, level = settings.name, settings.weights, settings.feature_level
+        weights, level = settings.weights, settings.feature_level
+        given: Any = settings.name
+        self.name = name = given if isinstance(given, str) else type(given).__name__
+        """Of the network, or of the class of a module."""
         from_file = weights not in ("imagenet", "none") and not _follow.get()
         state = read_weights(Path(weights)) if from_file else None
         checkpoint = backbone_state(state)  # loaded last; other files are loaded as it is built
         network = _build(settings, None if checkpoint else state)
-        if isinstance(network, ResNetWS):
+        if isinstance(network, (OwnNetwork, ResNetWS)):
             channels, reduction = network.channels, network.reduction
-            expected = {"mean": _WS_MEAN, "std": (1 / 255,) * 3}
+            expected = _WS if isinstance(network, ResNetWS) else _IMAGENET
         else:
             channels, reduction = network.feature_info.channels(), network.feature_info.reduction()
             expected = network.pretrained_cfg
@@ -134,7 +139,6 @@ class Backbone(nn.Module):
         upto = slice(level + 1 or None)
         self.widths, self.strides = list(channels[upto]), list(reduction[upto])
         self.network, self.feature_level = network, level
-        self._name = name
         self.divisor = max(reduction)
         self.register_buffer("mean", _per_channel(settings.mean or expected["mean"]))
         self.register_buffer("std", _per_channel(settings.std or expected["std"]))
@@ -168,7 +172,7 @@ class Backbone(nn.Module):
         state = backbone_state(read_weights(path))
         names = self.state_dict()
         known = {name: value for name, value in state.items() if name in names}
-        load_state(self, known, self._name, str(path))
+        load_state(self, known, self.name, str(path))
         self.is_random = False
 
     def normalise(self, images: Sequence[Tensor] | Tensor) -> Tensor:
@@ -205,7 +209,14 @@ class Backbone(nn.Module):
 
 
 def _build(settings: BackboneSettings, state: dict[str, Any] | None) -> Any:
-    """Return a ResNet-WS or timm's network, with the weights of `state` if given."""
+    """Return a module, a ResNet-WS or timm's network, with the weights of `state` if given."""
+    if isinstance(settings.name, nn.Module):
+        if state is not None:
+            raise InputError(
+                f"backbone weights {settings.weights}: a module comes with its weights; give none "
+                "if they are random"
+            )
+        return OwnNetwork(settings.name)
     if match := _RESNET_WS.fullmatch(settings.name):
         return _resnet_ws(settings, int(match[1]), bool(match[2]), state)
     return _timm(settings, state)
@@ -270,6 +281,11 @@ def _timm(settings: BackboneSettings, state: dict[str, Any] | None) -> Any:
 
 
 def _unknown(name: str) -> InputError:
+    if "." in name:
+        return InputError(
+            f"backbone {name} is a module that was given from Python; give it again, as in "
+            "load_from_checkpoint(FILE, backbone=MODULE)"
+        )
     known = [*timm.list_models(), "resnet18_ws", "resnet50_ws", "resnet101_ws"]
     near = ", ".join(get_close_matches(name, known))
     advice = f"did you mean {near}?" if near else "see timm.list_models()"
@@ -279,9 +295,10 @@ def _unknown(name: str) -> InputError:
 def _leading_modules(network: nn.Module, stages: int, name: str) -> list[nn.Module]:
     """Return the modules that compute the first `stages` feature maps, all of them for 5.
 
-    Modules are registered in the order in which they run.
+    Modules are registered in the order in which they run. A module of the user's has no stages: it
+    is trained as it comes unless all of it is frozen.
     """
-    if stages == 0:
+    if stages == 0 or (isinstance(network, OwnNetwork) and stages < 5):
         return []
     if stages == 5:
         return list(network.modules())

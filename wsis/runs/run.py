@@ -33,7 +33,6 @@ from wsis.files import atomic_write
 from wsis.fingerprint import fingerprint, plain
 from wsis.method import Method, describe_supervision
 from wsis.metrics.evaluation import Evaluation
-from wsis.nn.backbone import Backbone
 from wsis.runs.checkpoints import CheckpointCallback, Reseed, newest
 from wsis.runs.cost import Clock, commit, device, peak_memory
 from wsis.runs.labels import Labeller, write_labels
@@ -124,8 +123,6 @@ class Run:
             reopen_if_lost(last)
         if not self._begin(name, settings, steps=made.max_steps):
             start = newest(last.parent)
-            if start is None:
-                _refuse_random(model)
             save.writer.keep = start == last
             self._continue(name, start, made)
             made.fit(model, datamodule=data, ckpt_path=start)
@@ -332,19 +329,6 @@ def _shaping(trainer: pl.Trainer) -> dict[str, Any]:
     settings: dict[str, Any] = {name: getattr(trainer, name, None) for name in SHAPING}
     processes = trainer.num_devices * trainer.num_nodes
     return {"trainer": settings} | ({"processes": processes} if processes > 1 else {})
-
-
-def _refuse_random(model: Method) -> None:
-    """Raise InputError for a backbone with random weights of which nothing is trained."""
-    for module in model.modules():
-        if not isinstance(module, Backbone) or not module.is_random:
-            continue
-        if not any(parameter.requires_grad for parameter in module.parameters()):
-            raise InputError(
-                f"{type(model).__name__} would learn from random features: its backbone "
-                f"{module.settings.name} has weights none and is frozen; give weights, or "
-                "frozen_stages 0"
-            )
 
 
 def _validate(trainer: pl.Trainer, model: Method, data: pl.LightningDataModule) -> dict[str, float]:

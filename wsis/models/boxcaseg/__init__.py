@@ -205,6 +205,7 @@ class BoxCaseg(Method):
 
     def on_fit_start(self) -> None:
         """Raise InputError if the data should have salient images but has none."""
+        super().on_fit_start()
         data = getattr(self.trainer, "datamodule", None)
         if self.hparams["salient_fraction"] and data is not None and "salient" not in data.others:
             raise InputError(
