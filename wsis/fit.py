@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -110,13 +110,18 @@ def _list(folder: Path) -> None:
 
 
 def _report(folder: Path) -> None:
-    """Where things are, and the main metrics."""
+    """Say where things are, and the main metrics."""
     for path, stage in stages(folder):
-        measured = ((name, stage.metrics.get(name)) for name in MAIN)
-        shown = "  ".join(
-            f"{name} {100 * value:.1f}%" for name, value in measured if value is not None
-        )
-        say(f"{path}  {shown}".rstrip())
+        say(f"{path}  {_percents(stage.metrics)}".rstrip())
+        if stage.best:
+            step, figures = f"{stage.best['step']:.0f}", _percents(stage.best)
+            say(f"  best.ckpt of step {step}  {figures}  (used with --checkpoint best)")
+
+
+def _percents(metrics: Mapping[str, float]) -> str:
+    """Return the main ones of some metrics in per cent."""
+    known = [(name, metrics[name]) for name in MAIN if name in metrics]
+    return "  ".join(f"{name} {100 * value:.1f}%" for name, value in known)
 
 
 if __name__ == "__main__":

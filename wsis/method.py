@@ -62,6 +62,8 @@ class Method(pl.LightningModule):
     """True if predictions are masks of given boxes, one for each box, in the same order."""
     panoptic: bool = False
     """True if predictions hold panoptic maps; panoptic quality is then measured."""
+    main_metrics: tuple[str, ...] = ("AP50", "mIoU", "PQ", "box_AP50", "mAP", "tag_mAP")
+    """Names of metrics; the first that validation measures tells which checkpoint is best."""
     min_mask_score: float = 0.0
     """Masks of pseudo-labels with a lower score are marked `ignore` and excluded from the loss."""
     label_settings: tuple[str, ...] = ()

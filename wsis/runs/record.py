@@ -43,6 +43,8 @@ class StageRecord:
     """Optimiser steps done; None without training or before its end."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Measured on the validation split after training."""
+    best: dict[str, float] = field(default_factory=dict)
+    """Step and metrics of best.ckpt; empty if there is none."""
     minutes: float | None = None
     memory: int | None = None
     """Peak memory in bytes."""
@@ -74,6 +76,7 @@ _TYPES: dict[str, Any] = {
     "finished": bool,
     "steps": int | None,
     "metrics": dict,
+    "best": dict,
     "minutes": float | int | None,
     "memory": float | int | None,
     "device": str,

@@ -18,7 +18,7 @@ import math
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,8 +34,10 @@ from wsis.fingerprint import fingerprint, plain
 from wsis.method import Method, describe_supervision
 from wsis.metrics.evaluation import Evaluation
 from wsis.nn.backbone import Backbone
+from wsis.runs.best import BestCheckpoint, measured
 from wsis.runs.checkpoints import CheckpointCallback, Reseed, newest
 from wsis.runs.cost import Clock, commit, device, peak_memory
+from wsis.runs.dependencies import describe, shaping
 from wsis.runs.labels import Labeller, write_labels
 from wsis.runs.loggers import CSV, LogStep
 from wsis.runs.record import (
@@ -58,17 +60,6 @@ MAX_JUDGED = 48
 """Training images that are looked at where there is no validation split."""
 
 log = logging.getLogger(__name__)
-SHAPING = (
-    "max_epochs",
-    "accumulate_grad_batches",
-    "gradient_clip_val",
-    "gradient_clip_algorithm",
-    "precision",
-    "limit_train_batches",
-    "overfit_batches",
-)
-"""Settings of a Trainer that influence the weights. The number of steps is not among them, since a
-stage can be prolonged."""
 
 
 class OnlyStage(Exception):
@@ -107,6 +98,8 @@ class Run:
     def fit(self, name: str, model: Method, data: pl.LightningDataModule, **trainer: Any) -> Path:
         """Train `model` to the end, validate it, and return its last checkpoint.
 
+        `best.ckpt` is kept beside it where validation ran more than once, and no stage reads it.
+
         Args:
             name: of the stage and its folder.
             model: what to train.
@@ -116,10 +109,11 @@ class Run:
         self._check_supervision(name, model, data)
         last = self.folder / name / "checkpoints" / "last.ckpt"
         save, clock = CheckpointCallback(last, self.save_every), Clock()
-        callbacks = [Reseed(self._seed_of(name)), save, clock, LogStep()]
+        best = BestCheckpoint(last.with_name("best.ckpt"), model.main_metrics)
+        callbacks = [Reseed(self._seed_of(name)), save, best, clock, LogStep()]
         made = self.make_trainer(self.folder / name, callbacks, **trainer)
         later = (*model.label_settings, *model.later_settings)
-        settings = _describe(model, data, later) | _shaping(made)
+        settings = describe(model, data, later) | shaping(made)
         if rank() == 0:
             reopen_if_lost(last)
         if not self._begin(name, settings, steps=made.max_steps):
@@ -127,10 +121,11 @@ class Run:
             if start is None:
                 _refuse_random(model)
             save.writer.keep = start == last
-            self._continue(name, start, made)
+            best.begin(self._continue(name, start, made))
             made.fit(model, datamodule=data, ckpt_path=start)
             metrics = _validate(made, model, data)
-            self._end(name, steps=made.global_step, metrics=metrics, minutes=clock.seconds / 60)
+            facts = {"metrics": metrics, "best": best.state_dict()}
+            self._end(name, steps=made.global_step, minutes=clock.seconds / 60, **facts)
         _release(model, data)
         return last
 
@@ -144,7 +139,7 @@ class Run:
             split: "train" or "val".
         """
         folder = self.folder / name
-        if not self._begin(name, _describe(model, data) | {"split": split}):
+        if not self._begin(name, describe(model, data) | {"split": split}):
             made = self.make_trainer(folder)
             made.predict(model, datamodule=Split(data, split), return_predictions=False)
             self._end(name)
@@ -166,7 +161,7 @@ class Run:
             InputError: no image has a label.
         """
         folder = self.folder / name
-        settings = _describe(model, data, model.later_settings)
+        settings = describe(model, data, model.later_settings)
         if not self._begin(name, settings | {"score_threshold": score_threshold}):
             made, labeller = self.make_trainer(folder), Labeller(model, score_threshold)
             made.predict(labeller, datamodule=Split(data, "train"), return_predictions=False)
@@ -265,8 +260,8 @@ class Run:
                 "give the stage `labels` made in this run"
             )
 
-    def _continue(self, name: str, start: Path | None, trainer: pl.Trainer) -> None:
-        """Announce the step at which training continues, and delete later rows of logs."""
+    def _continue(self, name: str, start: Path | None, trainer: pl.Trainer) -> int:
+        """Return and announce the step at which training goes on; delete later rows of logs."""
         step = 0
         if start is not None:
             content = torch.load(start, map_location="cpu", weights_only=True, mmap=True)
@@ -280,6 +275,7 @@ class Run:
         for logger in trainer.loggers:
             if isinstance(logger, CSV):
                 logger.rewind(step)
+        return step
 
 
 class Split(pl.LightningDataModule):
@@ -306,32 +302,6 @@ class Split(pl.LightningDataModule):
 def rank() -> int:
     """Return the number of this process among those that train together."""
     return int(getattr(rank_zero_only, "rank", 0) or 0)
-
-
-def _describe(
-    model: Method, data: pl.LightningDataModule, left_out: Collection[str] = ()
-) -> dict[str, Any]:
-    """Return the settings of model and data that the result of a stage depends on.
-
-    Args:
-        model: of the stage.
-        data: of the stage.
-        left_out: settings of the model that only other stages read.
-    """
-    content = data.fingerprint() if hasattr(data, "fingerprint") else dict(data.hparams)
-    unread = {*left_out, *model.data_settings}
-    hparams = {name: value for name, value in model.hparams.items() if name not in unread}
-    return {"model": _path(model), "hparams": hparams, "data": [_path(data), content]}
-
-
-def _shaping(trainer: pl.Trainer) -> dict[str, Any]:
-    """Return the trainer's settings that influence the weights.
-
-    The number of processes is one of them, as each has its own batch.
-    """
-    settings: dict[str, Any] = {name: getattr(trainer, name, None) for name in SHAPING}
-    processes = trainer.num_devices * trainer.num_nodes
-    return {"trainer": settings} | ({"processes": processes} if processes > 1 else {})
 
 
 def _refuse_random(model: Method) -> None:
@@ -363,9 +333,7 @@ def _validate(trainer: pl.Trainer, model: Method, data: pl.LightningDataModule) 
                 callback.prefix = "train"
         trainer.limit_val_batches = math.ceil(MAX_JUDGED / data.loading.batch_size)
         trainer.validate(model, dataloaders=data.dataloader("train", False), verbose=False)
-    measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    measured.pop("step", None)
-    return {name: value for name, value in measured.items() if not math.isnan(value)}
+    return measured(trainer)
 
 
 def _collect_labels(folder: Path, model: Method, data: pl.LightningDataModule) -> None:
@@ -385,7 +353,3 @@ def _release(model: Method, data: pl.LightningDataModule) -> None:
     model.zero_grad(set_to_none=True)
     gc.collect()
     torch.cuda.empty_cache()
-
-
-def _path(thing: object) -> str:
-    return f"{type(thing).__module__}.{type(thing).__qualname__}"
