@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch.distributed as dist
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from wsis.command_line.messages import plain_errors
 from wsis.command_line.options import run_options
@@ -55,8 +58,9 @@ def main(argv: Sequence[str] | None = None) -> Run:
             if config.list_stages:
                 _list(place)
                 return run
-            _open(cli, place)
-            _work(run, cli.model, cli.datamodule)
+            with _only_if_begun(place):
+                _open(cli, place)
+                _work(run, cli.model, cli.datamodule)
             if dist.is_initialized():
                 dist.barrier()
             _report(place)
@@ -85,6 +89,19 @@ def _open(cli: CLI, folder: Path) -> None:
         write_settings(folder / "config.yaml", cli.settings())
         if isinstance(cli.datamodule, DataModule):
             say("\n".join(describe(cli.datamodule.index("train"))))
+
+
+@contextmanager
+def _only_if_begun(folder: Path) -> Iterator[None]:
+    """Delete a new run's folder after a mistake that ends it before there is anything to keep."""
+    is_new = not folder.exists()
+    try:
+        yield
+    except (InputError, MisconfigurationException):
+        finished = any(stage.finished for _, stage in stages(folder))
+        if rank() == 0 and is_new and not finished and not any(folder.glob("*/*/*.ckpt")):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _work(run: Run, model: Method, data: pl.LightningDataModule) -> None:

@@ -25,7 +25,10 @@ from wsis.command_line.help import Help, list_names
 from wsis.command_line.messages import gist
 from wsis.command_line.settings import Config, arrange, read_config, read_run, recipe, spelled
 from wsis.command_line.trainers import Record, new_trainer
+from wsis.data.module import DataModule
+from wsis.data.targets import require_labels
 from wsis.errors import InputError
+from wsis.method import Method
 from wsis.runs.loggers import CSV, WandB
 from wsis.runs.progress import Bar, Lines
 
@@ -188,8 +191,9 @@ class CLI(LightningCLI):
             parser.add_class_arguments(self.classes[kind], kind, fail_untyped=False, skip=hidden)
         if self.help or len(self.classes) < 2:
             return
-        for name in set(LINKED) & inspect.signature(self.classes["model"]).parameters.keys():
-            ask = partial(_ask_data, name=name, path=self.paths["data"])
+        model = self.classes["model"]
+        for name in set(LINKED) & inspect.signature(model).parameters.keys():
+            ask = partial(_ask_data, name=name, path=self.paths["data"], model=model)
             parser.link_arguments("data", f"model.{name}", compute_fn=ask, apply_on="instantiate")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -336,9 +340,12 @@ def _help_topic(words: Sequence[str], sections: Sequence[str]) -> str:
     return ""
 
 
-def _ask_data(data: Any, name: str, path: str) -> Any:
+def _ask_data(data: Any, name: str, path: str, model: type[Any]) -> Any:
+    """Return what a model asks of the data, which are looked at before weights are fetched."""
     if not hasattr(data, name):
         raise InputError(f"data {path} does not say its `{name}`, which this model asks for")
+    if isinstance(data, DataModule) and issubclass(model, Method):
+        require_labels(data.index("train"), model.supervision, data.relabelled)
     return getattr(data, name)
 
 
