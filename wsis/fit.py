@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> Run:
                 *asked,
                 announce=say,
                 reuse=config.reuse,
+                planned=cli.model.stage_names(),
                 supervision=cli.model.supervision,
             )
             if config.list_stages:

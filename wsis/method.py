@@ -107,6 +107,13 @@ class Method(pl.LightningModule):
         """Train in one stage; a method with several stages overrides this to run them in order."""
         run.fit("train", self, self.training_data(data))
 
+    def stage_names(self) -> list[str]:
+        """Return the names of all that `stages` does, in order, to count them while they work.
+
+        A method that overrides `stages` may leave this empty; its stages are then not counted.
+        """
+        return ["train"] if type(self).stages is Method.stages else []
+
     def configure_callbacks(self) -> list[Callback]:
         """Return the evaluation callback, if the method predicts."""
         return [Evaluation()] if self.predicts() else []

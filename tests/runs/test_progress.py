@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from wsis.runs import progress
-from wsis.runs.progress import Bar, Lines
+from wsis.runs.progress import Bar, Lines, title
 
 
 class Net(pl.LightningModule):
@@ -67,3 +67,15 @@ def test_the_bar_has_the_name_of_the_stage(tmp_path, clock, capsys):
     made = trainer(tmp_path, Bar("2-net"), max_steps=3)
     made.fit(Net(clock), DataLoader(torch.ones(3, 1)))
     assert "2-net:" in capsys.readouterr().out
+
+
+def test_stages_are_counted():
+    planned = ["1-classifier", "2-labels", "round-1-net"]
+    assert [title(name, planned) for name in planned] == [
+        "stage 1 of 3, classifier",
+        "stage 2 of 3, labels",
+        "stage 3 of 3, round-1-net",
+    ]
+    assert title("train", ["train"]) == "train"
+    assert title("1-first", []) == "1-first", "how many is not known"
+    assert title("4-more", planned) == "4-more"

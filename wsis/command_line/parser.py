@@ -30,7 +30,7 @@ from wsis.data.targets import require_labels
 from wsis.errors import InputError
 from wsis.method import Method
 from wsis.runs.loggers import CSV, WandB
-from wsis.runs.progress import Bar, Lines
+from wsis.runs.progress import Bar, Lines, title
 
 __all__ = ["CLI", "Help", "overlay", "parse"]
 
@@ -297,7 +297,8 @@ class CLI(LightningCLI):
         shown: list[Callback] = []
         if given["enable_progress_bar"] is None:
             given["enable_progress_bar"] = sys.stderr.isatty()
-            shown = [Bar(folder.name) if sys.stderr.isatty() else Lines(folder.name)]
+            name = title(folder.name, self.model.stage_names())
+            shown = [Bar(name) if sys.stderr.isatty() else Lines(name)]
         settings = self.settings()
         settings["trainer"] |= trainer
         given["callbacks"] = [*(given["callbacks"] or []), *callbacks, *shown]

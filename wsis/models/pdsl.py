@@ -191,14 +191,16 @@ class PDSL(Method):
 
     def stages(self, run: Stages, data: Any) -> None:
         """Train a classifier first if `pretraining` asks for one, then PDSL."""
-        if not self.hparams["pretraining"]:
-            run.fit("train", self, data)
-            return
-        classifier = pretrain(run, self, self.backbone.settings, data)
-        self.backbone.load(classifier)
-        if self.hparams["context"]:
-            self.start_from(classifier)
-        run.fit("2-pdsl", self, data)
+        if self.hparams["pretraining"]:
+            classifier = pretrain(run, self, self.backbone.settings, data)
+            self.backbone.load(classifier)
+            if self.hparams["context"]:
+                self.start_from(classifier)
+        run.fit(self.stage_names()[-1], self, data)
+
+    def stage_names(self) -> list[str]:
+        """Return the names of the stages."""
+        return ["1-classifier", "2-pdsl"] if self.hparams["pretraining"] else ["train"]
 
     def start_from(self, classifier: Path) -> None:
         """Initialise all heads with the last layer of a classifier's checkpoint."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 
-__all__ = ["Bar", "Lines", "say"]
+__all__ = ["Bar", "Lines", "say", "title"]
 
 
 @rank_zero_only
@@ -18,11 +20,24 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def title(name: str, planned: Sequence[str]) -> str:
+    """Return what a stage is called while it works: `stage 2 of 4, segments`.
+
+    Args:
+        name: of the stage.
+        planned: names of all stages; a stage that is alone or not among them is called by its name.
+    """
+    if len(planned) < 2 or name not in planned:
+        return name
+    number = f"stage {planned.index(name) + 1} of {len(planned)}"
+    return f"{number}, {re.sub(r'^[0-9]+-', '', name)}"
+
+
 class Bar(TQDMProgressBar):
     """Lightning's progress bar, named after the stage.
 
     Args:
-        name: of the stage.
+        name: what the stage is called.
     """
 
     def __init__(self, name: str) -> None:
@@ -36,10 +51,10 @@ class Bar(TQDMProgressBar):
 
 
 class Lines(Callback):
-    """Print a line now and then: `2-pdsl: step 120 of 1000, loss 1.31, 35 min left`.
+    """Print a line now and then: `stage 2 of 2, pdsl: step 120 of 1000, loss 1.31, 35 min left`.
 
     Args:
-        name: of the stage.
+        name: what the stage is called.
         every: seconds between lines; the first comes after a third of it.
     """
 

@@ -18,7 +18,7 @@ import math
 import shutil
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ from wsis.runs.cost import Clock, commit, device, peak_memory
 from wsis.runs.dependencies import describe, shaping
 from wsis.runs.labels import Labeller, write_labels
 from wsis.runs.loggers import CSV, LogStep
+from wsis.runs.progress import title
 from wsis.runs.record import (
     StageRecord,
     is_available,
@@ -80,6 +81,7 @@ class Run:
         announce: called with a line for the user.
         reuse: a folder of runs; stages that one of them has finished with identical settings are
             copied.
+        planned: names of all stages in order, to count them; empty if they are not known.
         supervision: the method's; a stage may use other labels only if they lie in this run's
             folder.
     """
@@ -91,6 +93,7 @@ class Run:
     only: str | None = None
     announce: Callable[[str], None] = log.info
     reuse: Path | None = None
+    planned: Sequence[str] = ()
     supervision: frozenset[str] = Method.supervision
     _history: list[str] = field(default_factory=list)
     _since: float = 0.0
@@ -220,7 +223,9 @@ class Run:
             record = open_stage(folder, wanted, steps, self.reuse, self.announce)
         else:
             record = wait_for(folder, digest)
-        self.announce(f"{name}: {'done before' if record.finished else 'working'}")
+        state = "done before" if record.finished else "working"
+        length = f", {steps} steps" if steps and steps > 0 and not record.finished else ""
+        self.announce(f"{title(name, self.planned)}: {state}{length}")
         pl.seed_everything(self._seed_of(name), verbose=False)
         self._since = time.monotonic()
         return record.finished
@@ -271,7 +276,7 @@ class Run:
                     f"{name}: last.ckpt is missing or damaged, "
                     "going back to the checkpoint before it"
                 )
-            self.announce(f"{name}: continuing at step {step}")
+            self.announce(f"{title(name, self.planned)}: continuing at step {step}")
         for logger in trainer.loggers:
             if isinstance(logger, CSV):
                 logger.rewind(step)
