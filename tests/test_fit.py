@@ -36,6 +36,11 @@ def test_data_are_looked_at_before_weights(photos, capsys):
     assert "folder has no boxes to train with" in refused(words, capsys)
 
 
+def test_the_folder_is_wanted_rather_than_the_file(photos, capsys):
+    line = refused("--model cam --data folder --data.root photos/labels.csv", capsys)
+    assert "give its folder, --data.root photos, and --data.labels labels.csv" in line
+
+
 def test_a_failed_start_leaves_no_folder(photos, capsys):
     words = f"--model cam {FOLDER} --data.proposals none --model.backbone.name test_byobnet"
     words += " --model.backbone.weights none --model.backbone.frozen_stages 5"

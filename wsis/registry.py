@@ -157,11 +157,11 @@ def exports() -> dict[str, str]:
     return {_first_export(path): kind for kind in KINDS for path in _files(kind).values()}
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """Return "; did you mean 'x'?" with the nearest of `known`, or "" if none is near."""
+def suggest(word: str, known: Iterable[str], above: str = "") -> str:
+    """Return "; did you mean 'x'?" with the nearest of `known` after `above`, "" if none is near."""
     spelled = {_plain(k): k for k in known}
     near = difflib.get_close_matches(_plain(word), spelled, n=1)
-    return f"; did you mean '{spelled[near[0]]}'?" if near else ""
+    return f"; did you mean '{above}{spelled[near[0]]}'?" if near else ""
 
 
 def _plain(name: str) -> str:

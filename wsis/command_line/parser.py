@@ -48,19 +48,30 @@ STEPS = 1000
 SEED = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 LINKED = ("num_classes", "num_stuff")
 """Arguments of models that are taken from the data."""
+ELSEWHERE = MappingProxyType(
+    {
+        "epochs": ("trainer.max_steps", "trainer.max_epochs"),
+        "steps": ("trainer.max_steps",),
+        "batch": ("data.loading.batch_size",),
+        "device": ("trainer.accelerator",),
+        "gpus": ("trainer.devices",),
+        "seed": ("seed_everything",),
+    }
+)
+"""What settings are called in other libraries, and here."""
 SECTIONS = ("model", "data", "trainer", "wandb")
 """What a settings file holds besides a verb's own settings."""
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
-    """Parse the arguments of a verb that makes no model or data.
+    """Parse the arguments of a verb that makes no model or data; without any, print its help.
 
     Raises:
         InputError: an unknown, missing or ill-typed argument.
     """
     words = [spelled(word) for word in (sys.argv[1:] if argv is None else argv)]
     try:
-        parsed = parser.parse_args(words)
+        parsed = parser.parse_args(words or ["--help"])
     except ArgumentError as error:
         raise InputError(f"{gist(error)}; see {parser.prog} --help") from error
     return {key: value for key, value in parsed.as_dict().items() if key != "config"}
@@ -102,7 +113,7 @@ class CLI(LightningCLI):
 
     Args:
         verb: What follows `python -m wsis.`.
-        argv: The words after it; those of this process if None.
+        argv: The words after it; those of this process if None. Without any, its help is printed.
         kinds: Which classes the verb needs, of "model" and "data".
         options: Adds the verb's own settings to the parser; they are not saved.
         default: Short names where none are given.
@@ -122,7 +133,7 @@ class CLI(LightningCLI):
         run_flag: str | None = None,
     ) -> None:
         self.verb, self.kinds, self.options = verb, kinds, options
-        self.typed = list(sys.argv[1:] if argv is None else argv)
+        self.typed = list(sys.argv[1:] if argv is None else argv) or ["--help"]
         self.sections = SECTIONS if "model" in kinds else tuple(kinds)
         self.help = _help_topic(self.typed, self.sections)
         if self.help:
@@ -368,5 +379,20 @@ def _check_known(name: str, known: Collection[str], place: str = "") -> None:
     """Raise InputError, with the nearest name, for a setting that is not known."""
     parts = name.removesuffix("+").split(".")
     if not any(".".join(parts[: i + 1]) in known for i in range(len(parts))):
-        nearest = known if "." in name else {other.partition(".")[0] for other in known}
-        raise InputError(f"unknown setting '{name}'{place}{registry.suggest(name, nearest)}")
+        raise InputError(f"unknown setting '{name}'{place}{_meant(name, known)}")
+
+
+def _meant(name: str, known: Collection[str]) -> str:
+    """Return "; did you mean 'x'?" with the setting that is usually meant, or the nearest."""
+    above, _, last = name.rpartition(".")
+    section = above.partition(".")[0]
+    same = [other for other in known if other.startswith(section) and other.endswith(f".{last}")]
+    meant = [other for other in ELSEWHERE.get(name, same) if other in known]
+    if meant:
+        return f"; did you mean {' or '.join(map(repr, sorted(meant, key=len)[:2]))}?"
+    top = {other.partition(".")[0] for other in known}
+    if section and section not in top:
+        return registry.suggest(section, top)
+    beside = f"{above}." if above else ""
+    siblings = {o[len(beside) :].partition(".")[0] for o in known if o.startswith(beside)}
+    return registry.suggest(last, siblings, beside)

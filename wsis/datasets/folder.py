@@ -67,6 +67,11 @@ class Folder(DataModule):
         return index
 
     def _file(self, split: str) -> Path | None:
+        if self.folder.is_file():
+            raise InputError(
+                f"{self.folder} is a file; give its folder, --data.root {self.folder.parent}, and "
+                f"--data.labels {self.folder.name}"
+            )
         given = self.labels[split]
         if given:
             if not (self.folder / given).is_file():
