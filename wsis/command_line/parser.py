@@ -23,8 +23,9 @@ from pytorch_lightning.loggers import Logger
 from wsis import registry
 from wsis.command_line.help import Help, list_names
 from wsis.command_line.messages import gist
+from wsis.command_line.names import check_known
 from wsis.command_line.settings import Config, arrange, read_config, read_run, recipe, spelled
-from wsis.command_line.trainers import Record, new_trainer
+from wsis.command_line.trainers import Record, check_loggers, new_trainer
 from wsis.data.module import DataModule
 from wsis.data.targets import require_labels
 from wsis.errors import InputError
@@ -48,17 +49,6 @@ STEPS = 1000
 SEED = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 LINKED = ("num_classes", "num_stuff")
 """Arguments of models that are taken from the data."""
-ELSEWHERE = MappingProxyType(
-    {
-        "epochs": ("trainer.max_steps", "trainer.max_epochs"),
-        "steps": ("trainer.max_steps",),
-        "batch": ("data.loading.batch_size",),
-        "device": ("trainer.accelerator",),
-        "gpus": ("trainer.devices",),
-        "seed": ("seed_everything",),
-    }
-)
-"""What settings are called in other libraries, and here."""
 SECTIONS = ("model", "data", "trainer", "wandb")
 """What a settings file holds besides a verb's own settings."""
 
@@ -101,7 +91,7 @@ def overlay(
             plain[section] = content
     known = _keys(parser) - {"config"}
     for key in _dotted(plain, known):
-        _check_known(key, known, f" in {place}")
+        check_known(key, known, f" in {place}")
     try:
         return parser.parse_object(plain, below)
     except ArgumentError as error:
@@ -237,7 +227,7 @@ class CLI(LightningCLI):
         known = _keys(parser)
         for word in words:
             if word.startswith("--"):
-                _check_known(word[2:].partition("=")[0], known)
+                check_known(word[2:].partition("=")[0], known)
         try:
             self.config = parser.parse_args(words, below)
         except ArgumentError as error:
@@ -255,10 +245,11 @@ class CLI(LightningCLI):
         return {section: config[section] for section in config if section not in left_out}
 
     def before_instantiate_classes(self) -> None:
-        """Set a default number of steps; reject `max_steps` together with `max_epochs`."""
+        """Set a default number of steps; reject settings that no run could begin with."""
         if "model" not in self.kinds:
             return
         trainer = self.config.trainer
+        check_loggers(trainer.logger)
         if trainer.max_steps == -1 and trainer.max_epochs is None and trainer.max_time is None:
             trainer.max_steps = STEPS
         elif trainer.max_steps != -1 and trainer.max_epochs not in (None, -1):
@@ -373,26 +364,3 @@ def _dotted(config: Mapping[str, Any], known: Collection[str], above: str = "") 
             yield from _dotted(value, known, f"{name}.")
         else:
             yield name
-
-
-def _check_known(name: str, known: Collection[str], place: str = "") -> None:
-    """Raise InputError, with the nearest name, for a setting that is not known."""
-    parts = name.removesuffix("+").split(".")
-    if not any(".".join(parts[: i + 1]) in known for i in range(len(parts))):
-        raise InputError(f"unknown setting '{name}'{place}{_meant(name, known)}")
-
-
-def _meant(name: str, known: Collection[str]) -> str:
-    """Return "; did you mean 'x'?" with the setting that is usually meant, or the nearest."""
-    above, _, last = name.rpartition(".")
-    section = above.partition(".")[0]
-    same = [other for other in known if other.startswith(section) and other.endswith(f".{last}")]
-    meant = [other for other in ELSEWHERE.get(name, same) if other in known]
-    if meant:
-        return f"; did you mean {' or '.join(map(repr, sorted(meant, key=len)[:2]))}?"
-    top = {other.partition(".")[0] for other in known}
-    if section and section not in top:
-        return registry.suggest(section, top)
-    beside = f"{above}." if above else ""
-    siblings = {o[len(beside) :].partition(".")[0] for o in known if o.startswith(beside)}
-    return registry.suggest(last, siblings, beside)
