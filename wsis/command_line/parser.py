@@ -313,7 +313,8 @@ class CLI(LightningCLI):
         loggers: list[Logger] = [CSV(folder)]
         wandb: WandB = self.config_init.wandb
         if wandb.project:
-            loggers.append(wandb.logger(folder.parent, folder.name))
+            planned = self.model.stage_names()
+            loggers.append(wandb.logger(folder.parent, folder.name, planned))
         asked = self.config.trainer.logger
         for spec in asked if isinstance(asked, list) else [asked]:
             if spec in (None, True, False):

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 
-__all__ = ["Bar", "Lines", "say", "title"]
+__all__ = ["Bar", "Lines", "say", "title", "unnumbered"]
 
 
 @rank_zero_only
@@ -29,8 +29,12 @@ def title(name: str, planned: Sequence[str]) -> str:
     """
     if len(planned) < 2 or name not in planned:
         return name
-    number = f"stage {planned.index(name) + 1} of {len(planned)}"
-    return f"{number}, {re.sub(r'^[0-9]+-', '', name)}"
+    return f"stage {planned.index(name) + 1} of {len(planned)}, {unnumbered(name)}"
+
+
+def unnumbered(name: str) -> str:
+    """Return `classifier` for the stage `1-classifier`."""
+    return re.sub("^[0-9]+-", "", name)
 
 
 class Bar(TQDMProgressBar):

@@ -39,7 +39,7 @@ from wsis.runs.checkpoints import CheckpointCallback, Reseed, newest
 from wsis.runs.cost import Clock, commit, device, peak_memory
 from wsis.runs.dependencies import describe, shaping
 from wsis.runs.labels import Labeller, write_labels
-from wsis.runs.loggers import CSV, LogStep
+from wsis.runs.loggers import CSV, LogRate, LogStep
 from wsis.runs.progress import title
 from wsis.runs.record import (
     StageRecord,
@@ -113,7 +113,7 @@ class Run:
         last = self.folder / name / "checkpoints" / "last.ckpt"
         save, clock = CheckpointCallback(last, self.save_every), Clock()
         best = BestCheckpoint(last.with_name("best.ckpt"), model.main_metrics)
-        callbacks = [Reseed(self._seed_of(name)), save, best, clock, LogStep()]
+        callbacks = [Reseed(self._seed_of(name)), save, best, clock, LogStep(), LogRate()]
         made = self.make_trainer(self.folder / name, callbacks, **trainer)
         later = (*model.label_settings, *model.later_settings)
         settings = describe(model, data, later) | shaping(made)
