@@ -32,6 +32,8 @@ class Folder(DataModule):
         classes: Class names in order; empty takes the sorted tags or the json's categories.
     """
 
+    writes_beside = False  # it holds somebody's photos
+
     def __init__(
         self,
         root: Path = Path("data/images"),
