@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from wsis.data.summary import describe
 from wsis.errors import InputError
 from wsis.files import clear_scratch
 from wsis.method import Method
-from wsis.runs.progress import say
+from wsis.runs.progress import percents, say
 from wsis.runs.record import stages
 from wsis.runs.run import OnlyStage, Run, rank
 
@@ -84,6 +84,8 @@ def _open(cli: CLI, folder: Path) -> None:
     os.environ["WSIS_RUN_DIR"] = str(folder)  # for the processes of other ranks
     for path in cli.files:
         say(f"settings from {path}")
+    for note in cli.left_out:
+        say(f"note: {note}")
     say(f"run in {folder}")
     if rank() == 0:
         clear_scratch(folder)
@@ -130,16 +132,10 @@ def _list(folder: Path) -> None:
 def _report(folder: Path) -> None:
     """Say where things are, and the main metrics."""
     for path, stage in stages(folder):
-        say(f"{path}  {_percents(stage.metrics)}".rstrip())
+        say(f"{path}  {percents(stage.metrics, MAIN)}".rstrip())
         if stage.best:
-            step, figures = f"{stage.best['step']:.0f}", _percents(stage.best)
+            step, figures = f"{stage.best['step']:.0f}", percents(stage.best, MAIN)
             say(f"  best.ckpt of step {step}  {figures}  (used with --checkpoint best)")
-
-
-def _percents(metrics: Mapping[str, float]) -> str:
-    """Return the main ones of some metrics in per cent."""
-    known = [(name, metrics[name]) for name in MAIN if name in metrics]
-    return "  ".join(f"{name} {100 * value:.1f}%" for name, value in known)
 
 
 if __name__ == "__main__":

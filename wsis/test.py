@@ -121,6 +121,7 @@ def _options(parser: LightningArgumentParser) -> None:
 
 
 def _print(metrics: Metrics, per_class: bool) -> None:
+    print("metrics in %; metrics.json has fractions")
     first, *more = metric_tables(metrics.overall)
     print_table(first)
     for table in more:

@@ -110,9 +110,9 @@ def test_file_written_for_another_model_gives_only_the_rest(tmp_path):
         tmp_path / "x.yaml",
         "model: {class_path: toy_plugins.Staged, width: 9}\ntrainer: {max_steps: 3}",
     )
-    made = CLI(
-        "fit", f"--config {path} --model toy_plugins.Net --data toy_plugins.Data".split()
-    ).settings()
+    cli = CLI("fit", f"--config {path} --model toy_plugins.Net --data toy_plugins.Data".split())
+    assert cli.left_out == [f"{path}: settings of model staged are left out, not for net"]
+    made = cli.settings()
     assert made["model"]["init_args"]["width"] == 4
     assert made["trainer"]["max_steps"] == 3
 

@@ -131,6 +131,8 @@ class CLI(LightningCLI):
         chosen, run, files, self.words = arrange(self.typed, run_flag)
         self.run = _folder_of_run(run, self.typed) if run and not self.help else None
         self.files = [*([self.run / "config.yaml"] if self.run else []), *files]
+        self.left_out: list[str] = []
+        """Sections of files that are for other classes than the chosen ones."""
         self._choose(chosen, default)
         names = " ".join(f"--{kind} NAME" for kind in kinds)
         super().__init__(
@@ -213,7 +215,7 @@ class CLI(LightningCLI):
             raise SystemExit(0)
         below = None
         for path in self.files:
-            config = self._for_this(read_config(path, self.typed))
+            config = self._for_this(read_config(path, self.typed), path)
             below = overlay(parser, config, str(path), below)
         if self.help:
             parser.set_defaults({k: v for k, v in (below or {}).items() if k != "config"})
@@ -233,15 +235,23 @@ class CLI(LightningCLI):
         except ArgumentError as error:
             raise InputError(gist(error)) from error
 
-    def _for_this(self, config: Config) -> Config:
+    def _for_this(self, config: Config, path: Path) -> Config:
         """Leave out sections for other verbs, or for other classes than the chosen ones."""
         left_out = {*SECTIONS} - {*self.sections}
         if "model" not in self.sections:
             left_out.add("seed_everything")
         for kind in registry.KINDS:
-            name = (config.get(kind) or {}).get("class_path")
-            if name and registry.class_path(kind, name, typed=True) != self.paths.get(kind):
-                left_out.add(kind)
+            section = config.get(kind) or {}
+            name = section.get("class_path")
+            theirs = registry.class_path(kind, name, typed=True) if name else self.paths.get(kind)
+            if theirs == self.paths.get(kind):
+                continue
+            left_out.add(kind)
+            if kind in self.names and len(section) > 1:
+                other = registry.short_name(kind, str(theirs))
+                self.left_out.append(
+                    f"{path}: settings of {kind} {other} are left out, not for {self.names[kind]}"
+                )
         return {section: config[section] for section in config if section not in left_out}
 
     def before_instantiate_classes(self) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 
-__all__ = ["Bar", "Lines", "say", "title", "unnumbered"]
+__all__ = ["Bar", "Lines", "percents", "say", "title", "unnumbered"]
 
 
 @rank_zero_only
@@ -37,6 +38,17 @@ def unnumbered(name: str) -> str:
     return re.sub("^[0-9]+-", "", name)
 
 
+def percents(metrics: Mapping[str, Any], names: Iterable[str]) -> str:
+    """Return those metrics that are known, in per cent: `val/AP50 63.2%  val/AP25 80.1%`."""
+    known = [(name, 100 * float(metrics[name])) for name in names if name in metrics]
+    return "  ".join(f"{name} {value:.1f}%" for name, value in known if math.isfinite(value))
+
+
+def _main(model: pl.LightningModule) -> list[str]:
+    """Return the names under which the main metrics of a model's validation are logged."""
+    return [f"val/{name}" for name in getattr(model, "main_metrics", ())]
+
+
 class Bar(TQDMProgressBar):
     """Lightning's progress bar, named after the stage.
 
@@ -52,6 +64,12 @@ class Bar(TQDMProgressBar):
         """Name the bar, which Lightning calls "Epoch 0"."""
         super().on_train_epoch_start(trainer)
         self.train_progress_bar.set_description(self.name)
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """Return what is shown beside the bar, metrics in per cent."""
+        shown: dict[str, Any] = dict(super().get_metrics(trainer, pl_module))
+        main = [name for name in _main(pl_module) if name in shown]
+        return shown | {name: f"{100 * float(shown[name]):.1f}%" for name in main}
 
 
 class Lines(Callback):
@@ -83,8 +101,14 @@ class Lines(Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock of a validation after training."""
-        if not trainer.training:
+        if trainer.state.fn == "validate":
             self._begin(0)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print what a validation during training measured."""
+        measured = percents(trainer.callback_metrics, _main(pl_module))
+        if measured and trainer.state.fn == "fit":
+            say(f"{self.name}: step {trainer.global_step}, {measured}")
 
     def on_validation_batch_end(
         self,
@@ -98,7 +122,7 @@ class Lines(Callback):
         """Print the batch, if a line is due."""
         if self._is_due():
             total = int(sum(trainer.num_val_batches))
-            left = "" if trainer.training else self._left(batch_idx + 1, total)
+            left = "" if trainer.state.fn == "fit" else self._left(batch_idx + 1, total)
             say(f"{self.name}: validating, batch {batch_idx + 1} of {total}{left}")
 
     def _begin(self, step: int) -> None:
