@@ -144,6 +144,7 @@ OTHER = {
     "needs_segments": True,
     "needs_boxes": True,
     "panoptic": True,
+    "main_metrics": ("PQ",),
     "min_mask_score": 0.25,
     "label_settings": ("merge",),
     "data_settings": ("salient",),

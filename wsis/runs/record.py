@@ -43,8 +43,6 @@ class StageRecord:
     """Optimiser steps done; None without training or before its end."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Measured on the validation split after training."""
-    best: dict[str, float] = field(default_factory=dict)
-    """Step and metrics of best.ckpt; empty if there is none."""
     minutes: float | None = None
     memory: int | None = None
     """Peak memory in bytes."""
@@ -52,6 +50,8 @@ class StageRecord:
     """Name of the GPU, or "cpu"."""
     commit: str = ""
     """Commit or version of the library."""
+    best: dict[str, float] = field(default_factory=dict)
+    """Step and metrics of best.ckpt; empty if there is none."""
 
     @property
     def model(self) -> str:
@@ -76,11 +76,11 @@ _TYPES: dict[str, Any] = {
     "finished": bool,
     "steps": int | None,
     "metrics": dict,
-    "best": dict,
     "minutes": float | int | None,
     "memory": float | int | None,
     "device": str,
     "commit": str,
+    "best": dict,
 }
 
 
