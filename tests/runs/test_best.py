@@ -57,7 +57,7 @@ def weight(path) -> float:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("values", "step"), [((0.2, 0.5, 0.3), 4), ((0.5, 0.5, 0.5), 2), ((0.1, 0.2, 0.3), 6)]
+    ("values", "step"), [((0.2, 0.5, 0.3), 4), ((0.5, 0.5, 0.3), 4), ((0.1, 0.2, 0.3), 6)]
 )
 def test_of_the_best_step(tmp_path, values, step):
     measured = {2 * k + 2: {"val/AP50": value} for k, value in enumerate(values)}

@@ -17,9 +17,10 @@ __all__ = ["BestCheckpoint", "measured"]
 
 
 class BestCheckpoint(Checkpoint):
-    """Keep the checkpoint of the best validation, the earliest of equals.
+    """Keep the checkpoint of the best validation, the latest of equals.
 
-    A training that is validated at its end alone has none, as it would be the last one.
+    The earliest could be untrained, where a metric is soon at 100 %. A training that is validated
+    at its end alone has none, as it would be the last one.
 
     Args:
         path: The checkpoint's file.
@@ -45,14 +46,15 @@ class BestCheckpoint(Checkpoint):
             self.path.unlink(missing_ok=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save if the validation was better than all before."""
+        """Save if no validation before was better."""
+        step = trainer.global_step
         now = {name: v for name, v in measured(trainer).items() if name.startswith("val/")}
         name = next((name for name in self.metrics if name in (self._best or now)), "")
-        at_end = trainer.state.fn == "validate" or trainer.global_step == trainer.max_steps
+        at_end = trainer.state.fn == "validate" or step == trainer.max_steps
         if trainer.sanity_checking or name not in now or (at_end and not self._best):
             return
-        if now[name] > self._best.get(name, -math.inf):
-            self._best = {"step": trainer.global_step, **now}
+        if (now[name], step) > (self._best.get(name, -math.inf), self._best.get("step", -1)):
+            self._best = {"step": step, **now}
             trainer.save_checkpoint(self.path)
 
     def state_dict(self) -> dict[str, Any]:
