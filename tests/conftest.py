@@ -5,6 +5,7 @@ Never by the clock, because machines are busy; in CI with the same examples ever
 
 import gc
 import os
+import tempfile
 
 if (
     "PYTEST_XDIST_WORKER" in os.environ
@@ -16,6 +17,9 @@ if (
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+CACHE = tempfile.TemporaryDirectory(prefix="wsis-cache-")
+os.environ.setdefault("WSIS_CACHE", CACHE.name)  # not what the user of this machine has there
 
 settings.register_profile(
     "wsis",

@@ -334,7 +334,6 @@ def test_free_memory_is_that_of_a_machine():
 
 
 MISTAKES = {
-    "no table": ([], "name a file of tables first"),
     "setting first": (["--seeds", "3"], "name a file of tables first"),
     "no such file": (["gone.yaml"], "cannot read settings file gone.yaml"),
     "an overlay": (["overlay.yaml"], "overlay.yaml is no file of ablation tables"),

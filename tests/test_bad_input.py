@@ -65,6 +65,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(NAMES):
         picture(root / name, seed)
     (root / "labels.csv").write_text("a.jpg,cat\nb.jpg,dog\nc.jpg,cat;dog\nd.jpg,cat\n")
+    propose.main(["--data", "folder", "--data.root", str(root), "--workers", "0"])
     fit.main([*words(root), "--run_dir", str(place / "run")])
     return place
 
@@ -385,12 +386,14 @@ def test_full_disk_while_proposing(root, capsys):
     assert set(ProposalFile(root / file_name("segments")).files()) == set(NAMES)
 
 
-def test_half_made_proposals_are_completed(root, tmp_path):
+def test_half_made_proposals_are_completed(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("WSIS_CACHE", str(tmp_path / "cache"))
     shutil.move(root / "labels.csv", tmp_path / "all.csv")
     (root / file_name("segments")).unlink()
     (root / "labels.csv").write_text("a.jpg,cat\n")
     fit.main([*words(root), "--run_dir", str(tmp_path / "one")])
-    assert set(ProposalFile(root / file_name("segments")).files()) == {"a.jpg"}
+    (made,) = (tmp_path / "cache").rglob(file_name("segments"))
+    assert set(ProposalFile(made).files()) == {"a.jpg"}
     shutil.move(tmp_path / "all.csv", root / "labels.csv")
     fit.main([*words(root), "--run_dir", str(tmp_path / "all")])
-    assert set(ProposalFile(root / file_name("segments")).files()) == set(NAMES)
+    assert set(ProposalFile(made).files()) == set(NAMES)

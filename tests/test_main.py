@@ -80,3 +80,15 @@ def test_no_words_is_one_line(verb, capsys):
         importlib.import_module(f"wsis.{verb}").main([])
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_without_words_prints_its_help(verb, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main([verb])
+    said = capsys.readouterr()
+    assert (stop.value.code, said.err) == (0, "")
+    assert said.out.startswith(f"usage: python -m wsis.{verb}")
+    assert len(said.out.splitlines()) < 60
+    assert not list(tmp_path.iterdir())

@@ -146,6 +146,7 @@ OTHER = {
     "needs_boxes": True,
     "panoptic": True,
     "class_names": ("bird", "bus"),
+    "main_metrics": ("PQ",),
     "min_mask_score": 0.25,
     "label_settings": ("merge",),
     "data_settings": ("salient",),

@@ -22,6 +22,8 @@ from wsis import compare, fit, label, predict
 from wsis import test as testing
 from wsis.data.index import read_coco
 from wsis.datasets.shapes import Shapes
+from wsis.errors import InputError
+from wsis.inference import UNKNOWN_THRESHOLD, load
 from wsis.method import tagged
 from wsis.metrics import InstanceAP
 from wsis.types import Index, Prediction
@@ -452,3 +454,21 @@ def test_tagged_keeps_the_best_of_each_class_and_what_is_sure(found, tags, least
     assert kept.boxes[:, 0].tolist() == expected
     assert [int(m["counts"]) for m in kept.masks] == expected
     assert kept.labels.tolist() == [found[i][0] for i in expected]
+
+
+def test_the_best_checkpoint_on_request(place, data_words, capsys):
+    words = ["--model", "toy_detector.Tired", "--trainer.val_check_interval", "2"]
+    run = train(place, data_words, "best", *words)
+    said = capsys.readouterr().out
+    assert "best.ckpt of step 2  val/AP50" in said
+    last, best = (load(run, checkpoint=which) for which in ("last", "best"))
+    assert 0 < best.model.weight.item() < last.model.weight.item()
+    assert best.threshold > last.threshold == UNKNOWN_THRESHOLD, "each has its own"
+    testing.main(["--run", str(run), "--checkpoint", "best"])
+    assert (run / "test-val-best/metrics.json").is_file()
+    assert not (run / "test-val").exists()
+
+
+def test_no_best_checkpoint(run):
+    with pytest.raises(InputError, match="validation ran at the end alone; leave out --checkpoint"):
+        load(run, checkpoint="best")

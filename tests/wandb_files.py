@@ -17,6 +17,8 @@ class Logged(NamedTuple):
     name: str
     group: str
     project: str
+    job_type: str
+    tags: list[str]
     config: dict[str, Any]
     history: list[dict[str, Any]]
     artifacts: list[Any]
@@ -48,6 +50,8 @@ def read_wandb(path: Path) -> Logged:
         run.display_name,
         run.run_group,
         run.project,
+        run.job_type,
+        list(run.tags),
         config,
         history,
         artifacts,

@@ -81,7 +81,8 @@ def _divide(words: list[str]) -> tuple[list[str], list[str]]:
     Raises:
         InputError: no tables, or a setting that each row sets for its runs.
     """
-    if not words or (words[0].startswith("-") and not {"-h", "--help"} & set(words)):
+    words = words or ["--help"]
+    if words[0].startswith("-") and not {"-h", "--help"} & set(words):
         raise InputError(
             "name a file of tables first: python -m wsis.ablate configs/ablation/pdsl.yaml"
         )

@@ -117,6 +117,7 @@ def compare_runs(
         write_into(write, markdown(rows))
     if wandb.project:
         wandb.log_table(out, f"compare-{place.name}", cells)
+    print("metrics in %")
     print_table(lines_of(rows, known_metrics(rows), brief=True))
     wrote = [table, page, picture, *([write] if write else [])]
     print(f"wrote {', '.join(map(str, wrote))}")

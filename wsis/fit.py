@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch.distributed as dist
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from wsis.command_line.build import from_python
 from wsis.command_line.messages import plain_errors, quietly
@@ -21,7 +24,7 @@ from wsis.data.summary import describe
 from wsis.errors import InputError
 from wsis.files import clear_scratch
 from wsis.method import Method
-from wsis.runs.progress import say
+from wsis.runs.progress import percents, say
 from wsis.runs.record import stages
 from wsis.runs.run import OnlyStage, Run, rank
 
@@ -84,8 +87,9 @@ def _train(cli: CLI, folder: Path) -> Run:
     """Train every stage, and leave no process group and no folder for other ranks behind."""
     run = _run(cli, folder)
     try:
-        _open(cli, folder)
-        _work(run, cli.model, cli.datamodule)
+        with _only_if_begun(folder):
+            _open(cli, folder)
+            _work(run, cli.model, cli.datamodule)
         if dist.is_initialized():
             dist.barrier()
         _report(folder)
@@ -107,6 +111,7 @@ def _run(cli: CLI, folder: Path) -> Run:
         config.stage,
         announce=say,
         reuse=config.reuse,
+        planned=cli.model.stage_names(),
         supervision=cli.model.supervision,
     )
 
@@ -122,12 +127,27 @@ def _open(cli: CLI, folder: Path) -> None:
     os.environ["WSIS_RUN_DIR"] = str(folder)  # for the processes of other ranks
     for path in cli.files:
         say(f"settings from {path}")
+    for note in cli.left_out:
+        say(f"note: {note}")
     say(f"run in {folder}")
     if rank() == 0:
         clear_scratch(folder)
         write_settings(folder / "config.yaml", cli.settings())
         if isinstance(cli.datamodule, DataModule):
             say("\n".join(describe(cli.datamodule.index("train"))))
+
+
+@contextmanager
+def _only_if_begun(folder: Path) -> Iterator[None]:
+    """Delete a new run's folder after a mistake that ends it before there is anything to keep."""
+    is_new = not folder.exists()
+    try:
+        yield
+    except (InputError, MisconfigurationException):
+        finished = any(stage.finished for _, stage in stages(folder))
+        if rank() == 0 and is_new and not finished and not any(folder.glob("*/*/*.ckpt")):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _work(run: Run, model: Method, data: pl.LightningDataModule) -> None:
@@ -153,13 +173,12 @@ def _list(folder: Path) -> None:
 
 
 def _report(folder: Path) -> None:
-    """Where things are, and the main metrics."""
+    """Say where things are, and the main metrics."""
     for path, stage in stages(folder):
-        measured = ((name, stage.metrics.get(name)) for name in MAIN)
-        shown = "  ".join(
-            f"{name} {100 * value:.1f}%" for name, value in measured if value is not None
-        )
-        say(f"{path}  {shown}".rstrip())
+        say(f"{path}  {percents(stage.metrics, MAIN)}".rstrip())
+        if stage.best:
+            step, figures = f"{stage.best['step']:.0f}", percents(stage.best, MAIN)
+            say(f"  best.ckpt of step {step}  {figures}  (used with --checkpoint best)")
 
 
 if __name__ == "__main__":

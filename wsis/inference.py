@@ -7,7 +7,7 @@ import sys
 from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args, overload
 
 import numpy as np
 import pytorch_lightning as pl
@@ -27,7 +27,7 @@ from wsis.method import Method
 from wsis.metrics.evaluation import Evaluation
 from wsis.nn.backbone import weights_follow
 from wsis.proposals.proposers import BUILT_IN, propose
-from wsis.runs.checkpoints import intact
+from wsis.runs.checkpoints import Which, intact
 from wsis.runs.labels import Labeller, write_labels
 from wsis.runs.record import read_stage, stages
 from wsis.runs.run import Split
@@ -67,16 +67,23 @@ class Loaded(NamedTuple):
     """Score from which on detections are shown: that of the best F1 in the stage's validation."""
 
 
-def load(run: str | os.PathLike[str], stage: str | None = None) -> Loaded:
+def load(
+    run: str | os.PathLike[str], stage: str | None = None, checkpoint: Which = "last"
+) -> Loaded:
     """Return the model, data and settings of a run's folder; neither data nor weights are read.
+
+    The last checkpoint is the default, as in the papers: which one is best depends on how often one
+    looked, and where validation has masks, to choose by them is to learn from them.
 
     Args:
         run: the folder.
         stage: name of the stage whose model is wanted; by default the last that was trained, which
             of a method that ends with Mask R-CNN is Mask R-CNN.
+        checkpoint: "last", or "best" for that of the best validation, if there were several.
 
     Raises:
-        InputError: not the folder of a run, or the model is not trained yet.
+        InputError: not the folder of a run, the model is not trained yet, or it has no best
+            checkpoint.
     """
     folder = Path(run)
     config = read_run(folder)
@@ -84,29 +91,44 @@ def load(run: str | os.PathLike[str], stage: str | None = None) -> Loaded:
     if stage not in (None, *known):
         raise InputError(f"{folder} has no trained stage '{stage}'; it has {', '.join(known)}")
     name = stage or list(known)[-1]
-    checkpoint = folder / name / "checkpoints/last.ckpt"
-    if not intact(checkpoint):
-        raise InputError(
-            f"{checkpoint} is damaged or missing; mend it with `python -m wsis.fit --resume "
-            f"{folder}`"
-        )
+    path = _checkpoint(folder, name, checkpoint)
     given = config["model"].get("init_args") or {}
     later = {setting: given[setting] for setting in known[name].label_settings if setting in given}
     try:
         with weights_follow():
             model = known[name].load_from_checkpoint(
-                checkpoint, map_location="cpu", weights_only=True, **later
+                path, map_location="cpu", weights_only=True, **later
             )
     except RuntimeError as error:  # weights with other names or shapes
         raise InputError(
-            f"{checkpoint} was written by another version of {known[name].__name__}; train it again"
+            f"{path} was written by another version of {known[name].__name__}; train it again"
         ) from error
-    return Loaded(model.eval(), make_data(config["data"]), config, _threshold(folder / name))
+    threshold = _threshold(folder / name, checkpoint)
+    return Loaded(model.eval(), make_data(config["data"]), config, threshold)
 
 
-def _threshold(stage: Path) -> float:
+def _checkpoint(run: Path, stage: str, which: Which) -> Path:
+    """Return the file of a stage's checkpoint."""
+    path = run / stage / "checkpoints" / f"{which}.ckpt"
+    if which not in get_args(Which):
+        raise InputError(f"no checkpoint is called '{which}'; give last or best")
+    if which == "best" and not path.is_file():
+        raise InputError(
+            f"{run} has no {stage}/checkpoints/best.ckpt, because validation ran at the end alone; "
+            "leave out --checkpoint, or train with --trainer.val_check_interval N"
+        )
+    if not intact(path):
+        raise InputError(
+            f"{path} is damaged or missing; mend it with `python -m wsis.fit --resume {run}`"
+        )
+    return path
+
+
+def _threshold(stage: Path, checkpoint: Which) -> float:
     record = read_stage(stage)
-    metrics = {} if record is None else record.metrics
+    if record is None:
+        return UNKNOWN_THRESHOLD
+    metrics = record.best if checkpoint == "best" else record.metrics
     of_training = metrics.get("train/F1_threshold", UNKNOWN_THRESHOLD)
     return metrics.get("val/F1_threshold", of_training)
 

@@ -12,6 +12,7 @@ from wsis.command_line.parser import Help, parse
 from wsis.data.module import Loading
 from wsis.datasets.folder import Folder
 from wsis.inference import classes_of, labelling_stage, load, store_labels
+from wsis.runs.checkpoints import Which
 
 __all__ = ["label_images", "main"]
 
@@ -36,6 +37,7 @@ def label_images(
     labels: str = "",
     split: str = "train",
     stage: str | None = None,
+    checkpoint: Which = "last",
     score: float = 0.5,
     accelerator: str = "auto",
     devices: int = 1,
@@ -53,6 +55,7 @@ def label_images(
             or labels.json there if not given.
         split: Which of the run's own images: train or val.
         stage: Trained stage to use; by default the last with labels of its own, else the last.
+        checkpoint: Of the stage: last, or best, that of the best validation if there were several.
         score: Lowest score of a label that is not the best of its class.
         accelerator: What to compute on, as Lightning calls it: auto, cpu, gpu, ...
         devices: How many of them.
@@ -60,7 +63,7 @@ def label_images(
     Raises:
         InputError: not a finished run, its data is not there, or the file cannot be written.
     """
-    model, data, *_ = load(run, stage or labelling_stage(run))
+    model, data, *_ = load(run, stage or labelling_stage(run), checkpoint)
     if images is not None:
         names = [category["name"] for category in classes_of(run, data)[0]]
         wanted = () if model.needs_boxes else names

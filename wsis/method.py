@@ -65,6 +65,8 @@ class Method(pl.LightningModule):
     """True if predictions hold panoptic maps; panoptic quality is then measured."""
     class_names: tuple[str, ...] = ()
     """Names of the thing classes in order, of the data trained on; empty if they are not known."""
+    main_metrics: tuple[str, ...] = ("AP50", "mIoU", "PQ", "box_AP50", "mAP", "tag_mAP")
+    """Names of metrics; the first that validation measures tells which checkpoint is best."""
     min_mask_score: float = 0.0
     """Masks of pseudo-labels with a lower score are marked `ignore` and excluded from the loss."""
     label_settings: tuple[str, ...] = ()
@@ -135,6 +137,13 @@ class Method(pl.LightningModule):
     def stages(self, run: Stages, data: Any) -> None:
         """Train in one stage; a method with several stages overrides this to run them in order."""
         run.fit("train", self, self.training_data(data))
+
+    def stage_names(self) -> list[str]:
+        """Return the names of all that `stages` does, in order, to count them while they work.
+
+        A method that overrides `stages` may leave this empty; its stages are then not counted.
+        """
+        return ["train"] if type(self).stages is Method.stages else []
 
     def configure_callbacks(self) -> list[Callback]:
         """Return the evaluation callback, if the method predicts."""

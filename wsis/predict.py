@@ -26,6 +26,7 @@ from wsis.metrics.results import read_results
 from wsis.proposals.make import Fresh
 from wsis.proposals.source import proposer_of
 from wsis.reports.exports import Format, export
+from wsis.runs.checkpoints import Which
 from wsis.types import Index, Prediction, Record
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def predict_images(
     out: Path = Path("predictions"),
     boxes: Path | None = None,
     stage: str | None = None,
+    checkpoint: Which = "last",
     score: float | None = None,
     formats: tuple[Format, ...] = ("csv",),
     workers: int = 2,
@@ -71,6 +73,7 @@ def predict_images(
         out: Folder to write to.
         boxes: COCO json with boxes of the images, for a method that predicts the masks in them.
         stage: Trained stage to use; if not given the last, with `boxes` the last that takes boxes.
+        checkpoint: Of the stage: last, or best, that of the best validation if there were several.
         score: Detections below this score are not drawn; if not given, that of the best F1 in the
             run's validation. predictions.json has them all.
         formats: What else to write of the detections that are drawn: "csv", tables of objects with
@@ -84,7 +87,8 @@ def predict_images(
         InputError: not a finished run, no image can be read, or boxes that no stage takes or of
             other images.
     """
-    model, data, config, threshold = load(run, stage or (_stage_for_boxes(run) if boxes else None))
+    stage = stage or (_stage_for_boxes(run) if boxes else None)
+    model, data, config, threshold = load(run, stage, checkpoint)
     threshold = threshold if score is None else score
     if model.needs_boxes != (boxes is not None):
         raise InputError(

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
         cli = CLI("propose", argv, kinds=("data",), options=_options)
         config, data = cli.config, cli.datamodule
         if config.images is None and config.out is None:  # where the data set itself looks
-            data.proposals = _source(data, config["from"])
+            data.proposals, data.writes_beside = _source(data, config["from"]), True
             files = [
                 data.proposal_file(split, config.workers) for split in _splits(data, config.split)
             ]
@@ -64,7 +64,7 @@ def _options(parser: Any) -> None:
         "--out",
         type=Path | None,
         default=None,
-        help="The file to write; beside the data if not given.",
+        help="The file to write; beside the data, where wsis.fit finds it, if not given.",
     )
     parser.add_argument(
         "--split", type=str, default="all", help="Which images of the data set: train, val or all."

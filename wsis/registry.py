@@ -161,11 +161,17 @@ def exports() -> dict[str, str]:
     return {_first_export(path): kind for kind in KINDS for path in _files(kind).values()}
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """Return "; did you mean 'x'?" with the nearest of `known`, or "" if none is near."""
+def suggest(word: str, known: Iterable[str], above: str = "") -> str:
+    """Return "; did you mean 'x'?" with the nearest of `known`, or "" if none is near.
+
+    Args:
+        word: what was written.
+        known: what could be meant.
+        above: written before the suggestion.
+    """
     spelled = {_plain(k): k for k in known}
     near = difflib.get_close_matches(_plain(word), spelled, n=1)
-    return f"; did you mean '{spelled[near[0]]}'?" if near else ""
+    return f"; did you mean '{above}{spelled[near[0]]}'?" if near else ""
 
 
 def _dotted(thing: object) -> str:

@@ -25,6 +25,7 @@ from wsis.reports.page import write_page
 from wsis.reports.panels import make_panels
 from wsis.reports.runs import Entry, EvaluationSet, entry_of_file, read_entry
 from wsis.reports.table import make_rows, metric_tables, percent, print_table
+from wsis.runs.checkpoints import Which
 
 __all__ = ["evaluate", "main"]
 
@@ -44,6 +45,7 @@ def evaluate(
     predictions: Path | None = None,
     split: str = "val",
     stage: str | None = None,
+    checkpoint: Which = "last",
     out: Path | None = None,
     per_class: bool = False,
     panoptic: Path | None = None,
@@ -62,7 +64,9 @@ def evaluate(
         split: Which images: val or train. CorLoc is usually reported on train.
         stage: Trained stage of the run; the last if not given. One that segments given boxes is
             evaluated by mask IoU.
-        out: Folder to write to; RUN/test-SPLIT (-STAGE), or that of the predictions, if not given.
+        checkpoint: Of the stage: last, or best, that of the best validation if there were several.
+        out: Folder to write to; RUN/test-SPLIT (-STAGE, -best), or that of the predictions, if not
+            given.
         per_class: Print a line for each class.
         panoptic: A COCO panoptic json beside its folder of pngs; panoptic.json beside the
             predictions if not given.
@@ -81,8 +85,10 @@ def evaluate(
         raise InputError(f"--images {images}: give a number of images, 0 for none")
     labels, data = data.relabelled, data.as_annotated()
     if run:
-        folder = out or results_folder(run, split, stage)
-        metrics = evaluate_run(run, data, split, stage, folder, panoptic, accelerator, devices)
+        folder = out or results_folder(run, split, stage, checkpoint)
+        metrics = evaluate_run(
+            run, data, split, stage, folder, panoptic, accelerator, devices, checkpoint
+        )
     else:
         file = Path(str(predictions))
         folder = out or file.parent
@@ -93,16 +99,17 @@ def evaluate(
     trained_on = len(data.index("train").images) if run else None
     shown = EvaluationSet(data, split, data.index(split), trained_on, labels)
     entry = read_entry(run, folder, shown) if run else entry_of_file(file, folder, shown)
-    _write_page(folder / "report.html", replace(entry, panoptic=panoptic), stage, images)
+    which = ", ".join(filter(None, (stage, "best" if checkpoint == "best" else None)))
+    _write_page(folder / "report.html", replace(entry, panoptic=panoptic), which, images)
     wrote = [folder / "metrics.json", folder / "report.html", *([entry.predictions] if run else [])]
     print(f"wrote {', '.join(map(str, wrote))}")
     return metrics
 
 
-def _write_page(path: Path, entry: Entry, stage: str | None, images: int) -> None:
+def _write_page(path: Path, entry: Entry, which: str, images: int) -> None:
     (row,) = make_rows([entry])
-    if stage:
-        row = replace(row, name=f"{row.name}, {stage}")
+    if which:
+        row = replace(row, name=f"{row.name}, {which}")
     panels = make_panels([row], images)
     gallery = make_gallery(entry.evaluation_set.index, panels.sources, panels.ranked)
     write_page(path, [row], panels.errors, gallery)
@@ -114,6 +121,7 @@ def _options(parser: LightningArgumentParser) -> None:
 
 
 def _print(metrics: Metrics, per_class: bool) -> None:
+    print("metrics in %; metrics.json has fractions")
     first, *more = metric_tables(metrics.overall)
     print_table(first)
     for table in more:

@@ -62,6 +62,7 @@ def test_nested_settings_in_any_order(tmp_path):
 
 
 def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path
 
@@ -109,9 +110,9 @@ def test_file_written_for_another_model_gives_only_the_rest(tmp_path):
         tmp_path / "x.yaml",
         "model: {class_path: toy_plugins.Staged, width: 9}\ntrainer: {max_steps: 3}",
     )
-    made = CLI(
-        "fit", f"--config {path} --model toy_plugins.Net --data toy_plugins.Data".split()
-    ).settings()
+    cli = CLI("fit", f"--config {path} --model toy_plugins.Net --data toy_plugins.Data".split())
+    assert cli.left_out == [f"{path}: settings of model staged are left out, not for net"]
+    made = cli.settings()
     assert made["model"]["init_args"]["width"] == 4
     assert made["trainer"]["max_steps"] == 3
 
@@ -139,6 +140,10 @@ def test_saved_settings_reproduce_the_run(tmp_path):
             f"{TOY} --trainer.max_stepz 3",
             "unknown setting 'trainer.max_stepz'; did you mean 'trainer.max_steps'?",
         ),
+        (f"{TOY} --epochs 3", "; did you mean 'trainer.max_steps' or 'trainer.max_epochs'?"),
+        (f"{TOY} --trainer.batch_sampler 3", "unknown setting 'trainer.batch_sampler'\n"),
+        (f"{TOY} --max_epochs 3", "; did you mean 'trainer.max_epochs'?"),
+        (f"{TOY} --model.pretraining.steps 3", "unknown setting 'model.pretraining.steps'\n"),
         (f"{TOY} --wandb.projct x", "did you mean 'wandb.project'?"),
         (f"{TOY} --run_dri x", "did you mean 'run_dir'?"),
         (f"{TOY} --model.width three", "--model.width three: expected 'int'"),
@@ -146,6 +151,7 @@ def test_saved_settings_reproduce_the_run(tmp_path):
         (f"{TOY} --model.sizes x", "--model.sizes x: expected one of tuple[int, ...]"),
         (f"{TOY} --trainer.callbacks Nope", "--trainer.callbacks Nope: expected one of"),
         (f"{TOY} --trainer.max_steps 3 --trainer.max_epochs 2", "are both set"),
+        (f"{TOY} --trainer.logger true", "--trainer.logger true: metrics.csv is always written"),
         (f"{TOY} --config nowhere.yaml", "cannot read settings file nowhere.yaml"),
         ("--resume nowhere", "nowhere is not the folder of a run"),
         ("--model", "--model needs a value"),
@@ -268,6 +274,21 @@ def test_recipe_of_a_data_set(tmp_path, monkeypatch):
     assert settings.recipe("cam", "voc") is None
 
 
+def test_recipes_are_found_in_the_package(tmp_path, monkeypatch):
+    """As README names them, wherever one is, unless a file of one's own is there."""
+    packaged = write(tmp_path / "wsis/configs/small/cam_coco.yaml", "")
+    monkeypatch.setattr(settings, "__file__", str(tmp_path / "wsis/command_line/settings.py"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    named = Path("configs/small/cam_coco.yaml")
+    assert settings.find_config(named) == packaged
+    assert settings.arrange(["--config", str(named)]).files == [packaged]
+    for missing in (Path("configs/none.yaml"), Path("other/small/cam_coco.yaml")):
+        assert settings.find_config(missing) == missing
+    write(tmp_path / "here" / named, "")
+    assert settings.find_config(named) == named
+
+
 def test_tensorboard(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     go(f"{TOY} --trainer.max_steps 2 --trainer.logger TensorBoardLogger --run_dir {tmp_path}")
@@ -275,6 +296,18 @@ def test_tensorboard(tmp_path):
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [0, 1]
     assert (tmp_path / "train/metrics.csv").is_file()
+
+
+def test_a_logger_whose_package_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("wsis.command_line.trainers.find_spec", lambda name: None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        go(f"{TOY} --trainer.logger TensorBoardLogger")
+    said = capsys.readouterr().err
+    assert said == (
+        "error: --trainer.logger TensorBoardLogger needs a package: pip install tensorboard\n"
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_input_error_is_raised_to_python():

@@ -24,6 +24,12 @@ from wsis.types import Proposals
 SERIAL = Loading(batch_size=2, workers=0)
 
 
+@pytest.fixture(autouse=True)
+def beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proposals are kept as those of data sets other than photos."""
+    monkeypatch.setattr(Folder, "writes_beside", True)
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     folder = tmp_path / "images"

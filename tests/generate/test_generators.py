@@ -368,7 +368,7 @@ def test_without_the_extra_a_line_names_it(
 ):
     monkeypatch.setitem(sys.modules, package, None)
     line = refused(capsys, models, tmp_path / "out", *start[part])
-    assert line == f"error: wsis.generate needs {package}; install wsis with its extra `generate`"
+    assert line == f'error: wsis.generate needs {package}: pip install "wsis[generate]"'
 
 
 @pytest.mark.parametrize(

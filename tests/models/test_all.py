@@ -143,8 +143,29 @@ def trained(request, root) -> tuple[str, pl.LightningModule]:
 def whole(request, root, tmp_path_factory) -> tuple[str, Path]:
     """An undisturbed run of each method."""
     folder = tmp_path_factory.mktemp(request.param) / "run"
-    fit.main(words(request.param, root, folder))
+    done = fit.main(words(request.param, root, folder))
+    assert done.names == list(done.planned), "stages are counted wrongly"
     return request.param, folder
+
+
+class Skipped:
+    """A run whose stages are over before they begin; their networks are what they were."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.names = folder, []
+
+    def fit(self, name, model, data, **_) -> Path:
+        self.names.append(name)
+        torch.save({"state_dict": model.state_dict()}, self.folder / name)
+        return self.folder / name
+
+
+@pytest.mark.parametrize("name", ["cam", "jtsm", "mask_rcnn", "pdsl"])
+@pytest.mark.parametrize("pretraining", [None, {"steps": 1, "backbone": {"feature_level": 2}}])
+def test_stages_are_known_before(name, pretraining, data, tmp_path):
+    model, run = build(name, pretraining=pretraining), Skipped(tmp_path)
+    model.stages(run, data)
+    assert model.stage_names() == run.names
 
 
 def build(name: str, **settings) -> Method:

@@ -38,11 +38,15 @@ WORDS = "--model toy_plugins.Staged --data toy_plugins.Data --trainer.accelerato
 
 
 @pytest.mark.slow
-def test_each_stage_is_a_run_with_its_own_settings_and_curves(tmp_path):
+def test_each_stage_is_a_run_with_its_own_settings_and_curves(tmp_path, capfd):
     own = f"--trainer.max_steps 3 --model.width 5 --wandb.project trial --wandb.group pair --run_dir {tmp_path}/run"
     fit.main(f"{WORDS} {own}".split())
     first, last = logged(tmp_path / "run/1-first"), logged(tmp_path / "run/3-net")
     assert [run.name for run in (*first, *last)] == ["run/1-first", "run/3-net"]
+    assert [run.job_type for run in (*first, *last)] == ["first", "net"]
+    said = "".join(capfd.readouterr())
+    assert "anonymous" not in said
+    assert "Run history" not in said
     for (run,), stage, steps in ((first, "1-first", 4), (last, "3-net", 3)):
         assert (run.project, run.group) == ("trial", "pair")
         assert run.config["trainer"]["max_steps"] == steps
@@ -50,6 +54,7 @@ def test_each_stage_is_a_run_with_its_own_settings_and_curves(tmp_path):
         with open(tmp_path / "run" / stage / "metrics.csv") as file:
             rows = list(csv.DictReader(file))
         assert len(run.series("loss")) == steps
+        assert run.series("train/lr") == pytest.approx(steps * [0.2 if stage == "1-first" else 0.1])
         for name in ("loss", "val/loss"):
             assert run.series(name) == pytest.approx(
                 [float(row[name]) for row in rows if row[name]]
@@ -65,6 +70,17 @@ def test_a_sweep_has_one_run_for_all_stages(tmp_path, monkeypatch):
     )
     (run,) = logged(tmp_path / "run")
     assert len(run.series("loss")) == 4 + 3
+
+
+@pytest.mark.slow
+def test_the_last_stage_has_a_tag(tmp_path):
+    planned = ["1-classifier", "2-pdsl"]
+    for stage in planned:
+        WandB("trial").logger(tmp_path, stage, planned).log_metrics({"loss": 1.0})
+    assert [(run.job_type, run.tags) for run in logged(tmp_path)] == [
+        ("classifier", []),
+        ("pdsl", ["final"]),
+    ]
 
 
 class Drawn(Oracle):

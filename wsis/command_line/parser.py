@@ -22,11 +22,15 @@ from pytorch_lightning.loggers import Logger
 from wsis import registry
 from wsis.command_line.help import Help, list_names
 from wsis.command_line.messages import gist
+from wsis.command_line.names import check_known
 from wsis.command_line.settings import Config, arrange, read_config, read_run, recipe, spelled
-from wsis.command_line.trainers import Record, new_trainer
+from wsis.command_line.trainers import Record, check_loggers, new_trainer
+from wsis.data.module import DataModule
+from wsis.data.targets import require_labels
 from wsis.errors import InputError
+from wsis.method import Method
 from wsis.runs.loggers import CSV, WandB
-from wsis.runs.progress import Bar, Lines
+from wsis.runs.progress import Bar, Lines, title
 
 __all__ = ["CLI", "Help", "overlay", "parse"]
 
@@ -49,14 +53,14 @@ SECTIONS = ("model", "data", "trainer", "wandb")
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
-    """Parse the arguments of a verb that makes no model or data.
+    """Parse the arguments of a verb that makes no model or data; without any, print its help.
 
     Raises:
         InputError: an unknown, missing or ill-typed argument.
     """
     words = [spelled(word) for word in (sys.argv[1:] if argv is None else argv)]
     try:
-        parsed = parser.parse_args(words)
+        parsed = parser.parse_args(words or ["--help"])
     except ArgumentError as error:
         raise InputError(f"{gist(error)}; see {parser.prog} --help") from error
     return {key: value for key, value in parsed.as_dict().items() if key != "config"}
@@ -86,7 +90,7 @@ def overlay(
             plain[section] = content
     known = _keys(parser) - {"config"}
     for key in _dotted(plain, known):
-        _check_known(key, known, f" in {place}")
+        check_known(key, known, f" in {place}")
     try:
         return parser.parse_object(plain, below)
     except ArgumentError as error:
@@ -98,7 +102,7 @@ class CLI(LightningCLI):
 
     Args:
         verb: What follows `python -m wsis.`.
-        argv: The words after it; those of this process if None.
+        argv: The words after it; those of this process if None. Without any, its help is printed.
         kinds: Which classes the verb needs, of "model" and "data".
         options: Adds the verb's own settings to the parser; they are not saved.
         default: Short names where none are given.
@@ -120,7 +124,7 @@ class CLI(LightningCLI):
         given: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.verb, self.kinds, self.options, self.given = verb, kinds, options, dict(given)
-        self.typed = list(sys.argv[1:] if argv is None else argv)
+        self.typed = list(sys.argv[1:] if argv is None else argv) or ["--help"]
         self.sections = SECTIONS if "model" in kinds else tuple(kinds)
         self.help = _help_topic(self.typed, self.sections)
         if self.help:
@@ -128,6 +132,8 @@ class CLI(LightningCLI):
         chosen, run, files, self.words = arrange(self.typed, run_flag)
         self.run = _folder_of_run(run, self.typed) if run and not self.help else None
         self.files = [*([self.run / "config.yaml"] if self.run else []), *files]
+        self.left_out: list[str] = []
+        """Sections of files that are for other classes than the chosen ones."""
         self._choose(chosen, default)
         names = " ".join(f"--{kind} NAME" for kind in kinds)
         super().__init__(
@@ -189,8 +195,9 @@ class CLI(LightningCLI):
             parser.add_class_arguments(self.classes[kind], kind, fail_untyped=False, skip=hidden)
         if self.help or len(self.classes) < 2:
             return
-        for name in set(LINKED) & registry.arguments(self.classes["model"]).keys():
-            ask = partial(_ask_data, name=name, path=self.paths["data"])
+        model = self.classes["model"]
+        for name in set(LINKED) & registry.arguments(model).keys():
+            ask = partial(_ask_data, name=name, path=self.paths["data"], model=model)
             parser.link_arguments("data", f"model.{name}", compute_fn=ask, apply_on="instantiate")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -209,7 +216,7 @@ class CLI(LightningCLI):
             raise SystemExit(0)
         below = None
         for path in self.files:
-            config = self._for_this(read_config(path, self.typed))
+            config = self._for_this(read_config(path, self.typed), path)
             below = overlay(parser, config, str(path), below)
         if self.given:
             given = {name: _over(below, name, value) for name, value in self.given.items()}
@@ -226,28 +233,37 @@ class CLI(LightningCLI):
         known = _keys(parser)
         for word in words:
             if word.startswith("--"):
-                _check_known(word[2:].partition("=")[0], known)
+                check_known(word[2:].partition("=")[0], known)
         try:
             self.config = parser.parse_args(words, below)
         except ArgumentError as error:
             raise InputError(gist(error)) from error
 
-    def _for_this(self, config: Config) -> Config:
+    def _for_this(self, config: Config, path: Path) -> Config:
         """Leave out sections for other verbs, or for other classes than the chosen ones."""
         left_out = {*SECTIONS} - {*self.sections}
         if "model" not in self.sections:
             left_out.add("seed_everything")
         for kind in registry.KINDS:
-            name = (config.get(kind) or {}).get("class_path")
-            if name and registry.class_path(kind, name, typed=True) != self.paths.get(kind):
-                left_out.add(kind)
+            section = config.get(kind) or {}
+            name = section.get("class_path")
+            theirs = registry.class_path(kind, name, typed=True) if name else self.paths.get(kind)
+            if theirs == self.paths.get(kind):
+                continue
+            left_out.add(kind)
+            if kind in self.names and len(section) > 1:
+                other = registry.short_name(kind, str(theirs))
+                self.left_out.append(
+                    f"{path}: settings of {kind} {other} are left out, not for {self.names[kind]}"
+                )
         return {section: config[section] for section in config if section not in left_out}
 
     def before_instantiate_classes(self) -> None:
-        """Set a default number of steps; reject `max_steps` together with `max_epochs`."""
+        """Set a default number of steps; reject settings that no run could begin with."""
         if "model" not in self.kinds:
             return
         trainer = self.config.trainer
+        check_loggers(trainer.logger)
         if trainer.max_steps == -1 and trainer.max_epochs is None and trainer.max_time is None:
             trainer.max_steps = STEPS
         elif trainer.max_steps != -1 and trainer.max_epochs not in (None, -1):
@@ -301,7 +317,8 @@ class CLI(LightningCLI):
         shown: list[Callback] = []
         if given["enable_progress_bar"] is None:
             given["enable_progress_bar"] = sys.stderr.isatty()
-            shown = [Bar(folder.name) if sys.stderr.isatty() else Lines(folder.name)]
+            name = title(folder.name, self.model.stage_names())
+            shown = [Bar(name) if sys.stderr.isatty() else Lines(name)]
         settings = self.settings()
         settings["trainer"] |= trainer
         given["callbacks"] = [*(given["callbacks"] or []), *callbacks, *shown]
@@ -314,7 +331,8 @@ class CLI(LightningCLI):
         loggers: list[Logger] = [CSV(folder)]
         wandb: WandB = self.config_init.wandb
         if wandb.project:
-            loggers.append(wandb.logger(folder.parent, folder.name))
+            planned = self.model.stage_names()
+            loggers.append(wandb.logger(folder.parent, folder.name, planned))
         asked = self.config.trainer.logger
         for spec in asked if isinstance(asked, list) else [asked]:
             if spec in (None, True, False):
@@ -344,9 +362,12 @@ def _help_topic(words: Sequence[str], sections: Sequence[str]) -> str:
     return ""
 
 
-def _ask_data(data: Any, name: str, path: str) -> Any:
+def _ask_data(data: Any, name: str, path: str, model: type[Any]) -> Any:
+    """Return what a model asks of the data, which are looked at before weights are fetched."""
     if not hasattr(data, name):
         raise InputError(f"data {path} does not say its `{name}`, which this model asks for")
+    if isinstance(data, DataModule) and issubclass(model, Method):
+        require_labels(data.index("train"), model.supervision, data.relabelled)
     return getattr(data, name)
 
 
@@ -376,11 +397,3 @@ def _over(below: Namespace | dict[str, Any] | None, name: str, value: Any) -> An
     if isinstance(old, Namespace) or value.get("model", old.get("model")) != old.get("model"):
         return inside
     return {**old, **inside}
-
-
-def _check_known(name: str, known: Collection[str], place: str = "") -> None:
-    """Raise InputError, with the nearest name, for a setting that is not known."""
-    parts = name.removesuffix("+").split(".")
-    if not any(".".join(parts[: i + 1]) in known for i in range(len(parts))):
-        nearest = known if "." in name else {other.partition(".")[0] for other in known}
-        raise InputError(f"unknown setting '{name}'{place}{registry.suggest(name, nearest)}")

@@ -17,7 +17,16 @@ from wsis import registry
 from wsis.command_line.trust import check_code
 from wsis.errors import InputError
 
-__all__ = ["Config", "Words", "arrange", "read_config", "read_run", "recipe", "spelled"]
+__all__ = [
+    "Config",
+    "Words",
+    "arrange",
+    "find_config",
+    "read_config",
+    "read_run",
+    "recipe",
+    "spelled",
+]
 
 Config = dict[str, Any]
 
@@ -60,7 +69,7 @@ def arrange(argv: Sequence[str], run_flag: str | None = None) -> Words:
             run = Path(value)
             rest.append(f"{flag}={value}")
         elif flag in ("-c", "--config"):
-            files.append(Path(value))
+            files.append(find_config(Path(value)))
         else:
             chosen[flag[2:]] = value
     return Words(chosen, run, files, rest)
@@ -70,6 +79,13 @@ def spelled(word: str) -> str:
     """Return a word with the underscores that settings have: `--run-dir` is `--run_dir`."""
     flag, equals, value = word.partition("=")
     return f"--{flag[2:].replace('-', '_')}{equals}{value}" if flag.startswith("--") else word
+
+
+def find_config(path: Path) -> Path:
+    """Return a settings file, `configs/...` from the package if there is none at its path."""
+    packaged = _recipes().joinpath(*path.parts[1:])
+    is_ours = path.parts[:1] == ("configs",) and not path.is_file() and packaged.is_file()
+    return packaged if is_ours else path
 
 
 def read_config(path: Path, typed: Collection[str] = ()) -> Config:
@@ -132,12 +148,16 @@ def recipe(model: str, data: str) -> Path | None:
         model: short name.
         data: short name.
     """
+    names = [f"shapes/{model}"] if data == "shapes" else [f"{model}_{data}", model]
+    files = [_recipes() / f"{name}.yaml" for name in names]
+    return next((path for path in files if path.is_file()), None)
+
+
+def _recipes() -> Path:
+    """Return the folder of recipes: inside the package in a wheel, beside it in a checkout."""
     package = Path(__file__).parents[1]
     places = package / "configs", package.parent / "configs"
-    folder = next((place for place in places if place.is_dir()), package)
-    names = [f"shapes/{model}"] if data == "shapes" else [f"{model}_{data}", model]
-    files = [folder / f"{name}.yaml" for name in names]
-    return next((path for path in files if path.is_file()), None)
+    return next((place for place in places if place.is_dir()), package)
 
 
 def _is_section(section: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,16 @@ from wsis.errors import InputError
 from wsis.files import atomic_write
 from wsis.runs.run import rank
 
-__all__ = ["Record", "new_trainer", "run_folder", "write_settings"]
+__all__ = ["Record", "check_loggers", "new_trainer", "run_folder", "write_settings"]
+
+PACKAGES = {
+    "TensorBoardLogger": ("tensorboard", "tensorboardX"),
+    "MLFlowLogger": ("mlflow", "mlflow_skinny"),
+    "CometLogger": ("comet_ml",),
+    "NeptuneLogger": ("neptune",),
+    "LitLogger": ("litlogger",),
+}
+"""Packages of Lightning's loggers, of which one is needed."""
 
 
 class Record(Callback):
@@ -44,6 +54,24 @@ def new_trainer(**settings: Any) -> pl.Trainer:
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"the Trainer refuses its settings: {reason}") from error
+
+
+def check_loggers(asked: Any) -> None:
+    """Check the value of `--trainer.logger` before anything takes long.
+
+    Raises:
+        InputError: it names no logger, or one whose package is not installed.
+    """
+    for logger in asked if isinstance(asked, list) else [asked]:
+        if logger is True:
+            raise InputError(
+                "--trainer.logger true: metrics.csv is always written; name another logger, such "
+                "as TensorBoardLogger"
+            )
+        name = str(getattr(logger, "class_path", "")).rpartition(".")[2]
+        packages = PACKAGES.get(name, ())
+        if packages and not any(map(find_spec, packages)):
+            raise InputError(f"--trainer.logger {name} needs a package: pip install {packages[0]}")
 
 
 def write_settings(path: Path, settings: Config) -> None:

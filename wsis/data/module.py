@@ -74,6 +74,9 @@ class DataModule(pl.LightningDataModule):
         loading: Settings of the data loader.
     """
 
+    writes_beside: bool = True
+    """Whether proposals are kept in the data set's folder; if not, in the user's cache."""
+
     def __init__(
         self,
         name: str,
@@ -227,7 +230,8 @@ class DataModule(pl.LightningDataModule):
             return None
         from wsis.proposals.source import proposals_of_index
 
-        return proposals_of_index(self.index(split), self.folder, self.proposals, workers)
+        found = self.index(split), self.folder, self.proposals
+        return proposals_of_index(*found, workers, self.writes_beside)
 
     def samples(
         self,

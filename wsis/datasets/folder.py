@@ -32,6 +32,8 @@ class Folder(DataModule):
         classes: Class names in order; empty takes the sorted tags or the json's categories.
     """
 
+    writes_beside = False  # it holds somebody's photos
+
     def __init__(
         self,
         root: Path = Path("data/images"),
@@ -67,6 +69,11 @@ class Folder(DataModule):
         return index
 
     def _file(self, split: str) -> Path | None:
+        if self.folder.is_file():
+            raise InputError(
+                f"{self.folder} is a file; give its folder, --data.root {self.folder.parent}, and "
+                f"--data.labels {self.folder.name}"
+            )
         given = self.labels[split]
         if given:
             if not (self.folder / given).is_file():

@@ -19,6 +19,7 @@ from wsis.datasets.voc import VOC_CLASSES
 from wsis.errors import InputError
 from wsis.files import clear_scratch, read_json
 from wsis.generate._lexicon import COCO_CLASSES
+from wsis.generate._models import check_installed
 from wsis.generate._progress import open_progress
 from wsis.generate.backgrounds import Backgrounds, found_in
 from wsis.generate.captions import Captioner, read_captions
@@ -42,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
         words = list(sys.argv[1:] if argv is None else argv)
         cli = CLI("generate", words, kinds=("data",), options=_options)
         config = cli.config
+        painting = () if config.images_from else ("diffusers", "transformers")
+        check_installed(*painting, *(() if config.clip == "none" else ("open_clip",)))
         given = [source for source in _SOURCES if config[source] is not None]
         if len(given) > 1:
             raise InputError(f"--{given[0]} and --{given[1]}: give one, what to start from")

@@ -15,7 +15,7 @@ import torch
 
 from wsis.errors import InputError
 
-__all__ = ["DTYPES", "device_of", "loading", "need", "quiet", "safe"]
+__all__ = ["DTYPES", "check_installed", "device_of", "loading", "need", "quiet", "safe"]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -31,9 +31,18 @@ def need(package: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != package.partition(".")[0]:
             raise
-        raise InputError(
-            f"wsis.generate needs {package}; install wsis with its extra `generate`"
-        ) from error
+        raise InputError(_missing(package)) from error
+
+
+def check_installed(*packages: str) -> None:
+    """Raise InputError, before anything takes long, if a package is not installed."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise InputError(_missing(package))
+
+
+def _missing(package: str) -> str:
+    return f'wsis.generate needs {package}: pip install "wsis[generate]"'
 
 
 @contextmanager

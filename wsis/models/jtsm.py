@@ -191,11 +191,13 @@ class JTSM(Method):
 
     def stages(self, run: Stages, data: Any) -> None:
         """Train a classifier first if `pretraining` asks for one, then JTSM."""
-        if not self.hparams["pretraining"]:
-            run.fit("train", self, data)
-            return
-        self.backbone.load(pretrain(run, self, self.backbone.settings, data))
-        run.fit("2-jtsm", self, data)
+        if self.hparams["pretraining"]:
+            self.backbone.load(pretrain(run, self, self.backbone.settings, data))
+        run.fit(self.stage_names()[-1], self, data)
+
+    def stage_names(self) -> list[str]:
+        """Return the names of the stages."""
+        return ["1-classifier", "2-jtsm"] if self.hparams["pretraining"] else ["train"]
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """L = L_PM + L_IS + L_SS, eq. (1)."""

@@ -204,14 +204,16 @@ class PDSL(Method):
 
     def stages(self, run: Stages, data: Any) -> None:
         """Train a classifier first if `pretraining` asks for one, then PDSL."""
-        if not self.hparams["pretraining"]:
-            run.fit("train", self, data)
-            return
-        classifier = pretrain(run, self, self.backbone.settings, data)
-        self.backbone.load(classifier)
-        if self.hparams["context"]:
-            self.start_from(classifier)
-        run.fit("2-pdsl", self, data)
+        if self.hparams["pretraining"]:
+            classifier = pretrain(run, self, self.backbone.settings, data)
+            self.backbone.load(classifier)
+            if self.hparams["context"]:
+                self.start_from(classifier)
+        run.fit(self.stage_names()[-1], self, data)
+
+    def stage_names(self) -> list[str]:
+        """Return the names of the stages."""
+        return ["1-classifier", "2-pdsl"] if self.hparams["pretraining"] else ["train"]
 
     def start_from(self, classifier: Path) -> None:
         """Initialise all heads with the last layer of a classifier's checkpoint."""
@@ -370,7 +372,7 @@ def pixel_targets(
         size: (h, w) of the targets, which begin at the image's top left corner.
         cell: side in pixels of one element of a target.
     """
-    labels, group = samples.labels[seeds].unique(return_inverse=True)
+    labels, group = torch.unique(samples.labels[seeds], return_inverse=True)
     area = samples.boxes.new_tensor([0, 0, size[1] * cell, size[0] * cell])
     masks = segments_in(proposals, samples.proposals[seeds], area.expand(len(seeds), 4), size)
     sums = area.new_zeros(len(labels), *size).index_add(0, group, masks.to(area.dtype))

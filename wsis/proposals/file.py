@@ -12,7 +12,7 @@ import sqlite3
 import struct
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from wsis.files import atomic_write, cache_folder, database, read_json
 from wsis.fingerprint import digest
 from wsis.types import Proposals, Record
 
-__all__ = ["ProposalFile", "ProposalWriter", "pack", "write"]
+__all__ = ["ProposalFile", "ProposalWriter", "forget", "pack", "write"]
 
 _FORMAT = "wsis proposals 1"
 _HEADER = struct.Struct("<IIB")  # proposals, superpixels, bytes per label (0: boxes only)
@@ -233,6 +233,15 @@ def write(path: str | os.PathLike[str], provenance: dict[str, Any]) -> Iterator[
                 connection.commit()
     except sqlite3.DatabaseError as error:
         raise _foreign(path) from error
+
+
+def forget(path: Path, files: Sequence[str]) -> None:
+    """Delete the proposals of images from a proposal file."""
+    if files:
+        with database(path) as connection, connection:
+            connection.executemany(
+                "DELETE FROM proposals WHERE file = ?", [(name,) for name in files]
+            )
 
 
 def _require_same(path: Path, provenance: dict[str, Any]) -> None:

@@ -80,6 +80,8 @@ def make(
         todo = [
             image for image in index.images if writer.files.get(image["file_name"]) != _size(image)
         ]
+        if todo:
+            print(f"making proposals of {len(todo)} images, kept in {out}", flush=True)
         jobs = [Job(proposer, index.root / image["file_name"], _size(image)) for image in todo]
         for image, result in zip(todo, _results(jobs, workers), strict=True):
             if isinstance(result, str):

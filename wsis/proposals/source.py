@@ -12,7 +12,7 @@ from wsis.files import cache_folder
 from wsis.fingerprint import digest
 from wsis.proposals import proposers
 from wsis.proposals.convert import convert
-from wsis.proposals.file import ProposalFile
+from wsis.proposals.file import ProposalFile, forget
 from wsis.proposals.make import make
 from wsis.registry import suggest
 from wsis.types import Index, Record
@@ -21,18 +21,20 @@ __all__ = ["content_of", "file_name", "proposals_of_index", "proposer_of"]
 
 
 def proposals_of_index(
-    index: Index, folder: Path, source: str, workers: int | None = None
+    index: Index, folder: Path, source: str, workers: int | None = None, beside: bool = True
 ) -> ProposalFile:
     """Return the proposals of the images of `index`, making or converting missing ones.
 
-    The new file is named after the folder of images, so that subsets of a data set share it. It is
-    kept in `folder`, or in the user's cache if `folder` is not writable.
+    The file is named after the folder of images, so that subsets of a data set share it. One that
+    is in `folder` is used and completed there.
 
     Args:
         index: the images.
         folder: folder of the data set.
         source: name of a proposer, or a file or folder of proposals in any known format.
         workers: processes that make proposals; one per core if None.
+        beside: whether a new file is kept in `folder`; if not, or if that is not writable, it is
+            kept in the user's cache, and images that change get new proposals.
 
     Raises:
         InputError: no such proposer or file, an image without proposals in the file, or an image
@@ -44,11 +46,13 @@ def proposals_of_index(
         file.check(index.images)  # now rather than hours into training
         return file
     name = file_name(source, _parts(index.root, folder))
-    writable = _writable(folder)
-    for place in (folder, writable):  # a read-only folder may already have the file
-        if _is_complete(place / name, index.images):
-            return ProposalFile(place / name)
-    out = writable / name
+    if _is_complete(folder / name, index.images):
+        return ProposalFile(folder / name)
+    out = _place(folder, name, beside) / name
+    if out.parent != folder:
+        _forget_changed(out, index)
+    if _is_complete(out, index.images):
+        return ProposalFile(out)
     if path is not None:
         return ProposalFile(convert(path, index, out))
     return ProposalFile(make(index, out, workers, source))
@@ -108,11 +112,20 @@ def _parts(root: Path, folder: Path) -> tuple[str, ...]:
     return root.relative_to(folder).parts if root.is_relative_to(folder) else (root.name,)
 
 
-def _writable(folder: Path) -> Path:
-    """Return `folder` if it is writable, else a folder for it in the user's cache."""
-    if folder.is_dir() and os.access(folder, os.W_OK):
+def _place(folder: Path, name: str, beside: bool) -> Path:
+    """Return where a file is written: in `folder`, or in a folder for it in the user's cache."""
+    wanted = beside or (folder / name).is_file()
+    if wanted and folder.is_dir() and os.access(folder, os.W_OK):
         return folder
     return cache_folder() / f"{folder.name}-{digest(str(folder.resolve()))[:12]}"
+
+
+def _forget_changed(path: Path, index: Index) -> None:
+    """Delete the proposals of images that are newer: a folder of the same path may be another."""
+    if path.is_file():
+        names = [image["file_name"] for image in index.images]
+        made = path.stat().st_mtime
+        forget(path, [name for name in names if (index.root / name).stat().st_ctime > made])
 
 
 def _is_complete(path: Path, images: Sequence[Record]) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsis import registry
-from wsis.command_line.settings import Config, read_config
+from wsis.command_line.settings import Config, find_config, read_config
 from wsis.errors import InputError
 from wsis.reports.papers import Published
 from wsis.reports.table import GIB, Row, complete, lines_of, markdown_table
@@ -93,7 +93,7 @@ def read_ablation(path: Path) -> Ablation:
     Raises:
         InputError: no such file, or not tables.
     """
-    content = read_config(path)
+    content = read_config(find_config(path))
     if not content.get("tables"):
         raise InputError(
             f"{path} is no file of ablation tables; give one such as configs/ablation/pdsl.yaml"

@@ -18,6 +18,7 @@ from wsis.inference import load, store_predictions
 from wsis.metrics import VOCAP, CorLoc, InstanceAP, MaskIoU, PanopticQuality
 from wsis.metrics.panoptic_results import PANOPTIC, read_panoptic
 from wsis.metrics.results import read_results
+from wsis.runs.checkpoints import Which
 from wsis.types import GroundTruth, Index, Prediction, class_of
 
 __all__ = [
@@ -43,9 +44,12 @@ class Metrics(NamedTuple):
     """Class name -> metric -> value."""
 
 
-def results_folder(run: Path, split: str, stage: str | None = None) -> Path:
-    """Return the folder that holds the results of a run on a split: RUN/test-SPLIT or -STAGE."""
-    return run / "-".join(filter(None, ("test", split, stage)))
+def results_folder(
+    run: Path, split: str, stage: str | None = None, checkpoint: Which = "last"
+) -> Path:
+    """Return the folder of a run's results: RUN/test-SPLIT, followed by -STAGE and by -best."""
+    best = "best" if checkpoint == "best" else None
+    return run / "-".join(filter(None, ("test", split, stage, best)))
 
 
 def annotated_index(data: Any, split: str) -> Index:
@@ -81,6 +85,7 @@ def evaluate_run(
     panoptic: Path | None = None,
     accelerator: str = "auto",
     devices: int = 1,
+    checkpoint: Which = "last",
 ) -> Metrics | None:
     """Predict a split with a trained run and write predictions.json and metrics.json.
 
@@ -93,13 +98,14 @@ def evaluate_run(
         panoptic: panoptic json to evaluate in place of the predicted one.
         accelerator: as Lightning calls it.
         devices: how many.
+        checkpoint: "last" or "best" of the stage.
 
     Returns:
         The metrics; None on all ranks but the first.
     """
     annotated_index(data, split)
-    model = load(run, stage).model
-    place = folder or results_folder(run, split, stage)
+    model = load(run, stage, checkpoint).model
+    place = folder or results_folder(run, split, stage, checkpoint)
     file = store_predictions(model, data, split, place, accelerator, devices)
     if file is None:
         return None

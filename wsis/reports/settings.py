@@ -8,7 +8,7 @@ from typing import Any
 
 from wsis import registry
 from wsis.command_line.settings import Config, read_config, recipe
-from wsis.runs.run import SHAPING
+from wsis.runs.dependencies import SHAPING
 
 __all__ = ["departures", "row_key"]
 

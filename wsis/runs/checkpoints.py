@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
@@ -29,10 +29,14 @@ __all__ = [
     "AtomicCheckpointIO",
     "CheckpointCallback",
     "Reseed",
+    "Which",
     "intact",
     "load_weights",
     "newest",
 ]
+
+Which = Literal["last", "best"]
+"""Which checkpoint of a stage: that of its end, or that of its best validation."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -14,11 +14,13 @@ import pytorch_lightning as pl
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
+from torch.optim import Optimizer
 
 from wsis.files import atomic_write
 from wsis.fingerprint import digest
+from wsis.runs.progress import unnumbered
 
-__all__ = ["CSV", "LogStep", "WandB"]
+__all__ = ["CSV", "LogRate", "LogStep", "WandB"]
 
 # where `wandb login` puts the key of W&B's own server, since release 0.31 and before
 HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
@@ -41,8 +43,16 @@ class WandB:
     name: str | None = None
     mode: Literal["auto", "online", "offline"] = "auto"
 
-    def logger(self, run: Path, stage: str) -> Logger:
-        """Return the logger of a stage's W&B run, which is resumed when the stage is continued."""
+    def logger(self, run: Path, stage: str, planned: Sequence[str] = ()) -> Logger:
+        """Return the logger of a stage's W&B run, which is resumed when the stage is continued.
+
+        Its job type is the stage without its number; the last stage has the tag "final".
+
+        Args:
+            run: folder of the run.
+            stage: name of the stage.
+            planned: names of all stages; empty if they are not known.
+        """
         import wandb  # takes a second to import
         from pytorch_lightning.loggers import WandbLogger
 
@@ -51,11 +61,17 @@ class WandB:
         folder = run / stage
         folder.mkdir(parents=True, exist_ok=True)
         # not Lightning's `offline`: it sets a variable that W&B reads only once per process
-        return WandbLogger(
+        logger = WandbLogger(
             save_dir=folder,
             mode=self._mode,
+            job_type=unnumbered(stage),
+            tags=["final"] if [stage] == [*planned][-1:] else [],
+            settings=wandb.Settings(quiet=True),  # no tables of all values after each stage
             **self._identity(folder, f"{self.name or run.name}/{stage}"),
         )
+        # W&B warns that it no longer knows this setting, which Lightning always gives
+        logger._wandb_init.pop("anonymous", None)
+        return logger
 
     def log_table(self, folder: Path, name: str, rows: Sequence[Mapping[str, str]]) -> None:
         """Log a table in a separate run, both for display and as a versioned artifact.
@@ -135,6 +151,16 @@ class LogStep(Callback):
         """Log the step, except in a validation during training."""
         if trainer.state.fn == "validate":
             pl_module.log("step", float(trainer.global_step), sync_dist=True)
+
+
+class LogRate(Callback):
+    """Log the learning rate of each step as `train/lr`, that of the first group of parameters."""
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Log before schedules move on."""
+        pl_module.log("train/lr", float(optimizer.param_groups[0]["lr"]))
 
 
 class CSV(Logger):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import re
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 
-__all__ = ["Bar", "Lines", "say"]
+__all__ = ["Bar", "Lines", "percents", "say", "title", "unnumbered"]
 
 
 @rank_zero_only
@@ -18,11 +21,39 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def title(name: str, planned: Sequence[str]) -> str:
+    """Return what a stage is called while it works: `stage 2 of 4, segments`.
+
+    Args:
+        name: of the stage.
+        planned: names of all stages; a stage that is alone or not among them is called by its name.
+    """
+    if len(planned) < 2 or name not in planned:
+        return name
+    return f"stage {planned.index(name) + 1} of {len(planned)}, {unnumbered(name)}"
+
+
+def unnumbered(name: str) -> str:
+    """Return `classifier` for the stage `1-classifier`."""
+    return re.sub("^[0-9]+-", "", name)
+
+
+def percents(metrics: Mapping[str, Any], names: Iterable[str]) -> str:
+    """Return those metrics that are known, in per cent: `val/AP50 63.2%  val/AP25 80.1%`."""
+    known = [(name, 100 * float(metrics[name])) for name in names if name in metrics]
+    return "  ".join(f"{name} {value:.1f}%" for name, value in known if math.isfinite(value))
+
+
+def _main(model: pl.LightningModule) -> list[str]:
+    """Return the names under which the main metrics of a model's validation are logged."""
+    return [f"val/{name}" for name in getattr(model, "main_metrics", ())]
+
+
 class Bar(TQDMProgressBar):
     """Lightning's progress bar, named after the stage.
 
     Args:
-        name: of the stage.
+        name: what the stage is called.
     """
 
     def __init__(self, name: str) -> None:
@@ -34,12 +65,18 @@ class Bar(TQDMProgressBar):
         super().on_train_epoch_start(trainer)
         self.train_progress_bar.set_description(self.name)
 
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """Return what is shown beside the bar, metrics in per cent."""
+        shown: dict[str, Any] = dict(super().get_metrics(trainer, pl_module))
+        main = [name for name in _main(pl_module) if name in shown]
+        return shown | {name: f"{100 * float(shown[name]):.1f}%" for name in main}
+
 
 class Lines(Callback):
-    """Print a line now and then: `2-pdsl: step 120 of 1000, loss 1.31, 35 min left`.
+    """Print a line now and then: `stage 2 of 2, pdsl: step 120 of 1000, loss 1.31, 35 min left`.
 
     Args:
-        name: of the stage.
+        name: what the stage is called.
         every: seconds between lines; the first comes after a third of it.
     """
 
@@ -64,8 +101,14 @@ class Lines(Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock of a validation after training."""
-        if not trainer.training:
+        if trainer.state.fn == "validate":
             self._begin(0)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print what a validation during training measured."""
+        measured = percents(trainer.callback_metrics, _main(pl_module))
+        if measured and trainer.state.fn == "fit":
+            say(f"{self.name}: step {trainer.global_step}, {measured}")
 
     def on_validation_batch_end(
         self,
@@ -79,7 +122,7 @@ class Lines(Callback):
         """Print the batch, if a line is due."""
         if self._is_due():
             total = int(sum(trainer.num_val_batches))
-            left = "" if trainer.training else self._left(batch_idx + 1, total)
+            left = "" if trainer.state.fn == "fit" else self._left(batch_idx + 1, total)
             say(f"{self.name}: validating, batch {batch_idx + 1} of {total}{left}")
 
     def _begin(self, step: int) -> None:

@@ -50,6 +50,8 @@ class StageRecord:
     """Name of the GPU, or "cpu"."""
     commit: str = ""
     """Commit or version of the library."""
+    best: dict[str, float] = field(default_factory=dict)
+    """Step and metrics of best.ckpt; empty if there is none."""
 
     @property
     def model(self) -> str:
@@ -78,6 +80,7 @@ _TYPES: dict[str, Any] = {
     "memory": float | int | None,
     "device": str,
     "commit": str,
+    "best": dict,
 }
 
 

@@ -18,7 +18,7 @@ import math
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,10 +33,13 @@ from wsis.files import atomic_write
 from wsis.fingerprint import fingerprint, plain
 from wsis.method import Method, describe_supervision
 from wsis.metrics.evaluation import Evaluation
+from wsis.runs.best import BestCheckpoint, measured
 from wsis.runs.checkpoints import CheckpointCallback, Reseed, newest
 from wsis.runs.cost import Clock, commit, device, peak_memory
+from wsis.runs.dependencies import describe, shaping
 from wsis.runs.labels import Labeller, write_labels
-from wsis.runs.loggers import CSV, LogStep
+from wsis.runs.loggers import CSV, LogRate, LogStep
+from wsis.runs.progress import title
 from wsis.runs.record import (
     StageRecord,
     is_available,
@@ -57,17 +60,6 @@ MAX_JUDGED = 48
 """Training images that are looked at where there is no validation split."""
 
 log = logging.getLogger(__name__)
-SHAPING = (
-    "max_epochs",
-    "accumulate_grad_batches",
-    "gradient_clip_val",
-    "gradient_clip_algorithm",
-    "precision",
-    "limit_train_batches",
-    "overfit_batches",
-)
-"""Settings of a Trainer that influence the weights. The number of steps is not among them, since a
-stage can be prolonged."""
 
 
 class OnlyStage(Exception):
@@ -88,6 +80,7 @@ class Run:
         announce: called with a line for the user.
         reuse: a folder of runs; stages that one of them has finished with identical settings are
             copied.
+        planned: names of all stages in order, to count them; empty if they are not known.
         supervision: the method's; a stage may use other labels only if they lie in this run's
             folder.
     """
@@ -99,12 +92,15 @@ class Run:
     only: str | None = None
     announce: Callable[[str], None] = log.info
     reuse: Path | None = None
+    planned: Sequence[str] = ()
     supervision: frozenset[str] = Method.supervision
     _history: list[str] = field(default_factory=list)
     _since: float = 0.0
 
     def fit(self, name: str, model: Method, data: pl.LightningDataModule, **trainer: Any) -> Path:
         """Train `model` to the end, validate it, and return its last checkpoint.
+
+        `best.ckpt` is kept beside it where validation ran more than once, and no stage reads it.
 
         Args:
             name: of the stage and its folder.
@@ -115,19 +111,21 @@ class Run:
         self._check_supervision(name, model, data)
         last = self.folder / name / "checkpoints" / "last.ckpt"
         save, clock = CheckpointCallback(last, self.save_every), Clock()
-        callbacks = [Reseed(self._seed_of(name)), save, clock, LogStep()]
+        best = BestCheckpoint(last.with_name("best.ckpt"), model.main_metrics)
+        callbacks = [Reseed(self._seed_of(name)), save, best, clock, LogStep(), LogRate()]
         made = self.make_trainer(self.folder / name, callbacks, **trainer)
         later = (*model.label_settings, *model.later_settings)
-        settings = _describe(model, data, later) | _shaping(made)
+        settings = describe(model, data, later) | shaping(made)
         if rank() == 0:
             reopen_if_lost(last)
         if not self._begin(name, settings, steps=made.max_steps):
             start = newest(last.parent)
             save.writer.keep = start == last
-            self._continue(name, start, made)
+            best.begin(self._continue(name, start, made))
             made.fit(model, datamodule=data, ckpt_path=start)
             metrics = _validate(made, model, data)
-            self._end(name, steps=made.global_step, metrics=metrics, minutes=clock.seconds / 60)
+            facts = {"metrics": metrics, "best": best.state_dict()}
+            self._end(name, steps=made.global_step, minutes=clock.seconds / 60, **facts)
         _release(model, data)
         return last
 
@@ -141,7 +139,7 @@ class Run:
             split: "train" or "val".
         """
         folder = self.folder / name
-        if not self._begin(name, _describe(model, data) | {"split": split}):
+        if not self._begin(name, describe(model, data) | {"split": split}):
             made = self.make_trainer(folder)
             made.predict(model, datamodule=Split(data, split), return_predictions=False)
             self._end(name)
@@ -163,7 +161,7 @@ class Run:
             InputError: no image has a label.
         """
         folder = self.folder / name
-        settings = _describe(model, data, model.later_settings)
+        settings = describe(model, data, model.later_settings)
         if not self._begin(name, settings | {"score_threshold": score_threshold}):
             made, labeller = self.make_trainer(folder), Labeller(model, score_threshold)
             made.predict(labeller, datamodule=Split(data, "train"), return_predictions=False)
@@ -222,7 +220,9 @@ class Run:
             record = open_stage(folder, wanted, steps, self.reuse, self.announce)
         else:
             record = wait_for(folder, digest)
-        self.announce(f"{name}: {'done before' if record.finished else 'working'}")
+        state = "done before" if record.finished else "working"
+        length = f", {steps} steps" if steps and steps > 0 and not record.finished else ""
+        self.announce(f"{title(name, self.planned)}: {state}{length}")
         pl.seed_everything(self._seed_of(name), verbose=False)
         self._since = time.monotonic()
         return record.finished
@@ -262,8 +262,8 @@ class Run:
                 "give the stage `labels` made in this run"
             )
 
-    def _continue(self, name: str, start: Path | None, trainer: pl.Trainer) -> None:
-        """Announce the step at which training continues, and delete later rows of logs."""
+    def _continue(self, name: str, start: Path | None, trainer: pl.Trainer) -> int:
+        """Return and announce the step at which training goes on; delete later rows of logs."""
         step = 0
         if start is not None:
             content = torch.load(start, map_location="cpu", weights_only=True, mmap=True)
@@ -273,10 +273,11 @@ class Run:
                     f"{name}: last.ckpt is missing or damaged, "
                     "going back to the checkpoint before it"
                 )
-            self.announce(f"{name}: continuing at step {step}")
+            self.announce(f"{title(name, self.planned)}: continuing at step {step}")
         for logger in trainer.loggers:
             if isinstance(logger, CSV):
                 logger.rewind(step)
+        return step
 
 
 class Split(pl.LightningDataModule):
@@ -305,32 +306,6 @@ def rank() -> int:
     return int(getattr(rank_zero_only, "rank", 0) or 0)
 
 
-def _describe(
-    model: Method, data: pl.LightningDataModule, left_out: Collection[str] = ()
-) -> dict[str, Any]:
-    """Return the settings of model and data that the result of a stage depends on.
-
-    Args:
-        model: of the stage.
-        data: of the stage.
-        left_out: settings of the model that only other stages read.
-    """
-    content = data.fingerprint() if hasattr(data, "fingerprint") else dict(data.hparams)
-    unread = {*left_out, *model.data_settings}
-    hparams = {name: value for name, value in model.hparams.items() if name not in unread}
-    return {"model": _path(model), "hparams": hparams, "data": [_path(data), content]}
-
-
-def _shaping(trainer: pl.Trainer) -> dict[str, Any]:
-    """Return the trainer's settings that influence the weights.
-
-    The number of processes is one of them, as each has its own batch.
-    """
-    settings: dict[str, Any] = {name: getattr(trainer, name, None) for name in SHAPING}
-    processes = trainer.num_devices * trainer.num_nodes
-    return {"trainer": settings} | ({"processes": processes} if processes > 1 else {})
-
-
 def _validate(trainer: pl.Trainer, model: Method, data: pl.LightningDataModule) -> dict[str, float]:
     """Return the metrics after training; empty if model or data have no validation.
 
@@ -347,9 +322,7 @@ def _validate(trainer: pl.Trainer, model: Method, data: pl.LightningDataModule) 
                 callback.prefix = "train"
         trainer.limit_val_batches = math.ceil(MAX_JUDGED / data.loading.batch_size)
         trainer.validate(model, dataloaders=data.dataloader("train", False), verbose=False)
-    measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    measured.pop("step", None)
-    return {name: value for name, value in measured.items() if not math.isnan(value)}
+    return measured(trainer)
 
 
 def _collect_labels(folder: Path, model: Method, data: pl.LightningDataModule) -> None:
@@ -369,7 +342,3 @@ def _release(model: Method, data: pl.LightningDataModule) -> None:
     model.zero_grad(set_to_none=True)
     gc.collect()
     torch.cuda.empty_cache()
-
-
-def _path(thing: object) -> str:
-    return f"{type(thing).__module__}.{type(thing).__qualname__}"

@@ -226,6 +226,11 @@ class BoxCaseg(Method):
             load_weights(self, joint)
             segmentor.train(run, "3-segmentor", data, run.label("2-proxy-masks", self, data))
 
+    def stage_names(self) -> list[str]:
+        """Return the names of the stages."""
+        after = ["2-proxy-masks", "3-segmentor"] if self.hparams["segmentor"] else []
+        return ["1-joint", *after]
+
     def training_step(self, batch: Batch | dict[str, Batch], _: int) -> Tensor:
         """L = L_MIL on both kinds of images + L_pix on salient images, eq. (4)."""
         if isinstance(batch, dict):

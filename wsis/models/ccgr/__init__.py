@@ -156,6 +156,13 @@ class CCGR(Method):
                 labels = self.next_labels(run, data, f"round-{number}", segmentor)
                 branches = self.branches()
 
+    def stage_names(self) -> list[str]:
+        """Return the names of the stages."""
+        rounds = range(1, self.hparams["rounds"] + 1)
+        parts = ("detector", "segmentation", "labels", "segmentor", "detections", "evidence")
+        names = [f"round-{number}-{part}" for number in rounds for part in parts]
+        return ["1-classifier", "2-affinity", "3-evidence", *names[:-2]]  # no labels for a next one
+
     def train_round(
         self,
         run: Stages,

@@ -157,6 +157,10 @@ class EMPaste(Method):
         pasted = data.variant(pool / "labels.json", transform=paster)
         segmentor.train(run, "4-segmentor", pasted)
 
+    def stage_names(self) -> list[str]:
+        """Return the names of the stages."""
+        return ["1-classifier", "2-segments", "3-foregrounds", "4-segmentor"]
+
     def paste(self, foregrounds: Path) -> Paste:
         """Return the settings of pasting.
 
