@@ -136,7 +136,7 @@ def test_a_run_from_python_is_loaded_without_its_data_and_weights(tmp_path, capl
 
 @pytest.mark.slow
 def test_fit_raises_what_the_command_line_prints(tmp_path):
-    with pytest.raises(InputError, match="did you mean 'model.pooling'"):
+    with pytest.raises(InputError, match=r"did you mean 'model\.pooling'"):
         wsis.fit("cam", model={"poling": "lse"}, run_dir=tmp_path)
     with pytest.raises(InputError, match="unknown setting 'resume'"):
         wsis.fit("cam", resume=tmp_path)
