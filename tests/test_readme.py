@@ -53,11 +53,12 @@ def test_figures_are_those_of_the_comparison():
 
 
 STEPS, IMAGES, PARAMETERS = (300, 100), 120, 5_000_000
-"""What takes a minute on two cores: steps of 8 images in each stage, of a network of this size."""
+"""Steps of 8 images in each stage, of a network of this size: 157 CPU seconds besides proposals,
+validation mask AP25 21.1, AP50 11.6; 0 without training."""
 
 
 @pytest.mark.slow
-def test_python_trains_for_a_minute_and_runs(tmp_path, monkeypatch):
+def test_python_trains_for_two_minutes_and_runs(tmp_path, monkeypatch):
     """The example is within the budget that was measured, and runs on few images for a step.
 
     That it learns from random features that nothing trains is refused by `fit`.
