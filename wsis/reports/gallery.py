@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +74,10 @@ class Source(NamedTuple):
 
 
 def rank_images(
-    sources: Sequence[Source], images: int, max_images: int
+    sources: Sequence[Source],
+    images: int,
+    max_images: int,
+    tags: Sequence[Collection[int]] | None = None,
 ) -> dict[int, tuple[float, float]]:
     """Choose the images on which methods disagree most, with disagreement and error of each.
 
@@ -82,14 +85,18 @@ def rank_images(
         sources: truth and methods; others are not compared.
         images: how many there are.
         max_images: how many to choose.
+        tags: classes of each image, to compare with where there is no truth.
 
     Returns:
         Position of the image -> values of `disagreement`, in descending order.
     """
     if not max_images:
         return {}
-    values = [disagreement(sources, i) for i in range(images)]
-    order = sorted(range(images), key=lambda i: -values[i][0])
+    compared = [source for source in sources if source.role in ("truth", "method")]
+    speaking = [k for k, source in enumerate(compared) if _speaks(source)]
+    known: Sequence[Collection[int] | None] = tags or [None] * images
+    values = [disagreement(compared, speaking, i, known[i]) for i in range(images)]
+    order = sorted(range(images), key=lambda i: values[i], reverse=True)
     return {i: values[i] for i in order[:max_images]}
 
 
@@ -166,18 +173,40 @@ def outline(mask: RLE, scale: float) -> list[Array]:
     return rings
 
 
-def disagreement(sources: Sequence[Source], image: int) -> tuple[float, float]:
+def disagreement(
+    sources: Sequence[Source], speaking: Sequence[int], image: int, tags: Collection[int] | None
+) -> tuple[float, float]:
     """Return how far methods differ from one another on an image, and on average from the truth.
 
     Both are from 0 to 1, of confident objects; of one method, both are its distance from the truth.
+
+    Args:
+        sources: truth and methods.
+        speaking: positions of the methods that differ from one another in more than that one finds
+            nothing in any image, which would be as far from the others on all images.
+        image: position of the image.
+        tags: classes of the image, in place of the truth; None if there is truth.
     """
-    compared = [source for source in sources if source.role in ("truth", "method")]
-    alike = agreement([source.objects[image] for source in compared])
-    truth = [k for k, source in enumerate(compared) if source.role == "truth"]
-    methods = [k for k, source in enumerate(compared) if source.role == "method"]
-    among = alike[np.ix_(methods, methods)][np.triu_indices(len(methods), 1)]
+    alike = agreement([source.objects[image] for source in sources])
+    truth = [k for k, source in enumerate(sources) if source.role == "truth"]
+    methods = [k for k, source in enumerate(sources) if source.role == "method"]
+    among = alike[np.ix_(speaking, speaking)][np.triu_indices(len(speaking), 1)]
     wrong = float(1 - alike[np.ix_(methods, truth)].mean()) if truth and methods else 0.0
+    if tags is not None:
+        wrong = float(np.mean([tag_error(sources[k].objects[image], tags) for k in methods]))
     return (float(1 - among.mean()) if len(among) else wrong), wrong
+
+
+def _speaks(source: Source) -> bool:
+    """Return whether a method is sure of an object in any image."""
+    found = source.objects.values() if isinstance(source.objects, Mapping) else source.objects
+    return source.role == "method" and any(objects.sure for objects in found)
+
+
+def tag_error(objects: Objects, tags: Collection[int]) -> float:
+    """Return one minus the IoU of the classes of confident objects and the classes of tags."""
+    told, known = {*objects.labels[: objects.sure]}, {*tags}
+    return 1 - len(told & known) / len(told | known) if told | known else 0.0
 
 
 def agreement(objects: Sequence[Objects]) -> Array:

@@ -26,7 +26,7 @@ COLOURS = (
 """Colours of rows."""
 CLASS_METRICS = (
     *("AP50", "AP", "AP25", "AP70", "AP75", "box_AP50"),
-    *("CorLoc", "mIoU", "PQ", "SQ", "RQ"),
+    *("CorLoc", "mIoU", "PQ", "SQ", "RQ", "tag_AP"),
 )
 HELP = {
     "classification": "fits an object, but of another class",
