@@ -35,7 +35,9 @@ __all__ = [
 
 Array = NDArray[Any]
 SIDE = 320
-"""Longer side of a picture, in pixels: 500 pictures are 5 to 8 MB."""
+"""Longer side of one of many pictures, in pixels: 500 are 5 to 8 MB."""
+LARGE_SIDE, FEW = 640, 100
+"""Longer side of one of at most so many pictures."""
 GRID = 255
 """Outlines have coordinates from 0 to this along the longer side, a byte each."""
 TOLERANCE = 1.0
@@ -43,7 +45,7 @@ TOLERANCE = 1.0
 FIXED = 4
 """Numbers of an object before those of its rings."""
 MAX_BYTES = 16_000
-"""A picture with more bytes is compressed more."""
+"""A picture with more bytes is compressed more; a large one may have four times as many."""
 
 
 class Objects(NamedTuple):
@@ -115,20 +117,42 @@ def make_gallery(
     """
     points: list[bytes] = []
     images, offset = [], 0
+    side = LARGE_SIDE if len(ranked) <= FEW else SIDE
+    by_tags = all(source.role != "truth" for source in sources)
+    names = [category["name"] for category in index.categories]
     for i, (apart, wrong) in bar(ranked.items(), "pictures", unit="image", disable=None):
         record = index.images[i]
         size = record["height"], record["width"]
         objects = [_encode(source.objects[i], size, points) for source in sources]
         image = {"name": record["file_name"], "at": offset, "objects": objects, "order": i}
         image |= {"apart": round(apart, 4), "wrong": round(wrong, 4)}
-        images.append(image | _picture(index, record))
+        tags = index.tags.get(record["id"], []) if by_tags else []
+        image["tags"] = [names[label] for label in tags]
+        images.append(image | _picture(index, record, side))
         offset += sum(sum(thing[FIXED:]) for things in objects for thing in things)
     return {
         "images": images,
         "points": base64.b64encode(b"".join(points)).decode(),
         "grid": GRID,
         "sources": [{"name": s.name, "role": s.role, "row": s.row} for s in sources],
+        "orders": _orders(sources, by_tags),
     }
+
+
+def _orders(sources: Sequence[Source], by_tags: bool) -> list[tuple[str, str, str]]:
+    """Return the orders of images: key, name, and what is said of an image's value."""
+    methods = sum(source.role == "method" for source in sources)
+    apart = [("apart", "methods disagree most", "apart")] if methods > 1 else []
+    far, near = "furthest from the truth", "nearest to the truth"
+    said = "from the truth"
+    if by_tags:
+        far, near, said = "tags told worst", "tags told best", "of tags wrong"
+    others = [
+        ("score", "surest first", ""),
+        ("name", "by name", ""),
+        ("order", "as in the data", ""),
+    ]
+    return [*apart, ("wrong", far, said), ("right", near, said), *others]
 
 
 def _encode(objects: Objects, size: tuple[int, int], points: list[bytes]) -> list[list[int]]:
@@ -230,13 +254,13 @@ def agreement(objects: Sequence[Objects]) -> Array:
     return np.where(total, (sums + sums.T) / np.maximum(total, 1), 1.0)
 
 
-def _picture(index: Index, record: Record) -> dict[str, Any]:
-    """Return an image as base64 JPEG of at most SIDE pixels and about MAX_BYTES bytes, its size."""
-    pixels = resize_long_side(_pixels(index, record).permute(1, 2, 0).numpy(), SIDE, enlarge=None)
+def _picture(index: Index, record: Record, side: int) -> dict[str, Any]:
+    """Return an image as base64 JPEG of at most `side` pixels, and its size."""
+    pixels = resize_long_side(_pixels(index, record).permute(1, 2, 0).numpy(), side, enlarge=None)
     for quality in (75, 55, 35):
         settings = [cv2.IMWRITE_JPEG_QUALITY, quality]
         data = cv2.imencode(".jpg", pixels[..., ::-1], settings)[1].tobytes()
-        if len(data) <= MAX_BYTES:
+        if len(data) <= MAX_BYTES * (side / SIDE) ** 2:
             break
     height, width = pixels.shape[:2]
     return {"jpeg": base64.b64encode(data).decode(), "width": width, "height": height}
