@@ -19,6 +19,7 @@ from wsis.data.summary import describe
 from wsis.errors import InputError
 from wsis.files import clear_scratch
 from wsis.method import Method
+from wsis.reports.live import LivePage
 from wsis.runs.progress import say
 from wsis.runs.record import stages
 from wsis.runs.run import OnlyStage, Run, rank
@@ -44,9 +45,10 @@ def main(argv: Sequence[str] | None = None) -> Run:
             folder.append(place)
             config = cli.config
             asked = config.seed_everything, config.save_every, config.stage
+            page = LivePage(place, f"{cli.names['model']} on {cli.names['data']}")
             run = Run(
                 place,
-                cli.make_trainer,
+                page.watching(cli.make_trainer),
                 *asked,
                 announce=say,
                 reuse=config.reuse,
@@ -56,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> Run:
                 _list(place)
                 return run
             _open(cli, place)
-            _work(run, cli.model, cli.datamodule)
+            say(f"progress in {page.path}")
+            with page.kept():
+                _work(run, cli.model, cli.datamodule)
             if dist.is_initialized():
                 dist.barrier()
             _report(place)

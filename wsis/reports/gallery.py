@@ -23,6 +23,7 @@ from wsis.metrics.states import packed
 from wsis.types import RLE, GroundTruth, Index, Record
 
 __all__ = [
+    "NO_PICTURES",
     "Objects",
     "Source",
     "agreement",
@@ -46,6 +47,13 @@ FIXED = 4
 """Numbers of an object before those of its rings."""
 MAX_BYTES = 16_000
 """A picture with more bytes is compressed more; a large one may have four times as many."""
+
+
+NO_PICTURES: dict[str, Any] = {
+    **{"images": [], "points": "", "grid": GRID},
+    **{"sources": [], "orders": []},
+}
+"""A gallery of nothing."""
 
 
 class Objects(NamedTuple):
@@ -120,7 +128,8 @@ def make_gallery(
     side = LARGE_SIDE if len(ranked) <= FEW else SIDE
     by_tags = all(source.role != "truth" for source in sources)
     names = [category["name"] for category in index.categories]
-    for i, (apart, wrong) in bar(ranked.items(), "pictures", unit="image", disable=None):
+    shown = {"unit": "image", "disable": len(ranked) < 20 or None}
+    for i, (apart, wrong) in bar(ranked.items(), "pictures", **shown):
         record = index.images[i]
         size = record["height"], record["width"]
         objects = [_encode(source.objects[i], size, points) for source in sources]

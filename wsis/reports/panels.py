@@ -26,7 +26,7 @@ from wsis.reports.table import Row
 from wsis.runs.record import stages
 from wsis.types import GroundTruth, Index, Prediction, Record
 
-__all__ = ["Panels", "make_panels"]
+__all__ = ["Panels", "make_panels", "source_of_method", "source_of_truth"]
 
 MIN_SHOWN, MAX_SHOWN = 6, 25
 """Detections kept of an image: the first many at least, and confident ones up to the second."""
@@ -54,7 +54,7 @@ def make_panels(rows: Sequence[Row], max_images: int, label_on: str | None = Non
     """
     shown = rows[0].first.evaluation_set
     index, truths, known = shown.index, ground_truth(shown.index), has_truth(shown.index)
-    truth = [Source("truth", "truth", -1, [objects_of_truth(truth) for truth in truths])]
+    truth = [source_of_truth(truths)] if known else []
     errors: list[Breakdown | None] = []
     methods: list[Source] = []
     for number, row in enumerate(rows):  # one by one: a run's predictions may be a gigabyte
@@ -64,16 +64,15 @@ def make_panels(rows: Sequence[Row], max_images: int, label_on: str | None = Non
             found = break_down(predictions, truths, len(index.categories))
         errors.append(found)
         threshold = _threshold(row.first, found)
-        methods.append(_method(row.name, number, predictions, found, threshold))
-    compared = [*(truth if known else ()), *methods]
+        methods.append(source_of_method(row.name, number, predictions, found, threshold))
+    compared = [*truth, *methods]
     tags = None if known else [index.tags.get(image["id"], []) for image in index.images]
     ranked = rank_images(compared, len(index.images), max_images, tags)
     chosen = list(ranked)
     before = _panoptic_truth(rows, index, chosen) + _proposals(rows, chosen)
     before += _pseudo_labels(rows, chosen, label_on)
     after = _panoptic_predictions(rows, index, chosen)
-    first = truth if known else []
-    return Panels(errors, [*first, *before, *methods, *after] if chosen else compared, ranked)
+    return Panels(errors, [*truth, *before, *methods, *after] if chosen else compared, ranked)
 
 
 def _threshold(entry: Entry, errors: Breakdown | None) -> float:
@@ -84,13 +83,27 @@ def _threshold(entry: Entry, errors: Breakdown | None) -> float:
     return score if math.isfinite(score) else UNKNOWN_THRESHOLD
 
 
-def _method(
+def source_of_truth(truths: Sequence[GroundTruth]) -> Source:
+    """Return the panel of the truth of all images."""
+    return Source("truth", "truth", -1, [objects_of_truth(truth) for truth in truths])
+
+
+def source_of_method(
     name: str,
     number: int,
     predictions: Sequence[Prediction],
     errors: Breakdown | None,
     threshold: float,
 ) -> Source:
+    """Return the panel of a method's predictions of all images.
+
+    Args:
+        name: of the method.
+        number: its row.
+        predictions: of all images, best first.
+        errors: of the predictions, if they are known.
+        threshold: score from which on a detection is confident.
+    """
     kinds: Sequence[NDArray[Any] | None] = [None] * len(predictions)
     if errors is not None:
         kinds = errors.kinds
