@@ -89,6 +89,15 @@ def refused(verb, argv, capsys) -> str:
     return lines[0]
 
 
+def test_fit_says_where_its_page_is(place, data_words, capsys):
+    folder = train(place, data_words, "watched")
+    assert f"open {folder}/progress.html to watch it" in capsys.readouterr().out
+    page = (folder / "progress.html").read_text()
+    assert "peeper on shapes" in page.lower()
+    assert "val/AP50" in page
+    assert 'http-equiv="refresh"' not in page
+
+
 def test_test_judges_a_run(run, data_words, capsys):
     metrics = testing.main(["--run", str(run), "--per_class", "--accelerator", "cpu"])
     printed = capsys.readouterr().out

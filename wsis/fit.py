@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> Run:
                 _list(place)
                 return run
             _open(cli, place)
-            say(f"progress in {page.path}")
+            say(f"open {page.path} to watch it")
             with page.kept():
                 _work(run, cli.model, cli.datamodule)
             if dist.is_initialized():

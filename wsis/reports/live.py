@@ -46,7 +46,7 @@ REFRESH = 60
 
 
 class LivePage:
-    """`report.html` in the folder of a run, kept up to date by one process.
+    """`progress.html` in the folder of a run, kept up to date by one process.
 
     Args:
         run: folder of the run.
@@ -54,7 +54,7 @@ class LivePage:
     """
 
     def __init__(self, run: Path, title: str) -> None:
-        self.run, self.title, self.path = run, title, run / "report.html"
+        self.run, self.title, self.path = run, title, run / "progress.html"
         self._now = "beginning"
         self._written = False
         self._pictures: dict[str, Any] = page_data([title], [], 0, NO_PICTURES)

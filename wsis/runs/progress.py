@@ -29,8 +29,8 @@ class Pace:
         self.first, self._start = first, time.monotonic()
 
     def left(self, done: int, total: int) -> str:
-        """Return `, 35 min left`; empty if nothing has been done yet or the end is not known."""
-        if done == self.first or total <= 0:
+        """Return `, 35 min left`; empty at the start and the end, or if the end is not known."""
+        if done == self.first or done >= total:
             return ""
         seconds = (time.monotonic() - self._start) / (done - self.first) * (total - done)
         return f", {seconds / 60:.0f} min left" if seconds >= 90 else f", {seconds:.0f} s left"
