@@ -6,6 +6,7 @@ import json
 import random
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -144,7 +145,7 @@ def test_pages_take_a_twentieth_of_the_time(monkeypatch, data, tmp_path):
         def on_train_batch_end(self, *args):
             now[0] += 10
 
-    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: now[0]))
     watcher = Watcher(Slow(tmp_path, "x"), "train")
     train(tmp_path, data, watcher, Steps(), max_steps=200, limit_val_batches=0)
     pauses = np.diff(written[1:-1])  # without the first and last page, which have no pictures
