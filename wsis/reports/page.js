@@ -244,7 +244,8 @@ function counted(source, things) {
   return `${right} of ${things.length} correct`;
 }
 
-const titleOf = (image) => image.name + (image.tags.length ? ` – ${image.tags.join(", ")}` : "");
+const tagsOf = (image) => (image.tags.length ? [`tags: ${image.tags.join(", ")}`] : []);
+const titleOf = (image) => [image.name, ...tagsOf(image)].join("; ");
 const whenRead = (picture, then) => {
   if (picture.complete && picture.naturalWidth) then();
   else picture.addEventListener("load", then, { once: true });
@@ -391,7 +392,7 @@ function listImages() {
     const { text, share } = saidOf(image, order);
     return element("li", { role: "option", id: `image-${i}`, "aria-selected": "false", onclick: () => { pick(i); if (tiled) zoom(null); } }, preview,
       element("span", {}, element("b", { title: titleOf(image) }, image.name.split("/").pop()),
-        element("span", { class: "soft" }, [text, ...image.tags].join(", ")),
+        element("span", { class: "soft" }, [text, ...tagsOf(image)].join("; ")),
         element("span", { class: "meter", style: { "--share": `${100 * share}%` } })));
   }));
   pick(0);
