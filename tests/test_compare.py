@@ -13,10 +13,13 @@ import cv2
 import numpy as np
 import pytest
 import toy_runs
+import yaml
 from toy_runs import make_run, write_stage
 from wandb_files import read_wandb
 
 from wsis import compare, fit
+from wsis.inference import make_data
+from wsis.reports.evaluation import evaluate_file
 from wsis.reports.runs import read_evaluation_set
 from wsis.reports.table import BEGIN, END
 
@@ -100,7 +103,7 @@ def test_runs_become_rows_csv_and_page(runs, tmp_path, capsys):
     page = Page()
     page.feed((tmp_path / "shapes.html").read_text())
     assert page.seen.count("script") == 2
-    assert page.seen.count("table") == 1 + 2 * len(rows)  # and all metrics of each
+    assert page.seen.count("table") == 2 + 2 * len(rows)  # and all metrics of each
     assert not [
         path
         for path in tmp_path.iterdir()
@@ -187,6 +190,42 @@ def test_the_table_goes_between_its_lines(runs, tmp_path):
         table = [line.split("|") for line in text.splitlines() if line.startswith("|")]
         assert len(table) == 2 + 3
         assert len({len(line) for line in table}) == 1
+
+
+def test_runs_on_tags_alone_are_rows(runs, tmp_path):
+    shapes = toy_runs.shapes(runs[0].parent / "shapes")
+    index = shapes.index("val")
+    lines = [
+        f"{image['file_name']},{';'.join(shapes.class_names[c] for c in index.tags[image['id']])}"
+        for image in index.images
+    ]
+    photos = tmp_path / "photos"
+    shutil.copytree(index.root, photos)
+    for name in ("labels.csv", "val.csv"):
+        (photos / name).write_text("\n".join(lines))
+    init_args = {"root": str(photos), "proposals": "none", "classes": shapes.class_names}
+    data = {"class_path": "wsis.datasets.folder.Folder", "init_args": init_args}
+    mine = []
+    for run in runs[1:3]:
+        mine.append(tmp_path / run.name)
+        shutil.copytree(run, mine[-1])
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        (mine[-1] / "config.yaml").write_text(yaml.safe_dump({**config, "data": data}))
+        file = mine[-1] / "test-val/predictions.json"
+        number = {image["id"]: k for k, image in enumerate(index.images, 1)}
+        results = [{**r, "image_id": number[r["image_id"]]} for r in json.loads(file.read_text())]
+        file.write_text(json.dumps(results))
+        evaluate_file(file, make_data(data))
+    rows = compare.main(words(mine, tmp_path / "out"))
+    assert [{*row.metrics} for row in rows] == [{"tag_mAP", "F1_threshold"}] * 2
+    means = [row.mean("tag_mAP") for row in rows]
+    assert 0 < means[1] <= means[0] <= 1
+    with (tmp_path / "out/folder.csv").open() as file:
+        shown = [float(line["tag_mAP"]) for line in csv.DictReader(file)]
+    assert shown == pytest.approx([100 * mean for mean in means], abs=0.006)
+    page = (tmp_path / "out/folder.html").read_text()
+    assert '"role":"method"' in page
+    assert '"role":"truth"' not in page
 
 
 NO_PLACE = [
@@ -314,8 +353,6 @@ def test_runs_on_other_images_are_refused(settings, told, runs, tmp_path, capsys
 
 
 def test_runs_on_other_data_or_classes_are_refused(runs, tmp_path, capsys):
-    import yaml
-
     shapes = toy_runs.shapes(runs[0].parent / "shapes")
     shapes.index("val")
     for name, kept in (("coco", 8), ("fewer", 3)):

@@ -91,6 +91,15 @@ def refused(verb, argv, capsys) -> str:
     return lines[0]
 
 
+def test_fit_says_where_its_page_is(place, data_words, capsys):
+    folder = train(place, data_words, "watched")
+    assert f"open {folder}/progress.html to watch it" in capsys.readouterr().out
+    page = (folder / "progress.html").read_text()
+    assert "peeper on shapes" in page.lower()
+    assert "val/AP50" in page
+    assert 'http-equiv="refresh"' not in page
+
+
 def test_test_judges_a_run(run, data_words, capsys):
     metrics = testing.main(["--run", str(run), "--per_class", "--accelerator", "cpu"])
     printed = capsys.readouterr().out
@@ -292,22 +301,46 @@ def test_every_overlay_has_a_name_of_its_own():
     ]
 
 
-def test_tags_alone_cannot_be_judged_by(tmp_path, capsys):
-    write_image(tmp_path / "a.png", 0)
-    for name in ("labels.csv", "val.csv"):
-        (tmp_path / name).write_text("a.png,cat\n")
-    (tmp_path / "mine.json").write_text(json.dumps(result(image_id=1)))
-    words = [
-        "--predictions",
-        tmp_path / "mine.json",
-        "--data",
-        "folder",
-        "--data.root",
-        tmp_path,
-        "--data.proposals",
-        "none",
-    ]
-    assert "no boxes or masks" in refused(testing, words, capsys)
+@pytest.fixture
+def of_tags(tmp_path) -> list[str]:
+    """Words that evaluate detections of a cat (0.9, 0.2) and a dog (0.6) on images with tags."""
+    for name, tags in (("a", "cat"), ("b", "dog"), ("c", "")):
+        write_image(tmp_path / f"{name}.png", 0)
+        with (tmp_path / "val.csv").open("a") as file:
+            file.write(f"{name}.png,{tags}\n")
+    shutil.copy(tmp_path / "val.csv", tmp_path / "labels.csv")
+    found = [(1, 1, 0.9), (1, 2, 0.6), (3, 1, 0.2)]
+    results = [result(image_id=i, category_id=c, score=s)[0] for i, c, s in found]
+    (tmp_path / "mine.json").write_text(json.dumps(results))
+    words = ["--predictions", tmp_path / "mine.json", "--data", "folder", "--data.root", tmp_path]
+    return [str(word) for word in (*words, "--data.proposals", "none")]
+
+
+def test_images_are_ranked_by_tags_where_nothing_else_is_known(of_tags, tmp_path, capsys):
+    metrics = testing.main([*of_tags, "--per_class"])
+    printed = capsys.readouterr().out
+    assert "no boxes or masks to compare with: images are ranked by tags" in printed
+    # the dog is in b, where none was found: a, then b and c together
+    assert {name: values["tag_AP"] for name, values in metrics.per_class.items()} == {
+        "cat": 1,
+        "dog": pytest.approx(1 / 3),
+    }
+    assert metrics.overall["tag_mAP"] == pytest.approx(2 / 3)
+    assert metrics.overall["F1_threshold"] == pytest.approx(0.9)
+    assert "66.7" in printed
+    page = (tmp_path / "report.html").read_text()
+    assert '"role":"truth"' not in page
+    assert page.index('"name":"b.png"') < page.index('"name":"a.png"'), "worst first"
+
+
+def test_nothing_at_all_cannot_be_compared_with(of_tags, tmp_path, capsys):
+    image = {"id": 1, "file_name": "a.png", "height": 50, "width": 70}
+    classes = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    content = {"images": [image], "annotations": [], "categories": classes}
+    (tmp_path / "none.json").write_text(json.dumps(content))
+    assert "no boxes, masks or tags" in refused(
+        testing, [*of_tags, "--data.val_labels", "none.json"], capsys
+    )
 
 
 def write_image(path: Path, seed: int, size=(50, 70)) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from wsis.data.summary import describe
 from wsis.errors import InputError
 from wsis.files import clear_scratch
 from wsis.method import Method
+from wsis.reports.live import LivePage
 from wsis.runs.progress import percents, say
 from wsis.runs.record import stages
 from wsis.runs.run import OnlyStage, Run, rank
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> Run:
         folder.append(place)
         if cli.config.list_stages:
             _list(place)
-            return _run(cli, place)
+            return _run(cli, place, cli.make_trainer)
         return _train(cli, place)
 
 
@@ -85,11 +86,14 @@ def fit(
 
 def _train(cli: CLI, folder: Path) -> Run:
     """Train every stage, and leave no process group and no folder for other ranks behind."""
-    run = _run(cli, folder)
+    page = LivePage(folder, f"{cli.names['model']} on {cli.names['data']}")
+    run = _run(cli, folder, page.watching(cli.make_trainer))
     try:
         with _only_if_begun(folder):
             _open(cli, folder)
-            _work(run, cli.model, cli.datamodule)
+            say(f"open {page.path} to watch it")
+            with page.kept():
+                _work(run, cli.model, cli.datamodule)
         if dist.is_initialized():
             dist.barrier()
         _report(folder)
@@ -101,11 +105,11 @@ def _train(cli: CLI, folder: Path) -> Run:
             dist.destroy_process_group()
 
 
-def _run(cli: CLI, folder: Path) -> Run:
+def _run(cli: CLI, folder: Path, make_trainer: Callable[..., pl.Trainer]) -> Run:
     config = cli.config
     return Run(
         folder,
-        cli.make_trainer,
+        make_trainer,
         config.seed_everything,
         config.save_every,
         config.stage,

@@ -29,7 +29,7 @@ from wsis.runs.checkpoints import Which
 
 __all__ = ["evaluate", "main"]
 
-PER_CLASS = ("AP", "AP25", "AP50", "AP70", "AP75", "box_AP50", "CorLoc")
+PER_CLASS = ("AP", "AP25", "AP50", "AP70", "AP75", "box_AP50", "CorLoc", "mIoU", "tag_AP")
 
 
 def main(argv: Sequence[str] | None = None) -> Metrics | None:
@@ -55,7 +55,8 @@ def evaluate(
 ) -> Metrics | None:
     """Evaluate a run or a results file, print its metrics, and write metrics.json and report.html.
 
-    report.html is the page that wsis.compare writes for several runs.
+    report.html is the page that wsis.compare writes for several runs. Without boxes and masks,
+    tags tell how well classes are found: tag_mAP.
 
     Args:
         data: Data to evaluate on.
@@ -128,8 +129,8 @@ def _print(metrics: Metrics, per_class: bool) -> None:
         print()
         print_table(table)
     if per_class:
-        columns = [*(("mIoU",) if "mIoU" in metrics.overall else PER_CLASS)]
-        columns += PANOPTIC_METRICS if "PQ" in metrics.overall else ()
+        known = {name for values in metrics.per_class.values() for name in values}
+        columns = [name for name in (*PER_CLASS, *PANOPTIC_METRICS) if name in known]
         lines = [["", *columns]]
         for name, values in metrics.per_class.items():
             lines.append([name, *(percent(values.get(c, math.nan)) for c in columns)])

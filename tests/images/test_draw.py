@@ -152,8 +152,32 @@ def test_stuff_is_calmer_than_things():
 def test_names_do_not_cover_each_other_where_there_is_room():
     placed: list = []
     for _ in range(4):
-        placed.append(draw._place((100, 100, 300, 300), (200, 100), (80, 20), (800, 600), placed))
+        box = (100, 100, 300, 300)
+        spot, hidden = draw._place(box, (200, 100), (80, 20), (800, 600), placed, [box])
+        assert hidden <= draw.MAX_HIDDEN
+        placed.append(spot)
     assert all(draw._common(a, b) == 0 for i, a in enumerate(placed) for b in placed[:i])
+
+
+def test_names_do_not_hide_small_objects(monkeypatch):
+    """Twenty-five objects in a tile: some are named, some without the score, some not at all."""
+    texts = []
+    write = draw.ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        draw.ImageDraw.ImageDraw,
+        "text",
+        lambda self, place, text, *more: texts.append(text) or write(self, place, text, *more),
+    )
+    boxes = [[16 * i, 12 * k, 16 * i + 6, 12 * k + 6] for i in range(5) for k in range(5)]
+    shown = prediction(boxes, [0] * 25, torch.linspace(0.9, 0.1, 25).tolist())
+    named = draw.overlay(IMAGE, shown, ["elephant"], long_side=240)
+    monkeypatch.setattr(draw, "_write", lambda canvas, *_: canvas)
+    changed = (named != draw.overlay(IMAGE, shown, ["elephant"], long_side=240)).any(-1)
+    fractions = [changed[y1:y2, x1:x2].mean() for x1, y1, x2, y2 in 3 * np.array(boxes)]
+    assert max(fractions) < 0.6, "half, and the rounding of a plate to pixels"
+    assert texts[0] == "elephant 0.90"
+    assert "elephant" in texts
+    assert len(texts) < 25
 
 
 def test_colours_of_classes_and_of_neighbours_differ():

@@ -34,6 +34,12 @@ def test_a_chart_has_its_extent_and_last_value():
     assert 'points="0.0,0.0 150.0,120.0 300.0,60.0"' in text
 
 
+def test_what_is_always_zero_has_no_curve(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/metrics.csv").write_text("step,box,late,same\n0,0,0,2\n1,0,0,2\n2,0,1,2\n")
+    assert [curve.name for curve in read_curves(tmp_path)] == ["train: late", "train: same"]
+
+
 def test_curves_leave_out_what_is_no_number(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train/metrics.csv").write_text(

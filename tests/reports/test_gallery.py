@@ -166,9 +166,39 @@ def test_gallery_has_the_images_that_methods_disagree_on(index):
     assert [image["at"] for image in gallery["images"]] == [0, counts[0], counts[0] + counts[1]]
     for image in gallery["images"]:
         data = base64.b64decode(image["jpeg"])
-        assert len(data) < 40_000
-        assert cv2.imdecode(np.frombuffer(data, np.uint8), 1).shape == (240, 320, 3)
+        assert len(data) < 80_000
+        assert cv2.imdecode(np.frombuffer(data, np.uint8), 1).shape == (480, 640, 3)
     assert make_gallery(index, sources, rank_images(sources, 5, 0))["images"] == []
+
+
+def test_many_pictures_are_small(index, monkeypatch):
+    monkeypatch.setattr("wsis.reports.gallery.FEW", 0)
+    sources = [Source("truth", "truth", -1, [things()] * 5)]
+    (image,) = make_gallery(index, sources, {0: (0, 0)})["images"]
+    data = base64.b64decode(image["jpeg"])
+    assert len(data) < 40_000
+    assert cv2.imdecode(np.frombuffer(data, np.uint8), 1).shape == (240, 320, 3)
+
+
+def test_a_method_that_finds_nothing_does_not_decide_the_order():
+    """Of two others that differ on the second image alone, and miss the third."""
+    here, there = things((0, (5, 5, 20, 20))), things((0, (5, 5, 20, 15)))
+    truth = Source("truth", "truth", -1, [here, here, here, here])
+    a = Source("a", "method", 0, [here, here, things(), here])
+    b = Source("b", "method", 1, [here, there, things(), here])
+    silent = Source("c", "method", 2, [things()] * 4)
+    ranked = rank_images([truth, a, b, silent], 4, 4)
+    assert list(ranked) == [1, 2, 0, 3]
+    assert [apart for apart, _ in ranked.values()] == pytest.approx([1 / 3, 0, 0, 0])
+    ranked = rank_images([truth, b, silent], 4, 4)
+    assert list(ranked) == [2, 1, 0, 3], "one that finds something: by its distance from the truth"
+
+
+def test_without_truth_tags_say_which_images_are_wrong():
+    """No dog found, a cat too many, nothing to find."""
+    found = [things((0, (5, 5, 20, 20))), things((0, (5, 5, 20, 20)), (1, (0, 0, 9, 9))), things()]
+    ranked = rank_images([Source("a", "method", 0, found)], 3, 3, [[0, 1, 2], [1], []])
+    assert ranked == {0: pytest.approx((2 / 3, 2 / 3)), 1: (0.5, 0.5), 2: (0, 0)}
 
 
 def test_one_method_is_sorted_by_its_distance_from_the_truth(index):

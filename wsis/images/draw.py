@@ -39,6 +39,8 @@ Rectangle = tuple[float, float, float, float]
 
 HUES = (0.98, 0.58, 0.12, 0.36, 0.78, 0.05, 0.50, 0.88, 0.24, 0.68)
 """Hues of the first ten classes, neighbours far apart."""
+MAX_HIDDEN = 0.5
+"""A name is left out where it would hide more than this fraction of an object, or another name."""
 PAPER: Colour = (250, 250, 248)
 INK: Colour = (30, 32, 36)
 
@@ -65,7 +67,9 @@ class _Object(NamedTuple):
     box: Rectangle
     mask: dict[str, Any] | None
     colour: Colour
-    text: str
+    texts: tuple[str, ...]
+    """What may be written at it, the longest first."""
+    score: float = 1.0
     outlined: bool = True
     """Stuff is not: its name is written where `box` is, the largest square inside it."""
 
@@ -110,7 +114,7 @@ def overlay(
     canvas, scale = _canvas(image, long_side)
     drawn = _objects(objects, names, score_threshold, scale)
     tops = [_tint(canvas, thing, opacity) for thing in drawn]
-    return _write(canvas, drawn, tops, max(12, round(long_side / 50)))
+    return _write(canvas, drawn, tops, max(12, round(long_side / 45)))
 
 
 def overlay_panoptic(
@@ -136,7 +140,7 @@ def overlay_panoptic(
     void = _enlarged((panoptic[..., 0] < 0).cpu().numpy(), canvas)
     canvas[void] = (0.6 * cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)[void, None]).astype(np.uint8)
     tops = [_tint(canvas, segment, opacity) for segment in segments]
-    return _write(canvas, segments, tops, max(12, round(long_side / 50)))
+    return _write(canvas, segments, tops, max(12, round(long_side / 45)))
 
 
 def grid(
@@ -223,8 +227,9 @@ def _segments(
         tint = colour(label, seen.get(label, 0)) if label < things else stuff_colour(label - things)
         seen[label] = seen.get(label, 0) + 1
         name = names[label] if label < len(names) else f"class {label}"
-        drawn.append(_Object(box, rle_masks.encode(mask), tint, name, label < things))
-    return sorted(drawn, key=lambda segment: (segment.outlined, -_common(segment.box, segment.box)))
+        thing = _Object(box, rle_masks.encode(mask), tint, (name,), outlined=label < things)
+        drawn.append(thing)
+    return sorted(drawn, key=lambda segment: (segment.outlined, -_area(segment.box)))
 
 
 def _objects(
@@ -242,13 +247,15 @@ def _objects(
         if not sure[i] and i != best:
             continue
         name = names[label] if label < len(names) else f"class {label}"
-        text = name if score is None else f"{name} {score:.2f}" + "?" * (i == best)
+        mark = "?" * (i == best)
+        texts = (name,) if score is None else (f"{name} {score:.2f}{mark}", name + mark)
         if crowd[i]:
-            text = f"{name} (crowd)"
+            texts = (f"{name} (crowd)",)
         mask = objects.masks[i] if objects.masks else None
-        drawn.append(_Object(tuple(box), mask, colour(label, seen.get(label, 0)), text))
+        tint = colour(label, seen.get(label, 0))
+        drawn.append(_Object(tuple(box), mask, tint, texts, 1.0 if score is None else score))
         seen[label] = seen.get(label, 0) + 1
-    return sorted(drawn, key=lambda thing: -_common(thing.box, thing.box))
+    return sorted(drawn, key=lambda thing: -_area(thing.box))
 
 
 def _best(scores: Sequence[Any]) -> int | None:
@@ -283,28 +290,52 @@ def _tint(canvas: Picture, thing: _Object, opacity: float) -> Point:
 
 
 def _write(canvas: Picture, drawn: Sequence[_Object], tops: Sequence[Point], size: int) -> Picture:
-    """Write each object's name on a plate of its colour, away from other names if possible."""
+    """Write names on plates of their colours, the surest and then the smallest objects first.
+
+    Where there is no room for a name with its score, there may be for the name alone; otherwise it
+    is left out, except the first.
+    """
     image = Image.fromarray(canvas)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(size)
+    boxes = [thing.box for thing in drawn if thing.outlined]
     placed: list[Rectangle] = []
-    for thing, top in zip(
-        reversed(drawn), reversed(tops), strict=True
-    ):  # small objects choose first: they have fewest places
-        plate = font.getlength(thing.text) + size * 0.7, size * 1.35
-        x1, y1, x2, y2 = _place(thing.box, top, plate, image.size, placed)
-        placed.append((x1, y1, x2, y2))
-        draw.rounded_rectangle((x1, y1, x2, y2), size * 0.28, thing.colour)
+    named = zip(drawn, tops, strict=True)
+    for thing, top in sorted(named, key=lambda pair: (-pair[0].score, _area(pair[0].box))):
+        choices = []
+        for text in thing.texts:
+            plate = font.getlength(text) + size * 0.7, size * 1.35
+            choices.append((*_place(thing.box, top, plate, image.size, placed, boxes), text))
+        fitting = [choice for choice in choices if choice[1] <= MAX_HIDDEN]
+        if not fitting and placed:
+            continue
+        spot, _, text = (fitting or choices)[0]
+        placed.append(spot)
+        x1, y1, x2, y2 = spot
+        draw.rounded_rectangle(spot, size * 0.28, thing.colour)
         light = 0.299 * thing.colour[0] + 0.587 * thing.colour[1] + 0.114 * thing.colour[2]
-        draw.text(
-            ((x1 + x2) / 2, (y1 + y2) / 2), thing.text, INK if light > 140 else PAPER, font, "mm"
-        )
+        ink = INK if light > 140 else PAPER
+        draw.text(((x1 + x2) / 2, (y1 + y2) / 2), text, ink, font, "mm")
     return np.array(image)
 
 
 def _place(
-    box: Rectangle, top: Point, plate: Point, size: tuple[int, int], placed: Sequence[Rectangle]
-) -> Rectangle:
-    """Choose the place at an object, inside the picture, that covers other plates least."""
+    box: Rectangle,
+    top: Point,
+    plate: Point,
+    size: tuple[int, int],
+    placed: Sequence[Rectangle],
+    boxes: Sequence[Rectangle],
+) -> tuple[Rectangle, float]:
+    """Choose the place at an object, inside the picture, that hides least, and how much it hides.
+
+    Args:
+        box: of the object.
+        top: its highest point.
+        plate: width and height of what is placed.
+        size: of the picture.
+        placed: plates that are there already.
+        boxes: of all objects.
+    """
     (x1, y1, x2, y2), (width, height) = box, plate
     centred, middle = top[0] - width / 2, (x1 + x2 - width) / 2
     corners = [
@@ -312,20 +343,30 @@ def _place(
         (centred, top[1] + 4),
         (middle, (y1 + y2 - height) / 2),
         (x1, y1 - height - 4),
-    ]
-    corners += [
+        (middle, y2 + 4),
+        (x2 + 4, (y1 + y2 - height) / 2),
+        (x1 - width - 4, (y1 + y2 - height) / 2),
         (x1, y2 + 4),
         (x2 - width, y2 - height - 4),
         *((middle, y1 + (k + 0.5) * height) for k in range(8)),
     ]
-    best, least = (0.0, 0.0, width, height), float("inf")
+    candidates = []
     for x, y in corners:
         x, y = min(max(x, 0), max(size[0] - width, 0)), min(max(y, 0), max(size[1] - height, 0))
-        candidate = (x, y, x + width, y + height)
-        covered = sum(_common(candidate, other) for other in placed)
-        if covered < least:
-            best, least = candidate, covered
-    return best
+        candidates.append((x, y, x + width, y + height))
+    hidden = [_hidden(candidate, placed, boxes) for candidate in candidates]
+    least = min(range(len(candidates)), key=hidden.__getitem__)
+    return candidates[least], hidden[least]
+
+
+def _hidden(plate: Rectangle, placed: Sequence[Rectangle], boxes: Sequence[Rectangle]) -> float:
+    """Return the largest fraction of an object that a plate hides; 1 or more on another plate."""
+    names = [1 + _common(plate, other) for other in placed if _common(plate, other)]
+    return max([_common(plate, box) / max(_area(box), 1.0) for box in boxes] + names, default=0.0)
+
+
+def _area(box: Rectangle) -> float:
+    return _common(box, box)
 
 
 def _common(a: Rectangle, b: Rectangle) -> float:

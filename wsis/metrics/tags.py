@@ -40,15 +40,16 @@ class TagAP(Metric):
 
     def compute(self) -> Tensor:
         """Return the mean average precision (); nan if no image has a tag."""
-        return _mean_precision(*_table(self.images))
+        return _known_mean(_precisions(*_table(self.images)))
 
 
 class DetectionTags(Metric):
     """How well detections tell which classes an image holds, which can be known without masks.
 
     `compute()` returns `tag_mAP`, the mean average precision of images ranked by their best
-    detection of a class, and `F1_threshold`, the score from which on detections tell the tags with
-    the best F1; nan if no image has a tag, nothing if there is no image.
+    detection of a class, `per_class/tag_AP` (C,), and `F1_threshold`, the score from which on
+    detections tell the tags with the best F1; nan if no image has a tag, nothing if there is no
+    image.
     """
 
     full_state_update = False
@@ -72,7 +73,8 @@ class DetectionTags(Metric):
         told, right = scores.flatten().numpy(), tags.flatten().bool().numpy()
         threshold = best_threshold(told[told > 0], right[told > 0], int(right.sum()))
         known = torch.tensor(threshold if math.isfinite(threshold) else math.nan)
-        return {"tag_mAP": _mean_precision(scores, tags), "F1_threshold": known}
+        each = _precisions(scores, tags)
+        return {"tag_mAP": _known_mean(each), "per_class/tag_AP": each, "F1_threshold": known}
 
 
 def scores_of(prediction: Prediction, classes: int) -> Tensor:
@@ -99,8 +101,15 @@ def _table(state: list[Tensor]) -> tuple[Tensor, Tensor]:
     return torch.tensor(scores), torch.tensor(tags).long()
 
 
-def _mean_precision(scores: Tensor, tags: Tensor) -> Tensor:
-    """Return the average precision (), mean over the classes that some image has."""
-    present = tags.any(0).nonzero().flatten().tolist() if len(tags) else []
-    each = [binary_average_precision(scores[:, c], tags[:, c]) for c in present]
-    return torch.stack(each).mean() if each else torch.tensor(math.nan)
+def _precisions(scores: Tensor, tags: Tensor) -> Tensor:
+    """Return the average precision of each class (C,); nan for a class that no image has."""
+    classes = tags.shape[1] if len(tags) else 0
+    each = torch.full((classes,), math.nan)
+    for c in tags.any(0).nonzero().flatten().tolist() if classes else []:
+        each[c] = binary_average_precision(scores[:, c], tags[:, c])
+    return each
+
+
+def _known_mean(values: Tensor) -> Tensor:
+    """Return the mean () of values that are numbers; nan if none is."""
+    return values[~values.isnan()].mean()

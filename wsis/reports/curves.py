@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Curve", "chart", "read_curves"]
+__all__ = ["Curve", "chart", "curves_of", "read_curves"]
 
 MAX_POINTS = 200
 """Points of a chart; longer curves are averaged, which keeps the page small and lines readable."""
@@ -27,7 +27,10 @@ class Curve(NamedTuple):
 
 
 def read_curves(run: Path) -> list[Curve]:
-    """Read metrics.csv of all stages of a run: a curve for each column with at least two values."""
+    """Read metrics.csv of all stages of a run: a curve for each column with at least two values.
+
+    A column that is always 0, such as a loss that is switched off, has none.
+    """
     curves = []
     for path in sorted(run.glob("*/metrics.csv")):
         columns: dict[str, Points] = {}
@@ -39,8 +42,15 @@ def read_curves(run: Path) -> list[Curve]:
                     if name not in ("step", "epoch") and value is not None:
                         columns.setdefault(name, []).append((step, value))
         stage = path.parent.name
-        curves += [Curve(f"{stage}: {name}", line) for name, line in columns.items() if line[1:]]
+        told = {name: line for name, line in columns.items() if any(v for _, v in line)}
+        curves += [Curve(f"{stage}: {name}", line) for name, line in told.items() if line[1:]]
     return curves
+
+
+def curves_of(run: Path) -> str:
+    """Draw all curves of a run, as HTML; empty if there is none."""
+    charts = "".join(map(chart, read_curves(run)))
+    return f'<div class="curves">{charts}</div>' if charts else ""
 
 
 def _number(text: str | None) -> float | None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torchmetrics import Metric
 
 from wsis.data.samples import truth_of
@@ -18,17 +19,20 @@ from wsis.inference import load, store_predictions
 from wsis.metrics import VOCAP, CorLoc, InstanceAP, MaskIoU, PanopticQuality
 from wsis.metrics.panoptic_results import PANOPTIC, read_panoptic
 from wsis.metrics.results import read_results
+from wsis.metrics.tags import DetectionTags
 from wsis.runs.checkpoints import Which
 from wsis.types import GroundTruth, Index, Prediction, class_of
 
 __all__ = [
     "PANOPTIC_METRICS",
     "Metrics",
-    "annotated_index",
     "evaluate",
     "evaluate_file",
     "evaluate_run",
+    "evaluate_tags",
+    "evaluation_index",
     "ground_truth",
+    "has_truth",
     "read_metrics",
     "results_folder",
 ]
@@ -52,19 +56,24 @@ def results_folder(
     return run / "-".join(filter(None, ("test", split, stage, best)))
 
 
-def annotated_index(data: Any, split: str) -> Index:
+def evaluation_index(data: Any, split: str) -> Index:
     """Return the index of a split.
 
     Raises:
-        InputError: its images have neither boxes nor masks.
+        InputError: its images have neither boxes, masks nor tags.
     """
     index: Index = data.index(split)
-    if not any(index.annotations.values()):
+    if not has_truth(index) and not any(index.tags.values()):
         raise InputError(
-            f"{index.name} has no boxes or masks in its {split} split to evaluate with; "
+            f"{index.name} has no boxes, masks or tags in its {split} split to evaluate with; "
             "annotate some images"
         )
     return index
+
+
+def has_truth(index: Index) -> bool:
+    """Return whether any image has boxes or masks; otherwise tags alone are known."""
+    return any(index.annotations.values())
 
 
 def ground_truth(index: Index) -> list[GroundTruth]:
@@ -102,9 +111,17 @@ def evaluate_run(
 
     Returns:
         The metrics; None on all ranks but the first.
+
+    Raises:
+        InputError: nothing to compare with, or no boxes for a model that needs them.
     """
-    annotated_index(data, split)
+    index = evaluation_index(data, split)
     model = load(run, stage, checkpoint).model
+    if model.needs_boxes and not has_truth(index):
+        raise InputError(
+            f"{type(model).__name__} of {run} segments given boxes, and {index.name} has none in "
+            f"its {split} split; annotate some images"
+        )
     place = folder or results_folder(run, split, stage, checkpoint)
     file = store_predictions(model, data, split, place, accelerator, devices)
     if file is None:
@@ -121,7 +138,7 @@ def evaluate_file(
     given_boxes: bool = False,
     run: Path | None = None,
 ) -> Metrics:
-    """Evaluate a COCO results file and write metrics.json.
+    """Evaluate a COCO results file and write metrics.json; by tags where there are tags alone.
 
     Args:
         file: the results.
@@ -135,14 +152,18 @@ def evaluate_file(
     Raises:
         InputError: a file without predictions that no run made, or results of other data.
     """
-    index = annotated_index(data, split)
+    index = evaluation_index(data, split)
     predictions = read_results(file, index.images, index.categories)
     if not any(len(prediction.labels) for prediction in predictions):
         if run is None:
             raise InputError(f"{file} holds no predictions; write it again, or name another file")
         print("this model finds nothing in these images")
-    names = [category["name"] for category in index.categories]
-    metrics = evaluate(predictions, ground_truth(index), names, given_boxes)
+    if has_truth(index):
+        names = [category["name"] for category in index.categories]
+        metrics = evaluate(predictions, ground_truth(index), names, given_boxes)
+    else:
+        print("no boxes or masks to compare with: images are ranked by tags")
+        metrics = evaluate_tags(predictions, index)
     maps = _panoptic_maps(panoptic, file.with_name(PANOPTIC), index)
     if maps:
         metrics = _with_panoptic(metrics, maps, index, predictions)
@@ -178,6 +199,25 @@ def evaluate(
     for metric in metrics:
         metric.update(list(predictions), list(truths))
         values |= metric.compute()
+    return _metrics(values, names)
+
+
+def evaluate_tags(predictions: Sequence[Prediction], index: Index) -> Metrics:
+    """Compute how well detections tell which images hold a class: `tag_mAP`, `tag_AP`.
+
+    Args:
+        predictions: one per image of the index.
+        index: the images with their tags.
+    """
+    tags = torch.zeros(len(index.images), len(index.categories))
+    for row, image in zip(tags, index.images, strict=True):
+        row[index.tags.get(image["id"], [])] = 1
+    metric = DetectionTags()
+    metric.update(predictions, list(tags))
+    return _metrics(metric.compute(), [category["name"] for category in index.categories])
+
+
+def _metrics(values: Mapping[str, Any], names: Sequence[str]) -> Metrics:
     overall, columns = _split(values)
     per_class = {
         name: {key: column[c] for key, column in columns.items()} for c, name in enumerate(names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from wsis.metrics.states import packed
 from wsis.types import RLE, GroundTruth, Index, Record
 
 __all__ = [
+    "NO_PICTURES",
     "Objects",
     "Source",
     "agreement",
@@ -35,7 +36,9 @@ __all__ = [
 
 Array = NDArray[Any]
 SIDE = 320
-"""Longer side of a picture, in pixels: 500 pictures are 5 to 8 MB."""
+"""Longer side of one of many pictures, in pixels: 500 are 5 to 8 MB."""
+LARGE_SIDE, FEW = 640, 100
+"""Longer side of one of at most so many pictures."""
 GRID = 255
 """Outlines have coordinates from 0 to this along the longer side, a byte each."""
 TOLERANCE = 1.0
@@ -43,7 +46,14 @@ TOLERANCE = 1.0
 FIXED = 4
 """Numbers of an object before those of its rings."""
 MAX_BYTES = 16_000
-"""A picture with more bytes is compressed more."""
+"""A picture with more bytes is compressed more; a large one may have four times as many."""
+
+
+NO_PICTURES: dict[str, Any] = {
+    **{"images": [], "points": "", "grid": GRID},
+    **{"sources": [], "orders": []},
+}
+"""A gallery of nothing."""
 
 
 class Objects(NamedTuple):
@@ -74,7 +84,10 @@ class Source(NamedTuple):
 
 
 def rank_images(
-    sources: Sequence[Source], images: int, max_images: int
+    sources: Sequence[Source],
+    images: int,
+    max_images: int,
+    tags: Sequence[Collection[int]] | None = None,
 ) -> dict[int, tuple[float, float]]:
     """Choose the images on which methods disagree most, with disagreement and error of each.
 
@@ -82,14 +95,18 @@ def rank_images(
         sources: truth and methods; others are not compared.
         images: how many there are.
         max_images: how many to choose.
+        tags: classes of each image, to compare with where there is no truth.
 
     Returns:
         Position of the image -> values of `disagreement`, in descending order.
     """
     if not max_images:
         return {}
-    values = [disagreement(sources, i) for i in range(images)]
-    order = sorted(range(images), key=lambda i: -values[i][0])
+    compared = [source for source in sources if source.role in ("truth", "method")]
+    speaking = [k for k, source in enumerate(compared) if _speaks(source)]
+    known: Sequence[Collection[int] | None] = tags or [None] * images
+    values = [disagreement(compared, speaking, i, known[i]) for i in range(images)]
+    order = sorted(range(images), key=lambda i: values[i], reverse=True)
     return {i: values[i] for i in order[:max_images]}
 
 
@@ -108,20 +125,43 @@ def make_gallery(
     """
     points: list[bytes] = []
     images, offset = [], 0
-    for i, (apart, wrong) in bar(ranked.items(), "pictures", unit="image", disable=None):
+    side = LARGE_SIDE if len(ranked) <= FEW else SIDE
+    by_tags = all(source.role != "truth" for source in sources)
+    names = [category["name"] for category in index.categories]
+    shown = {"unit": "image", "disable": len(ranked) < 20 or None}
+    for i, (apart, wrong) in bar(ranked.items(), "pictures", **shown):
         record = index.images[i]
         size = record["height"], record["width"]
         objects = [_encode(source.objects[i], size, points) for source in sources]
         image = {"name": record["file_name"], "at": offset, "objects": objects, "order": i}
         image |= {"apart": round(apart, 4), "wrong": round(wrong, 4)}
-        images.append(image | _picture(index, record))
+        tags = index.tags.get(record["id"], []) if by_tags else []
+        image["tags"] = [names[label] for label in tags]
+        images.append(image | _picture(index, record, side))
         offset += sum(sum(thing[FIXED:]) for things in objects for thing in things)
     return {
         "images": images,
         "points": base64.b64encode(b"".join(points)).decode(),
         "grid": GRID,
         "sources": [{"name": s.name, "role": s.role, "row": s.row} for s in sources],
+        "orders": _orders(sources, by_tags),
     }
+
+
+def _orders(sources: Sequence[Source], by_tags: bool) -> list[tuple[str, str, str]]:
+    """Return the orders of images: key, name, and what is said of an image's value."""
+    methods = sum(source.role == "method" for source in sources)
+    apart = [("apart", "methods disagree most", "apart")] if methods > 1 else []
+    far, near = "furthest from the truth", "nearest to the truth"
+    said = "from the truth"
+    if by_tags:
+        far, near, said = "tags told worst", "tags told best", "of tags wrong"
+    others = [
+        ("score", "surest first", ""),
+        ("name", "by name", ""),
+        ("order", "as in the data", ""),
+    ]
+    return [*apart, ("wrong", far, said), ("right", near, said), *others]
 
 
 def _encode(objects: Objects, size: tuple[int, int], points: list[bytes]) -> list[list[int]]:
@@ -166,18 +206,40 @@ def outline(mask: RLE, scale: float) -> list[Array]:
     return rings
 
 
-def disagreement(sources: Sequence[Source], image: int) -> tuple[float, float]:
+def disagreement(
+    sources: Sequence[Source], speaking: Sequence[int], image: int, tags: Collection[int] | None
+) -> tuple[float, float]:
     """Return how far methods differ from one another on an image, and on average from the truth.
 
     Both are from 0 to 1, of confident objects; of one method, both are its distance from the truth.
+
+    Args:
+        sources: truth and methods.
+        speaking: positions of the methods that differ from one another in more than that one finds
+            nothing in any image, which would be as far from the others on all images.
+        image: position of the image.
+        tags: classes of the image, in place of the truth; None if there is truth.
     """
-    compared = [source for source in sources if source.role in ("truth", "method")]
-    alike = agreement([source.objects[image] for source in compared])
-    truth = [k for k, source in enumerate(compared) if source.role == "truth"]
-    methods = [k for k, source in enumerate(compared) if source.role == "method"]
-    among = alike[np.ix_(methods, methods)][np.triu_indices(len(methods), 1)]
+    alike = agreement([source.objects[image] for source in sources])
+    truth = [k for k, source in enumerate(sources) if source.role == "truth"]
+    methods = [k for k, source in enumerate(sources) if source.role == "method"]
+    among = alike[np.ix_(speaking, speaking)][np.triu_indices(len(speaking), 1)]
     wrong = float(1 - alike[np.ix_(methods, truth)].mean()) if truth and methods else 0.0
+    if tags is not None:
+        wrong = float(np.mean([tag_error(sources[k].objects[image], tags) for k in methods]))
     return (float(1 - among.mean()) if len(among) else wrong), wrong
+
+
+def _speaks(source: Source) -> bool:
+    """Return whether a method is sure of an object in any image."""
+    found = source.objects.values() if isinstance(source.objects, Mapping) else source.objects
+    return source.role == "method" and any(objects.sure for objects in found)
+
+
+def tag_error(objects: Objects, tags: Collection[int]) -> float:
+    """Return one minus the IoU of the classes of confident objects and the classes of tags."""
+    told, known = {*objects.labels[: objects.sure]}, {*tags}
+    return 1 - len(told & known) / len(told | known) if told | known else 0.0
 
 
 def agreement(objects: Sequence[Objects]) -> Array:
@@ -201,13 +263,13 @@ def agreement(objects: Sequence[Objects]) -> Array:
     return np.where(total, (sums + sums.T) / np.maximum(total, 1), 1.0)
 
 
-def _picture(index: Index, record: Record) -> dict[str, Any]:
-    """Return an image as base64 JPEG of at most SIDE pixels and about MAX_BYTES bytes, its size."""
-    pixels = resize_long_side(_pixels(index, record).permute(1, 2, 0).numpy(), SIDE, enlarge=None)
+def _picture(index: Index, record: Record, side: int) -> dict[str, Any]:
+    """Return an image as base64 JPEG of at most `side` pixels, and its size."""
+    pixels = resize_long_side(_pixels(index, record).permute(1, 2, 0).numpy(), side, enlarge=None)
     for quality in (75, 55, 35):
         settings = [cv2.IMWRITE_JPEG_QUALITY, quality]
         data = cv2.imencode(".jpg", pixels[..., ::-1], settings)[1].tobytes()
-        if len(data) <= MAX_BYTES:
+        if len(data) <= MAX_BYTES * (side / SIDE) ** 2:
             break
     height, width = pixels.shape[:2]
     return {"jpeg": base64.b64encode(data).decode(), "width": width, "height": height}

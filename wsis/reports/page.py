@@ -1,32 +1,25 @@
-"""The page: one HTML file with tables, errors, pictures and training curves, without network."""
+"""The page of one or several rows: metrics, classes, errors, pictures, settings and curves."""
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from wsis.files import atomic_write
-from wsis.images import draw
-from wsis.metrics.errors import ERRORS, KINDS, Breakdown
-from wsis.reports.curves import chart, read_curves
-from wsis.reports.table import METRICS, Row, known_metrics, metric_tables, percent
+from wsis.metrics.errors import ERRORS, Breakdown
+from wsis.reports.curves import curves_of
+from wsis.reports.document import Section, gallery_section, page_data, write_document
+from wsis.reports.evaluation import has_truth
+from wsis.reports.markup import facts_table, metrics_table, plain_table
+from wsis.reports.table import METRICS, Row, metric_tables
 
 __all__ = ["write_page"]
 
-COLOURS = (
-    *("#2b6cb0", "#d97706", "#2f855a", "#b83280", "#6b46c1"),
-    *("#0e7490", "#c53030", "#8a6d1f", "#4a5568", "#65a30d"),
-)
-"""Colours of rows."""
 CLASS_METRICS = (
     *("AP50", "AP", "AP25", "AP70", "AP75", "box_AP50"),
-    *("CorLoc", "mIoU", "PQ", "SQ", "RQ"),
+    *("CorLoc", "mIoU", "PQ", "SQ", "RQ", "tag_AP"),
 )
 HELP = {
     "classification": "fits an object, but of another class",
@@ -49,34 +42,36 @@ def write_page(
     Args:
         path: of the page.
         rows: of the table.
-        errors: of each row; None for one that was given boxes.
+        errors: of each row; None for one that was given boxes, or has only tags to compare with.
         gallery: from `make_gallery`.
 
     Raises:
         InputError: the folder cannot be written.
     """
-    shown = rows[0].first.evaluation_set
+    index = rows[0].first.evaluation_set.index
     seeds = any(len(row.runs) > 1 for row in rows)
-    parts = {
-        "title": escape(_title(rows)),
-        "subtitle": escape(_subtitle(rows)),
-        "metrics_note": _metrics_note(rows, seeds),
-        "errors_note": _errors_note(seeds),
-        "gallery_note": _gallery_note(len(gallery["images"]), len(shown.index.images), len(rows)),
-        "runs_note": _runs_note(seeds),
-        "table": _table(rows),
-        "runs": "".join(_run(row, len(rows) == 1) for row in rows),
-        "style": _asset("page.css"),
-        "data": _json(_data(rows, errors, gallery, len(shown.index.categories))),
-        "script": _asset("page.js"),
-    }
-    page = re.sub(r"\{(\w+)\}", lambda match: parts[match[1]], _asset("page.html"))
-    with atomic_write(path) as scratch:
-        scratch.write_text(page, encoding="utf-8")
+    pictures = len(gallery["images"])
+    note = _gallery_note(pictures, len(index.images), len(rows), has_truth(index))
+    known = [breakdown for breakdown in errors if breakdown]
+    curves = "".join(_run(row, len(rows) == 1) for row in rows)
+    sections = [
+        Section("metrics", "Metrics", _metrics_note(rows, seeds), metrics_table(rows)),
+        Section("classes", "Classes", "", _CLASSES),
+        *([Section("errors", "Errors", _errors_note(seeds), _ERRORS)] if known else ()),
+        gallery_section(note, pictures),
+        Section("settings", "Settings", "", facts_table(rows)),
+        Section("runs", "Training", _runs_note(seeds), curves),
+    ]
+    data = _data(rows, errors, gallery, len(index.categories))
+    write_document(path, _title(rows), _subtitle(rows), sections, data)
 
 
-def _asset(name: str) -> str:
-    return (files("wsis.reports") / name).read_text(encoding="utf-8")
+_CLASSES = (
+    '<p class="controls"><label>Metric <select id="class-metric"></select></label> '
+    '<span class="soft">of each class, in %; no bar where it is not known.</span></p>'
+    '<div id="class-table" class="scroll"></div>'
+)
+_ERRORS = '<div id="error-table" class="scroll"></div>'
 
 
 def _title(rows: Sequence[Row]) -> str:
@@ -101,7 +96,13 @@ def _subtitle(rows: Sequence[Row]) -> str:
 def _metrics_note(rows: Sequence[Row], seeds: bool) -> str:
     sources = dict.fromkeys(row.paper.source for row in rows if row.paper)
     papers = f" The papers' metrics are from {'; '.join(sources)}." if sources else ""
-    return escape(f"In %{', mean and range over seeds' if seeds else ''}.{papers}")
+    note = f"Metrics in %{', mean and range over seeds' if seeds else ''}.{papers}"
+    if has_truth(rows[0].first.evaluation_set.index):
+        return note
+    return note + (
+        " There are no boxes or masks to compare with: tag_mAP says how well images are ranked by "
+        "the score of their best detection of a class. It says nothing of the masks."
+    )
 
 
 def _errors_note(seeds: bool) -> str:
@@ -111,15 +112,19 @@ def _errors_note(seeds: bool) -> str:
     ) + (" First seed." if seeds else "")
 
 
-def _gallery_note(pictures: int, images: int, rows: int) -> str:
+def _gallery_note(pictures: int, images: int, rows: int, truth: bool) -> str:
     if not pictures:
         return "No pictures were asked for."
-    order = "on which methods disagree most" if rows > 1 else "furthest from the truth"
-    return (f"The {pictures:,} images {order}. " if pictures < images else "") + (
-        "Detections are shown from the score with the best F1. The disagreement of two sources is "
-        "one minus the mean, over their objects, of the greatest IoU with an object of the same "
-        "class in the other."
-    )
+    order = "furthest from the truth" if truth else "whose tags are told worst"
+    note = "Detections are shown from the score with the best F1; where none reaches it, the best."
+    if rows > 1:
+        order = "on which methods disagree most"
+        note += (
+            " The disagreement of two sources is one minus the mean, over their objects, of the "
+            "greatest IoU with an object of the same class in the other. A method that finds "
+            "nothing in any image does not count."
+        )
+    return (f"The {pictures:,} images {order}. " if pictures < images else "") + note
 
 
 def _runs_note(seeds: bool) -> str:
@@ -128,90 +133,10 @@ def _runs_note(seeds: bool) -> str:
 
 def _run(row: Row, is_open: bool) -> str:
     """Return all metrics and the training curves of a row's first run."""
-    tables = "".join(map(_plain_table, metric_tables(row.first.metrics)))
-    charts = "".join(map(chart, read_curves(row.first.folder)))
-    curves = f'<div class="curves">{charts}</div>' if charts else ""
+    tables = "".join(map(plain_table, metric_tables(row.first.metrics)))
     summary = f"<summary>{escape(row.name)}</summary>"
-    return f"<details{' open' if is_open else ''}>{summary}{tables}{curves}</details>"
-
-
-def _plain_table(lines: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in lines[0])
-    body = ""
-    for first, *rest in lines[1:]:
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in rest)
-        body += f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>'
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="scroll">{table}</div>'
-
-
-def _table(rows: Sequence[Row]) -> str:
-    """Return the sortable table, without columns of which nothing is known."""
-    metrics = known_metrics(rows)
-    numbers = [*metrics.values(), "seeds", "minutes", "GiB"]
-    heads = [("method", "text"), ("learns from", "text"), *((text, "") for text in numbers)]
-    heads += [(text, "text") for text in ("segments", "weights", "backbone", "commit", "settings")]
-    head = "".join(
-        f'<th scope="col" class="{kind}"><button type="button">{text}</button></th>'
-        for text, kind in heads
-    )
-    best = {}
-    if len(rows) > 1:
-        best = {m: max(row.mean(m) for row in rows if row.metrics.get(m)) for m in metrics}
-    body = "".join(_line(row, colour(r), list(metrics), best) for r, row in enumerate(rows))
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="scroll">{table}</div>'
-
-
-def colour(row: int) -> str:
-    """Return the colour of a row."""
-    return COLOURS[row % len(COLOURS)]
-
-
-def _line(row: Row, dot: str, metrics: Sequence[str], best: Mapping[str, float]) -> str:
-    method, _, rest = row.name.partition(", ")
-    name = f'<span class="dot" style="--dot:{dot}" aria-hidden="true"></span>{escape(method)}'
-    name += f"<small>{escape(rest)}</small>" if rest else ""
-    seeds = ", ".join(str(entry.seed[0]) for entry in row.entries)
-    count = len(row.entries)
-    settings, folders = escape(row.facts["config"]), escape(", ".join(map(str, row.runs)))
-    cells = [
-        f'<th scope="row" data-value="{escape(row.name)}">{name}</th>',
-        _text(row.facts["supervision"]),
-        *(_metric(row, metric, best.get(metric)) for metric in metrics),
-        f'<td data-value="{count}" title="seeds {seeds}">{count}</td>',
-        _number(row.minutes, row.facts["device"]),
-        _number(row.memory),
-        *(_text(row.facts[fact]) for fact in ("segments", "weights", "backbone", "commit")),
-        f'<td class="settings" data-value="{settings}" title="{folders}">'
-        f'<div tabindex="0">{settings}</div></td>',
-    ]
-    return f"<tr>{''.join(cells)}</tr>"
-
-
-def _text(value: str) -> str:
-    return f'<td class="text" data-value="{escape(value)}">{escape(value)}</td>'
-
-
-def _number(value: float, below: str = "") -> str:
-    small = f"<small>{escape(below)}</small>" if below else ""
-    if math.isnan(value):
-        return f'<td data-value="">-{small}</td>'
-    return f'<td data-value="{value:.4f}">{value:.1f}{small}</td>'
-
-
-def _metric(row: Row, metric: str, best: float | None) -> str:
-    values, mean = row.metrics.get(metric, []), row.mean(metric)
-    paper = row.paper.metrics.get(metric) if row.paper else None
-    below = ""
-    if len(values) > 1:
-        below += f"<small>{percent(min(values))}-{percent(max(values))}</small>"
-    if paper is not None:
-        below += f"<small>paper {percent(paper)}</small>"
-    if not values:
-        return f'<td data-value="">-{below}</td>'
-    emphasis = " class=best" if mean == best else ""
-    return f'<td data-value="{mean:.6f}"{emphasis}>{percent(mean)}{below}</td>'
+    content = tables + curves_of(row.first.folder)
+    return f"<details{' open' if is_open else ''}>{summary}{content}</details>"
 
 
 def _data(
@@ -223,31 +148,17 @@ def _data(
         METRICS.get(m, m): [[_of_class(row, name, m) for name in classes] for row in rows]
         for m in CLASS_METRICS
     }
-    return {
-        "rows": [{"name": row.name, "colour": colour(r)} for r, row in enumerate(rows)],
-        "classes": classes,
-        "things": things,
-        "colours": [_shades(c, things) for c in range(len(classes))],
+    return page_data([row.name for row in rows], classes, things, gallery) | {
         "per_class": {m: table for m, table in per_class.items() if _is_known(table)},
         "errors": {
             "names": [(name, HELP[name]) for name in ERRORS],
             "rows": [_error_row(breakdown) for breakdown in errors],
         },
-        "kinds": KINDS,
-        **gallery,
     }
 
 
 def _is_known(table: Sequence[Sequence[float | None]]) -> bool:
     return any(value is not None for line in table for value in line)
-
-
-def _shades(label: int, things: int) -> list[str]:
-    """Return four colours of a class, for neighbouring objects."""
-    shades = [draw.stuff_colour(label - things)] * 4
-    if label < things:
-        shades = [draw.colour(label, k) for k in range(4)]
-    return [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in shades]
 
 
 def _of_class(row: Row, name: str, metric: str) -> float | None:
@@ -268,7 +179,3 @@ def _error_row(breakdown: Breakdown | None) -> dict[str, Any] | None:
 def _rounded(value: float) -> float | None:
     """Round for the page; None for nan, which json does not know."""
     return None if math.isnan(value) else round(value, 5)
-
-
-def _json(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")

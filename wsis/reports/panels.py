@@ -19,14 +19,14 @@ from wsis.metrics.errors import Breakdown, break_down
 from wsis.metrics.panoptic_results import PANOPTIC, read_panoptic
 from wsis.metrics.results import read_results
 from wsis.proposals.file import ProposalFile
-from wsis.reports.evaluation import ground_truth
+from wsis.reports.evaluation import ground_truth, has_truth
 from wsis.reports.gallery import Objects, Source, rank_images
 from wsis.reports.runs import Entry
 from wsis.reports.table import Row
 from wsis.runs.record import stages
 from wsis.types import GroundTruth, Index, Prediction, Record
 
-__all__ = ["Panels", "make_panels"]
+__all__ = ["Panels", "make_panels", "source_of_method", "source_of_truth"]
 
 MIN_SHOWN, MAX_SHOWN = 6, 25
 """Detections kept of an image: the first many at least, and confident ones up to the second."""
@@ -39,7 +39,7 @@ class Panels(NamedTuple):
     errors: list[Breakdown | None]
     """Of each row; None for one that was given boxes."""
     sources: list[Source]
-    """GroundTruth first."""
+    """Truth first, where it is known."""
     ranked: dict[int, tuple[float, float]]
     """The images to show, from `rank_images`."""
 
@@ -53,34 +53,59 @@ def make_panels(rows: Sequence[Row], max_images: int, label_on: str | None = Non
         label_on: accelerator to make missing pseudo-labels on; None shows only those that exist.
     """
     shown = rows[0].first.evaluation_set
-    index, truths = shown.index, ground_truth(shown.index)
-    truth = Source("truth", "truth", -1, [objects_of_truth(truth) for truth in truths])
+    index, truths, known = shown.index, ground_truth(shown.index), has_truth(shown.index)
+    truth = [source_of_truth(truths)] if known else []
     errors: list[Breakdown | None] = []
     methods: list[Source] = []
     for number, row in enumerate(rows):  # one by one: a run's predictions may be a gigabyte
         predictions = read_results(row.first.predictions, index.images, index.categories)
         found = None
-        if not row.first.given_boxes:
+        if known and not row.first.given_boxes:
             found = break_down(predictions, truths, len(index.categories))
         errors.append(found)
-        methods.append(_method(row.name, number, predictions, found))
-    ranked = rank_images([truth, *methods], len(index.images), max_images)
+        threshold = _threshold(row.first, found)
+        methods.append(source_of_method(row.name, number, predictions, found, threshold))
+    compared = [*truth, *methods]
+    tags = None if known else [index.tags.get(image["id"], []) for image in index.images]
+    ranked = rank_images(compared, len(index.images), max_images, tags)
     chosen = list(ranked)
     before = _panoptic_truth(rows, index, chosen) + _proposals(rows, chosen)
     before += _pseudo_labels(rows, chosen, label_on)
     after = _panoptic_predictions(rows, index, chosen)
-    sources = [truth, *before, *methods, *after] if chosen else [truth, *methods]
-    return Panels(errors, sources, ranked)
+    return Panels(errors, [*truth, *before, *methods, *after] if chosen else compared, ranked)
 
 
-def _method(
-    name: str, number: int, predictions: Sequence[Prediction], errors: Breakdown | None
+def _threshold(entry: Entry, errors: Breakdown | None) -> float:
+    """Return the score of best F1; all detections are shown of a method that was given boxes."""
+    if entry.given_boxes:
+        return -math.inf
+    score = entry.metrics.get("F1_threshold", math.nan) if errors is None else errors.sure
+    return score if math.isfinite(score) else UNKNOWN_THRESHOLD
+
+
+def source_of_truth(truths: Sequence[GroundTruth]) -> Source:
+    """Return the panel of the truth of all images."""
+    return Source("truth", "truth", -1, [objects_of_truth(truth) for truth in truths])
+
+
+def source_of_method(
+    name: str,
+    number: int,
+    predictions: Sequence[Prediction],
+    errors: Breakdown | None,
+    threshold: float,
 ) -> Source:
-    """Show detections above the score of best F1; all of them for methods that were given boxes."""
-    threshold = -math.inf
+    """Return the panel of a method's predictions of all images.
+
+    Args:
+        name: of the method.
+        number: its row.
+        predictions: of all images, best first.
+        errors: of the predictions, if they are known.
+        threshold: score from which on a detection is confident.
+    """
     kinds: Sequence[NDArray[Any] | None] = [None] * len(predictions)
     if errors is not None:
-        threshold = errors.sure if math.isfinite(errors.sure) else UNKNOWN_THRESHOLD
         kinds = errors.kinds
     pairs = zip(predictions, kinds, strict=True)
     return Source(

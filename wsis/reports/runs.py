@@ -19,7 +19,7 @@ from wsis.inference import make_data, read_run, trained
 from wsis.method import Method, describe_supervision
 from wsis.proposals import proposers
 from wsis.proposals.file import ProposalFile
-from wsis.reports.evaluation import annotated_index, read_metrics
+from wsis.reports.evaluation import evaluation_index, read_metrics
 from wsis.reports.settings import departures, row_key
 from wsis.runs.record import stages
 from wsis.types import Index
@@ -50,7 +50,7 @@ class EvaluationSet:
 
     @cached_property
     def digest(self) -> str:
-        """Hash of images, classes and annotations, wherever they lie."""
+        """Hash of images, classes, annotations and tags, wherever they lie."""
         index = self.index
         images = [
             [i["id"], i["height"], i["width"], _bytes(index.root / i["file_name"])]
@@ -60,7 +60,8 @@ class EvaluationSet:
             [i["id"], *(a["bbox"] + [a["category_id"]] for a in index.annotations.get(i["id"], []))]
             for i in index.images
         ]
-        return digest([index.name, index.categories, images, objects])
+        tags = sorted(index.tags.items())
+        return digest([index.name, index.categories, images, objects, tags])
 
 
 def _bytes(path: Path) -> int:
@@ -104,7 +105,7 @@ class Entry:
     @property
     def given_boxes(self) -> bool:
         """Whether boxes were given, so that only the masks in them are evaluated."""
-        return "mIoU" in self.metrics and "AP" not in self.metrics
+        return "mIoU" in self.metrics and not {"AP", "tag_mAP"} & self.metrics.keys()
 
 
 def read_evaluation_set(
@@ -132,7 +133,7 @@ def read_evaluation_set(
             raise InputError(
                 f"{index.name} in {index.root} has no classes; add categories to its annotations"
             )
-        annotated_index(data, split)
+        evaluation_index(data, split)
         images = len(data.index("train").images)
         known[key] = EvaluationSet(data, split, index, images, made.relabelled)
     return known[key]
@@ -190,7 +191,7 @@ def read_entry(folder: Path, results: Path, evaluation_set: EvaluationSet) -> En
     overall = dict(metrics.overall)
     if results.name.startswith("test-val"):
         reached = [s.metrics["val/mIoU"] for s in done if "val/mIoU" in s.metrics]
-        overall.setdefault("mIoU", reached[0] if reached else math.nan)
+        overall |= {"mIoU": reached[0]} if reached and "mIoU" not in overall else {}
     supervision = _supervision(cls, given, evaluation_set.labels)
     segments, weights = _segments(cls, data), _weights(given)
     loading_seed = (data.get("loading") or {}).get("seed")

@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 METRICS = {name: name for name in ("AP25", "AP50", "AP70", "AP75", "AP", "PQ", "CorLoc")}
-METRICS["mIoU"] = "mIoU*"
+METRICS |= {"mIoU": "mIoU*", "tag_mAP": "tag_mAP"}
 """Metrics that runs are compared by, in order, and their headings."""
 FACTS = {"supervision": "learns from", "segments": "segments", "weights": "weights"}
 FACTS |= {"backbone": "backbone", "commit": "commit", "config": "settings"}
@@ -83,7 +83,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def make_rows(entries: Iterable[Entry]) -> list[Row]:
-    """Put runs that differ only in their seed into one row; sort rows by AP50, then by mIoU.
+    """Put runs that differ only in their seed into one row; sort by AP50, mIoU, then tag_mAP.
 
     A second run with the same seed, such as one with other weights of the same name, is in a row of
     its own.
@@ -96,7 +96,8 @@ def make_rows(entries: Iterable[Entry]) -> list[Row]:
         seen[alike] += 1
     ordered = [sorted(group, key=lambda entry: entry.seed) for group in groups.values()]
     rows = [_row(name, group) for name, group in zip(_names(ordered), ordered, strict=True)]
-    return sorted(rows, key=lambda row: [_worst_last(row.mean(name)) for name in ("AP50", "mIoU")])
+    ranking = ("AP50", "mIoU", "tag_mAP")
+    return sorted(rows, key=lambda row: [_worst_last(row.mean(name)) for name in ranking])
 
 
 def _worst_last(value: float) -> float:
@@ -227,7 +228,9 @@ def mean_and_range(values: Sequence[float | None]) -> str:
 
 
 def metric_tables(metrics: Mapping[str, float]) -> list[list[list[str]]]:
-    """Return all metrics of a run as tables in percent: masks and boxes, CorLoc, panoptic."""
+    """Return all metrics of a run as tables in percent: masks and boxes, CorLoc, panoptic; tags."""
+    if "tag_mAP" in metrics and "AP" not in metrics:
+        return [[["", "tag_mAP"], ["images ranked by tags", percent(metrics["tag_mAP"])]]]
     if "mIoU" in metrics and "AP" not in metrics:
         names = ["mIoU", "IoU50", "IoU75"]
         kinds = [("masks in given boxes", "", "")]

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 
-__all__ = ["Bar", "Lines", "percents", "say", "title", "unnumbered"]
+__all__ = ["Bar", "Lines", "Pace", "describe", "percents", "say", "title", "unnumbered"]
 
 
 @rank_zero_only
@@ -47,6 +47,32 @@ def percents(metrics: Mapping[str, Any], names: Iterable[str]) -> str:
 def _main(model: pl.LightningModule) -> list[str]:
     """Return the names under which the main metrics of a model's validation are logged."""
     return [f"val/{name}" for name in getattr(model, "main_metrics", ())]
+
+
+class Pace:
+    """Tells how long the rest takes if it goes on as since the start.
+
+    Args:
+        first: what was done before the start.
+    """
+
+    def __init__(self, first: int) -> None:
+        self.first, self._start = first, time.monotonic()
+
+    def left(self, done: int, total: int) -> str:
+        """Return `, 35 min left`; empty at the start and the end, or if the end is not known."""
+        if done == self.first or done >= total:
+            return ""
+        seconds = (time.monotonic() - self._start) / (done - self.first) * (total - done)
+        return f", {seconds / 60:.0f} min left" if seconds >= 90 else f", {seconds:.0f} s left"
+
+
+def describe(trainer: pl.Trainer, pace: Pace) -> str:
+    """Return how far a training is: `step 120 of 1000, loss 1.31, 35 min left`."""
+    step, steps = trainer.global_step, trainer.max_steps
+    loss = trainer.callback_metrics.get("train/loss")
+    shown = "" if loss is None else f", loss {float(loss):.3g}"
+    return f"step {step} of {steps if steps > 0 else '?'}{shown}{pace.left(step, steps)}"
 
 
 class Bar(TQDMProgressBar):
@@ -91,13 +117,9 @@ class Lines(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, i: int
     ) -> None:
         """Print the step, the loss and the time that is left, if a line is due."""
-        step, steps = trainer.global_step, trainer.max_steps
-        if not self._is_due() or step == self._first:
-            return
-        loss = trainer.callback_metrics.get("train/loss")
-        shown = "" if loss is None else f", loss {float(loss):.3g}"
-        left = self._left(step, steps) if steps > 0 else ""
-        say(f"{self.name}: step {step} of {steps if steps > 0 else '?'}{shown}{left}")
+        step = trainer.global_step
+        if self._is_due() and step != self._pace.first:
+            say(f"{self.name}: {describe(trainer, self._pace)}")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock of a validation after training."""
@@ -122,12 +144,12 @@ class Lines(Callback):
         """Print the batch, if a line is due."""
         if self._is_due():
             total = int(sum(trainer.num_val_batches))
-            left = "" if trainer.state.fn == "fit" else self._left(batch_idx + 1, total)
+            left = "" if trainer.state.fn == "fit" else self._pace.left(batch_idx + 1, total)
             say(f"{self.name}: validating, batch {batch_idx + 1} of {total}{left}")
 
     def _begin(self, step: int) -> None:
-        self._first, self._start = step, time.monotonic()
-        self._next = self._start + self.every / 3
+        self._pace = Pace(step)
+        self._next = time.monotonic() + self.every / 3
 
     def _is_due(self) -> bool:
         now = time.monotonic()
@@ -135,8 +157,3 @@ class Lines(Callback):
             return False
         self._next = now + self.every
         return True
-
-    def _left(self, done: int, total: int) -> str:
-        pace = (time.monotonic() - self._start) / (done - self._first)
-        seconds = pace * (total - done)
-        return f", {seconds / 60:.0f} min left" if seconds >= 90 else f", {seconds:.0f} s left"
