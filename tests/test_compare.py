@@ -326,7 +326,6 @@ def test_what_is_no_finished_run_gets_one_clear_line(runs, copied, tmp_path, cap
     assert "not the folder of a run" in refused([tmp_path], capsys)
     assert "not the folder of a run" in refused([runs[0], tmp_path / "gone"], capsys)
     assert "--split" in refused([runs[0], "--split", "test"], capsys)
-    assert "runs" in refused([], capsys)
     assert "--images -1" in refused([runs[0], "--images", "-1"], capsys)
     write_stage(copied, finished=False)
     line = refused([runs[0], copied], capsys)

@@ -14,7 +14,6 @@ from wsis.losses import (
     mask_loss,
     mil_scores,
     neighbour_smoothness,
-    pixel_loss,
     refinement_loss,
     tightness_loss,
 )
@@ -29,31 +28,6 @@ def test_mil_scores_against_loops():
             over_proposals = math.exp(d[p, k]) / sum(math.exp(d[q, k]) for q in range(5))
             expected[p, k] = over_classes * over_proposals
     np.testing.assert_allclose(mil_scores(c, d).numpy(), expected)
-
-
-def test_pixel_loss_against_loops():
-    x, t = torch.randn(2, 4, 5).double(), torch.rand(2, 4, 5).double()
-    t[1] *= 0.05  # the area of a small object counts as much as what is around it
-    total = 0.0
-    for m in range(2):
-        inside = outside = object_pixels = background = 0.0
-        for a, b in zip(x[m].flatten().tolist(), t[m].flatten().tolist(), strict=True):
-            p = 1 / (1 + math.exp(-a))
-            inside -= b * math.log(p)
-            outside -= (1 - b) * math.log(1 - p)
-            object_pixels, background = object_pixels + b, background + 1 - b
-        total += (inside / max(object_pixels, 1) + outside / background) / 4
-    assert pixel_loss(x, t).item() == pytest.approx(total)
-
-
-def test_pixel_loss_of_nothing_is_zero_and_of_no_object_is_finite():
-    none = torch.zeros(0, 4, 4, requires_grad=True)
-    loss = pixel_loss(none, torch.zeros(0, 4, 4))
-    loss.backward()
-    assert loss == 0
-    assert pixel_loss(torch.zeros(1, 4, 4), torch.zeros(1, 4, 4)).item() == pytest.approx(
-        math.log(2) / 2
-    )
 
 
 def test_image_loss_by_hand():

@@ -74,14 +74,6 @@ def test_script_is_declared():
     assert getattr(importlib.import_module(module), function) is main
 
 
-@pytest.mark.parametrize("verb", ["test", "predict", "label", "compare", "ablate"])
-def test_no_words_is_one_line(verb, capsys):
-    with pytest.raises(SystemExit) as stop:
-        importlib.import_module(f"wsis.{verb}").main([])
-    assert stop.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
-
-
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_without_words_prints_its_help(verb, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

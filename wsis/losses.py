@@ -24,7 +24,6 @@ __all__ = [
     "mean_losses",
     "mil_scores",
     "neighbour_smoothness",
-    "pixel_loss",
     "refinement_loss",
     "semantic_loss",
     "tightness_loss",
@@ -101,22 +100,6 @@ def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """
     total = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
     return total / max(logits.numel(), 1)
-
-
-def pixel_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the binary cross-entropy of maps in which object and background weigh the same.
-
-    The mean over maps of the mean over their objects' pixels and the mean over the others. Without
-    that balance the background, which is most of a photo, hides small objects.
-
-    Args:
-        logits: (M,h,w).
-        targets: (M,h,w) in [0, 1].
-    """
-    x, t = logits.flatten(1), targets.flatten(1)
-    inside = (t * F.softplus(-x)).sum(1) / t.sum(1).clamp(min=1)
-    outside = ((1 - t) * F.softplus(x)).sum(1) / (1 - t).sum(1).clamp(min=1)
-    return (inside + outside).sum() / (2 * max(len(logits), 1))
 
 
 def instance_activation(probabilities: Tensor, tau: float = 5.0) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torchvision.ops import box_iou
 
 from wsis.datasets.shapes import Shapes
-from wsis.models.pdsl import PDSL, pixel_targets
+from wsis.models.pdsl import PDSL, best_segments
 from wsis.nn.detection import MaskSamples, nearest_seeds
 
 SMALL = {
@@ -134,17 +134,17 @@ def test_first_masks_may_be_the_segments_of_the_seeds(data):
             assert mask[row, column] == (int(proposals.labels[y, x]) in members)
 
 
-def test_pixels_learn_the_mean_segment_of_each_class(data):
-    """Cell by cell: the pixel under its centre, in the segments of the seeds of a class."""
+def test_pixels_learn_the_segment_nearest_to_each_pseudo_label(data):
+    """Cell by cell: the pixel under its centre."""
     sample = data.samples("val", train=False, supervision={"tags"}, segments=True).sample(0)
     proposals = sample["proposals"]
-    chosen, labels, one = torch.tensor([3, 0, 5, 1]), torch.tensor([6, 2, 6, 2]), torch.ones(4)
-    found = MaskSamples(proposals.boxes[chosen], chosen, labels, one, labels, one)
-    known, targets = pixel_targets(found, torch.tensor([0, 1, 2]), proposals, (20, 30), 4.0)
-    assert known.tolist() == [2, 6]
+    chosen, labels = torch.tensor([3, 0, 5, 1]), torch.tensor([6, 2, 6, 2])
+    pseudo, overlap = (labels == 6).long(), torch.tensor([0.8, 0.7, 0.9, 1.0])
+    found = MaskSamples(proposals.boxes[chosen], chosen, labels, torch.ones(4), pseudo, overlap)
+    known, segments = best_segments(found, proposals, (20, 30), 4.0)
     whole = proposals.members[:, proposals.labels.long()] & (proposals.labels >= 0)
-    cells = whole[:, 2 : 20 * 4 : 4, 2 : 30 * 4 : 4].float()
-    torch.testing.assert_close(targets, torch.stack([cells[0], (cells[3] + cells[5]) / 2]))
+    assert known.tolist() == [2, 6]
+    assert torch.equal(segments, whole[[1, 5], 2 : 20 * 4 : 4, 2 : 30 * 4 : 4].float())
 
 
 def test_predictions_average_over_views_in_the_images_frame(data):

@@ -74,7 +74,6 @@ def test_validations_on_the_way_leave_the_clock_alone(tmp_path, clock, capsys):
         "2-net: step 13 of 30, loss 1.25, 3 min left",
         "2-net: step 19 of 30, loss 1.25, 2 min left",
         "2-net: step 24 of 30, loss 1.25, 65 s left",
-        "2-net: step 30 of 30, loss 1.25, 0 s left",
     ]
 
 

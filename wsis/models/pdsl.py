@@ -48,7 +48,7 @@ Beyond both, for small data sets, and off by default:
                          started from the classifier of `pretraining`
     mask_source          mask heads see the insides of boxes alone, and after minutes of training
                          draw boxes with a ragged edge. "pixels" is a classifier of pixels that
-                         learns on whole images, followed by the segments that fit it
+                         learns on whole images, and whose masks follow the segments that fit
 
 Where we differ from both:
 
@@ -80,7 +80,6 @@ from wsis.losses import (
     instance_activation,
     mask_loss,
     mean_losses,
-    pixel_loss,
 )
 from wsis.method import Method, Stages, filled
 from wsis.nn.backbone import Backbone, BackboneSettings
@@ -96,7 +95,6 @@ from wsis.nn.detection import (
 from wsis.nn.masks import (
     MaskHeads,
     MaskTarget,
-    PixelHead,
     along_segments,
     next_target,
     of_class,
@@ -105,6 +103,7 @@ from wsis.nn.masks import (
 )
 from wsis.nn.mil import MLPHead, detect
 from wsis.nn.optimisation import Optimisation, optimise
+from wsis.nn.pixels import PixelClassifier
 from wsis.nn.regions import Pooling, mean_and_contrast, pool
 from wsis.nn.views import Inference, average, mean_masks, over_views
 from wsis.parts.classifier import pretrain
@@ -198,7 +197,7 @@ class PDSL(Method):
         )
         self.pixels = None
         if mask_source == "pixels":
-            self.pixels = PixelHead(self.backbone.channels, widths.mask, num_classes)
+            self.pixels = PixelClassifier(self.backbone.channels, widths.mask, num_classes)
         self.needs_segments = evidence == "segments" or mask_source == "pixels"
         self.evidence = None if evidence == "segments" else Evidence(evidence)
 
@@ -243,7 +242,7 @@ class PDSL(Method):
             total["correlation"] = total["correlation"] + correlation  # eq. (6)
             target = next_target(logits, self.hparams["mask_target"])
         if self.pixels is not None:
-            total["pixels"] = self.pixels_loss(self.pixels([features]), samples, batch)
+            total["pixels"] = self.pixels_loss(self.pixels, features, samples, batch)
         weights = {"correlation": self.hparams["correlation_weight"]}
         loss = torch.stack([weights.get(name, 1.0) * value for name, value in total.items()]).sum()
         self.log_losses(total, loss, len(batch))
@@ -304,19 +303,19 @@ class PDSL(Method):
             masks.append(target.flip(-1) if s["view"].flip else target)
         return torch.cat(masks).round()
 
-    def pixels_loss(self, logits: Tensor, samples: Sequence[MaskSamples], batch: Batch) -> Tensor:
-        """Compare logits (N,C,H,W) of whole images with the segments of the seeds.
-
-        Only tagged classes teach: their images hold background, too.
-        """
-        cell, losses = self.backbone.stride / 4, []
-        for maps, found, sample in zip(logits, samples, batch, strict=True):
+    def pixels_loss(
+        self,
+        pixels: PixelClassifier,
+        features: Tensor,
+        samples: Sequence[MaskSamples],
+        batch: Batch,
+    ) -> Tensor:
+        """Learn the segments of the best proposals, from features (N,D,H,W) of whole images."""
+        cell = self.backbone.stride / 4
+        for maps, found, sample in zip(features, samples, batch, strict=True):
             height, width = (round(side / cell) for side in size_of(sample["image"]))
-            seeds = nearest_seeds(found, self.hparams["seeds_per_class"])
-            size = height, width
-            labels, targets = pixel_targets(found, seeds, sample["proposals"], size, cell)
-            losses.append(pixel_loss(maps[labels, :height, :width], targets))
-        return torch.stack(losses).mean()
+            pixels.remember(maps, *best_segments(found, sample["proposals"], (height, width), cell))
+        return pixels.loss()
 
     def predict(self, sample: Sample) -> Prediction:
         """Average scores and boxes over views of the image, suppress, then average masks."""
@@ -338,7 +337,7 @@ class PDSL(Method):
         The mean (N,28,28) of the mask heads, or (N,56,56) of the classifier of pixels.
         """
         if self.pixels is not None:
-            return of_class(self.pixels([regions]), labels)
+            return of_class(self.pixels(regions), labels)
         channels = self.masks(regions)
         return torch.stack([of_class(c, labels) for c in channels[1:] or channels]).mean(0)
 
@@ -360,20 +359,20 @@ def segments_of_seeds(samples: MaskSamples, seeds: Tensor, proposals: Proposals)
     return segments_in(proposals, index, samples.boxes, (28, 28)).to(samples.boxes.dtype)
 
 
-def pixel_targets(
-    samples: MaskSamples, seeds: Tensor, proposals: Proposals, size: tuple[int, int], cell: float
+def best_segments(
+    samples: MaskSamples, proposals: Proposals, size: tuple[int, int], cell: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the classes (G,) that have seeds, and the mean (G,h,w) of the segments of each.
+    """Return the classes (G,) of pseudo-labels, and the segment (G,h,w) of each in 0 and 1.
+
+    It is that of the proposal nearest to the pseudo-label.
 
     Args:
         samples: K proposals that train masks.
-        seeds: (S,) int64, positions in `samples`.
         proposals: of the image, with segments.
-        size: (h, w) of the targets, which begin at the image's top left corner.
-        cell: side in pixels of one element of a target.
+        size: (h, w) of the segments, which begin at the image's top left corner.
+        cell: side in pixels of one element.
     """
-    labels, group = torch.unique(samples.labels[seeds], return_inverse=True)
+    best = nearest_seeds(samples, 1)
     area = samples.boxes.new_tensor([0, 0, size[1] * cell, size[0] * cell])
-    masks = segments_in(proposals, samples.proposals[seeds], area.expand(len(seeds), 4), size)
-    sums = area.new_zeros(len(labels), *size).index_add(0, group, masks.to(area.dtype))
-    return labels, sums / group.bincount(minlength=len(labels))[:, None, None]
+    masks = segments_in(proposals, samples.proposals[best], area.expand(len(best), 4), size)
+    return samples.labels[best], masks.to(area.dtype)

@@ -85,8 +85,13 @@ class PixelHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Maps, the finest (N,D,h,w) first -> logits (N,classes,4h,4w)."""
+        return enlarge(self.logits(features))
+
+    def logits(self, features: Sequence[Tensor]) -> Tensor:
+        """Maps, the finest (N,D,h,w) first -> logits (N,classes,h,w)."""
         hidden = pointwise(features, self.first.weight, self.first.bias)
-        return enlarge(self.last(self.norm(hidden).relu()))
+        result: Tensor = self.last(self.norm(hidden).relu())
+        return result
 
 
 def enlarge(logits: Tensor) -> Tensor:
@@ -202,9 +207,9 @@ def segments_in(
 def along_segments(masks: Tensor, boxes: Tensor, proposals: Proposals) -> Tensor:
     """Move the edges of masks to those of an image's segments.
 
-    The result is the mean of two: the mask averaged over each superpixel, and all segments averaged
-    by weights that grow with the eighth power of their soft IoU with the mask. On photos of horses,
-    the first alone has a mask AP75 of 0, the second alone an AP50 that is lower by four.
+    The result is the mean of two: the mask averaged over each superpixel, and the segments averaged
+    by the fourth power of their soft IoU with the mask. On photos of horses, the first alone had a
+    mask AP50 of 77 and AP75 of 1, with segments 66 and 15; with the eighth power 56 and 15.
 
     Args:
         masks: (N,h,w) in [0, 1], over the boxes.
@@ -226,7 +231,7 @@ def along_segments(masks: Tensor, boxes: Tensor, proposals: Proposals) -> Tensor
     overlap = pixels * sums @ belongs.T  # (N,P)
     total = belongs @ sizes.to(masks.dtype) + pixels * values.sum(1, keepdim=True) - overlap
     alike = overlap / total.clamp(min=1e-6)
-    weights = (alike / alike.amax(1, keepdim=True).clamp(min=1e-6)) ** 8
+    weights = (alike / alike.amax(1, keepdim=True).clamp(min=1e-6)) ** 4
     segments = weights / weights.sum(1, keepdim=True).clamp(min=1e-6) @ belongs  # (N,S)
     value = (sums / numbers.clamp(min=1) + segments) / 2
     return F.pad(value, (0, 1)).gather(1, cells).view_as(masks)
