@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -16,6 +16,7 @@ from pytorch_lightning.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 
 from wsis.data.labels import relabel
+from wsis.data.loading import Loading
 from wsis.data.samplers import OrderSampler, StepSampler
 from wsis.data.samples import Samples, Transform
 from wsis.data.summary import brief
@@ -30,28 +31,6 @@ if TYPE_CHECKING:
     from wsis.proposals.file import ProposalFile
 
 __all__ = ["Augment", "DataModule", "Loading"]
-
-
-@dataclass(frozen=True)
-class Loading:
-    """Settings of the data loader.
-
-    Args:
-        batch_size: Images per step and process.
-        workers: Loader processes; 0 loads the same batches in the training process.
-        seed: Seed of the order of images and of all augmentation.
-    """
-
-    batch_size: int = 4
-    workers: int = 2
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Raise InputError for impossible counts."""
-        if self.batch_size < 1 or self.workers < 0 or self.seed < 0:
-            raise InputError(
-                f"{self}: batch_size must be at least 1, workers and seed not negative"
-            )
 
 
 _LOADING = Loading()
@@ -225,8 +204,16 @@ class DataModule(pl.LightningDataModule):
         Args:
             split: "train" or "val".
             workers: Processes that make proposals; one per core if None.
+
+        Raises:
+            InputError: The model needs proposals, and the data are to have none.
         """
-        if self.proposals == "none" or not self._needs().needs_proposals:
+        needs = self._needs()
+        if self.proposals == "none" and isinstance(needs, Method) and needs.needs_proposals:
+            raise InputError(
+                f"{type(needs).__name__} needs proposals; leave out `--data.proposals none`"
+            )
+        if self.proposals == "none" or not needs.needs_proposals:
             return None
         from wsis.proposals.source import proposals_of_index
 
