@@ -20,7 +20,7 @@ class PixelClassifier(nn.Module):
     """Class probabilities of pixels, from frozen features.
 
     The pixels of one image are alike, so that a step on a few images learns little: after 1,000
-    images of horses its masks had an AP50 of 38, with the memory 56.
+    images of horses masks had an AP50 of 41, with the memory 56.
 
     Args:
         channels: of the features.
