@@ -265,7 +265,7 @@ def test_what_only_later_stages_need_trains_no_earlier_one_again(run, tmp_path, 
         ]
     )
     said = capsys.readouterr().out
-    assert "1-joint: done before" in said
+    assert "stage 1 of 3, joint: done before" in said
     assert "2-proxy-masks: settings or earlier stages have changed" in said
     assert (tmp_path / "run/1-joint/checkpoints/last.ckpt").stat().st_mtime_ns == joint
     annotations = json.loads((tmp_path / "run/2-proxy-masks/labels.json").read_text())[
@@ -277,5 +277,5 @@ def test_what_only_later_stages_need_trains_no_earlier_one_again(run, tmp_path, 
     words = ["--config", str(tmp_path / "run/config.yaml"), "--run_dir", str(tmp_path / "run")]
     fit.main([*words, "--model.segmentor", json.dumps(SEGMENTOR | {"nms": 0.4})])
     said = capsys.readouterr().out
-    assert "2-proxy-masks: done before" in said
+    assert "stage 2 of 3, proxy-masks: done before" in said
     assert "3-segmentor: settings or earlier stages have changed" in said
