@@ -312,7 +312,7 @@ def test_a_backbone_of_ones_own_is_trained_saved_and_loaded(monkeypatch, tmp_pat
     monkeypatch.syspath_prepend(str(EXAMPLES / "backbone"))
     import pyramid
 
-    data = Shapes(tmp_path, train=2, val=1)
+    data = Shapes(tmp_path, train=2, val=1, proposals="none")
     before = pyramid.settings()["name"].state_dict()
     model = pyramid.train(data, 1)
     backbone = model.classifier.backbone

@@ -194,3 +194,13 @@ def test_a_module_is_the_network_of_a_backbone_and_its_class_is_saved():
     assert settings.output_stride == 16
     model = Classifier(2, {"name": network, "weights": "none", "frozen_stages": 0})
     assert model.hparams["backbone"]["name"] == "torch.nn.modules.conv.Conv2d"
+
+
+def test_proposals_that_are_asked_for_and_missing_are_told():
+    class Sees(Method):
+        def predict(self, sample):
+            return sample
+
+    with pytest.raises(InputError, match="Sees needs proposals to predict; leave out"):
+        Sees().predict_step([{"image_id": 1}])
+    assert Sees().predict_step([{"proposals": None}]) == [{"proposals": None}]

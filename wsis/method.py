@@ -154,7 +154,16 @@ class Method(pl.LightningModule):
         raise NotImplementedError(f"{type(self).__name__} predicts nothing")
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> list[Prediction]:
-        """Predict each image of a batch."""
+        """Predict each image of a batch.
+
+        Raises:
+            InputError: the model needs proposals, and the data are to have none.
+        """
+        if self.needs_proposals and "proposals" not in batch[0]:
+            raise InputError(
+                f"{type(self).__name__} needs proposals to predict; leave out "
+                "`--data.proposals none`"
+            )
         return [self.predict(sample) for sample in batch]
 
     def validation_step(self, batch: Batch, batch_idx: int = 0) -> Any:

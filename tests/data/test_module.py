@@ -175,12 +175,6 @@ def test_no_proposals_where_none_are_wanted(root: Path) -> None:
     assert made(root) == []
 
 
-def test_a_model_that_needs_proposals_is_not_left_without(root: Path) -> None:
-    data = attach(Folder(root, proposals="none", loading=SERIAL))
-    with pytest.raises(InputError, match="Model needs proposals; leave out"):
-        data.prepare_data()
-
-
 def test_proposals_of_other_images_are_refused(root: Path, tmp_path: Path) -> None:
     file = Folder(root, loading=SERIAL).proposal_file("train")
     assert file is not None

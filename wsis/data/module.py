@@ -204,16 +204,8 @@ class DataModule(pl.LightningDataModule):
         Args:
             split: "train" or "val".
             workers: Processes that make proposals; one per core if None.
-
-        Raises:
-            InputError: The model needs proposals, and the data are to have none.
         """
-        needs = self._needs()
-        if self.proposals == "none" and isinstance(needs, Method) and needs.needs_proposals:
-            raise InputError(
-                f"{type(needs).__name__} needs proposals; leave out `--data.proposals none`"
-            )
-        if self.proposals == "none" or not needs.needs_proposals:
+        if self.proposals == "none" or not self._needs().needs_proposals:
             return None
         from wsis.proposals.source import proposals_of_index
 
