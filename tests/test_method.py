@@ -43,6 +43,8 @@ class Grouped(Method):
 class Predicting(Method):
     """Predicts."""
 
+    needs_proposals = False
+
     def predict(self, sample):
         return sample
 
