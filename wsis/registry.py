@@ -34,6 +34,7 @@ __all__ = [
     "exports",
     "find",
     "names",
+    "path_of",
     "short_name",
     "suggest",
     "summary",
@@ -135,7 +136,7 @@ def as_dict(value: Any) -> Any:
     """
     if not is_dataclass(value) or isinstance(value, type):
         return value
-    return {name: _dotted(v) if callable(v) else v for name, v in asdict(value).items()}
+    return {name: path_of(v) if callable(v) else v for name, v in asdict(value).items()}
 
 
 def short_name(kind: str, path: str) -> str:
@@ -174,7 +175,8 @@ def suggest(word: str, known: Iterable[str], above: str = "") -> str:
     return f"; did you mean '{above}{spelled[near[0]]}'?" if near else ""
 
 
-def _dotted(thing: object) -> str:
+def path_of(thing: object) -> str:
+    """Return the class path of an object."""
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 

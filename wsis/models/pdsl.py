@@ -137,7 +137,7 @@ class PDSL(Method):
         mask_target: What a mask head teaches the next one, eq. (5): its probabilities, as in the
             text, or those cut at 0.5, as in the authors' code.
         mask_source: What predicts masks: the mask "heads", or "pixels", a classifier of pixels that
-            learns the segments of the seeds on whole images, and whose masks follow the segments.
+            learns the segments of the best proposals on whole images, and whose masks follow them.
         correlation_weight: Weight of the correlation loss, eq. (6); 0 switches it off.
         correlation_target: Score that a mask's activation should equal: the pseudo-label's or the
             proposal's own.

@@ -33,6 +33,7 @@ __all__ = [
     "evaluation_index",
     "ground_truth",
     "has_truth",
+    "image_tags",
     "read_metrics",
     "results_folder",
 ]
@@ -74,6 +75,11 @@ def evaluation_index(data: Any, split: str) -> Index:
 def has_truth(index: Index) -> bool:
     """Return whether any image has boxes or masks; otherwise tags alone are known."""
     return any(index.annotations.values())
+
+
+def image_tags(index: Index) -> list[list[int]]:
+    """Return the classes of each image by its tags."""
+    return [list(index.tags.get(image["id"], ())) for image in index.images]
 
 
 def ground_truth(index: Index) -> list[GroundTruth]:
@@ -210,8 +216,8 @@ def evaluate_tags(predictions: Sequence[Prediction], index: Index) -> Metrics:
         index: the images with their tags.
     """
     tags = torch.zeros(len(index.images), len(index.categories))
-    for row, image in zip(tags, index.images, strict=True):
-        row[index.tags.get(image["id"], [])] = 1
+    for row, known in zip(tags, image_tags(index), strict=True):
+        row[known] = 1
     metric = DetectionTags()
     metric.update(predictions, list(tags))
     return _metrics(metric.compute(), [category["name"] for category in index.categories])

@@ -48,7 +48,7 @@ def export(
         threshold: lowest score.
         formats: what to write.
     """
-    shown = [p.rows((p.scores >= threshold).nonzero().flatten()) for p in predictions]
+    shown = [prediction.above(threshold) for prediction in predictions]
     classes = [category["name"] for category in index.categories]
     files = []
     if "csv" in formats:

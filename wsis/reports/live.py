@@ -24,7 +24,7 @@ from wsis.metrics.errors import break_down
 from wsis.metrics.evaluation import Evaluation
 from wsis.reports.curves import curves_of
 from wsis.reports.document import Section, gallery_section, page_data, write_document
-from wsis.reports.evaluation import ground_truth, has_truth
+from wsis.reports.evaluation import ground_truth, has_truth, image_tags
 from wsis.reports.gallery import NO_PICTURES, make_gallery, rank_images
 from wsis.reports.markup import plain_table
 from wsis.reports.panels import source_of_method, source_of_truth
@@ -249,7 +249,7 @@ def _pictures(
         if np.isfinite(threshold):
             errors = break_down(predictions, truths, len(index.categories))
     sources.append(source_of_method(stage, 0, predictions, errors, threshold))
-    known = None if has_truth(index) else [index.tags.get(i["id"], []) for i in index.images]
+    known = None if has_truth(index) else image_tags(index)
     ranked = rank_images(sources, len(index.images), len(index.images), known)
     gallery = make_gallery(index, sources, dict(sorted(ranked.items())))
     return page_data([stage], names, len(index.categories), gallery)

@@ -19,7 +19,7 @@ from wsis.metrics.errors import Breakdown, break_down
 from wsis.metrics.panoptic_results import PANOPTIC, read_panoptic
 from wsis.metrics.results import read_results
 from wsis.proposals.file import ProposalFile
-from wsis.reports.evaluation import ground_truth, has_truth
+from wsis.reports.evaluation import ground_truth, has_truth, image_tags
 from wsis.reports.gallery import Objects, Source, rank_images
 from wsis.reports.runs import Entry
 from wsis.reports.table import Row
@@ -66,7 +66,7 @@ def make_panels(rows: Sequence[Row], max_images: int, label_on: str | None = Non
         threshold = _threshold(row.first, found)
         methods.append(source_of_method(row.name, number, predictions, found, threshold))
     compared = [*truth, *methods]
-    tags = None if known else [index.tags.get(image["id"], []) for image in index.images]
+    tags = None if known else image_tags(index)
     ranked = rank_images(compared, len(index.images), max_images, tags)
     chosen = list(ranked)
     before = _panoptic_truth(rows, index, chosen) + _proposals(rows, chosen)

@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from wsis.method import Method
+from wsis.registry import path_of
 
 __all__ = ["SHAPING", "describe", "shaping"]
 
@@ -37,7 +38,7 @@ def describe(
     content = data.fingerprint() if hasattr(data, "fingerprint") else dict(data.hparams)
     unread = {*left_out, *model.data_settings}
     hparams = {name: value for name, value in model.hparams.items() if name not in unread}
-    return {"model": _path(model), "hparams": hparams, "data": [_path(data), content]}
+    return {"model": path_of(model), "hparams": hparams, "data": [path_of(data), content]}
 
 
 def shaping(trainer: pl.Trainer) -> dict[str, Any]:
@@ -48,7 +49,3 @@ def shaping(trainer: pl.Trainer) -> dict[str, Any]:
     settings: dict[str, Any] = {name: getattr(trainer, name, None) for name in SHAPING}
     processes = trainer.num_devices * trainer.num_nodes
     return {"trainer": settings} | ({"processes": processes} if processes > 1 else {})
-
-
-def _path(thing: object) -> str:
-    return f"{type(thing).__module__}.{type(thing).__qualname__}"
