@@ -137,8 +137,10 @@ def _open(cli: CLI, folder: Path) -> None:
     if rank() == 0:
         clear_scratch(folder)
         write_settings(folder / "config.yaml", cli.settings())
-        if isinstance(cli.datamodule, DataModule):
-            say("\n".join(describe(cli.datamodule.index("train"))))
+        data = cli.datamodule
+        if isinstance(data, DataModule):
+            notes = data.index("val").notes if data.has_val else ()
+            say("\n".join([*describe(data.index("train")), *notes]))
 
 
 @contextmanager

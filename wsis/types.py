@@ -270,6 +270,8 @@ class Index(NamedTuple):
     """Image id -> positions in `stuff`, ascending."""
     panoptic: Callable[[Record], Tensor | None] | None = None
     """Reads the panoptic map (H,W,2) of an image record, or None for an image without one."""
+    notes: Sequence[str] = ()
+    """What the user should know of the reading, such as labels that are left out."""
 
 
 def class_of(categories: Iterable[Record]) -> dict[int, int]:

@@ -21,7 +21,7 @@ NOTHING = ("background", "none", "nothing", "empty", "negative", "unlabeled", "u
 
 
 def describe(index: Index) -> list[str]:
-    """Return a line of counts, and a line for each thing that tags cannot teach.
+    """Return what reading noted, a line of counts, and a line for each thing tags cannot teach.
 
     Args:
         index: a training set.
@@ -36,7 +36,9 @@ def describe(index: Index) -> list[str]:
     none = int((~tags.any(1)).sum())
     words = "class" if len(names) == 1 else "classes"
     lines = [f"{len(tags)} images, {len(names)} {words}: {listed}; {none} images without any"]
-    return lines + [f"note: {line}" for line in (*_names(names), *_tags(names, tags, counts))]
+    return [*index.notes, *lines] + [
+        f"note: {line}" for line in (*_names(names), *_tags(names, tags, counts))
+    ]
 
 
 def brief(splits: Mapping[str, Index]) -> str:
@@ -57,6 +59,8 @@ def _names(names: Sequence[str]) -> Iterator[str]:
         for one, other in combinations(group, 2):
             yield f'"{one}" and "{other}" are two classes; give them one spelling if they are one'
     for name in names:
+        if any(sign in name for sign in ",;|"):
+            yield f'"{name}" is one class; write a semicolon between tags if it is several'
         if _plain(name) in NOTHING:
             yield f'"{name}" is a class like others; leave the tags of images without objects empty'
 
@@ -81,6 +85,6 @@ def _tags(names: Sequence[str], tags: NDArray[np.bool_], counts: NDArray[np.int_
 
 
 def _plain(name: str) -> str:
-    """Return a name without case, accents' spelling, and separators."""
-    text = unicodedata.normalize("NFC", name).casefold()
+    """Return a name without case, accents, and separators."""
+    text = unicodedata.normalize("NFKD", name).casefold()
     return "".join(letter for letter in text if letter.isalnum())

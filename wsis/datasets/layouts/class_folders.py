@@ -1,0 +1,50 @@
+"""Images sorted into a folder for each class, as for ImageNet.
+
+Folders called `_none`, `none`, `background`, `negative` or `empty` hold images of none of the
+classes.
+"""
+
+from __future__ import annotations
+
+from wsis.datasets.layouts.labels import Labels, Layout, Photo, Source
+from wsis.datasets.layouts.pictures import SPLITS
+from wsis.errors import InputError
+from wsis.images.read import SUFFIXES
+
+__all__ = ["LAYOUT"]
+
+_NOT_CLASSES = {name for names in SPLITS.values() for name in names} | {
+    *("images", "image", "img", "imgs", "jpegimages", "photos", "pictures", "data"),
+    *("labels", "label", "annotations", "annotation", "masks", "mask", "overlays", "predictions"),
+}
+"""Folders that hold images of all classes, in lower case."""
+
+
+def _photos(source: Source) -> list[tuple[str, str]]:
+    """Return the class and the file of each image, relative to the folder."""
+    pictures = (path for path in source.files if path.suffix.lower() in SUFFIXES)
+    names = [path.relative_to(source.path) for path in pictures]
+    return [(name.parts[0] if len(name.parts) > 1 else "", str(name)) for name in names]
+
+
+def _matches(source: Source) -> bool:
+    if source.is_mixed:
+        return False
+    classes = {name for name, _ in _photos(source)} - {""}
+    return len(classes) > 1 and not any(name.lower() in _NOT_CLASSES for name in classes)
+
+
+def _read(source: Source) -> Labels:
+    photos = _photos(source)
+    outside = [file for name, file in photos if not name]
+    if outside:
+        raise InputError(
+            f"{source.path / outside[0]} and {len(outside) - 1} more lie beside the folders of "
+            "classes; move them into one, or into _none if they show none of the classes"
+        )
+    return Labels(
+        [Photo(file, str(source.path / file), [name]) for name, file in photos], source.path
+    )
+
+
+LAYOUT = Layout("folders of classes", "cat/, dog/, _none/", _matches, _read)

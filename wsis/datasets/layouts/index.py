@@ -1,0 +1,232 @@
+"""Make an index of labels: find the images, settle the classes, check and scale the objects."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pycocotools import mask as rle
+
+from wsis.data.index import drop_empty
+from wsis.datasets.layouts.labels import Labels, Photo
+from wsis.datasets.layouts.pictures import Pictures
+from wsis.datasets.layouts.shapes import around
+from wsis.datasets.layouts.text import suggestion, tidy
+from wsis.errors import InputError
+from wsis.images.read import image_size
+from wsis.types import Index, Record
+
+__all__ = ["NEGATIVES", "index_of", "photos_by_file"]
+
+# fmt: off
+NEGATIVES = frozenset({
+    "_none", "none", "_negative", "negative", "negatives", "_background", "background", "nothing",
+    "empty",
+})
+# fmt: on
+"""Tags and folders of images that have none of the classes, in lower case."""
+SHOWN = 5
+"""Most names that a note lists."""
+
+
+def index_of(
+    labels: Labels,
+    pictures: Pictures,
+    source: Path,
+    classes: Sequence[str] = (),
+    known: Sequence[str] = (),
+) -> Index:
+    """Make an index of labels.
+
+    Args:
+        labels: what a reader returned.
+        pictures: those of the data set's folder.
+        source: file or folder of the labels, for messages.
+        classes: the classes in order; labels of others are left out. Empty takes all.
+        known: the classes of the training set, for validation. Another tag is an error, in case
+            it is misspelt; of files that list their classes, labels of others are left out.
+
+    Raises:
+        InputError: an image is missing, broken or of another size than its labels; a class is not
+            known; a box or polygon is no numbers or far outside the image; or there are no labels.
+    """
+    chosen = [tidy(name) for name in classes or known]
+    photos = photos_by_file(labels, pictures)
+    photos, negatives = _without_negatives(photos, chosen)
+    found = Counter(name for photo in photos.values() for name in _names(photo))
+    if not found and not known:
+        raise InputError(f"{source} has no label; nothing can be learned from it, add some")
+    if known and not classes and not labels.categories:
+        _refuse_unknown(photos, known)
+    categories = _categories(labels, found, chosen)
+    number = {category["name"]: category["id"] for category in categories}
+    images: list[Record] = []
+    annotations: dict[int, list[Record]] = {}
+    for n, (file, photo) in enumerate(photos.items(), 1):
+        height, width = _size(pictures.root / file, photo)
+        image: Record = {"id": n if photo.id is None else photo.id, "file_name": file}
+        image |= {"height": height, "width": width}
+        images.append(image)
+        annotations[image["id"]] = _annotations(photo, image, number)
+    position = {name: place for place, name in enumerate(number)}
+    tags = {
+        image["id"]: sorted(position[name] for name in _names(photo) & position.keys())
+        for image, photo in zip(images, photos.values(), strict=True)
+    }
+    return Index(
+        name="folder",
+        root=pictures.root,
+        images=images,
+        categories=categories,
+        annotations=drop_empty(annotations, images, source),
+        tags=tags,
+        notes=(
+            *labels.notes,
+            *negatives,
+            *_left_out(found, chosen),
+            *_absent(found, classes, known),
+        ),
+    )
+
+
+def photos_by_file(labels: Labels, pictures: Pictures) -> dict[str, Photo]:
+    """Return the labels by file, joined where a file is named more than once, with tidy names.
+
+    Raises:
+        InputError: an image is not found, or a label has no class.
+    """
+    photos: dict[str, Photo] = {}
+    for photo in labels.photos:
+        file = pictures.find(photo.file, labels.folder, photo.where)
+        tags = [_named(tag, photo) for tag in photo.tags]
+        objects = [{**a, "name": _named(a["name"], photo)} for a in photo.objects]
+        if file in photos:
+            first = photos[file]
+            if first.size != photo.size:
+                raise InputError(f"{photo.where}: {file} has two sizes; export the labels again")
+            tags, objects = [*first.tags, *tags], [*first.objects, *objects]
+            photo = first
+        photos[file] = photo._replace(tags=tags, objects=objects)
+    numbers = {photo.id for photo in photos.values()}
+    if None in numbers or len(numbers) < len(photos):
+        return {file: photo._replace(id=None) for file, photo in photos.items()}
+    return photos
+
+
+def _without_negatives(
+    photos: Mapping[str, Photo], chosen: Sequence[str]
+) -> tuple[dict[str, Photo], list[str]]:
+    """Drop tags that say that there is nothing, unless they are chosen as classes; note them."""
+    words = NEGATIVES - {name.casefold() for name in chosen}
+    dropped: Counter[str] = Counter()
+    kept = {}
+    for file, photo in photos.items():
+        nothing = {tag for tag in photo.tags if tag.casefold() in words and not photo.objects}
+        dropped.update(nothing)
+        kept[file] = photo._replace(tags=[tag for tag in photo.tags if tag not in nothing])
+    return kept, [
+        f'"{tag}" of {count} images is read as "none of the classes"'
+        for tag, count in dropped.items()
+    ]
+
+
+def _named(name: Any, photo: Photo) -> str:
+    if not isinstance(name, str) or not tidy(name):
+        raise InputError(f"{photo.where}: a label has no class but {name!r}; give it one")
+    return tidy(name)
+
+
+def _names(photo: Photo) -> set[str]:
+    return {*photo.tags, *(annotation["name"] for annotation in photo.objects)}
+
+
+def _categories(labels: Labels, found: Iterable[str], chosen: Sequence[str]) -> list[Record]:
+    """Return id and name of the classes: those chosen, else the file's, else the sorted names."""
+    listed = {tidy(category["name"]): category["id"] for category in reversed(labels.categories)}
+    ordered = [tidy(category["name"]) for category in labels.categories]
+    names = list(dict.fromkeys(chosen or [*ordered, *sorted(set(found) - listed.keys())]))
+    if all(name in listed for name in names):
+        return [{"id": listed[name], "name": name} for name in names]
+    return [{"id": number, "name": name} for number, name in enumerate(names, 1)]
+
+
+def _refuse_unknown(photos: Mapping[str, Photo], known: Sequence[str]) -> None:
+    for photo in photos.values():
+        for name in sorted(_names(photo) - set(known)):
+            raise InputError(f'{photo.where}: unknown tag "{name}"; {suggestion(name, known)}')
+
+
+def _left_out(found: Mapping[str, int], chosen: Sequence[str]) -> list[str]:
+    """Return a note on labels of classes that are not chosen."""
+    others = sorted(found.keys() - set(chosen)) if chosen else []
+    counts = _listed([f"{name} ({found[name]} images)" for name in others])
+    return [f"labels of other classes are left out: {counts}"] if others else []
+
+
+def _absent(found: Mapping[str, int], classes: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Return a note on chosen classes that no training image has."""
+    absent = [name for name in map(tidy, () if known else classes) if name not in found]
+    near = f"; {suggestion(absent[0], found)}" if absent and found else ""
+    return [f"no image has {_listed(absent)}{near}"] if absent else []
+
+
+def _listed(words: Sequence[str]) -> str:
+    return ", ".join(words[:SHOWN]) + (", ..." if len(words) > SHOWN else "")
+
+
+def _size(path: Path, photo: Photo) -> tuple[int, int]:
+    """Return (H, W) of an image as it was labelled, which may be before it is turned upright."""
+    size = image_size(path)
+    if photo.size is None or photo.size in (size, size[::-1]):
+        return photo.size or size
+    (height, width), (tall, wide) = size, photo.size
+    raise InputError(
+        f"{photo.where}: {os.path.basename(path)} is labelled at {wide} x {tall} pixels but has "
+        f"{width} x {height}; use the image that was labelled"
+    )
+
+
+def _annotations(photo: Photo, image: Record, number: Mapping[str, int]) -> list[Record]:
+    """Return the annotations of the given classes in pixels, checked, with box and category id.
+
+    What is neither a box nor an area, such as a point, is a tag alone.
+    """
+    scale = (image["width"], image["height"]) if photo.relative else (1, 1)
+    result = []
+    for given in photo.objects:
+        annotation = {"iscrowd": 0, **given}
+        name = annotation.pop("name")
+        mask = annotation.get("segmentation")
+        if isinstance(mask, list):
+            mask = [_scaled(polygon, scale, image, photo) for polygon in mask if len(polygon) >= 6]
+            annotation["segmentation"] = mask or None
+        if annotation.get("bbox") is not None:
+            annotation["bbox"] = _scaled(annotation["bbox"], scale, image, photo)
+        elif mask:
+            is_polygon = isinstance(mask, list)
+            annotation["bbox"] = around(mask) if is_polygon else rle.toBbox(mask).tolist()
+        if name in number and annotation.get("bbox") is not None:
+            result.append({**annotation, "category_id": number[name]})
+    return result
+
+
+def _scaled(
+    values: Sequence[float], scale: tuple[float, float], image: Record, photo: Photo
+) -> list[float]:
+    """Return coordinates x, y, ... in pixels.
+
+    Raises:
+        InputError: one is no number or far outside the image.
+    """
+    result = [float(value) * scale[n % 2] for n, value in enumerate(values)]
+    for n, value in enumerate(result):
+        side = image["height"] if n % 2 else image["width"]
+        if not -side <= value <= 2 * side:
+            raise InputError(
+                f"{photo.where}: the coordinate {value:g} is far outside {image['file_name']} of "
+                f"{image['width']} x {image['height']} pixels; mend the label"
+            )
+    return result

@@ -1,0 +1,102 @@
+"""LabelMe's json files, one for each image."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from wsis.datasets.layouts.labels import Labels, Layout, Photo, Source
+from wsis.datasets.layouts.shapes import around, ellipse, outline
+from wsis.errors import InputError
+from wsis.files import read_json
+from wsis.nn.masks import run_lengths
+from wsis.types import Record
+
+__all__ = ["LAYOUT"]
+
+
+def _matches(source: Source) -> bool:
+    return not source.is_mixed and any(map(_is_labelme, source.of_kind(".json")))
+
+
+def _is_labelme(path: Path) -> bool:
+    head = Source(path, path.parent, "")
+    return head.has("shapes") and head.head.startswith("{")
+
+
+def _read(source: Source) -> Labels:
+    files = [path for path in source.of_kind(".json") if _is_labelme(path)]
+    contents = [(path, read_json(path)) for path in files]
+    # flags are classes of whole images where nothing is drawn, else remarks
+    has_shapes = any(content["shapes"] for _, content in contents)
+    return Labels([_photo(path, content, has_shapes) for path, content in contents], source.path)
+
+
+def _photo(path: Path, content: Record, has_shapes: bool) -> Photo:
+    height, width = content.get("imageHeight"), content.get("imageWidth")
+    size = (int(height), int(width)) if height and width else None
+    written = str(content.get("imagePath") or path.stem).replace("\\", "/")
+    flags = content.get("flags") or {}
+    tags = [] if has_shapes else [name for name, is_set in flags.items() if is_set]
+    groups: dict[Any, Record] = {}
+    for number, shape in enumerate(content["shapes"]):
+        group = shape.get("group_id")
+        key = number if group is None else (shape["label"], str(group))
+        drawn = _drawn(shape, size, str(path))
+        groups[key] = _joined(groups[key], drawn) if key in groups else drawn
+    objects = list(groups.values())
+    return Photo(str(path.parent / written), str(path), tags, objects, size)
+
+
+def _joined(one: Record, other: Record) -> Record:
+    """Return one object of two shapes of a group."""
+    parts = [a["segmentation"] for a in (one, other) if isinstance(a.get("segmentation"), list)]
+    boxes = [a["bbox"] for a in (one, other) if a.get("bbox")]
+    corners = [[x, y, x + width, y + height] for x, y, width, height in boxes]
+    return {
+        "name": one["name"],
+        "segmentation": [polygon for part in parts for polygon in part] or None,
+        "bbox": around(corners) if corners else None,
+    }
+
+
+def _drawn(shape: Record, size: tuple[int, int] | None, where: str) -> Record:
+    """Return the annotation of a shape; points and lines are tags alone."""
+    name, kind, points = shape["label"], shape.get("shape_type", "polygon"), shape["points"]
+    result: Record = {"name": name}
+    if kind == "mask":
+        return {**result, "segmentation": _mask(shape, size, where)}
+    if kind == "polygon" and len(points) >= 3:
+        result["segmentation"] = [outline(points)]
+    elif kind == "rectangle":
+        return {**result, "bbox": around([outline(points)])}
+    elif kind == "circle":
+        (x, y), edge = points
+        radius = math.dist((x, y), edge)
+        result["segmentation"] = [ellipse((x, y), (radius, radius))]
+    if "segmentation" in result:
+        result["bbox"] = around(result["segmentation"])
+    return result
+
+
+def _mask(shape: Record, size: tuple[int, int] | None, where: str) -> Any:
+    """Return the run lengths of a mask, a png of the part of the image between two points."""
+    if size is None:
+        raise InputError(f"{where} has a mask but no imageHeight and imageWidth; save it again")
+    (x, y), _ = shape["points"]
+    with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as image:
+        part = np.asarray(image.convert("L")) > 0
+    whole = np.zeros(size, bool)
+    left, top = round(x), round(y)
+    target = whole[max(top, 0) : top + part.shape[0], max(left, 0) : left + part.shape[1]]
+    target |= part[: target.shape[0], : target.shape[1]]
+    return run_lengths(whole)
+
+
+LAYOUT = Layout("LabelMe", "a folder of image.json", _matches, _read)

@@ -1,0 +1,165 @@
+"""What the readers of all layouts return, and the file or folder that they read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from wsis.datasets.layouts.pictures import files_of
+from wsis.datasets.layouts.text import decode
+from wsis.errors import InputError
+from wsis.files import read_json
+from wsis.types import Record
+
+__all__ = ["Labels", "Layout", "Photo", "Source", "parse_json", "read_labels", "read_text"]
+
+_HEAD = 1 << 16  # bytes that tell one layout from another
+
+
+class Photo(NamedTuple):
+    """The labels of one image, as in the file."""
+
+    file: str
+    """Name of the image as the label tool wrote it: with folders, an address, or bare."""
+    where: str
+    """Place of the label for error messages, such as "labels.csv:3"."""
+    tags: Sequence[str] = ()
+    objects: Sequence[Record] = ()
+    """COCO annotations with `name` in place of `category_id`.
+
+    `bbox` may be missing beside a segmentation.
+    """
+    size: tuple[int, int] | None = None
+    """(H, W) that the objects are drawn on, if it is known."""
+    relative: bool = False
+    """Whether boxes and polygons are fractions of the image's width and height."""
+    id: int | None = None
+
+
+class Labels(NamedTuple):
+    """The labels of a split."""
+
+    photos: Sequence[Photo]
+    folder: Path
+    """Folder that names of images are relative to; they are searched for elsewhere if need be."""
+    categories: Sequence[Record] = ()
+    """id and name of the classes in the file's order; empty if the file has no list of them."""
+    notes: Sequence[str] = ()
+    """What the user should know of the reading."""
+
+
+class Source:
+    """A file or folder that may hold labels; what is looked at is read once."""
+
+    def __init__(self, path: Path, root: Path, split: str, classes: Sequence[str] = ()) -> None:
+        self.path, self.root, self.split, self.classes = path, root, split, classes
+
+    @property
+    def name(self) -> str:
+        """The path relative to the data set's folder, for messages."""
+        inside = self.path.is_relative_to(self.root) and self.path != self.root
+        return str(self.path.relative_to(self.root) if inside else self.path)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether it is a folder that holds more than the validation split asked for."""
+        return self.split == "val" and self.path == self.root
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of a file in lower case; empty for a folder."""
+        return "" if self.path.is_dir() else self.path.suffix.lower()
+
+    @cached_property
+    def head(self) -> str:
+        """The beginning of a file as text; empty for a folder."""
+        try:
+            with self.path.open("rb") as file:
+                return file.read(_HEAD).decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
+        except OSError:
+            return ""
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The files anywhere in a folder, without those of another split."""
+        return files_of(self.path, self.split) if self.path.is_dir() else []
+
+    def of_kind(self, suffix: str) -> list[Path]:
+        """Return the files in a folder with a suffix in lower case."""
+        return [path for path in self.files if path.suffix.lower() == suffix]
+
+    def has(self, *words: str) -> bool:
+        """Return whether all words occur as keys or strings in the head of a json file."""
+        return all(f'"{word}"' in self.head for word in words)
+
+    @property
+    def text(self) -> str:
+        """The file as text, in whatever encoding."""
+        return read_text(self.path)
+
+    @property
+    def json(self) -> Any:
+        """The content of a json file."""
+        return read_json(self.path)
+
+
+class Layout(NamedTuple):
+    """A way to store labels."""
+
+    name: str
+    example: str
+    """A file or folder that is looked for, for messages."""
+    matches: Callable[[Source], bool]
+    """Returns whether a file or folder has the layout; it never raises an error."""
+    read: Callable[[Source], Labels]
+    """Reads it; errors of missing or wrong fields are made InputError by `read_labels`."""
+
+
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8, UTF-16 or Windows-1252.
+
+    Raises:
+        InputError: it cannot be read, or is no text.
+    """
+    try:
+        return decode(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; give an existing file") from error
+    except ValueError as error:
+        raise InputError(f"{path} is no text ({error}); save it as CSV in UTF-8") from error
+
+
+def read_labels(layout: Layout, source: Source) -> Labels:
+    """Read labels in a layout.
+
+    Raises:
+        InputError: a file is damaged or its fields are not those of the layout.
+    """
+    try:
+        return layout.read(source)
+    except InputError:
+        raise
+    except RecursionError as error:
+        raise InputError(f"{source.path} is nested too deeply; export it again") from error
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, OSError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(
+            f"{source.path}: the fields are not those of {layout.name} ({reason}); export it again"
+        ) from error
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Parse a cell or line of json.
+
+    Raises:
+        InputError: it is not json.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InputError(
+            f"{where}: {text[:40]!r} is not json ({error}); export it again"
+        ) from error

@@ -1,0 +1,166 @@
+"""The pictures of a folder, and which of them a label is about."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from wsis.datasets.layouts.text import key_of
+from wsis.errors import InputError
+from wsis.images.read import SUFFIXES
+
+__all__ = ["SPLITS", "Pictures", "files_of", "is_picture_name", "other_kinds"]
+
+SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+"""Names of the folders of a split."""
+
+# fmt: off
+_OTHERS = frozenset({
+    ".heic", ".heif", ".avif", ".gif", ".jxl", ".jp2", ".svg", ".psd", ".dng", ".cr2", ".cr3",
+    ".nef", ".arw", ".raw", ".dcm", ".mp4", ".mov",
+})
+# fmt: on
+"""Pictures that are not taken where a folder is searched."""
+_HASH = re.compile(r"^[0-9a-f]{8}-(?=.)")  # Label Studio puts it before names of uploaded files
+
+
+def files_of(folder: Path, split: str = "") -> list[Path]:
+    """List the files anywhere in a folder, sorted, without hidden ones.
+
+    Links to folders are followed, but no folder is visited twice.
+
+    Args:
+        folder: where to search.
+        split: "train" or "val" leaves out the folders of other splits; empty leaves out none.
+    """
+    others = {name for key, names in SPLITS.items() if split and key != split for name in names}
+    return sorted(_walk(folder, others, set()))
+
+
+def _walk(folder: Path, others: set[str], visited: set[str]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in visited:
+        return
+    visited.add(real)
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: (entry.is_symlink(), entry.name))
+    except OSError:
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            if entry.name.lower() not in others:
+                yield from _walk(Path(entry.path), others, visited)
+        elif entry.is_file():
+            yield Path(entry.path)
+
+
+def is_picture_name(name: str) -> bool:
+    """Return whether a name ends as pictures' names do."""
+    return PurePosixPath(name.strip().lower()).suffix in SUFFIXES | _OTHERS
+
+
+def other_kinds(files: Sequence[Path], named: set[str], root: Path) -> str:
+    """Return a line on pictures of other kinds, such as HEIC, that no label names; may be empty."""
+    kinds = Counter(
+        path.suffix.lower()
+        for path in files
+        if path.suffix.lower() in _OTHERS - SUFFIXES and _relative(path, root) not in named
+    )
+    if not kinds:
+        return ""
+    words = "file" if kinds.total() == 1 else "files"
+    return (
+        f"{kinds.total()} {words} left out: {', '.join(sorted(kinds))}; convert to JPEG what you "
+        "need"
+    )
+
+
+class Pictures:
+    """The pictures anywhere in a folder, found by the names that label tools give them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.files = root, files_of(root)
+        self.names = [_relative(p, root) for p in self.files if p.suffix.lower() in SUFFIXES]
+        self._by_name: dict[str, list[str]] = defaultdict(list)
+        self._by_stem: dict[str, list[str]] = defaultdict(list)
+        for name in self.names:
+            parts = PurePosixPath(key_of(name))
+            self._by_name[parts.name].append(name)
+            self._by_stem[parts.stem].append(name)
+
+    def find(self, written: str, folder: Path, where: str) -> str:
+        """Return the picture that a label names, relative to the root.
+
+        It may be written with backslashes, in another case, in folders of another computer, with
+        Label Studio's digits before it, or without its suffix, if only one picture fits.
+
+        Args:
+            written: name in the label file.
+            folder: folder that it should be relative to.
+            where: place of the label.
+
+        Raises:
+            InputError: no picture fits, or several do.
+        """
+        name = _path(written)
+        for place in (folder, self.root):
+            if name and len(name) < 4096 and os.path.isfile(place / name):
+                return _relative(place / name, self.root)
+        parts = PurePosixPath(key_of(name))
+        for table, last in (
+            (self._by_name, parts.name),
+            (self._by_name, _HASH.sub("", parts.name)),
+            (self._by_stem, parts.name),
+        ):
+            fitting = _nearest(table.get(last, []), parts.parent)
+            if len(fitting) == 1:
+                return fitting[0]
+            if fitting:
+                raise InputError(
+                    f"{where}: {written} may be {fitting[0]} or {fitting[1]}; write its folder too"
+                )
+        near = self._by_stem.get(parts.stem)
+        hint = f'did you mean "{near[0]}"?' if near else "add it or remove its label"
+        raise InputError(f"{where}: no image {_short(written)} in {self.root}; {hint}")
+
+
+def _nearest(names: Sequence[str], folder: PurePosixPath) -> list[str]:
+    """Return the names whose folders agree best with `folder`, from the last folder on."""
+    agreement = {name: _common(PurePosixPath(key_of(name)).parent, folder) for name in names}
+    best = max(agreement.values(), default=0)
+    return [name for name, count in agreement.items() if count == best]
+
+
+def _common(one: PurePosixPath, other: PurePosixPath) -> int:
+    """Count the equal parts of two paths from their ends on."""
+    pairs = list(zip(reversed(one.parts), reversed(other.parts), strict=False))
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), len(pairs))
+
+
+def _path(written: str) -> str:
+    """Return the path in a name that may be an address or one of Windows."""
+    name = written.strip().replace("\0", "")
+    if "://" in name or name.startswith("/data/local-files/"):
+        address = urlsplit(name)
+        name = parse_qs(address.query).get("d", [unquote(address.path)])[0]
+    return os.path.normpath(name.replace("\\", "/")) if name else ""
+
+
+def _relative(path: Path, root: Path) -> str:
+    """Return a path relative to the root, or absolute if it lies elsewhere."""
+    name = os.path.relpath(path, root)
+    return os.path.abspath(path) if name.startswith("..") else name
+
+
+def _short(written: str) -> str:
+    return written if len(written) < 200 else f"{written[:200]}..."

@@ -1,0 +1,51 @@
+"""Text as people and programs write it: encodings, and names that look the same."""
+
+from __future__ import annotations
+
+import codecs
+import difflib
+import unicodedata
+from collections.abc import Iterable
+
+__all__ = ["decode", "key_of", "suggestion", "tidy"]
+
+
+def tidy(name: str) -> str:
+    """Return a name composed (NFC), with single blanks and none around it.
+
+    macOS writes decomposed letters; spreadsheets and web pages write blanks of other kinds.
+    """
+    return unicodedata.normalize("NFC", " ".join(name.split()))
+
+
+def key_of(name: str) -> str:
+    """Return what file names share that differ in case or in the spelling of accents alone."""
+    return unicodedata.normalize("NFC", name.casefold())
+
+
+def decode(content: bytes) -> str:
+    """Decode text: UTF-16 and UTF-8 with or without a mark, else Windows-1252, as Excel writes.
+
+    Raises:
+        ValueError: it is none of these, or has zero bytes.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = content.decode("utf-16")
+    elif content[1:2] == b"\0":  # Windows' "Unicode" without a mark
+        text = content.decode("utf-16-le")
+    else:
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = content.decode("cp1252")
+    if "\0" in text:
+        raise ValueError("it has zero bytes")
+    return text
+
+
+def suggestion(word: str, names: Iterable[str]) -> str:
+    """Return which of the names was probably meant, or all names."""
+    names = list(names)
+    by_key = {key_of(name): name for name in names}
+    near = difflib.get_close_matches(key_of(word), by_key, 1)
+    return f'did you mean "{by_key[near[0]]}"?' if near else f"the classes are {', '.join(names)}"

@@ -1,0 +1,71 @@
+"""Pascal VOC xml files, one for each image, with classes of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wsis.datasets.layouts.labels import Labels, Layout, Photo, Source, read_text
+from wsis.datasets.layouts.shapes import around, outline
+from wsis.datasets.layouts.xml import Element, number_of, parse_xml, text_of
+from wsis.types import Record
+
+__all__ = ["LAYOUT"]
+
+
+def _list(source: Source) -> Path:
+    """Return the file of ImageSets that names the images of the split."""
+    return source.path / "ImageSets" / "Main" / f"{source.split}.txt"
+
+
+def _matches(source: Source) -> bool:
+    if source.is_mixed and not _list(source).is_file():
+        return False
+    return any(_is_voc(path) for path in source.of_kind(".xml"))
+
+
+def _is_voc(path: Path) -> bool:
+    head = Source(path, path.parent, "").head
+    return "<annotation>" in head or "<annotation " in head
+
+
+def _read(source: Source) -> Labels:
+    files = [path for path in source.of_kind(".xml") if _is_voc(path)]
+    if _list(source).is_file():
+        stems = {line.split()[0] for line in read_text(_list(source)).splitlines() if line.strip()}
+        files = [path for path in files if path.stem in stems]
+    return Labels([_photo(path) for path in files], source.path)
+
+
+def _photo(path: Path) -> Photo:
+    root = parse_xml(path)
+    written = text_of(root, "filename")
+    # tools leave the file name of a renamed or converted image as it was
+    file = written if Path(written.replace("\\", "/")).stem == path.stem else path.stem
+    size = int(number_of(root, "size/height")), int(number_of(root, "size/width"))
+    objects = [_object(item) for item in root.iter("object")]
+    folder = path.parent if file == path.stem else path.parent / Path(file).parent
+    return Photo(str(folder / file), str(path), (), objects, size if min(size) > 0 else None)
+
+
+def _object(item: Element) -> Record:
+    """Return an object; VOC counts pixels from 1 and includes the last."""
+    annotation: Record = {
+        "name": text_of(item, "name"),
+        "iscrowd": int(number_of(item, "difficult")),
+    }
+    polygon = item.find("polygon")
+    if polygon is not None:  # Roboflow: x1, y1, x2, y2, ...
+        sides = {child.tag: float(child.text or "") for child in polygon}
+        points = [(sides[f"x{n}"], sides[f"y{n}"]) for n in range(1, len(sides) // 2 + 1)]
+        annotation["segmentation"] = [outline(points)]
+    if item.find("bndbox") is not None:
+        x1, y1, x2, y2 = (
+            number_of(item, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")
+        )
+        annotation["bbox"] = [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
+    elif polygon is not None:
+        annotation["bbox"] = around(annotation["segmentation"])
+    return annotation
+
+
+LAYOUT = Layout("Pascal VOC", "a folder of image.xml", _matches, _read)

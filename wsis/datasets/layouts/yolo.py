@@ -1,0 +1,163 @@
+"""YOLO's text files of boxes and polygons, with data.yaml, classes.txt or obj.names.
+
+An image without a text file has none of the classes, as in YOLO.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wsis.datasets.layouts.labels import Labels, Layout, Photo, Source, read_text
+from wsis.datasets.layouts.pictures import SPLITS, files_of
+from wsis.errors import InputError
+from wsis.images.read import SUFFIXES
+from wsis.types import Record
+
+__all__ = ["LAYOUT"]
+
+_NAME_FILES = ("classes.txt", "obj.names")
+_TOLERANCE = 0.01  # of rounding beyond the image's border
+
+
+def _matches(source: Source) -> bool:
+    if source.suffix in (".yaml", ".yml"):
+        return "names" in (setting := _settings(source)) and bool(
+            source.split == "train" or _images(source, setting)
+        )
+    if source.suffix == "" and (names := _name_file(source)):
+        has_labels = any(path.suffix == ".txt" and path != names for path in source.files)
+        return has_labels and not _yaml_beside(names) and bool(_in_folder(source))
+    return False
+
+
+def _yaml_beside(path: Path) -> bool:
+    return any(path.parent.glob("*.y*ml"))
+
+
+def _name_file(source: Source) -> Path | None:
+    """Return the list of class names of a folder, which may lie a level higher."""
+    folders = [source.path, source.path / "labels"]
+    folders += [source.path.parent] if source.path != source.root else []
+    places = (folder / name for folder in folders for name in _NAME_FILES)
+    return next((path for path in places if path.is_file()), None)
+
+
+def _settings(source: Source) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(source.text)
+    except (yaml.YAMLError, InputError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _read(source: Source) -> Labels:
+    if source.suffix:
+        setting = _settings(source)
+        if "names" not in setting:
+            raise InputError(f"{source.path} has no names of classes; add names: [...]")
+        names, images = _classes(setting["names"]), _images(source, setting)
+        has_points = "kpt_shape" in setting
+    else:
+        lines = read_text(_name_file(source) or source.path).splitlines()
+        names = dict(enumerate(line.strip() for line in lines if line.strip()))
+        images, has_points = _in_folder(source), False
+    if not images:
+        raise InputError(f"{source.path} leads to no {source.split} images; mend its paths")
+    photos = [_photo(path, names, has_points) for path in images]
+    empty = sum(not photo.objects for photo in photos)
+    notes = [f"{empty} images have no boxes and count as images of no class"] if empty else []
+    categories = [{"id": number, "name": name} for number, name in names.items()]
+    return Labels(photos, source.path.parent, categories, notes)
+
+
+def _classes(names: Any) -> dict[int, str]:
+    """Return the class of each number, from a list or a dictionary."""
+    items = names.items() if isinstance(names, dict) else enumerate(names)
+    return {int(number): str(name) for number, name in items}
+
+
+def _images(source: Source, setting: Mapping[str, Any]) -> list[Path]:
+    """Return the images of the split that a data.yaml names: folders, lists or both."""
+    entries: Any = next((setting[key] for key in SPLITS[source.split] if setting.get(key)), [])
+    entries = entries if isinstance(entries, list) else [entries]
+    home = source.path.parent
+    places = [home / str(setting.get("path") or "."), home, source.root]
+    found: list[Path] = []
+    for entry in map(str, entries):
+        inner = entry
+        while inner.startswith("../"):  # Roboflow's are a level too high
+            inner = inner[3:]
+        paths = (place / name for name in (entry, inner) for place in places)
+        path = next((path for path in paths if path.exists()), None)
+        found += _pictures(path) if path else []
+    return found
+
+
+def _pictures(path: Path) -> list[Path]:
+    """Return the pictures in a folder or a list of them."""
+    if path.is_dir():
+        return [file for file in files_of(path) if file.suffix.lower() in SUFFIXES]
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    return [path.parent / line for line in lines]
+
+
+def _in_folder(source: Source) -> list[Path]:
+    """Return the pictures of the split in a folder without a data.yaml."""
+    parts = [source.path / "images" / name for name in SPLITS[source.split]]
+    part = next((path for path in parts if path.is_dir()), None)
+    if part is None and source.is_mixed:
+        return []
+    return _pictures(part) if part else [p for p in source.files if p.suffix.lower() in SUFFIXES]
+
+
+def _photo(image: Path, names: Mapping[int, str], has_points: bool) -> Photo:
+    path = next((path for path in _text_files(image) if path.is_file()), None)
+    if path is None:
+        return Photo(str(image), str(image), relative=True)
+    objects = [
+        _object(line.split(), names, f"{path}:{number}", has_points)
+        for number, line in enumerate(read_text(path).splitlines(), 1)
+        if line.strip()
+    ]
+    return Photo(str(image), str(path), objects=objects, relative=True)
+
+
+def _text_files(image: Path) -> Iterator[Path]:
+    """Yield where the labels of an image may be: under labels/ in place of images/, or beside."""
+    parts = list(image.parts)
+    for n in reversed(range(len(parts) - 1)):
+        if parts[n] == "images":
+            yield Path(*parts[:n], "labels", *parts[n + 1 :]).with_suffix(".txt")
+    yield image.with_suffix(".txt")
+    yield image.parent / "labels" / f"{image.stem}.txt"
+
+
+def _object(words: Sequence[str], names: Mapping[int, str], where: str, has_points: bool) -> Record:
+    """Return the box or polygon of a line, as fractions of the image."""
+    try:
+        number, *values = map(float, words)
+    except ValueError:
+        raise InputError(f"{where}: {' '.join(words)[:60]} is no YOLO label; mend it") from None
+    if number not in names:
+        raise InputError(
+            f"{where}: class {words[0]} is not among the {len(names)} names; add its name"
+        )
+    values = values[:4] if has_points else values
+    if len(values) < 4 or len(values) % 2:
+        raise InputError(
+            f"{where}: {len(words)} numbers are neither a box (class x y width height) nor a "
+            "polygon (class x y x y x y ...); mend it"
+        )
+    if not all(-_TOLERANCE <= value <= 1 + _TOLERANCE for value in values):
+        raise InputError(f"{where}: coordinates are fractions of the image, 0 to 1; mend them")
+    if len(values) > 4:
+        return {"name": names[int(number)], "segmentation": [values]}
+    x, y, width, height = values
+    return {"name": names[int(number)], "bbox": [x - width / 2, y - height / 2, width, height]}
+
+
+LAYOUT = Layout("YOLO", "data.yaml or classes.txt", _matches, _read)
