@@ -57,8 +57,18 @@ def test_names_that_may_be_one():
     names = ["Ka\u0308fer", "k\u00e4fer"]
     categories = [{"id": k, "name": name} for k, name in enumerate(names)]
     assert "are two classes" in describe(composed._replace(categories=categories))[1]
+    cafes = [{"id": k, "name": name} for k, name in enumerate(["cafe", "caf\u00e9"])]
+    assert "are two classes" in describe(composed._replace(categories=cafes))[1]
+    joined = [{"id": k, "name": name} for k, name in enumerate(["cat,dog", "x"])]
+    note = describe(composed._replace(categories=joined))[1]
+    assert '"cat,dog" is one class; write a semicolon between tags' in note
     nothing = index("ant none", "a", "n", "")
     assert '"none" is a class like others' in describe(nothing)[1]
+
+
+def test_notes_of_reading_come_first():
+    ant = index("ant bee", "a", "b", "")
+    assert describe(ant._replace(notes=["labels: 30 images"]))[0] == "labels: 30 images"
 
 
 def test_many_classes_are_cut_short():

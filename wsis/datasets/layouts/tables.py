@@ -88,7 +88,7 @@ def _is_bare_name(cell: str) -> bool:
 def _is_heading(rows: Sequence[tuple[int, list[str]]]) -> bool:
     first = rows[0][1]
     named = any(is_picture_name(cell) for _, row in rows[1:_BEGINNING] for cell in row)
-    return named or column_of(first, FILE) is not None
+    return named or column_of(first, FILE | TAGS) is not None
 
 
 def column_of(heading: Sequence[str], names: frozenset[str]) -> int | None:
@@ -135,17 +135,15 @@ def read_tag_table(path: Path, classes: Sequence[str] = ()) -> Labels:
     columns = _one_hot(table, place)
     if columns:
         return Labels(_photos_of_one_hot(table, path, place, columns), path.parent)
-    wanted, ignored = _tag_columns(table, place, path)
+    ignored = _ignored_columns(table, place, path)
     photos: list[Photo] = []
     split: dict[str, list[str]] = {}
     for number, row in table.rows:
-        cells = [cell for n, cell in enumerate(row) if n in wanted or n >= len(table.heading) > 0]
-        if not table.heading:
-            cells = [cell for n, cell in enumerate(row) if n != place]
+        cells = [cell for n, cell in enumerate(row) if n != place and n not in ignored]
         tags = [tag for cell in cells for tag in split_tags(cell, classes)]
         split |= {cell: tags for cell in cells if "," in cell and cell not in tags}
         photos.append(Photo(row[place] if place < len(row) else "", f"{path}:{number}", tags))
-    notes = [f"columns left out: {', '.join(ignored)}"] if ignored else []
+    notes = [f"columns left out: {', '.join(ignored.values())}"] if ignored else []
     if split:
         cell = next(iter(split))
         notes.append(
@@ -172,7 +170,9 @@ def _file_column(table: Table) -> int:
         counts += [0] * (len(row) - len(counts))
         for n, cell in enumerate(row):
             counts[n] += is_picture_name(cell)
-    return counts.index(max(counts))
+    if max(counts):
+        return counts.index(max(counts))
+    return 1 if column_of(table.heading[:1], TAGS) == 0 else 0
 
 
 def _one_hot(table: Table, place: int) -> dict[int, str]:
@@ -195,17 +195,20 @@ def _photos_of_one_hot(
     return photos
 
 
-def _tag_columns(table: Table, place: int, path: Path) -> tuple[set[int], list[str]]:
-    """Return the columns of tags and the names of columns that are neither tags nor file."""
+def _ignored_columns(table: Table, place: int, path: Path) -> dict[int, str]:
+    """Return the columns that are neither file nor tags; those without a name are tags.
+
+    Raises:
+        InputError: no name says which columns are the tags.
+    """
     others = {n: name for n, name in enumerate(table.heading) if n != place and name}
-    tags = {n for n, name in others.items() if _plain(name) in TAGS}
-    if not tags and len(others) > 1:
+    ignored = {n: name for n, name in others.items() if _plain(name) not in TAGS}
+    if len(ignored) == len(others) > 1:
         raise InputError(
             f"{path} has the columns {', '.join(others.values())}, any of which may be the tags; "
             "call that column tags"
         )
-    tags = tags or set(others)
-    return tags, [name for n, name in others.items() if n not in tags]
+    return ignored if len(ignored) < len(others) else {}
 
 
 def _refuse_numbers(table: Table, place: int, path: Path) -> None:

@@ -1,0 +1,446 @@
+"""Exports of label tools, written as their documentation shows them, with known boxes and tags."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from labelled import objects, tags
+from PIL import Image
+from pycocotools import mask as rle
+
+from wsis.data.targets import run_length
+from wsis.datasets.layouts.find import find_labels
+from wsis.errors import InputError
+from wsis.types import Index
+
+BOX = [10, 20, 30, 24]
+PENTAGON = [(10, 20), (40, 20), (40, 44), (25, 30), (10, 44)]
+FLAT = [float(v) for point in PENTAGON for v in point]
+
+
+def write(path: Path, content) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def mask(index: Index, place: int = 0, image: int = 0) -> np.ndarray:
+    record = index.images[image]
+    annotation = index.annotations[record["id"]][place]
+    lengths = run_length(annotation["segmentation"], (record["height"], record["width"]))
+    return rle.decode(lengths).astype(bool)
+
+
+def pentagon() -> np.ndarray:
+    return rle.decode(rle.frPyObjects([FLAT], 60, 80))[..., 0].astype(bool)
+
+
+def ellipse(x: float, y: float, rx: float, ry: float) -> np.ndarray:
+    ys, xs = np.mgrid[:60, :80] + 0.5
+    return ((xs - x) / rx) ** 2 + ((ys - y) / ry) ** 2 <= 1
+
+
+def iou(one: np.ndarray, other: np.ndarray) -> float:
+    return (one & other).sum() / (one | other).sum()
+
+
+# --- COCO ---
+
+
+def coco(*names: str, categories=("cat", "dog"), first: int = 1) -> dict:
+    return {
+        "images": [
+            {"id": n, "file_name": name, "width": 80, "height": 60} for n, name in enumerate(names)
+        ],
+        "annotations": [
+            {"id": n, "image_id": n, "category_id": first, "bbox": BOX, "area": 720, "iscrowd": 0}
+            for n in range(len(names))
+        ],
+        "categories": [{"id": n, "name": name} for n, name in enumerate(categories, first)],
+    }
+
+
+def test_coco_of_roboflow(photos, read):
+    root = photos("train/a.jpg", "valid/b.jpg")
+    for split, name in (("train", "a.jpg"), ("valid", "b.jpg")):
+        content = coco(name)
+        content["categories"].insert(0, {"id": 0, "name": "pets", "supercategory": "none"})
+        write(root / split / "_annotations.coco.json", content)
+    index = read(root)
+    assert [category["name"] for category in index.categories] == ["cat", "dog"]
+    assert objects(index) == {"train/a.jpg": [("cat", *BOX)]}
+    assert 'category 0, "pets", has no annotation and is left out' in index.notes
+    assert index.notes[0] == "labels: 1 image in COCO format, train/_annotations.coco.json"
+    assert objects(read(root, "val", known=["cat", "dog"])) == {"valid/b.jpg": [("cat", *BOX)]}
+
+
+def test_coco_of_cvat(photos, read):
+    root = photos("images/default/a.jpg")
+    write(root / "annotations/instances_default.json", coco("a.jpg"))
+    assert objects(read(root)) == {"images/default/a.jpg": [("cat", *BOX)]}
+    assert find_labels(root, "val") is None
+    root = photos("images/val/b.jpg")
+    write(root / "annotations/instances_val.json", coco("b.jpg"))
+    assert objects(read(root, "val", known=["cat"])) == {"images/val/b.jpg": [("cat", *BOX)]}
+
+
+@pytest.mark.parametrize("place", ["images/3f2a1b9c-a.jpg", "a.jpg"])
+def test_coco_of_label_studio(photos, read, place):
+    root = photos(place)
+    write(root / "result.json", coco("images\\3f2a1b9c-a.jpg", first=0))
+    assert objects(read(root)) == {place: [("cat", *BOX)]}
+
+
+def test_coco_keeps_ids_and_what_else_annotations_have(photos, read):
+    root = photos("a.jpg", "b.jpg")
+    content = coco("b.jpg", "a.jpg")
+    content["annotations"][0] |= {"score": 0.5, "source": "me"}
+    write(root / "labels.json", content)
+    index = read(root)
+    assert [image["id"] for image in index.images] == [0, 1]
+    assert index.annotations[0] == [{"id": 0, "image_id": 0, "score": 0.5, "source": "me", **{
+        "category_id": 1, "bbox": BOX, "area": 720, "iscrowd": 0}}]  # fmt: skip
+    assert [category["id"] for category in read(root, classes=["dog", "cat"]).categories] == [2, 1]
+
+
+def test_coco_classes_of_one_normal_form_are_one(photos, read):
+    root = photos("a.jpg", "b.jpg")
+    content = coco("a.jpg", "b.jpg", categories=("café", "cafe\u0301"))
+    content["annotations"][1]["category_id"] = 2
+    write(root / "labels.json", content)
+    assert tags(read(root)) == {"a.jpg": ["café"], "b.jpg": ["café"]}
+
+
+# --- YOLO ---
+
+
+@pytest.mark.parametrize(
+    "train", ["images/train", "../images/train", "./images/train", ["images/train"]]
+)
+def test_yolo_with_yaml(photos, read, train):
+    root = photos("images/train/a.jpg", "images/train/n.jpg", "images/val/b.jpg")
+    write(
+        root / "data.yaml",
+        json.dumps({"train": train, "val": "images/val", "nc": 2, "names": ["cat", "dog"]}),
+    )
+    polygon = " ".join(f"{x / 80} {y / 60}" for x, y in PENTAGON)
+    write(root / "labels/train/a.txt", f"1 0.3125 0.53333333 0.375 0.4\n0 {polygon}\n")
+    write(root / "labels/val/b.txt", "0 0.5 0.5 1 1\n")
+    index = read(root)
+    assert objects(index) == {
+        "images/train/a.jpg": [("dog", *BOX), ("cat", *BOX)],
+        "images/train/n.jpg": [],
+    }
+    assert (mask(index, 1) == pentagon()).all()
+    assert index.notes[:2] == (
+        "labels: 2 images in YOLO format, data.yaml",
+        "1 images have no boxes and count as images of no class",
+    )
+    assert objects(read(root, "val", known=["cat", "dog"])) == {
+        "images/val/b.jpg": [("cat", 0, 0, 80, 60)]
+    }
+
+
+def test_yolo_of_roboflow(photos, read):
+    root = photos("train/images/a.jpg", "valid/images/b.jpg")
+    write(
+        root / "data.yaml",
+        "train: ../train/images\nval: ../valid/images\nnames: {0: cat, 1: dog}\n",
+    )
+    for split, name in (("train", "a"), ("valid", "b")):
+        write(root / split / "labels" / f"{name}.txt", "1 0.3125 0.53333333 0.375 0.4\n")
+    assert objects(read(root)) == {"train/images/a.jpg": [("dog", *BOX)]}
+    assert tags(read(root, "val", known=["cat", "dog"])) == {"valid/images/b.jpg": ["dog"]}
+
+
+@pytest.mark.parametrize(
+    ("names", "image", "label"),
+    [
+        ("classes.txt", "images/a.jpg", "labels/a.txt"),  # Label Studio
+        ("classes.txt", "a.jpg", "a.txt"),  # labelImg
+        ("labels/classes.txt", "images/a.jpg", "labels/a.txt"),
+        ("obj.names", "obj_train_data/a.jpg", "obj_train_data/a.txt"),  # CVAT, Darknet
+    ],
+)
+def test_yolo_with_a_list_of_classes(photos, read, names, image, label):
+    root = photos(image)
+    write(root / names, "cat\ndog\n")
+    write(root / label, "1 0.3125 0.53333333 0.375 0.4\n")
+    assert objects(read(root)) == {image: [("dog", *BOX)]}
+    assert find_labels(root, "val") is None
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("2 0.5 0.5 0.1 0.1", r"a\.txt:1: class 2 is not among the 2 names"),
+        ("0 10 20 30 24", "fractions of the image"),
+        ("0 0.5 0.5 nan 0.1", "fractions of the image"),
+        ("0 0.5 0.5 0.1", "4 numbers are neither a box"),
+        ("cat 0.5 0.5 0.1 0.1", "is no YOLO label"),
+    ],
+)
+def test_yolo_lines_that_are_refused(photos, read, line, message):
+    root = photos("a.jpg")
+    write(root / "classes.txt", "cat\ndog\n")
+    write(root / "a.txt", line)
+    with pytest.raises(InputError, match=message):
+        read(root)
+
+
+# --- Pascal VOC ---
+
+VOC = """<annotation><folder>x</folder><filename>{name}</filename><size><width>{width}</width>
+<height>60</height><depth>3</depth></size><object><name>cat</name><difficult>0</difficult><bndbox>
+<xmin>11</xmin><ymin>21</ymin><xmax>40</xmax><ymax>44</ymax></bndbox></object></annotation>"""
+
+
+@pytest.mark.parametrize(
+    ("image", "xml", "name"),
+    [
+        ("JPEGImages/a.jpg", "Annotations/a.xml", "a.jpg"),
+        ("train/a.jpg", "train/a.xml", "a.jpg"),  # Roboflow
+        ("images/a.jpg", "Annotations/a.xml", "C:\\old\\other.png"),  # labelImg after renaming
+        ("images/sub/a.jpg", "Annotations/sub/a.xml", "sub/a.jpg"),  # CVAT
+    ],
+)
+@pytest.mark.parametrize("width", [80, 0])
+def test_voc(photos, read, image, xml, name, width):
+    root = photos(image)
+    write(root / xml, VOC.format(name=name, width=width))
+    assert objects(read(root)) == {image: [("cat", *BOX)]}  # pixels 11 to 40, the first is 1
+
+
+def test_voc_splits_by_lists(photos, read):
+    root = photos("JPEGImages/a.jpg", "JPEGImages/b.jpg")
+    for name in "ab":
+        write(root / f"Annotations/{name}.xml", VOC.format(name=f"{name}.jpg", width=80))
+    assert find_labels(root, "val") is None
+    write(root / "ImageSets/Main/train.txt", "a\n")
+    write(root / "ImageSets/Main/val.txt", "b 1\n")
+    assert list(tags(read(root))) == ["JPEGImages/a.jpg"]
+    assert list(tags(read(root, "val", known=["cat"]))) == ["JPEGImages/b.jpg"]
+
+
+def test_xml_with_entities_is_refused(photos, read):
+    root = photos("a.jpg")
+    bomb = '<!DOCTYPE x [<!ENTITY e "ee"><!ENTITY f "&e;&e;">]>'
+    write(root / "a.xml", bomb + VOC.format(name="&f;", width=80))
+    with pytest.raises(InputError, match="declares a document type"):
+        read(root)
+
+
+# --- LabelMe ---
+
+
+def labelme(*shapes: dict, **more) -> dict:
+    return {"version": "5.2.1", "flags": {}, "shapes": list(shapes), "imagePath": "a.jpg",
+            "imageData": None, "imageHeight": 60, "imageWidth": 80, **more}  # fmt: skip
+
+
+def shape(kind: str, points, label: str = "cat", group: int | None = None, **more) -> dict:
+    return {"label": label, "points": points, "group_id": group, "shape_type": kind, **more}
+
+
+def test_labelme(photos, read):
+    root = photos("a.jpg", "b.jpg", "c.jpg")
+    write(root / "a.json", labelme(
+        shape("polygon", PENTAGON), shape("rectangle", [[40, 44], [10, 20]]),
+        shape("circle", [[40, 30], [40, 10]], "dog"), shape("point", [[1, 2]], "emu"),
+    ))  # fmt: skip
+    write(root / "b.json", labelme(imagePath="..\\elsewhere\\b.jpg"))
+    index = read(root)
+    assert objects(index) == {
+        "a.jpg": [("cat", *BOX), ("cat", *BOX), ("dog", 20, 10, 40, 40)],
+        "b.jpg": [],
+    }
+    assert tags(index) == {"a.jpg": ["cat", "dog", "emu"], "b.jpg": []}
+    assert (mask(index) == pentagon()).all()
+    assert iou(mask(index, 2), ellipse(40, 30, 20, 20)) > 0.98
+
+
+def test_labelme_groups_and_masks(photos, read):
+    part = np.array([[1, 0, 1], [1, 1, 1]], bool)
+    png = io.BytesIO()
+    Image.fromarray(part).save(png, "PNG")
+    encoded = base64.b64encode(png.getvalue()).decode()
+    root = photos("a.jpg")
+    triangles = [(0, 0), (9, 0), (0, 9)], [(30, 30), (39, 30), (39, 39)]
+    write(root / "a.json", labelme(
+        shape("polygon", triangles[0], group=1), shape("mask", [[5, 7], [7, 8]], mask=encoded),
+        shape("polygon", triangles[1], group=1),
+    ))  # fmt: skip
+    index = read(root)
+    assert objects(index)["a.jpg"] == [("cat", 0, 0, 39, 39), ("cat", 5, 7, 3, 2)]
+    flat = [[v for point in triangle for v in point] for triangle in triangles]
+    assert (mask(index) == rle.decode(rle.frPyObjects(flat, 60, 80)).any(2)).all()
+    expected = np.zeros((60, 80), bool)
+    expected[7:9, 5:8] = part
+    assert (mask(index, 1) == expected).all()
+
+
+def test_labelme_flags_are_tags_where_nothing_is_drawn(photos, read):
+    root = photos("a.jpg")
+    write(root / "a.json", labelme(flags={"cat": True, "dog": False}))
+    assert tags(read(root)) == {"a.jpg": ["cat"]}
+
+
+# --- VIA ---
+
+VIA_SHAPES = [
+    {"name": "rect", "x": 10, "y": 20, "width": 30, "height": 24},
+    {
+        "name": "polygon",
+        "all_points_x": [x for x, _ in PENTAGON],
+        "all_points_y": [y for _, y in PENTAGON],
+    },
+    {"name": "ellipse", "cx": 40, "cy": 30, "rx": 20, "ry": 10, "theta": 0},
+    {"name": "point", "cx": 4, "cy": 5},
+]
+VIA_NAMES = ["cat", "cat", "dog", "emu"]
+
+
+def via(name: str, regions) -> dict:
+    return {
+        f"{name}123": {"filename": name, "size": 123, "regions": regions, "file_attributes": {}}
+    }
+
+
+@pytest.mark.parametrize("form", ["1", "2", "project", "ticks"])
+def test_via_json(photos, read, form):
+    root = photos("a.jpg", "b.jpg")
+    regions = [
+        {
+            "shape_attributes": drawn,
+            "region_attributes": {"type": {name: True, "x": False} if form == "ticks" else name},
+        }
+        for drawn, name in zip(VIA_SHAPES, VIA_NAMES, strict=True)
+    ]
+    content = via("a.jpg", {str(n): r for n, r in enumerate(regions)} if form == "1" else regions)
+    content |= via("b.jpg", {} if form == "1" else [])
+    project = {"_via_settings": {}, "_via_img_metadata": content, "_via_attributes": {}}
+    write(root / "via_region_data.json", project if form == "project" else content)
+    check_via(read(root))
+
+
+def check_via(index: Index) -> None:
+    assert objects(index) == {
+        "a.jpg": [("cat", *BOX), ("cat", *BOX), ("dog", 20, 20, 40, 20)],
+        "b.jpg": [],
+    }
+    assert tags(index) == {"a.jpg": ["cat", "dog", "emu"], "b.jpg": []}
+    assert (mask(index, 1) == pentagon()).all()
+    assert iou(mask(index, 2), ellipse(40, 30, 20, 10)) > 0.97
+
+
+def test_via_csv(photos, read):
+    root = photos("a.jpg", "b.jpg")
+
+    def cell(value) -> str:
+        return '"' + json.dumps(value).replace('"', '""') + '"'
+
+    rows = [
+        f'a.jpg,123,"{{}}",4,{n},{cell(drawn)},{cell({"type": name})}'
+        for n, (drawn, name) in enumerate(zip(VIA_SHAPES, VIA_NAMES, strict=True))
+    ]
+    heading = "filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,region_attributes"
+    rows.append('b.jpg,123,"{}",0,0,"{}","{}"')
+    write(root / "via_region_data.csv", "\n".join([heading, *rows]))
+    check_via(read(root))
+
+
+def test_via_attributes_that_may_both_be_the_class(photos, read):
+    root = photos("a.jpg")
+    region = {
+        "shape_attributes": VIA_SHAPES[0],
+        "region_attributes": {"colour": "red", "size": "big"},
+    }
+    write(root / "via.json", via("a.jpg", [region]))
+    with pytest.raises(InputError, match="attributes colour, size, any of which may be the class"):
+        read(root)
+    region["region_attributes"]["Class"] = "cat"
+    write(root / "via.json", via("a.jpg", [region]))
+    assert tags(read(root)) == {"a.jpg": ["cat"]}
+
+
+# --- CVAT ---
+
+
+def test_cvat(photos, read):
+    root = photos("images/a.jpg", "images/b.jpg")
+    points = ";".join(f"{x:.2f},{y:.2f}" for x, y in PENTAGON)
+    write(root / "annotations.xml", f"""<?xml version="1.0" encoding="utf-8"?><annotations><version>1.1</version>
+    <meta><task><labels><label><name>dog</name></label><label><name>cat</name></label><label><name>emu</name></label></labels></task></meta>
+    <image id="0" name="a.jpg" width="80" height="60">
+    <box label="cat" xtl="10.0" ytl="20.0" xbr="40.0" ybr="44.0" occluded="0"><attribute name="age">3</attribute></box>
+    <polygon label="cat" points="{points}"/><ellipse label="dog" cx="40" cy="30" rx="20" ry="10"/>
+    <mask label="dog" rle="0, 1, 1, 4" left="5" top="7" width="3" height="2"/>
+    <box label="dog" xtl="10" ytl="20" xbr="30" ybr="30" rotation="90.0"/>
+    <tag label="emu" source="manual"/></image><image id="1" name="b.jpg" width="80" height="60"/></annotations>""")  # fmt: skip
+    index = read(root)
+    assert [category["name"] for category in index.categories] == ["dog", "cat", "emu"]
+    assert objects(index) == {
+        "images/a.jpg": [
+            ("cat", *BOX),
+            ("cat", *BOX),
+            ("dog", 20, 20, 40, 20),
+            ("dog", 5, 7, 3, 2),
+            ("dog", 15, 15, 10, 20),
+        ],
+        "images/b.jpg": [],
+    }
+    assert tags(index)["images/a.jpg"] == ["dog", "cat", "emu"]
+    assert (mask(index, 1) == pentagon()).all()
+    assert iou(mask(index, 2), ellipse(40, 30, 20, 10)) > 0.97
+    assert mask(index, 3)[7:9, 5:8].tolist() == [[True, False, True], [True, True, True]]
+    assert mask(index, 3).sum() == 5
+
+
+def test_cvat_of_a_video_or_with_wrong_run_lengths(photos, read):
+    root = photos("a.jpg")
+    write(root / "annotations.xml", "<annotations><track id='0' label='cat'/></annotations>")
+    with pytest.raises(InputError, match=r'export it as "CVAT for images 1\.1"'):
+        read(root)
+    part = '<mask label="cat" rle="3, 9" left="0" top="0" width="3" height="2"/>'
+    image = f'<image id="0" name="a.jpg" width="80" height="60">{part}</image>'
+    write(root / "annotations.xml", f"<annotations>{image}</annotations>")
+    with pytest.raises(InputError, match="run lengths of a mask sum to 12, not to its 3 x 2"):
+        read(root)
+
+
+# --- Create ML and Hugging Face ---
+
+
+@pytest.mark.parametrize("keys", [("image", "annotations"), ("imagefilename", "annotation")])
+def test_createml(photos, read, keys):
+    root = photos("a.jpg", "b.jpg")
+    box = {"x": 25, "y": 32, "width": 30, "height": 24}
+    labels = [{"label": "cat", "coordinates": box}, {"label": "dog"}]
+    write(
+        root / "_annotations.createml.json",
+        [{keys[0]: "a.jpg", keys[1]: labels}, {keys[0]: "b.jpg", keys[1]: []}],
+    )
+    index = read(root)
+    assert objects(index) == {"a.jpg": [("cat", *BOX)], "b.jpg": []}
+    assert tags(index) == {"a.jpg": ["cat", "dog"], "b.jpg": []}
+
+
+def test_hugging_face(photos, read):
+    root = photos("train/a.jpg", "train/b.jpg", "validation/c.jpg")
+    line = {
+        "file_name": "a.jpg",
+        "objects": {"bbox": [BOX, [0, 0, 5, 5]], "categories": ["cat", 3]},
+    }
+    write(
+        root / "train/metadata.jsonl",
+        "\n".join(map(json.dumps, [line, {"file_name": "b.jpg", "label": "dog"}])),
+    )
+    write(root / "validation/metadata.csv", "file_name,label\nc.jpg,dog\n")
+    index = read(root)
+    assert objects(index) == {"train/a.jpg": [("cat", *BOX), ("3", 0, 0, 5, 5)], "train/b.jpg": []}
+    assert tags(index)["train/b.jpg"] == ["dog"]
+    assert tags(read(root, "val", known=["dog"])) == {"validation/c.jpg": ["dog"]}
