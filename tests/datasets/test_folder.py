@@ -61,7 +61,7 @@ def test_classes_give_the_order(root: Path) -> None:
     ]
     index = Folder(root, classes=("cat", "emu"), proposals="none").index("train")
     assert index.tags == {1: [0], 2: [], 3: [0]}
-    assert "labels of other classes are left out: dog (1 images)" in index.notes
+    assert "labels of other classes are left out: dog (1 image)" in index.notes
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,8 @@ def _names(names: Sequence[str]) -> Iterator[str]:
     for group in alike.values():
         for one, other in combinations(group, 2):
             yield f'"{one}" and "{other}" are two classes; give them one spelling if they are one'
+    if names and all(name.isdigit() for name in names):
+        yield "classes are called by numbers; if 1 means yes, head its column with the class's name"
     for name in names:
         if any(sign in name for sign in ",;|"):
             yield f'"{name}" is one class; write a semicolon between tags if it is several'

@@ -11,7 +11,7 @@ def test_folders_are_classes(photos, read):
     root = photos("cat/a.jpg", "dog/deep/b.jpg", "_none/c.jpg")
     index = read(root)
     assert tags(index) == {"cat/a.jpg": ["cat"], "dog/deep/b.jpg": ["dog"], "_none/c.jpg": []}
-    assert '"_none" of 1 images is read as "none of the classes"' in index.notes
+    assert '"_none" of 1 image is read as none of the classes' in index.notes
     assert find_labels(root, "val") is None
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from labelled import tags
 
 from wsis.datasets.folder import Folder
-from wsis.datasets.layouts.find import find_labels
+from wsis.datasets.layouts.find import LAYOUTS, find_labels
 from wsis.errors import InputError
 
 CREATEML = [{"image": "a.jpg", "annotations": [{"label": "cat"}]}]
@@ -53,12 +54,10 @@ def test_what_is_left_out_is_said(photos, read):
     (root / "val.csv").write_text("b.jpg,cat\n")
     notes = Folder(root, proposals="none").index("train").notes
     assert "2 files left out: .gif, .heic; convert to JPEG what you need" in notes
-    assert any(
-        note.startswith("1 image has no label and are left out, such as c.jpg") for note in notes
-    )
+    assert any(note.startswith("1 image without a label left out, such as c.jpg") for note in notes)
     chosen = Folder(root, classes=("dog", "emu"), proposals="none").index("train")
     assert tags(chosen) == {"a.jpg": ["dog"]}
-    assert "labels of other classes are left out: cat (1 images)" in chosen.notes
+    assert "labels of other classes are left out: cat (1 image)" in chosen.notes
     assert any(note.startswith("no image has emu") for note in chosen.notes)
 
 
@@ -90,3 +89,35 @@ def test_coordinates_far_outside(photos, read):
     (root / "labels.json").write_text(json.dumps([{"image": "a.jpg", "annotations": [far]}]))
     with pytest.raises(InputError, match=r"far outside a\.jpg of 80 x 60 pixels"):
         read(root)
+
+
+def test_a_missing_image_is_not_replaced_by_one_of_another_split(photos, read):
+    root = photos("train/a.jpg", "valid/b.jpg")
+    (root / "train/labels.csv").write_text("a.jpg,cat\nb.jpg,cat\n")
+    with pytest.raises(InputError, match=r"labels\.csv:2: no image b\.jpg"):
+        read(root)
+
+
+def test_classes_that_no_label_has(photos, read):
+    root = photos("a.jpg")
+    (root / "labels.csv").write_text("a.jpg,cat\n")
+    with pytest.raises(InputError, match="has none of the classes dog, emu; it has cat"):
+        read(root, classes=["dog", "emu"])
+
+
+def test_relative_roots(photos, read, monkeypatch):
+    root = photos("d/train/a.jpg", "d/train/n/a.jpg")
+    monkeypatch.chdir(root)
+    (root / "d/classes.txt").write_text("cat\n")
+    (root / "d/train/a.txt").write_text("0 0.5 0.5 1 1\n")
+    expected = {"train/a.jpg": ["cat"], "train/n/a.jpg": []}
+    assert tags(read(Path("d"))) == expected
+    assert tags(read(Path("d/../d/"))) == expected
+
+
+def test_docs_name_every_layout():
+    page = (Path(__file__).parents[3] / "docs/formats.md").read_text()
+    for layout in LAYOUTS:
+        assert layout.example.removeprefix("a folder of ").split(" or ")[0] in page or (
+            layout.name.split(" JSON")[0].split(" CSV")[0] in page
+        )

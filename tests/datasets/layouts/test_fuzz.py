@@ -83,7 +83,8 @@ def check(root: Path, name: str, content: bytes) -> None:
             warnings.simplefilter("ignore")
             index = read_split(root, "train")
     except InputError as error:
-        assert "\n" not in str(error)
+        message = str(error)
+        assert "\n" not in message
     else:
         assert isinstance(index, Index)
         classes = range(len(index.categories))

@@ -138,7 +138,7 @@ def test_yolo_with_yaml(photos, read, train):
     assert (mask(index, 1) == pentagon()).all()
     assert index.notes[:2] == (
         "labels: 2 images in YOLO format, data.yaml",
-        "1 images have no boxes and count as images of no class",
+        "1 image without boxes: they have none of the classes",
     )
     assert objects(read(root, "val", known=["cat", "dog"])) == {
         "images/val/b.jpg": [("cat", 0, 0, 80, 60)]
@@ -189,6 +189,13 @@ def test_yolo_lines_that_are_refused(photos, read, line, message):
     write(root / "classes.txt", "cat\ndog\n")
     write(root / "a.txt", line)
     with pytest.raises(InputError, match=message):
+        read(root)
+
+
+def test_yolo_names_that_yaml_takes_for_something_else(photos, read):
+    root = photos("images/a.jpg")
+    write(root / "data.yaml", "train: images\nnames: [yes, no]\n")
+    with pytest.raises(InputError, match="a class is bool; put its name in quotes"):
         read(root)
 
 

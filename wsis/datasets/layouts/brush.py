@@ -44,7 +44,7 @@ def decode_brush(values: Sequence[int], size: tuple[int, int]) -> NDArray[np.boo
     Raises:
         ValueError: the run lengths are of another size, or end too early.
     """
-    bits, count = _Bits(bytes(values)), 4 * size[0] * size[1]
+    bits, count = _Bits(bytes(list(values))), 4 * size[0] * size[1]
     if bits.number(32) != count:
         raise ValueError(f"the brush is not of an image of {size[1]} x {size[0]} pixels")
     width = bits.number(5) + 1

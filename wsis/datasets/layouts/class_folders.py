@@ -31,7 +31,8 @@ def _matches(source: Source) -> bool:
     if source.is_mixed:
         return False
     classes = {name for name, _ in _photos(source)} - {""}
-    return len(classes) > 1 and not any(name.lower() in _NOT_CLASSES for name in classes)
+    enough = 1 if source.split == "val" else 2  # one folder may be anything
+    return len(classes) >= enough and not any(name.lower() in _NOT_CLASSES for name in classes)
 
 
 def _read(source: Source) -> Labels:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from wsis.datasets.layouts.labels import Labels, Layout, Photo, Source
+from wsis.datasets.layouts.labels import Labels, Layout, Photo, Source, size_of
 from wsis.datasets.layouts.shapes import ellipse, outline, turned
 from wsis.datasets.layouts.xml import Element, parse_xml
 from wsis.errors import InputError
@@ -34,7 +34,7 @@ def _name(label: Element) -> str:
 
 
 def _photo(image: Element, where: str) -> Photo:
-    size = int(image.attrib["height"]), int(image.attrib["width"])
+    size = size_of(image.attrib["height"], image.attrib["width"], where)
     tags = [item.attrib["label"] for item in image.iter("tag")]
     objects = [
         {"name": item.attrib["label"], **_drawn(item, size, where)}

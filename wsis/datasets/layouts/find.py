@@ -22,9 +22,9 @@ from wsis.datasets.layouts import (
     yolo,
 )
 from wsis.datasets.layouts.index import index_of, photos_by_file
-from wsis.datasets.layouts.labels import Layout, Source, read_labels
+from wsis.datasets.layouts.labels import Layout, Source, one_line, read_labels
 from wsis.datasets.layouts.pictures import SPLITS, Pictures, other_kinds
-from wsis.datasets.layouts.text import tidy
+from wsis.datasets.layouts.text import counted, tidy
 from wsis.errors import InputError
 from wsis.types import Index
 
@@ -88,10 +88,11 @@ def read_split(
     layout, source = found
     source.classes = [tidy(name) for name in classes or known]
     pictures = Pictures(root)
-    index = index_of(read_labels(layout, source), pictures, source.path, classes, known)
-    images = "image" if len(index.images) == 1 else "images"
+    with one_line(layout, source):
+        index = index_of(layout.read(source), pictures, source.path, classes, known)
+    images = counted(len(index.images), "image")
     what = "labels" if split == "train" else "validation labels"
-    taken = f"{what}: {len(index.images)} {images} in {layout.name} format, {source.name}"
+    taken = f"{what}: {images} in {layout.name} format, {source.name}"
     if split == "val":
         return index._replace(notes=(taken, *index.notes))
     named = {image["file_name"] for image in index.images}
@@ -107,8 +108,10 @@ def _unlabelled(pictures: Pictures, named: AbstractSet[str]) -> str:
     left = [name for name in names if Path(name).parts[0].lower() not in SPLITS["test"]]
     if not left:
         return ""
-    words = "1 image has" if len(left) == 1 else f"{len(left)} images have"
-    return f"{words} no label and are left out, such as {left[0]}; an empty label means no class"
+    return (
+        f"{counted(len(left), 'image')} without a label left out, such as {left[0]}; label images "
+        "of no class by an empty tag"
+    )
 
 
 def find_labels(root: Path, split: str, given: str = "") -> Labelled | None:

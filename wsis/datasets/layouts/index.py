@@ -14,7 +14,7 @@ from wsis.data.index import drop_empty
 from wsis.datasets.layouts.labels import Labels, Photo
 from wsis.datasets.layouts.pictures import Pictures
 from wsis.datasets.layouts.shapes import around
-from wsis.datasets.layouts.text import suggestion, tidy
+from wsis.datasets.layouts.text import counted, suggestion, tidy
 from wsis.errors import InputError
 from wsis.images.read import image_size
 from wsis.types import Index, Record
@@ -61,6 +61,10 @@ def index_of(
         raise InputError(f"{source} has no label; nothing can be learned from it, add some")
     if known and not classes and not labels.categories:
         _refuse_unknown(photos, known)
+    if classes and not known and not found.keys() & set(chosen):
+        raise InputError(
+            f"{source} has none of the classes {_listed(chosen)}; it has {_listed(sorted(found))}"
+        )
     categories = _categories(labels, found, chosen)
     number = {category["name"]: category["id"] for category in categories}
     images: list[Record] = []
@@ -128,7 +132,7 @@ def _without_negatives(
         dropped.update(nothing)
         kept[file] = photo._replace(tags=[tag for tag in photo.tags if tag not in nothing])
     return kept, [
-        f'"{tag}" of {count} images is read as "none of the classes"'
+        f'"{tag}" of {counted(count, "image")} is read as none of the classes'
         for tag, count in dropped.items()
     ]
 
@@ -162,7 +166,7 @@ def _refuse_unknown(photos: Mapping[str, Photo], known: Sequence[str]) -> None:
 def _left_out(found: Mapping[str, int], chosen: Sequence[str]) -> list[str]:
     """Return a note on labels of classes that are not chosen."""
     others = sorted(found.keys() - set(chosen)) if chosen else []
-    counts = _listed([f"{name} ({found[name]} images)" for name in others])
+    counts = _listed([f"{name} ({counted(found[name], 'image')})" for name in others])
     return [f"labels of other classes are left out: {counts}"] if others else []
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from wsis.datasets.layouts.brush import decode_brush
-from wsis.datasets.layouts.labels import Labels, Layout, Photo, Source, parse_json
+from wsis.datasets.layouts.labels import Labels, Layout, Photo, Source, parse_json, size_of
 from wsis.datasets.layouts.pictures import is_picture_name
 from wsis.datasets.layouts.shapes import ellipse, outline, turned
 from wsis.datasets.layouts.tables import TAGS, column_of, read_table
@@ -148,7 +148,7 @@ def _photo(image: str, values: Sequence[Record], where: str) -> Photo:
     for value in values:
         names = _classes(value)
         if "original_width" in value:
-            size = int(value["original_height"]), int(value["original_width"])
+            size = size_of(value["original_height"], value["original_width"], where)
         drawn = _drawn(value, size, where)
         tags += [] if drawn else names
         objects += [{"name": name, **drawn} for name in names if drawn]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from wsis.datasets.layouts.labels import Labels, Layout, Photo, Source
+from wsis.datasets.layouts.labels import Labels, Layout, Photo, Source, size_of
 from wsis.datasets.layouts.shapes import around, ellipse, outline
 from wsis.errors import InputError
 from wsis.files import read_json
@@ -35,12 +35,13 @@ def _read(source: Source) -> Labels:
     contents = [(path, read_json(path)) for path in files]
     # flags are classes of whole images where nothing is drawn, else remarks
     has_shapes = any(content["shapes"] for _, content in contents)
-    return Labels([_photo(path, content, has_shapes) for path, content in contents], source.path)
+    photos = [_photo(path, source.path, content, has_shapes) for path, content in contents]
+    return Labels(photos, source.path)
 
 
-def _photo(path: Path, content: Record, has_shapes: bool) -> Photo:
+def _photo(path: Path, folder: Path, content: Record, has_shapes: bool) -> Photo:
     height, width = content.get("imageHeight"), content.get("imageWidth")
-    size = (int(height), int(width)) if height and width else None
+    size = size_of(height, width, str(path)) if height and width else None
     written = str(content.get("imagePath") or path.stem).replace("\\", "/")
     flags = content.get("flags") or {}
     tags = [] if has_shapes else [name for name, is_set in flags.items() if is_set]
@@ -51,7 +52,8 @@ def _photo(path: Path, content: Record, has_shapes: bool) -> Photo:
         drawn = _drawn(shape, size, str(path))
         groups[key] = _joined(groups[key], drawn) if key in groups else drawn
     objects = list(groups.values())
-    return Photo(str(path.parent / written), str(path), tags, objects, size)
+    name = path.relative_to(folder).parent / Path(written)
+    return Photo(str(name), str(path), tags, objects, size)
 
 
 def _joined(one: Record, other: Record) -> Record:
@@ -90,8 +92,11 @@ def _mask(shape: Record, size: tuple[int, int] | None, where: str) -> Any:
     if size is None:
         raise InputError(f"{where} has a mask but no imageHeight and imageWidth; save it again")
     (x, y), _ = shape["points"]
-    with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as image:
-        part = np.asarray(image.convert("L")) > 0
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as image:
+            part = np.asarray(image.convert("L")) > 0
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{where}: a mask is no whole png ({error}); save it again") from error
     whole = np.zeros(size, bool)
     left, top = round(x), round(y)
     target = whole[max(top, 0) : top + part.shape[0], max(left, 0) : left + part.shape[1]]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from PIL import Image
 
 from wsis.datasets.layouts.pictures import files_of
 from wsis.datasets.layouts.text import decode
@@ -14,7 +18,17 @@ from wsis.errors import InputError
 from wsis.files import read_json
 from wsis.types import Record
 
-__all__ = ["Labels", "Layout", "Photo", "Source", "parse_json", "read_labels", "read_text"]
+__all__ = [
+    "Labels",
+    "Layout",
+    "Photo",
+    "Source",
+    "one_line",
+    "parse_json",
+    "read_labels",
+    "read_text",
+    "size_of",
+]
 
 _HEAD = 1 << 16  # bytes that tell one layout from another
 
@@ -138,8 +152,15 @@ def read_labels(layout: Layout, source: Source) -> Labels:
     Raises:
         InputError: a file is damaged or its fields are not those of the layout.
     """
-    try:
+    with one_line(layout, source):
         return layout.read(source)
+
+
+@contextmanager
+def one_line(layout: Layout, source: Source) -> Iterator[None]:
+    """Turn what missing fields and wrong types raise into an InputError."""
+    try:
+        yield
     except InputError:
         raise
     except RecursionError as error:
@@ -149,6 +170,21 @@ def read_labels(layout: Layout, source: Source) -> Labels:
         raise InputError(
             f"{source.path}: the fields are not those of {layout.name} ({reason}); export it again"
         ) from error
+
+
+def size_of(height: Any, width: Any, where: str) -> tuple[int, int]:
+    """Return the size (H, W) of an image that a label file states in numbers or texts.
+
+    Raises:
+        InputError: it is no size that an image can have.
+    """
+    sides = float(height), float(width)
+    limit = Image.MAX_IMAGE_PIXELS or math.inf
+    if not (min(sides) >= 1 and sides[0] * sides[1] <= limit and sum(sides) % 1 == 0):
+        raise InputError(
+            f"{where}: an image of {width} x {height} pixels cannot be; export the labels again"
+        )
+    return int(sides[0]), int(sides[1])
 
 
 def parse_json(text: str, where: str) -> Any:

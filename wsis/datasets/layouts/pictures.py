@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from wsis.datasets.layouts.text import key_of
+from wsis.datasets.layouts.text import counted, key_of
 from wsis.errors import InputError
 from wsis.images.read import SUFFIXES
 
@@ -78,11 +78,8 @@ def other_kinds(files: Sequence[Path], named: set[str], root: Path) -> str:
     )
     if not kinds:
         return ""
-    words = "file" if kinds.total() == 1 else "files"
-    return (
-        f"{kinds.total()} {words} left out: {', '.join(sorted(kinds))}; convert to JPEG what you "
-        "need"
-    )
+    files, suffixes = counted(kinds.total(), "file"), ", ".join(sorted(kinds))
+    return f"{files} left out: {suffixes}; convert to JPEG what you need"
 
 
 class Pictures:
@@ -91,6 +88,7 @@ class Pictures:
     def __init__(self, root: Path) -> None:
         self.root, self.files = root, files_of(root)
         self.names = [_relative(p, root) for p in self.files if p.suffix.lower() in SUFFIXES]
+        self._folders = {str(folder) for name in self.names for folder in Path(name).parents}
         self._by_name: dict[str, list[str]] = defaultdict(list)
         self._by_stem: dict[str, list[str]] = defaultdict(list)
         for name in self.names:
@@ -102,7 +100,8 @@ class Pictures:
         """Return the picture that a label names, relative to the root.
 
         It may be written with backslashes, in another case, in folders of another computer, with
-        Label Studio's digits before it, or without its suffix, if only one picture fits.
+        Label Studio's digits before it, or without its suffix, if only one picture fits. Folders of
+        pictures that the label names are not left for others.
 
         Args:
             written: name in the label file.
@@ -114,15 +113,18 @@ class Pictures:
         """
         name = _path(written)
         for place in (folder, self.root):
-            if name and len(name) < 4096 and os.path.isfile(place / name):
+            if name and os.path.isfile(place / name):
                 return _relative(place / name, self.root)
         parts = PurePosixPath(key_of(name))
+        homes = [_relative(place / Path(name).parent, self.root) for place in (folder, self.root)]
+        home = next((place for place in homes if place in self._folders), ".")
         for table, last in (
             (self._by_name, parts.name),
             (self._by_name, _HASH.sub("", parts.name)),
             (self._by_stem, parts.name),
         ):
-            fitting = _nearest(table.get(last, []), parts.parent)
+            inside = [n for n in table.get(last, []) if home == "." or n.startswith(f"{home}/")]
+            fitting = _nearest(inside, parts.parent)
             if len(fitting) == 1:
                 return fitting[0]
             if fitting:

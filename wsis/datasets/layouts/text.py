@@ -7,7 +7,7 @@ import difflib
 import unicodedata
 from collections.abc import Iterable
 
-__all__ = ["decode", "key_of", "suggestion", "tidy"]
+__all__ = ["counted", "decode", "key_of", "suggestion", "tidy"]
 
 
 def tidy(name: str) -> str:
@@ -41,6 +41,11 @@ def decode(content: bytes) -> str:
     if "\0" in text:
         raise ValueError("it has zero bytes")
     return text
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: "1 image", "2 images"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def suggestion(word: str, names: Iterable[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wsis.datasets.layouts.labels import Labels, Layout, Photo, Source, read_text
+from wsis.datasets.layouts.labels import Labels, Layout, Photo, Source, read_text, size_of
 from wsis.datasets.layouts.shapes import around, outline
 from wsis.datasets.layouts.xml import Element, number_of, parse_xml, text_of
 from wsis.types import Record
@@ -33,18 +33,19 @@ def _read(source: Source) -> Labels:
     if _list(source).is_file():
         stems = {line.split()[0] for line in read_text(_list(source)).splitlines() if line.strip()}
         files = [path for path in files if path.stem in stems]
-    return Labels([_photo(path) for path in files], source.path)
+    return Labels([_photo(path, source.path) for path in files], source.path)
 
 
-def _photo(path: Path) -> Photo:
+def _photo(path: Path, folder: Path) -> Photo:
     root = parse_xml(path)
     written = text_of(root, "filename")
     # tools leave the file name of a renamed or converted image as it was
     file = written if Path(written.replace("\\", "/")).stem == path.stem else path.stem
-    size = int(number_of(root, "size/height")), int(number_of(root, "size/width"))
+    sides = number_of(root, "size/height"), number_of(root, "size/width")
+    size = size_of(*sides, str(path)) if min(sides) > 0 else None  # some tools write 0
     objects = [_object(item) for item in root.iter("object")]
-    folder = path.parent if file == path.stem else path.parent / Path(file).parent
-    return Photo(str(folder / file), str(path), (), objects, size if min(size) > 0 else None)
+    name = path.relative_to(folder).parent / Path(file.replace("\\", "/")).name
+    return Photo(str(name), str(path), (), objects, size)
 
 
 def _object(item: Element) -> Record:

@@ -5,6 +5,7 @@ An image without a text file has none of the classes, as in YOLO.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 
 from wsis.datasets.layouts.labels import Labels, Layout, Photo, Source, read_text
 from wsis.datasets.layouts.pictures import SPLITS, files_of
+from wsis.datasets.layouts.text import counted
 from wsis.errors import InputError
 from wsis.images.read import SUFFIXES
 from wsis.types import Record
@@ -59,7 +61,7 @@ def _read(source: Source) -> Labels:
         setting = _settings(source)
         if "names" not in setting:
             raise InputError(f"{source.path} has no names of classes; add names: [...]")
-        names, images = _classes(setting["names"]), _images(source, setting)
+        names, images = _classes(setting["names"], source.path), _images(source, setting)
         has_points = "kpt_shape" in setting
     else:
         lines = read_text(_name_file(source) or source.path).splitlines()
@@ -69,25 +71,33 @@ def _read(source: Source) -> Labels:
         raise InputError(f"{source.path} leads to no {source.split} images; mend its paths")
     photos = [_photo(path, names, has_points) for path in images]
     empty = sum(not photo.objects for photo in photos)
-    notes = [f"{empty} images have no boxes and count as images of no class"] if empty else []
+    notes = [f"{counted(empty, 'image')} without boxes: they have none of the classes"]
     categories = [{"id": number, "name": name} for number, name in names.items()]
-    return Labels(photos, source.path.parent, categories, notes)
+    return Labels(photos, source.path.parent, categories, notes if empty else [])
 
 
-def _classes(names: Any) -> dict[int, str]:
-    """Return the class of each number, from a list or a dictionary."""
-    items = names.items() if isinstance(names, dict) else enumerate(names)
+def _classes(names: Any, path: Path) -> dict[int, str]:
+    """Return the class of each number, from a list or a dictionary.
+
+    Raises:
+        InputError: a name is neither text nor number, such as `no`, which YAML takes for false.
+    """
+    items = list(names.items() if isinstance(names, dict) else enumerate(names))
+    for _, name in items:
+        if isinstance(name, bool) or not isinstance(name, str | int | float):
+            raise InputError(f"{path}: a class is {type(name).__name__}; put its name in quotes")
     return {int(number): str(name) for number, name in items}
 
 
 def _images(source: Source, setting: Mapping[str, Any]) -> list[Path]:
     """Return the images of the split that a data.yaml names: folders, lists or both."""
     entries: Any = next((setting[key] for key in SPLITS[source.split] if setting.get(key)), [])
-    entries = entries if isinstance(entries, list) else [entries]
-    home = source.path.parent
-    places = [home / str(setting.get("path") or "."), home, source.root]
+    entries = [e for e in (entries if isinstance(entries, list) else [entries]) if type(e) is str]
+    home, stated = source.path.parent, setting.get("path")
+    places = [home / stated] if isinstance(stated, str) else []
+    places += [home, source.root]
     found: list[Path] = []
-    for entry in map(str, entries):
+    for entry in entries:
         inner = entry
         while inner.startswith("../"):  # Roboflow's are a level too high
             inner = inner[3:]
@@ -115,15 +125,16 @@ def _in_folder(source: Source) -> list[Path]:
 
 
 def _photo(image: Path, names: Mapping[int, str], has_points: bool) -> Photo:
+    file = os.path.abspath(image)
     path = next((path for path in _text_files(image) if path.is_file()), None)
     if path is None:
-        return Photo(str(image), str(image), relative=True)
+        return Photo(file, file, relative=True)
     objects = [
         _object(line.split(), names, f"{path}:{number}", has_points)
         for number, line in enumerate(read_text(path).splitlines(), 1)
         if line.strip()
     ]
-    return Photo(str(image), str(path), objects=objects, relative=True)
+    return Photo(file, str(path), objects=objects, relative=True)
 
 
 def _text_files(image: Path) -> Iterator[Path]:
