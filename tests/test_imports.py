@@ -16,6 +16,7 @@ LAYERS = [
     {"nn", "metrics"},
     {"method", "proposals"},
     {"data"},
+    {"layouts"},
     {"datasets", "evidence", "pasting"},
     {"runs"},
     {"parts"},

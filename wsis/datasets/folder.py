@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from wsis.data.module import DataModule
-from wsis.datasets.layouts.find import find_labels, read_split
-from wsis.datasets.layouts.index import index_of
-from wsis.datasets.layouts.pictures import Pictures, other_kinds
-from wsis.datasets.layouts.tables import read_tag_table
-from wsis.datasets.layouts.text import tidy
 from wsis.errors import InputError
 from wsis.images.read import SUFFIXES, image_size
+from wsis.layouts.find import find_labels, read_split
+from wsis.layouts.index import index_of
+from wsis.layouts.pictures import Pictures, other_kinds
+from wsis.layouts.tables import read_tag_table
+from wsis.layouts.text import tidy
 from wsis.types import Index, Record
 
 __all__ = ["Folder", "index_of_folder", "read_tags"]

@@ -14,8 +14,8 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from wsis.data.targets import run_length
-from wsis.datasets.layouts.find import find_labels
 from wsis.errors import InputError
+from wsis.layouts.find import find_labels
 from wsis.types import Index
 
 BOX = [10, 20, 30, 24]

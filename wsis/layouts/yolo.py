@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
-from wsis.datasets.layouts.labels import Labels, Layout, Photo, Source, read_text
-from wsis.datasets.layouts.pictures import SPLITS, files_of
-from wsis.datasets.layouts.text import counted
 from wsis.errors import InputError
 from wsis.images.read import SUFFIXES
+from wsis.layouts.labels import Labels, Layout, Photo, Source, read_text
+from wsis.layouts.pictures import SPLITS, files_of
+from wsis.layouts.text import counted
 from wsis.types import Record
 
 __all__ = ["LAYOUT"]

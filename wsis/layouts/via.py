@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsis.datasets.layouts.labels import Labels, Layout, Photo, Source, parse_json
-from wsis.datasets.layouts.shapes import around, ellipse, outline
-from wsis.datasets.layouts.tables import read_table
 from wsis.errors import InputError
+from wsis.layouts.labels import Labels, Layout, Photo, Source, parse_json
+from wsis.layouts.shapes import around, ellipse, outline
+from wsis.layouts.tables import read_table
 from wsis.types import Record
 
 __all__ = ["CSV", "JSON"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from wsis.datasets.layouts.find import read_split
+from wsis.layouts.find import read_split
 from wsis.types import Index
 
 SIZE = (80, 60)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wsis.datasets.layouts.labels import Labels, Layout, Photo, Source, read_text, size_of
-from wsis.datasets.layouts.shapes import around, outline
-from wsis.datasets.layouts.xml import Element, number_of, parse_xml, text_of
+from wsis.layouts.labels import Labels, Layout, Photo, Source, read_text, size_of
+from wsis.layouts.shapes import around, outline
+from wsis.layouts.xml import Element, number_of, parse_xml, text_of
 from wsis.types import Record
 
 __all__ = ["LAYOUT"]

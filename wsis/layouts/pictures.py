@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from wsis.datasets.layouts.text import counted, key_of
 from wsis.errors import InputError
 from wsis.images.read import SUFFIXES
+from wsis.layouts.text import counted, key_of
 
 __all__ = ["SPLITS", "Pictures", "files_of", "is_picture_name", "other_kinds"]
 

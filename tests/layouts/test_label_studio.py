@@ -9,8 +9,8 @@ import pytest
 from labelled import objects, tags
 from pycocotools import mask as rle
 
-from wsis.datasets.layouts.brush import decode_brush
 from wsis.errors import InputError
+from wsis.layouts.brush import decode_brush
 
 URL = "/data/upload/1/3f2a1b9c-a.jpg"
 RECTANGLE = {"x": 12.5, "y": 100 / 3, "width": 37.5, "height": 40, "rotation": 0}

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from wsis.datasets.layouts.brush import decode_brush
-from wsis.datasets.layouts.labels import Labels, Layout, Photo, Source, parse_json, size_of
-from wsis.datasets.layouts.pictures import is_picture_name
-from wsis.datasets.layouts.shapes import ellipse, outline, turned
-from wsis.datasets.layouts.tables import TAGS, column_of, read_table
 from wsis.errors import InputError
+from wsis.layouts.brush import decode_brush
+from wsis.layouts.labels import Labels, Layout, Photo, Source, parse_json, size_of
+from wsis.layouts.pictures import is_picture_name
+from wsis.layouts.shapes import ellipse, outline, turned
+from wsis.layouts.tables import TAGS, column_of, read_table
 from wsis.nn.masks import run_lengths
 from wsis.types import Record
 

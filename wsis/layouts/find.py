@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
-from wsis.datasets.layouts import (
+from wsis.errors import InputError
+from wsis.layouts import (
     box_tables,
     class_folders,
     coco,
@@ -21,11 +22,10 @@ from wsis.datasets.layouts import (
     voc_xml,
     yolo,
 )
-from wsis.datasets.layouts.index import index_of, photos_by_file
-from wsis.datasets.layouts.labels import Layout, Source, one_line, read_labels
-from wsis.datasets.layouts.pictures import SPLITS, Pictures, other_kinds
-from wsis.datasets.layouts.text import counted, tidy
-from wsis.errors import InputError
+from wsis.layouts.index import index_of, photos_by_file
+from wsis.layouts.labels import Layout, Source, one_line, read_labels
+from wsis.layouts.pictures import SPLITS, Pictures, other_kinds
+from wsis.layouts.text import counted, tidy
 from wsis.types import Index
 
 __all__ = ["LAYOUTS", "Labelled", "find_labels", "read_split"]
@@ -80,10 +80,11 @@ def read_split(
     """
     found = find_labels(root, split, given)
     if found is None:
+        names = dict.fromkeys(layout.name for layout in LAYOUTS)
         raise InputError(
             f"no {split} labels in {root}; write {root / _NAMES[split]}.csv with lines like "
-            f"image.jpg,cat;dog, or put there what a label tool exports: "
-            f"{', '.join(layout.example for layout in LAYOUTS)}, or a folder for each class"
+            f"image.jpg,cat;dog, or put there a folder for each class or an export as "
+            f"{', '.join(names)}"
         )
     layout, source = found
     source.classes = [tidy(name) for name in classes or known]

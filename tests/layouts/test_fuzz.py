@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsis.datasets.layouts.find import read_split
 from wsis.errors import InputError
+from wsis.layouts.find import read_split
 from wsis.types import Index
 
 BOX = {"x": 25, "y": 32, "width": 30, "height": 24}
@@ -130,7 +130,7 @@ def texts(draw: st.DrawFn) -> tuple[str, bytes]:
 
 
 FAST = settings(
-    max_examples=200,
+    max_examples=80,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

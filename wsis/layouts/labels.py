@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from wsis.datasets.layouts.pictures import files_of
-from wsis.datasets.layouts.text import decode
 from wsis.errors import InputError
 from wsis.files import read_json
+from wsis.layouts.pictures import files_of
+from wsis.layouts.text import decode
 from wsis.types import Record
 
 __all__ = [

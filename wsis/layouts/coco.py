@@ -6,7 +6,7 @@ import mmap
 from collections.abc import Iterable
 
 from wsis.data.index import read_coco
-from wsis.datasets.layouts.labels import Labels, Layout, Photo, Source
+from wsis.layouts.labels import Labels, Layout, Photo, Source
 from wsis.types import Index, Record
 
 __all__ = ["LAYOUT"]

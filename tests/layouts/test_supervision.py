@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from wsis.data.targets import run_length
-from wsis.datasets.layouts.find import read_split
+from wsis.layouts.find import read_split
 
 sv = pytest.importorskip("supervision")
 BOXES = np.array([[10, 20, 40, 44], [5, 6, 30, 50]], np.float32)

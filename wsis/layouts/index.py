@@ -11,12 +11,12 @@ from typing import Any
 from pycocotools import mask as rle
 
 from wsis.data.index import drop_empty
-from wsis.datasets.layouts.labels import Labels, Photo
-from wsis.datasets.layouts.pictures import Pictures
-from wsis.datasets.layouts.shapes import around
-from wsis.datasets.layouts.text import counted, suggestion, tidy
 from wsis.errors import InputError
 from wsis.images.read import image_size
+from wsis.layouts.labels import Labels, Photo
+from wsis.layouts.pictures import Pictures
+from wsis.layouts.shapes import around
+from wsis.layouts.text import counted, suggestion, tidy
 from wsis.types import Index, Record
 
 __all__ = ["NEGATIVES", "index_of", "photos_by_file"]

@@ -6,10 +6,10 @@ classes.
 
 from __future__ import annotations
 
-from wsis.datasets.layouts.labels import Labels, Layout, Photo, Source
-from wsis.datasets.layouts.pictures import SPLITS
 from wsis.errors import InputError
 from wsis.images.read import SUFFIXES
+from wsis.layouts.labels import Labels, Layout, Photo, Source
+from wsis.layouts.pictures import SPLITS
 
 __all__ = ["LAYOUT"]
 

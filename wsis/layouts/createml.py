@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wsis.datasets.layouts.labels import Labels, Layout, Photo, Source
+from wsis.layouts.labels import Labels, Layout, Photo, Source
 from wsis.types import Record
 
 __all__ = ["LAYOUT"]

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from wsis.datasets.layouts.labels import Labels, Layout, Photo, Source, read_text
-from wsis.datasets.layouts.pictures import is_picture_name
-from wsis.datasets.layouts.text import tidy
 from wsis.errors import InputError
+from wsis.layouts.labels import Labels, Layout, Photo, Source, read_text
+from wsis.layouts.pictures import is_picture_name
+from wsis.layouts.text import counted, tidy
 
 __all__ = ["LAYOUT", "Table", "column_of", "read_table", "read_tag_table"]
 
@@ -145,10 +145,10 @@ def read_tag_table(path: Path, classes: Sequence[str] = ()) -> Labels:
         photos.append(Photo(row[place] if place < len(row) else "", f"{path}:{number}", tags))
     notes = [f"columns left out: {', '.join(ignored.values())}"] if ignored else []
     if split:
-        cell = next(iter(split))
+        cell, tags = next(iter(split.items()))
         notes.append(
-            f'"{cell}" is read as {len(split_tags(cell, classes))} tags, as are {len(split) - 1} '
-            "other cells with commas; name the classes with --data.classes if it is one"
+            f'{counted(len(split), "cell")} split at commas, such as "{cell}" into {len(tags)} '
+            "tags; name a class that has a comma in --data.classes"
         )
     return Labels(photos, path.parent, notes=notes)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from wsis.datasets.layouts.labels import Labels, Layout, Photo, Source, size_of
-from wsis.datasets.layouts.shapes import ellipse, outline, turned
-from wsis.datasets.layouts.xml import Element, parse_xml
 from wsis.errors import InputError
+from wsis.layouts.labels import Labels, Layout, Photo, Source, size_of
+from wsis.layouts.shapes import ellipse, outline, turned
+from wsis.layouts.xml import Element, parse_xml
 from wsis.nn.masks import run_lengths
 from wsis.types import Record
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from labelled import tags
 
-from wsis.datasets.layouts.find import find_labels
 from wsis.errors import InputError
+from wsis.layouts.find import find_labels
 
 
 def test_folders_are_classes(photos, read):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from wsis.datasets.layouts.labels import Labels, Layout, Photo, Source
-from wsis.datasets.layouts.tables import FILE, TAGS, Table, column_of, read_table
 from wsis.errors import InputError
+from wsis.layouts.labels import Labels, Layout, Photo, Source
+from wsis.layouts.tables import FILE, TAGS, Table, column_of, read_table
 
 __all__ = ["LAYOUT"]
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from wsis.datasets.layouts.labels import Labels, Layout, Photo, Source, size_of
-from wsis.datasets.layouts.shapes import around, ellipse, outline
 from wsis.errors import InputError
 from wsis.files import read_json
+from wsis.layouts.labels import Labels, Layout, Photo, Source, size_of
+from wsis.layouts.shapes import around, ellipse, outline
 from wsis.nn.masks import run_lengths
 from wsis.types import Record
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from wsis.datasets.layouts.labels import Labels, Layout, Photo, Source, parse_json
-from wsis.datasets.layouts.tables import FILE, TAGS, column_of
 from wsis.errors import InputError
+from wsis.layouts.labels import Labels, Layout, Photo, Source, parse_json
+from wsis.layouts.tables import FILE, TAGS, column_of
 from wsis.types import Record
 
 __all__ = ["LAYOUT"]
