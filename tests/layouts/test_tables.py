@@ -8,6 +8,7 @@ import pytest
 from labelled import objects, tags
 
 from wsis.errors import InputError
+from wsis.layouts.tables import read_table
 
 BOTH = {"a.jpg": ["cat", "dog"], "b.jpg": ["cat"]}
 ONE = {"a.jpg": ["cat"], "b.jpg": ["dog"]}
@@ -144,3 +145,10 @@ def test_boxes(photos, read):
         "train/b.jpg": [],
     }
     assert tags(index)["train/a.jpg"] == ["cat", "dog"]
+
+
+def test_long_cells_and_lines_of_any_system(tmp_path):
+    path = tmp_path / "x.csv"
+    long = "x" * 200_000  # longer than csv's own limit
+    path.write_bytes(f"a.jpg,{long}\rb.jpg,c\u2028d\r".encode())
+    assert read_table(path).rows == [(1, ["a.jpg", long]), (2, ["b.jpg", "c\u2028d"])]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from wsis.errors import InputError
@@ -91,28 +90,27 @@ def read_split(
     pictures = Pictures(root)
     with one_line(layout, source):
         index = index_of(layout.read(source), pictures, source.path, classes, known)
-    images = counted(len(index.images), "image")
     what = "labels" if split == "train" else "validation labels"
+    images = counted(len(index.images), "image")
     taken = f"{what}: {images} in {layout.name} format, {source.name}"
-    if split == "val":
-        return index._replace(notes=(taken, *index.notes))
+    left = _left_out(index, pictures, other) if split == "train" else []
+    return index._replace(notes=(taken, *index.notes, *left))
+
+
+def _left_out(index: Index, pictures: Pictures, other: Labelled | None) -> list[str]:
+    """Return notes on pictures without a label, those for tests aside, and of other kinds."""
     named = {image["file_name"] for image in index.images}
     if other is not None:
         named |= photos_by_file(read_labels(*other), pictures).keys()
-    others = [other_kinds(pictures.files, named, root), _unlabelled(pictures, named)]
-    return index._replace(notes=(taken, *index.notes, *filter(None, others)))
-
-
-def _unlabelled(pictures: Pictures, named: AbstractSet[str]) -> str:
-    """Return a line on pictures without a label, those for tests aside; may be empty."""
+    notes = [other_kinds(pictures.files, named, pictures.root)]
     names = [name for name in pictures.names if name not in named]
     left = [name for name in names if Path(name).parts[0].lower() not in SPLITS["test"]]
-    if not left:
-        return ""
-    return (
-        f"{counted(len(left), 'image')} without a label left out, such as {left[0]}; label images "
-        "of no class by an empty tag"
-    )
+    if left:
+        notes.append(
+            f"{counted(len(left), 'image')} without a label left out, such as {left[0]}; label "
+            "images of no class by an empty tag"
+        )
+    return [note for note in notes if note]
 
 
 def find_labels(root: Path, split: str, given: str = "") -> Labelled | None:

@@ -54,32 +54,15 @@ def index_of(
             known; a box or polygon is no numbers or far outside the image; or there are no labels.
     """
     chosen = [tidy(name) for name in classes or known]
-    photos = photos_by_file(labels, pictures)
-    photos, negatives = _without_negatives(photos, chosen)
+    photos, negatives = _without_negatives(photos_by_file(labels, pictures), chosen)
     found = Counter(name for photo in photos.values() for name in _names(photo))
-    if not found and not known:
-        raise InputError(f"{source} has no label; nothing can be learned from it, add some")
-    if known and not classes and not labels.categories:
+    if not known:
+        _refuse_nothing(found, chosen, source)
+    elif not classes and not labels.categories:
         _refuse_unknown(photos, known)
-    if classes and not known and not found.keys() & set(chosen):
-        raise InputError(
-            f"{source} has none of the classes {_listed(chosen)}; it has {_listed(sorted(found))}"
-        )
     categories = _categories(labels, found, chosen)
-    number = {category["name"]: category["id"] for category in categories}
-    images: list[Record] = []
-    annotations: dict[int, list[Record]] = {}
-    for n, (file, photo) in enumerate(photos.items(), 1):
-        height, width = _size(pictures.root / file, photo)
-        image: Record = {"id": n if photo.id is None else photo.id, "file_name": file}
-        image |= {"height": height, "width": width}
-        images.append(image)
-        annotations[image["id"]] = _annotations(photo, image, number)
-    position = {name: place for place, name in enumerate(number)}
-    tags = {
-        image["id"]: sorted(position[name] for name in _names(photo) & position.keys())
-        for image, photo in zip(images, photos.values(), strict=True)
-    }
+    images, annotations, tags = _records(photos, pictures.root, categories)
+    absent = _absent(found, () if known else chosen)
     return Index(
         name="folder",
         root=pictures.root,
@@ -87,13 +70,27 @@ def index_of(
         categories=categories,
         annotations=drop_empty(annotations, images, source),
         tags=tags,
-        notes=(
-            *labels.notes,
-            *negatives,
-            *_left_out(found, chosen),
-            *_absent(found, classes, known),
-        ),
+        notes=(*labels.notes, *negatives, *_left_out(found, chosen), *absent),
     )
+
+
+def _records(
+    photos: Mapping[str, Photo], root: Path, categories: Sequence[Record]
+) -> tuple[list[Record], dict[int, list[Record]], dict[int, list[int]]]:
+    """Return the images, and the annotations and tags by image."""
+    number = {category["name"]: category["id"] for category in categories}
+    position = {name: place for place, name in enumerate(number)}
+    images: list[Record] = []
+    annotations: dict[int, list[Record]] = {}
+    tags: dict[int, list[int]] = {}
+    for n, (file, photo) in enumerate(photos.items(), 1):
+        height, width = _size(root / file, photo)
+        image: Record = {"id": n if photo.id is None else photo.id, "file_name": file}
+        image |= {"height": height, "width": width}
+        images.append(image)
+        annotations[image["id"]] = _annotations(photo, image, number)
+        tags[image["id"]] = sorted(position[name] for name in _names(photo) & position.keys())
+    return images, annotations, tags
 
 
 def photos_by_file(labels: Labels, pictures: Pictures) -> dict[str, Photo]:
@@ -157,6 +154,16 @@ def _categories(labels: Labels, found: Iterable[str], chosen: Sequence[str]) -> 
     return [{"id": number, "name": name} for number, name in enumerate(names, 1)]
 
 
+def _refuse_nothing(found: Mapping[str, int], chosen: Sequence[str], source: Path) -> None:
+    """Raise InputError for a training set without a label, or without one that is chosen."""
+    if not found:
+        raise InputError(f"{source} has no label; nothing can be learned from it, add some")
+    if chosen and not found.keys() & set(chosen):
+        raise InputError(
+            f"{source} has none of the classes {_listed(chosen)}; it has {_listed(sorted(found))}"
+        )
+
+
 def _refuse_unknown(photos: Mapping[str, Photo], known: Sequence[str]) -> None:
     for photo in photos.values():
         for name in sorted(_names(photo) - set(known)):
@@ -170,11 +177,12 @@ def _left_out(found: Mapping[str, int], chosen: Sequence[str]) -> list[str]:
     return [f"labels of other classes are left out: {counts}"] if others else []
 
 
-def _absent(found: Mapping[str, int], classes: Sequence[str], known: Sequence[str]) -> list[str]:
-    """Return a note on chosen classes that no training image has."""
-    absent = [name for name in map(tidy, () if known else classes) if name not in found]
-    near = f"; {suggestion(absent[0], found)}" if absent and found else ""
-    return [f"no image has {_listed(absent)}{near}"] if absent else []
+def _absent(found: Mapping[str, int], chosen: Sequence[str]) -> list[str]:
+    """Return a note on chosen classes without a label."""
+    absent = [name for name in chosen if name not in found]
+    if not absent:
+        return []
+    return [f"no image has {_listed(absent)}; {suggestion(absent[0], found)}"]
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -78,8 +78,8 @@ def other_kinds(files: Sequence[Path], named: set[str], root: Path) -> str:
     )
     if not kinds:
         return ""
-    files, suffixes = counted(kinds.total(), "file"), ", ".join(sorted(kinds))
-    return f"{files} left out: {suffixes}; convert to JPEG what you need"
+    suffixes = ", ".join(sorted(kinds))
+    return f"{counted(kinds.total(), 'file')} left out: {suffixes}; convert to JPEG what you need"
 
 
 class Pictures:

@@ -8,6 +8,7 @@ a heading if it names no image.
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,16 +54,23 @@ def read_table(path: Path) -> Table:
     """
     text = read_text(path)
     stated = re.match(r"\s*sep=(.)\r?\n", text)  # Excel's own way to state the delimiter
-    lines = text.splitlines(keepends=True)
-    delimiter = stated[1] if stated else _delimiter(lines[:_BEGINNING])
+    delimiter = stated[1] if stated else _delimiter(_lines(text)[:_BEGINNING])
+    limit = csv.field_size_limit(len(text) + 1)  # masks fill cells of any length
     try:
-        reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
-        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+        reader = csv.reader(_lines(text), delimiter=delimiter, skipinitialspace=True)
+        cells = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
     except csv.Error as error:
         raise InputError(f"{path}: {error}; save it as CSV with quotes around texts") from error
-    rows = [(number, row) for number, row in rows[bool(stated) :] if any(row)]
+    finally:
+        csv.field_size_limit(limit)
+    rows = [(number, row) for number, row in cells[bool(stated) :] if any(row)]
     has_heading = bool(rows) and not any(map(is_picture_name, rows[0][1])) and _is_heading(rows)
     return Table(rows[0][1], rows[1:]) if has_heading else Table([], rows)
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines with their ends, of any system; other separators are part of a text."""
+    return list(io.StringIO(text, newline=""))
 
 
 def _delimiter(lines: Sequence[str]) -> str:

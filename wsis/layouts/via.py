@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -82,8 +83,8 @@ def _attribute(attributes: Iterable[Record], path: Path) -> str:
     Raises:
         InputError: there are several, none of which is called as if it did.
     """
-    filled = {name for given in attributes for name, value in given.items() if value}
-    names = sorted(filled - set(_NOT_CLASSES))
+    items = itertools.chain.from_iterable(given.items() for given in attributes)
+    names = sorted({name for name, value in items if value} - set(_NOT_CLASSES))
     preferred = [name for name in _PREFERRED if name in {other.lower() for other in names}]
     if preferred:
         return next(name for name in names if name.lower() == preferred[0])
