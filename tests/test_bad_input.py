@@ -3,7 +3,7 @@
 no proposals for an image           test_fit_says_what_is_wrong, test_half_made_proposals_are_completed; a training step
                                     with none: models/test_all.py
 no tag                              test_what_is_odd_but_right_is_trained_on_and_predicted
-unknown tag, missing image          test_fit_says_what_is_wrong
+unknown class, missing image          test_fit_says_what_is_wrong
 broken or empty image               test_fit_says_what_is_wrong, test_broken_image_is_named_by_a_loader_process,
                                     test_proposals_of_the_other_images_are_kept
 grey, CMYK, 16 bits, turned, tiny   test_what_is_odd_but_right_is_trained_on_and_predicted; pixels: data/test_images.py
@@ -124,10 +124,10 @@ def resize(root: Path) -> None:
 
 
 WRONG: dict[str, tuple[Callable[[Path], object], str, list[str]]] = {
-    "unknown tag": (
+    "unknown classes": (
         lambda root: None,
-        "--data.classes [cat,cow]",
-        ['labels.csv:2: unknown tag "dog"', "cat, cow"],
+        "--data.classes [cow,emu]",
+        ["labels.csv has none of the classes cow, emu; it has cat, dog"],
     ),
     "unknown validation tag": (
         lambda root: (root / "val.csv").write_text("a.jpg,dgo\n"),
@@ -137,7 +137,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str, list[str]]] = {
     "missing image": (
         lambda root: (root / "c.jpg").unlink(),
         "",
-        ["labels.csv:3: no image", "c.jpg", "remove the line"],
+        ["labels.csv:3: no image", "c.jpg", "remove its label"],
     ),
     "empty image": (
         lambda root: (root / "c.jpg").write_bytes(b""),
@@ -233,6 +233,7 @@ def test_what_is_odd_but_right_is_trained_on_and_predicted(root, tmp_path, run, 
     odd = ["grey.jpg", "cmyk.jpg", "deep.png", "turned.jpg", "tiny.png"]
     (root / "labels.csv").write_text("a.jpg,cat;dog\n" + "".join(f"{name},\n" for name in odd))
     fit.main([*words(root), "--run_dir", str(tmp_path / "new"), "--trainer.max_steps", "4"])
+    assert "3 images without a label left out, such as b.jpg" in capfd.readouterr().out
     assert set(odd) < set(ProposalFile(root / file_name("segments")).files())
     predict.main(
         [
