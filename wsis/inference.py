@@ -28,6 +28,7 @@ from wsis.metrics.evaluation import Evaluation
 from wsis.nn.backbone import weights_follow
 from wsis.proposals.proposers import BUILT_IN, propose
 from wsis.runs.checkpoints import Which, intact
+from wsis.runs.failures import Tolerant
 from wsis.runs.labels import Labeller, write_labels
 from wsis.runs.record import read_stage, stages
 from wsis.runs.run import Split
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
+    "Labelled",
     "Loaded",
     "classes_of",
     "labelling_stage",
@@ -65,6 +67,17 @@ class Loaded(NamedTuple):
     """All settings of the run."""
     threshold: float
     """Score from which on detections are shown: that of the best F1 in the stage's validation."""
+
+
+class Labelled(NamedTuple):
+    """The pseudo-labels of a split."""
+
+    index: Index
+    """The images that have labels, or were found to have none."""
+    labels: list[Prediction]
+    """Of each of them."""
+    failed: dict[int, str]
+    """Why the model failed on other images, by their ids."""
 
 
 def load(
@@ -228,8 +241,10 @@ def store_labels(
     score_threshold: float = 0.5,
     accelerator: str = "auto",
     devices: int = 1,
-) -> int | None:
+) -> Labelled | None:
     """Write a model's pseudo-labels of a split as a COCO instances file.
+
+    Images on which the model fails are left out.
 
     Args:
         model: labels the images in its own way, or by its detections of tagged classes.
@@ -242,13 +257,16 @@ def store_labels(
         devices: how many.
 
     Returns:
-        Number of labels; None on all ranks but the first.
+        None on all ranks but the first.
     """
-    index: Index = data.index(split)
     with TemporaryDirectory() as folder:
-        labeller, place = Labeller(model, score_threshold), Path(folder)
-        results = store_predictions(labeller, data, split, place, accelerator, devices)
-        return None if results is None else write_labels(out, results, index, model, str(run))
+        labeller = Tolerant(Labeller(model, score_threshold))
+        results = store_predictions(labeller, data, split, Path(folder), accelerator, devices)
+        if results is None:
+            return None
+        index: Index = data.without(split, labeller.failed.keys()).index(split)
+        labels = write_labels(out, results, index, model, str(run)) if index.images else []
+        return Labelled(index, labels, labeller.failed)
 
 
 @overload

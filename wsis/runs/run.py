@@ -329,7 +329,8 @@ def _collect_labels(folder: Path, model: Method, data: pl.LightningDataModule) -
     """Convert predictions.json in the folder of a stage to labels.json."""
     index: Index = data.index("train")  # type: ignore[attr-defined]
     labels, predictions = folder / "labels.json", folder / "predictions.json"
-    if not write_labels(labels, predictions, index, model, folder.name):
+    found = write_labels(labels, predictions, index, model, folder.name)
+    if not any(len(prediction.boxes) for prediction in found):
         raise InputError(
             f"{folder}: no training image got a label; train the stages before it longer"
         )
