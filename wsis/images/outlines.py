@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import cv2
@@ -59,7 +60,8 @@ def rings(parts: Sequence[Part]) -> list[Points]:
 
 def single_ring(parts: Sequence[Part]) -> Points:
     """Return one ring (N,2) around all parts, joined by lines of no width, as YOLO wants it."""
-    return _joined(rings(parts)) if parts else np.zeros((0, 2))
+    longest_first = sorted(rings(parts), key=len, reverse=True)
+    return _joined(longest_first) if parts else np.zeros((0, 2))
 
 
 def _edges(mask: NDArray[np.bool_]) -> list[Part]:
@@ -95,11 +97,17 @@ def _simple(ring: Points, tolerance: float) -> Points:
 
 
 def _joined(loops: Sequence[Points]) -> Points:
-    """Return one ring through all loops; each is entered and left by the shortest way to it."""
+    """Return one ring: the first loop, left for each other one at the corner nearest to it."""
     ring, *others = loops
-    for loop in sorted(others, key=lambda points: points[:, 0].min()):
-        distances, nearest = cKDTree(loop).query(ring)
-        here = int(distances.argmin())
-        around = np.roll(loop, -nearest[here], 0)
-        ring = np.concatenate([ring[: here + 1], around, around[:1], ring[here:]])
-    return ring
+    tree = cKDTree(ring)
+    detours: dict[int, list[Points]] = {}
+    for loop in others:
+        distances, corners = tree.query(loop)
+        start = int(distances.argmin())
+        corner = int(corners[start])
+        around = np.roll(loop, -start, 0)
+        detours.setdefault(corner, []).append(
+            np.concatenate([around, around[:1], ring[corner][None]])
+        )
+    pieces = [[ring[k][None], *detours.get(k, [])] for k in range(len(ring))]
+    return np.concatenate(list(chain.from_iterable(pieces)))
