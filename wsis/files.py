@@ -124,7 +124,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
             return json.load(file)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; give an existing file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is not a whole json file ({error}); fetch or write it again"
         ) from error

@@ -25,7 +25,7 @@ from wsis.errors import InputError
 from wsis.images.read import as_pixels
 from wsis.method import Method
 from wsis.metrics.evaluation import Evaluation
-from wsis.nn.backbone import weights_follow
+from wsis.nn.checkpoint import load_model, read_checkpoint
 from wsis.proposals.proposers import BUILT_IN, propose
 from wsis.runs.checkpoints import Which, intact
 from wsis.runs.failures import Tolerant
@@ -107,15 +107,7 @@ def load(
     path = _checkpoint(folder, name, checkpoint)
     given = config["model"].get("init_args") or {}
     later = {setting: given[setting] for setting in known[name].label_settings if setting in given}
-    try:
-        with weights_follow():
-            model = known[name].load_from_checkpoint(
-                path, map_location="cpu", weights_only=True, **later
-            )
-    except RuntimeError as error:  # weights with other names or shapes
-        raise InputError(
-            f"{path} was written by another version of {known[name].__name__}; train it again"
-        ) from error
+    model = load_model(known[name], path, **later)
     threshold = _threshold(folder / name, checkpoint)
     return Loaded(model.eval(), make_data(config["data"]), config, threshold)
 
@@ -188,8 +180,7 @@ def classes_of(run: Path, data: Any) -> tuple[list[Record], list[Record]]:
     for folder, _ in reversed(stages(run)):
         path = folder / "checkpoints" / "last.ckpt"
         if intact(path):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            state = content.get(type(data).__qualname__) or {}
+            state = read_checkpoint(path).get(type(data).__qualname__) or {}
             if "categories" in state:  # no data set is needed
                 return list(state["categories"]), list(state["stuff"])
     return list(data.categories), list(data.stuff)
