@@ -123,7 +123,10 @@ def _run(cli: CLI, folder: Path, make_trainer: Callable[..., pl.Trainer]) -> Run
 def _parse(words: list[str]) -> tuple[CLI, Path]:
     """Return the command line and the run's folder; a resumed run has its own settings."""
     cli = CLI("fit", words, options=command_options, run_flag="--resume")
-    return cli, cli.run or run_folder(cli.names["model"], cli.names["data"], cli.config.run_dir)
+    given = cli.run or cli.config.run_dir
+    if cli.config.list_stages and given is None:
+        raise InputError("--list_stages lists those of a run: give --resume RUN or --run_dir RUN")
+    return cli, given or run_folder(cli.names["model"], cli.names["data"], None)
 
 
 def _open(cli: CLI, folder: Path) -> None:
@@ -144,7 +147,7 @@ def _open(cli: CLI, folder: Path) -> None:
 @contextmanager
 def _only_if_begun(folder: Path) -> Iterator[None]:
     """Delete a new run's folder after a mistake that ends it before there is anything to keep."""
-    is_new = not folder.exists()
+    is_new = not folder.exists() or not any(folder.iterdir())  # maybe taken by `run_folder`
     try:
         yield
     except (InputError, MisconfigurationException):
