@@ -425,7 +425,7 @@ def test_label_goes_on_past_broken_images_and_writes_formats(run, tmp_path, caps
     words += ["--accelerator", "cpu", "--formats", "[csv,yolo]"]
     assert "error: 1 of 3 images failed: " in refused_after_others(label, words, capsys)
     assert len(json.loads((tmp_path / "l.json").read_text())["images"]) == 2
-    assert sorted(path.name for path in (tmp_path / "l").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "l-formats").iterdir()) == [
         "counts.csv",
         "objects.csv",
         "yolo",

@@ -72,8 +72,8 @@ class Loaded(NamedTuple):
 class Labelled(NamedTuple):
     """The pseudo-labels of a split."""
 
-    index: Index
-    """The images that have labels, or were found to have none."""
+    data: Index
+    """Index of the images that have labels, or were found to have none."""
     labels: list[Prediction]
     """Of each of them."""
     failed: dict[int, str]

@@ -63,7 +63,7 @@ def label_images(
         stage: Trained stage to use; by default the last with labels of its own, else the last.
         checkpoint: Of the stage: last, or best, that of the best validation if there were several.
         score: Lowest score of a label that is not the best of its class.
-        formats: What else to write of the labels, in the folder OUT without its suffix: any of csv,
+        formats: What else to write of the labels, in the folder STEM-formats beside OUT: any of csv,
             png, cutouts, coco, polygons, yolo, label_studio, label_studio_polygons and cvat, as
             `wsis.predict` has them.
         accelerator: What to compute on, as Lightning calls it: auto, cpu, gpu, ...
@@ -80,18 +80,18 @@ def label_images(
         data = _folder(images, labels, wanted, data.loading)  # type: ignore[attr-defined]
         split = "train"
     index = data.index(split)  # type: ignore[attr-defined]
-    names = {image["id"]: str(index.root / image["file_name"]) for image in index.images}
-    broken = _unreadable(names)
-    if len(broken) == len(names):
-        refuse_failed({names[k]: told for k, told in broken.items()}, len(names), "")
+    paths = {image["id"]: str(index.root / image["file_name"]) for image in index.images}
+    broken = _unreadable(paths)
+    if len(broken) == len(paths):
+        refuse_failed({paths[k]: told for k, told in broken.items()}, len(paths), "")
     data = data.without(split, broken.keys())  # type: ignore[attr-defined]
     made = store_labels(model, data, split, out, run, score, accelerator, devices)
     if made is not None:
-        exported = export(out.with_suffix(""), made.index, made.labels, formats)
+        exported = export(out.with_name(f"{out.stem}-formats"), made.data, made.labels, formats)
         count = sum(len(prediction.boxes) for prediction in made.labels)
         places = ", ".join(map(str, [out, *exported]))
-        print(f"{count} labels on {len(made.index.images)} images: {places}")
-        failed = {names[number]: told for number, told in (broken | made.failed).items()}
+        print(f"{count} labels on {len(made.data.images)} images: {places}")
+        failed = {paths[number]: told for number, told in (broken | made.failed).items()}
         for name, reason in failed.items():
             print(f"left out: {name} ({reason})", file=sys.stderr, flush=True)
         refuse_failed(failed, len(index.images), places)
