@@ -269,6 +269,27 @@ def painted(shape) -> np.ndarray:
     return mask
 
 
+def test_file_names_that_are_no_text(tmp_path):
+    """Bytes of another encoding, and a control character."""
+    name = "caf\udce9\x01.png"
+    Image.new("RGB", (60, 40)).save(tmp_path / name)
+    images = [{"id": 1, "file_name": name, "height": 40, "width": 60}]
+    index = Index(
+        name="own", root=tmp_path, images=images, categories=[{"id": 1, "name": "a\x02b"}]
+    )
+    box, one = torch.tensor([[5.0, 5, 20, 20]]), torch.ones(1)
+    found = Prediction(1, SIZE, box, one, one.long() - 1, [encode(masks()[1])])
+    export(tmp_path / "out", index, [found], get_args(Format))
+    image = ElementTree.parse(tmp_path / "out/cvat.xml").getroot().find("image")
+    assert image.get("name") == "caf\ufffd\ufffd.png"
+    assert (tmp_path / "out/cutouts/caf\udce9\x01-1.png").is_file()
+    assert "caf\\udce9" in (tmp_path / "out/objects.csv").read_text(encoding="utf-8")
+    (image,) = read_coco(tmp_path / "out/coco.json", tmp_path).images
+    assert image["file_name"] == name
+    (task,) = json.loads((tmp_path / "out/label_studio.json").read_text())
+    assert task["data"]["image"].endswith("caf%E9%01.png")
+
+
 def test_every_image_has_a_name_of_its_own():
     long = "n" * 300
     names = ("a.png", "b/a.png", "a-1.png", "c.png", f"{long}1.png", f"{long}2.png")

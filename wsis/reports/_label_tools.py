@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -86,7 +87,7 @@ def _write_tasks(
         names = {"name": control.lower(), "toName": "image"}
         labels = ElementTree.SubElement(view, f"{control}Labels", names)
         for each in classes:
-            ElementTree.SubElement(labels, "Label", value=each)
+            ElementTree.SubElement(labels, "Label", value=_plain(each))
     _write_xml(interface, view)
     return [tasks, interface]
 
@@ -102,7 +103,7 @@ def _task(
         control, value = (kind, value_of(image, k)) if masked else ("Rectangle", _box(image, k))
         results.append(_result(image, k, control, value, classes[label]))
     prediction = {"model_version": "wsis", "score": max(scores, default=0.0), "result": results}
-    file = quote(str(image.path.resolve()).lstrip("/"))
+    file = quote(os.fsencode(image.path.resolve()).lstrip(b"/"))
     return {"data": {"image": f"/data/local-files/?d={file}"}, "predictions": [prediction]}
 
 
@@ -187,16 +188,21 @@ def write_cvat(folder: Path, index: Index, found: Sequence[Found]) -> list[Path]
     classes = [category["name"] for category in index.categories]
     for name in classes:
         label = ElementTree.SubElement(labels, "label")
-        ElementTree.SubElement(label, "name").text = name
+        ElementTree.SubElement(label, "name").text = _plain(name)
         ElementTree.SubElement(label, "attributes")
     taken = Counter(image.path.name for image in found)
     for number, image in enumerate(found):
         name = image.path.name if taken[image.path.name] == 1 else image.image["file_name"]
         height, width = image.objects.size
-        place = {"id": str(number), "name": name, "width": str(width), "height": str(height)}
+        place = {
+            "id": str(number),
+            "name": _plain(name),
+            "width": str(width),
+            "height": str(height),
+        }
         parent = ElementTree.SubElement(root, "image", place)
         for k, c in enumerate(image.objects.labels.tolist()):
-            _add_shape(parent, image, k, classes[c])
+            _add_shape(parent, image, k, _plain(classes[c]))
     _write_xml(folder / "cvat.xml", root)
     return [folder / "cvat.xml"]
 
@@ -216,6 +222,11 @@ def _add_shape(parent: ElementTree.Element, image: Found, k: int, label: str) ->
     place = {"left": left, "top": top, "width": inside.shape[1], "height": inside.shape[0]}
     numbers = {name: str(value) for name, value in place.items()}
     ElementTree.SubElement(parent, "mask", {**shared, **lengths, **numbers})
+
+
+def _plain(text: str) -> str:
+    """Replace what XML cannot hold: control characters, and bytes in names that are no UTF-8."""
+    return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]", "\ufffd", text)
 
 
 def _write_xml(path: Path, root: ElementTree.Element) -> None:

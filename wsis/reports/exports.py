@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -125,8 +126,10 @@ def _counts(image: Found, classes: int) -> list[Any]:
 
 
 def _write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    with atomic_write(path) as scratch, open(scratch, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    with atomic_write(path) as scratch:  # file names may hold bytes that are no UTF-8
+        scratch.write_bytes(text.getvalue().encode(errors="backslashreplace"))
 
 
 def _write_numbers(folder: Path, index: Index, found: Sequence[Found]) -> list[Path]:
