@@ -89,7 +89,8 @@ def _train(cli: CLI, folder: Path) -> Run:
     page = LivePage(folder, f"{cli.names['model']} on {cli.names['data']}")
     run = _run(cli, folder, page.watching(cli.make_trainer))
     try:
-        with _only_if_begun(folder):
+        taken = cli.run is None and cli.config.run_dir is None
+        with _only_if_begun(folder, is_new=taken or not folder.exists()):
             _open(cli, folder)
             say(f"open {page.path} to watch it")
             with page.kept():
@@ -145,9 +146,8 @@ def _open(cli: CLI, folder: Path) -> None:
 
 
 @contextmanager
-def _only_if_begun(folder: Path) -> Iterator[None]:
+def _only_if_begun(folder: Path, is_new: bool) -> Iterator[None]:
     """Delete a new run's folder after a mistake that ends it before there is anything to keep."""
-    is_new = not folder.exists() or not any(folder.iterdir())  # maybe taken by `run_folder`
     try:
         yield
     except (InputError, MisconfigurationException):
