@@ -24,6 +24,13 @@ def test_none_fits(photos, read):
         read(root)
 
 
+def test_a_spreadsheet_is_to_be_saved_as_csv(photos, read):
+    root = photos("a.jpg")
+    (root / "Photos.xlsx").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"Photos\.xlsx is a spreadsheet; save it as CSV"):
+        read(root)
+
+
 def test_two_fit(photos, read):
     root = photos("a.jpg")
     (root / "tags.csv").write_text("a.jpg,dog\n")
@@ -48,12 +55,12 @@ def test_splits_by_names_of_files_and_folders(photos, read):
 
 def test_what_is_left_out_is_said(photos, read):
     root = photos("a.jpg", "b.jpg", "c.jpg", "test/d.jpg")
-    for name in ("e.heic", "f.gif", ".hidden.heic"):
+    for name in ("e.dng", "f.avif", ".hidden.dng"):
         (root / name).write_bytes(b"")
     (root / "labels.csv").write_text("a.jpg,cat;dog\n")
     (root / "val.csv").write_text("b.jpg,cat\n")
     notes = Folder(root, proposals="none").index("train").notes
-    assert "2 files left out: .gif, .heic; convert to JPEG what you need" in notes
+    assert "2 files left out: .avif, .dng; convert to JPEG what you need" in notes
     assert any(note.startswith("1 image without a label left out, such as c.jpg") for note in notes)
     chosen = Folder(root, classes=("dog", "emu"), proposals="none").index("train")
     assert tags(chosen) == {"a.jpg": ["dog"]}

@@ -89,6 +89,14 @@ def test_commas_in_a_cell_are_noted_or_part_of_a_name(photos, read):
     assert tags(chosen) == {"a.jpg": ["collie, old"], "b.jpg": ["cat"]}
 
 
+def test_tags_in_cells_and_apart_by_commas(photos, read):
+    root = photos("a.jpg", "b.jpg")
+    (root / "labels.csv").write_text('a.jpg,wet,"cat,dog"\nb.jpg,"cat,",\n')
+    index = read(root)
+    assert tags(index) == {"a.jpg": ["cat", "dog", "wet"], "b.jpg": ["cat"]}
+    assert index.notes[1].startswith('1 cell split at commas, such as "cat,dog" into 2 tags')
+
+
 def test_left_out_columns_are_named(photos, read):
     root = photos("a.jpg")
     (root / "labels.csv").write_text("file,label,split\na.jpg,cat,train\n")

@@ -48,6 +48,7 @@ LAYOUTS = (
 
 _NAMES = {"train": "labels", "val": "val"}
 _SUFFIXES = (".csv", ".json", ".tsv", ".jsonl", ".xml", ".yaml", ".yml")
+_SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 _OTHER_SPLITS = {
     "train": {*SPLITS["val"], *SPLITS["test"]},
     "val": {*SPLITS["train"], *SPLITS["test"]},
@@ -79,12 +80,7 @@ def read_split(
     """
     found = find_labels(root, split, given)
     if found is None:
-        names = dict.fromkeys(layout.name for layout in LAYOUTS)
-        raise InputError(
-            f"no {split} labels in {root}; write {root / _NAMES[split]}.csv with lines like "
-            f"image.jpg,cat;dog, or put there a folder for each class or an export as "
-            f"{', '.join(names)}"
-        )
+        raise _nothing(root, split)
     layout, source = found
     source.classes = [tidy(name) for name in classes or known]
     pictures = Pictures(root)
@@ -95,6 +91,19 @@ def read_split(
     taken = f"{what}: {images} in {layout.name} format, {source.name}"
     left = _left_out(index, pictures, other) if split == "train" else []
     return index._replace(notes=(taken, *index.notes, *left))
+
+
+def _nothing(root: Path, split: str) -> InputError:
+    """Return an error that says what was looked for."""
+    sheets = [path for path in root.glob("*") if path.suffix.lower() in _SPREADSHEETS]
+    if sheets:
+        return InputError(f"{sheets[0]} is a spreadsheet; save it as CSV, {_NAMES[split]}.csv")
+    names = dict.fromkeys(layout.name for layout in LAYOUTS)
+    return InputError(
+        f"no {split} labels in {root}; write {root / _NAMES[split]}.csv with lines like "
+        f"image.jpg,cat;dog, or put there a folder for each class or an export as "
+        f"{', '.join(names)}"
+    )
 
 
 def _left_out(index: Index, pictures: Pictures, other: Labelled | None) -> list[str]:

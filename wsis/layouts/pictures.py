@@ -24,7 +24,7 @@ SPLITS = {
 
 # fmt: off
 _OTHERS = frozenset({
-    ".heic", ".heif", ".avif", ".gif", ".jxl", ".jp2", ".svg", ".psd", ".dng", ".cr2", ".cr3",
+    ".avif", ".jxl", ".jp2", ".svg", ".psd", ".dng", ".cr2", ".cr3",
     ".nef", ".arw", ".raw", ".dcm", ".mp4", ".mov",
 })
 # fmt: on
@@ -70,11 +70,11 @@ def is_picture_name(name: str) -> bool:
 
 
 def other_kinds(files: Sequence[Path], named: set[str], root: Path) -> str:
-    """Return a line on pictures of other kinds, such as HEIC, that no label names; may be empty."""
+    """Return a line on pictures of other kinds that no label names; empty if there are none."""
     kinds = Counter(
         path.suffix.lower()
         for path in files
-        if path.suffix.lower() in _OTHERS - SUFFIXES and _relative(path, root) not in named
+        if path.suffix.lower() in _OTHERS and _relative(path, root) not in named
     )
     if not kinds:
         return ""

@@ -149,9 +149,10 @@ def read_tag_table(path: Path, classes: Sequence[str] = ()) -> Labels:
     for number, row in table.rows:
         cells = [cell for n, cell in enumerate(row) if n != place and n not in ignored]
         tags = [tag for cell in cells for tag in split_tags(cell, classes)]
-        split |= {cell: tags for cell in cells if "," in cell and cell not in tags}
+        split |= {cell: split_tags(cell, classes) for cell in cells if "," in cell}
         photos.append(Photo(row[place] if place < len(row) else "", f"{path}:{number}", tags))
     notes = [f"columns left out: {', '.join(ignored.values())}"] if ignored else []
+    split = {cell: tags for cell, tags in split.items() if len(tags) > 1}
     if split:
         cell, tags = next(iter(split.items()))
         notes.append(
