@@ -38,7 +38,8 @@ _MARKS = ("annotator", "annotation_id", "lead_time")
 def _matches_json(source: Source) -> bool:
     if source.suffix != ".json" or not source.head.startswith("["):
         return False
-    has_tasks = source.has("annotations") and (source.has("result") or source.has("data"))
+    has_tasks = source.has("data") and (source.has("annotations") or source.has("predictions"))
+    has_tasks |= source.has("annotations", "result")
     has_rows = any(source.has(word) for word in (*_MARKS, *_NAMES[:5], "choice"))
     return has_tasks or (has_rows and not source.has("coordinates"))
 
@@ -50,6 +51,12 @@ def _read_json(source: Source) -> Labels:
     places = [f"{source.path}: task {task.get('id', n)}" for n, task in enumerate(tasks, 1)]
     if not any("annotations" in task or "data" in task for task in tasks):
         return _labels_of_rows(list(zip(places, tasks, strict=True)), source)
+    is_done = any(task.get("annotations") for task in tasks)
+    if not is_done and any(task.get("predictions") for task in tasks):
+        raise InputError(
+            f"{source.path} has predictions alone, which nobody accepted; submit them in Label "
+            "Studio and export again"
+        )
     photos = [_photo_of_task(task, place) for task, place in zip(tasks, places, strict=True)]
     return Labels(photos, source.path.parent)
 
