@@ -50,8 +50,8 @@ def checked_run_lengths(mask: RLE, size: tuple[int, int], place: str) -> RLE:
     """
     if mask["size"] != [*size]:
         raise InputError(
-            f"{place} is {mask['size']}, but its image is {[*size]} (height, width); make masks at "
-            "the image's size"
+            f"{place}: the mask is {mask['size']}, but its image is {[*size]} (height, width); "
+            "make masks at the image's size"
         )
     counts = mask["counts"]
     runs = _unpack(counts, place) if isinstance(counts, str) else counts
@@ -79,7 +79,9 @@ def decode_foreign(mask: Any, place: str) -> NDArray[np.uint8]:
         raise InputError(describe_fault(error, mask, RunLengths, place)) from error
     height, width = known["size"]
     if not 0 < height * width <= LARGEST:
-        raise InputError(f"{place} is {height} x {width} pixels; give masks of an image's size")
+        raise InputError(
+            f"{place}: the mask is {height} x {width} pixels; give masks of an image's size"
+        )
     usable = checked_run_lengths(cast(RLE, known), (height, width), place)
     return cast("NDArray[np.uint8]", rle.decode(run_length(usable, (height, width))))
 
@@ -108,10 +110,8 @@ def _check_polygon(polygon: Sequence[float], place: str) -> None:
         return
     low, high = min(polygon), max(polygon)
     if not (math.isfinite(sum(polygon)) and low >= -FAR and high <= FAR):
-        raise InputError(
-            f"{place}: a polygon has coordinates from {low:g} to {high:g}, far outside the image; "
-            "mend it"
-        )
+        wrong = next(value for value in polygon if not abs(value) <= FAR)
+        raise InputError(f"{place}: a polygon has a corner at {wrong}; mend or remove it")
     # the product bounds the outline, which takes longer to measure
     if len(polygon) * (high - low) > _LONGEST and _outline(polygon) > _LONGEST:
         raise InputError(f"{place}: a polygon's outline is over {_LONGEST} pixels long; mend it")

@@ -31,16 +31,13 @@ def complete(annotation: Record, size: tuple[int, int], path: Path) -> None:
     Raises:
         InputError: the mask is not one of the image, or the box has not four numbers.
     """
+    place = f"{path}, annotation {annotation.get('id')!r}"
     mask = annotation.get("segmentation")
     if mask:
-        place = f"{path}: the mask of annotation {annotation.get('id')!r}"
         mask = annotation["segmentation"] = checked_mask(mask, size, place)
     box = annotation.pop("bbox", None)
     if box and len(box) != 4:
-        raise InputError(
-            f"{path}: annotation {annotation.get('id')!r} has the bbox {box[:5]}; give [x, y, "
-            "width, height]"
-        )
+        raise InputError(f"{place}: bbox is {box[:5]}; give [x, y, width, height]")
     if mask and not (box and covers(box, size)):
         box = box_of(mask, size)
     if box:

@@ -213,14 +213,15 @@ def describe_fault(error: msgspec.ValidationError, content: Any, schema: Any, pl
     """
     says, _, where = str(error).partition(" - at `$")
     where = where.rstrip("`").lstrip(".")
+    whole = not where
     for key in re.findall(r"\[(\d+)\]|(\w+)", where):
         content = content[int(key[0])] if key[0] else content[key[1]]
     if first := re.match(r"\[(\d+)\]\.?", where):
         place, where = f"{place}, result {int(first[1]) + 1}", where[first.end() :]
     place, value = f"{place}: {where}" if where else place, reprlib.repr(content)
     if missing := re.search("required field `(.*)`", says):
-        return f"{place} has no {missing[1]}: {value}; add it"
-    if not where and not first:
+        return f"{place} has no {missing[1]}{'' if whole else f': {value}'}; add it"
+    if whole:
         keys = "" if get_origin(schema) else f" with {', '.join(get_type_hints(schema))}"
         return f"{place} is a json {type(content).__name__}; {_in_words(says)}{keys}"
     return f"{place} is {value}; {_in_words(says)}"

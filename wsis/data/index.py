@@ -231,12 +231,12 @@ def _check_place(
     annotation: Record, images: Container[int], categories: Container[int], path: Path
 ) -> None:
     """Raise InputError if an annotation is of an unknown image or category."""
-    place = f"{path}: annotation {annotation.get('id')!r}"
+    place = f"{path}, annotation {annotation.get('id')!r}"
     image, category = annotation["image_id"], annotation["category_id"]
     if image not in images:
-        raise InputError(f'{place} is of image {image}, which is not under "images"; add it')
+        raise InputError(f'{place}: it is of image {image}, which is not under "images"; add it')
     if category not in categories:
-        raise InputError(f'{place} has category {category}, not under "categories"; add it')
+        raise InputError(f'{place}: it has category {category}, not under "categories"; add it')
 
 
 def _check_segments(maps: Iterable[Record], categories: Container[int], path: Path) -> None:
