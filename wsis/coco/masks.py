@@ -14,7 +14,15 @@ from pycocotools import mask as rle
 from wsis.coco.records import LARGEST, RunLengths, describe_fault
 from wsis.errors import InputError
 
-__all__ = ["FAR", "box_of", "checked_mask", "checked_run_lengths", "decode_foreign", "run_length"]
+__all__ = [
+    "FAR",
+    "box_of",
+    "checked_mask",
+    "checked_run_lengths",
+    "decode_foreign",
+    "run_length",
+    "runs_of",
+]
 
 RLE = dict[str, Any]
 FAR = 1_000_000
@@ -54,7 +62,7 @@ def checked_run_lengths(mask: RLE, size: tuple[int, int], place: str) -> RLE:
             "make masks at the image's size"
         )
     counts = mask["counts"]
-    runs = _unpack(counts, place) if isinstance(counts, str) else counts
+    runs = runs_of(counts, place) if isinstance(counts, str) else counts
     covered = int(sum(runs)) if isinstance(runs, list) else int(runs.sum())
     if covered != size[0] * size[1]:
         raise InputError(
@@ -123,7 +131,7 @@ def _outline(polygon: Sequence[float]) -> float:
     return float(np.abs(np.diff(corners, axis=0)).max(1).sum())
 
 
-def _unpack(text: str, place: str) -> NDArray[np.int64]:
+def runs_of(text: str, place: str) -> NDArray[np.int64]:
     """Return the runs of compressed counts.
 
     A run is a number in base 32, least digits first, of which the last has no bit 32 and begins

@@ -186,20 +186,8 @@ def read_records(path: str | os.PathLike[str], schema: Any) -> Any:
         raise InputError(f"cannot read {path}: {error.strerror}; give an existing file") from error
     try:
         return msgspec.json.decode(data, type=schema, strict=False)
-    except (msgspec.ValidationError, RecursionError) as error:
-        fault: Exception = error
-    except ValueError:  # NaN, UTF-16 or a byte order mark, which Python reads, or no json
-        try:
-            return msgspec.convert(json.loads(data), schema, strict=False)
-        except (ValueError, RecursionError) as error:
-            fault = error
-    if isinstance(fault, msgspec.ValidationError):
-        raise InputError(describe_fault(fault, json.loads(data), schema, str(path))) from fault
-    if isinstance(fault, RecursionError):
-        raise InputError(f"{path} is nested too deeply for a COCO file; give one") from fault
-    raise InputError(
-        f"{path} is not a whole json file ({fault}); fetch or write it again"
-    ) from fault
+    except (ValueError, RecursionError):
+        return _read_slowly(path, data, schema)
 
 
 def describe_fault(error: msgspec.ValidationError, content: Any, schema: Any, place: str) -> str:
@@ -225,6 +213,21 @@ def describe_fault(error: msgspec.ValidationError, content: Any, schema: Any, pl
         keys = "" if get_origin(schema) else f" with {', '.join(get_type_hints(schema))}"
         return f"{place} is a json {type(content).__name__}; {_in_words(says)}{keys}"
     return f"{place} is {value}; {_in_words(says)}"
+
+
+def _read_slowly(path: str | os.PathLike[str], data: bytes, schema: Any) -> Any:
+    """Read what Python's json takes, too (NaN, UTF-16, a byte order mark), or say what is wrong."""
+    try:
+        content = json.loads(data)
+        return msgspec.convert(content, schema, strict=False)
+    except msgspec.ValidationError as error:
+        raise InputError(describe_fault(error, content, schema, str(path))) from error
+    except RecursionError as error:
+        raise InputError(f"{path} is nested too deeply for a COCO file; give one") from error
+    except ValueError as error:
+        raise InputError(
+            f"{path} is not a whole json file ({error}); fetch or write it again"
+        ) from error
 
 
 def _in_words(says: str) -> str:
