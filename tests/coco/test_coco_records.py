@@ -39,7 +39,9 @@ def test_records_are_dicts_of_known_fields(tmp_path):
 
 def test_fields_of_other_packages_are_kept(tmp_path):
     content = changed(point=[1, "x"], area=3)
-    assert read(tmp_path, content, instances_with({"point", "bbox"}))["annotations"][1] == {
+    assert read(tmp_path, content, instances_with(frozenset({"point", "bbox"})))["annotations"][
+        1
+    ] == {
         **ANNOTATION,
         "point": [1, "x"],
         "area": 3,

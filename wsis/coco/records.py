@@ -10,7 +10,7 @@ import json
 import os
 import re
 import reprlib
-from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from types import GenericAlias
 from typing import Annotated, Any, Required, TypedDict, get_origin, get_type_hints
@@ -160,7 +160,8 @@ class Sources(TypedDict, total=False):
     annotations: list[Source]
 
 
-def instances_with(keys: Iterable[str]) -> Any:
+@cache
+def instances_with(keys: frozenset[str]) -> Any:
     """Return the schema `Instances` with more fields of annotations, which may hold anything."""
     typed_dict: Any = TypedDict  # type checkers do not know fields that are made here
     known = get_type_hints(Annotation, include_extras=True)

@@ -65,7 +65,7 @@ def read_coco(
             or file; or a mask that is not one of its image.
     """
     keys = {key for field in FIELDS.values() for key in field.keys}
-    content = read_records(path, instances_with(keys))
+    content = read_records(path, instances_with(frozenset(keys)))
     kept = _select(content["categories"], categories, path)
     known, wanted = {c["id"] for c in content["categories"]}, class_of(kept)
     _refuse_duplicates(content["images"], ("id", "file_name"), "image", path)
