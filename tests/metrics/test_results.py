@@ -51,6 +51,7 @@ def test_a_mask_alone_has_its_box(tmp_path):
         ({"segmentation": {}}, "segmentation has no size"),
         ({"score": "high"}, "score is 'high'; expected a number"),
         ({"score": float("nan")}, "score nan"),
+        ({"score": -1e300}, r"score -1e\+300"),
         ({"image_id": [7]}, r"image_id is \[7\]; expected a whole number"),
         ({"image_id": 2**64}, "image_id is 18446744073709551616; expected a whole number <="),
     ],

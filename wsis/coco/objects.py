@@ -38,10 +38,11 @@ def complete(annotation: Record, size: tuple[int, int], path: Path) -> None:
     box = annotation.pop("bbox", None)
     if box and len(box) != 4:
         raise InputError(f"{place}: bbox is {box[:5]}; give [x, y, width, height]")
-    if mask and not (box and covers(box, size)):
+    seen = bool(box) and covers(box, size)
+    if mask and not seen:
         box = box_of(mask, size)
     if box:
-        annotation["bbox"] = _clipped(box, size) if covers(box, size) else box
+        annotation["bbox"] = _clipped(box, size) if seen else box
     if not 0 < (annotation.get("area") or 0) < math.inf:
         annotation.pop("area", None)
 

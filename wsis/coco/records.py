@@ -6,6 +6,7 @@ as text are numbers, as are NaN and Infinity where a field may be any number.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -185,10 +186,15 @@ def read_records(path: str | os.PathLike[str], schema: Any) -> Any:
         data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; give an existing file") from error
+    collects = gc.isenabled()
+    gc.disable()  # each collection would look through all records so far, none of which is garbage
     try:
         return msgspec.json.decode(data, type=schema, strict=False)
     except (ValueError, RecursionError):
         return _read_slowly(path, data, schema)
+    finally:
+        if collects:
+            gc.enable()
 
 
 def describe_fault(error: msgspec.ValidationError, content: Any, schema: Any, place: str) -> str:

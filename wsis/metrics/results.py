@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from wsis.types import RLE, Prediction
 __all__ = ["read_results", "to_annotations", "to_results", "write_results"]
 
 Record = dict[str, Any]
+_HIGHEST = float(np.finfo(np.float32).max)
 
 
 def to_results(prediction: Prediction, category_ids: Sequence[int]) -> list[Record]:
@@ -134,8 +134,8 @@ def _check(
             f"{place} has category {result['category_id']}, not in this data set ({len(label)} "
             "classes); check --data"
         )
-    if not math.isfinite(result["score"]):
-        raise InputError(f"{place} has the score {result['score']}; a score is a number")
+    if not abs(result["score"]) <= _HIGHEST:
+        raise InputError(f"{place} has the score {result['score']}; give one in single precision")
     if (box or mask is None) and not _is_box(box):
         raise InputError(
             f"{place}: bbox must be [x, y, width, height] of at most {FAR}; it may be left out "
