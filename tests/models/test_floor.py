@@ -58,3 +58,17 @@ def test_without_proposals_a_piece_answers_for_itself_and_padding_shifts_nothing
     assert found.labels.tolist() == [1]
     x1, y1, x2, y2 = found.boxes[0].tolist()
     assert ((x1 + x2) / 2, (y1 + y2) / 2) == pytest.approx((60.5 * stride, 5.5 * stride))
+
+
+def test_a_scaled_image_gives_the_masks_of_the_original():
+    model = CAM(**SMALL, test_side=64).eval()
+    stride = model.classifier.backbone.stride
+    maps = torch.full((1, 2, 64 // stride, 128 // stride), -1.0)
+    maps[0, 1, :, 1] = 1  # the second cell of each row, 32 of 128 scaled pixels
+    model.classifier.forward = lambda images: maps if images[0].shape[1:] == (64, 128) else None
+    none = Proposals(torch.zeros(0, 4), torch.zeros(0))
+    large = torch.zeros(3, 256, 512, dtype=torch.uint8)
+    (mask,) = model.predict({"image": large, "image_id": 7, "proposals": none}).masks
+    columns = rle.decode(mask).any(0).nonzero()[0]
+    assert mask["size"] == [256, 512]
+    assert (columns[0] + columns[-1] + 1) / 2 == pytest.approx(1.5 * stride * 4, abs=1)

@@ -4,6 +4,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from wsis.errors import InputError
 from wsis.models.pdsl import PDSL
 from wsis.parts.classifier import Classifier
 from wsis.types import Proposals
@@ -69,6 +70,24 @@ def test_begins_as_its_classifier(tmp_path):
     assert torch.allclose(found.logits[0], torch.zeros(1, 6), atol=1e-5), (
         "nothing around the image to contrast it with"
     )
+
+
+@pytest.mark.parametrize(
+    ("context", "level", "error"),
+    [
+        (1.8, 3, "heads of model.context.* give both backbones the same feature_level"),
+        (0.0, 1, "with 2 feature maps.* with 3; give both the same name and feature_level"),
+    ],
+)
+def test_a_classifier_that_does_not_fit_is_refused_before_it_trains(
+    context, level, error, tmp_path
+):
+    pretraining = {"steps": 3, "backbone": {"feature_level": level}}
+    settings = {**SMALL, "context": context, "pretraining": pretraining}
+    model, run = PDSL(**settings), Stages(tmp_path)
+    with pytest.raises(InputError, match=error):
+        model.stages(run, None)
+    assert run.made == []
 
 
 @pytest.mark.parametrize("background", [0.0, 1.0])

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pycocotools import mask as rle
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from wsis.nn.backbone import BackboneSettings
 from wsis.nn.masks import run_lengths, segment_masks
 from wsis.nn.mil import detect
 from wsis.nn.regions import enlarge
+from wsis.nn.views import Inference, image_views
 from wsis.parts.classifier import Classifier, MapPooling
 from wsis.types import RLE, Batch, Prediction, Proposals, Sample, size_of
 
@@ -39,6 +41,8 @@ class CAM(Method):
         lr: Peak learning rate of AdamW, reached after a fifth of the steps.
         threshold: Fraction of its maximum at which a class map is thresholded.
         nms: Box IoU above which the lower-scored of two detections of a class is dropped.
+        test_side: Short side in pixels that an image is scaled to for prediction; 0 keeps its size.
+        test_max_side: Longest side in pixels; larger images are scaled down for prediction.
     """
 
     needs_segments = True
@@ -51,6 +55,8 @@ class CAM(Method):
         lr: float = 1e-3,
         threshold: float = 0.3,
         nms: float = 0.3,
+        test_side: int = 0,
+        test_max_side: int = 1333,
     ) -> None:
         super().__init__()
         backbone = filled(_BACKBONE, backbone)
@@ -72,12 +78,16 @@ class CAM(Method):
 
         Its score is the class probability times the component's peak, relative to the map's.
         """
-        size = size_of(sample["image"])
-        maps = self.classifier([sample["image"]])
-        probability = self.classifier.pooled(maps, [sample])[0].sigmoid()
-        maps = enlarge(maps.relu(), self.classifier.backbone.stride, size)[0].float().cpu().numpy()
+        size, side = size_of(sample["image"]), self.hparams["test_side"]
+        inference = Inference((side,) if side else (), flip=False)
+        (view,) = image_views(sample["image"], inference, self.hparams["test_max_side"])
+        logits = self.classifier([view.image])
+        probability = self.classifier.pooled(logits, [{"image": view.image}])[0].sigmoid()
+        maps = enlarge(logits.relu(), self.classifier.backbone.stride, size_of(view.image))
+        if size_of(view.image) != size:
+            maps = F.interpolate(maps, size=size, mode="bilinear")
         components, labels, scores = [], [], []
-        for number, activation in enumerate(maps):
+        for number, activation in enumerate(maps[0].float().cpu().numpy()):
             for component, peak in cut(activation, self.hparams["threshold"]):
                 components.append(component)
                 labels.append(number)

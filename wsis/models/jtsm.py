@@ -192,7 +192,8 @@ class JTSM(Method):
     def stages(self, run: Stages, data: Any) -> None:
         """Train a classifier first if `pretraining` asks for one, then JTSM."""
         if self.hparams["pretraining"]:
-            self.backbone.load(pretrain(run, self, self.backbone.settings, data))
+            settings = self.backbone.settings
+            self.backbone.load(pretrain(run, self, settings, data, self.backbone))
         run.fit(self.stage_names()[-1], self, data)
 
     def stage_names(self) -> list[str]:

@@ -204,9 +204,11 @@ class PDSL(Method):
     def stages(self, run: Stages, data: Any) -> None:
         """Train a classifier first if `pretraining` asks for one, then PDSL."""
         if self.hparams["pretraining"]:
-            classifier = pretrain(run, self, self.backbone.settings, data)
+            linear = bool(self.hparams["context"])
+            settings = self.backbone.settings
+            classifier = pretrain(run, self, settings, data, self.backbone, with_head=linear)
             self.backbone.load(classifier)
-            if self.hparams["context"]:
+            if linear:
                 self.start_from(classifier)
         run.fit(self.stage_names()[-1], self, data)
 

@@ -175,6 +175,11 @@ class Backbone(nn.Module):
         load_state(self, known, self.name, str(path))
         self.is_random = False
 
+    def holds(self, other: Backbone) -> bool:
+        """Return whether it has every weight of another backbone, in the same shape."""
+        shapes = {name: value.shape for name, value in self.state_dict().items()}
+        return all(shapes.get(name) == value.shape for name, value in other.state_dict().items())
+
     def normalise(self, images: Sequence[Tensor] | Tensor) -> Tensor:
         """Normalise images, then pad them with zeros to one size that `divisor` divides."""
         if isinstance(images, Tensor):

@@ -118,7 +118,14 @@ class Classifier(Method):
         return [optimiser], [{"scheduler": schedule, "interval": "step"}]
 
 
-def pretrain(run: Stages, method: Method, backbone: BackboneSettings, data: Any) -> Path:
+def pretrain(
+    run: Stages,
+    method: Method,
+    backbone: BackboneSettings,
+    data: Any,
+    into: Backbone | None = None,
+    with_head: bool = False,
+) -> Path:
     """Train a classifier on a method's backbone as the run's first stage; return its checkpoint.
 
     Args:
@@ -126,13 +133,36 @@ def pretrain(run: Stages, method: Method, backbone: BackboneSettings, data: Any)
         method: its setting `pretraining` holds `steps` and other settings of the classifier.
         backbone: the method's; `feature_level` and `frozen_stages` are set for the classifier.
         data: the data module, with tags.
+        into: the network that will load the classifier's backbone.
+        with_head: whether the method's heads begin with the classifier's last layer.
+
+    Raises:
+        InputError: the classifier's network will not fit into `into`.
     """
     shared = {
         "num_classes": method.hparams["num_classes"],
         "backbone": backbone.shared("output_stride"),
     }
     stage = Stage.of("pretraining", method.hparams["pretraining"] or {}, Classifier, **shared)
+    if into is not None:
+        _check_fits(stage.model.backbone, into, with_head)
     return stage.train(run, "1-classifier", data)
+
+
+def _check_fits(trained: Backbone, into: Backbone, with_head: bool) -> None:
+    """Raise InputError if a network cannot begin with the weights of a classifier's."""
+    if not trained.holds(into):
+        raise InputError(
+            f"model.pretraining.backbone is {trained.name} with {len(trained.strides)} feature "
+            f"maps, and model.backbone, which begins with its weights, is {into.name} with "
+            f"{len(into.strides)}; give both the same name and feature_level"
+        )
+    if with_head and trained.channels != into.channels:
+        raise InputError(
+            f"model.pretraining.backbone ends with {trained.channels} channels, and the heads of "
+            f"model.context, which begin with the classifier's last layer, read {into.channels}; "
+            "give both backbones the same feature_level"
+        )
 
 
 def tags(batch: Batch) -> Tensor:

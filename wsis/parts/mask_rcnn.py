@@ -62,7 +62,7 @@ class MaskRCNN(Method):
             the loss.
         optimisation: How weights are optimised.
         test_side: Short side in pixels that an image is scaled to for prediction; 0 keeps its size.
-        test_max_side: Longest side in pixels of an image that is scaled for prediction.
+        test_max_side: Longest side in pixels; larger images are scaled down for prediction.
         nms: Box IoU above which the lower-scored of two detections of a class is dropped.
         score_threshold: Lowest score of a detection.
         max_detections: Largest number of detections per image, over all classes.
