@@ -10,6 +10,7 @@ grey, CMYK, 16 bits, turned, tiny   test_what_is_odd_but_right_is_trained_on_and
 box of no area                      test_boxes_of_no_area_are_left_out_and_counted
 proposals of other images           test_fit_says_what_is_wrong, test_images_of_another_size_get_new_proposals
 truncated checkpoint                test_damaged_checkpoint_is_not_used_and_mended; while training: test_run.py
+checkpoint with code in it          test_code_in_a_checkpoint_is_not_run; all other foreign files: nn/test_checkpoint.py
 damaged run folder                  test_damaged_run_folder
 folder that cannot be written       test_folder_that_cannot_be_written; of a run: test_run.py
 full disk                           test_full_disk; checkpoints: test_run.py
@@ -19,6 +20,7 @@ wrong results file                  test_verbs.py
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 from collections.abc import Callable, Iterator
@@ -28,6 +30,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from wsis import fit, label, predict, propose
@@ -306,6 +309,25 @@ def test_damaged_checkpoint_is_not_used_and_mended(root, run, tmp_path, capfd):
     checkpoint.unlink()
     (checkpoint.parent / "previous.ckpt").write_bytes(b"")
     assert "damaged and there is no earlier one" in refused(fit, ["--resume", run], capfd)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch PWNED",)
+
+
+def test_code_in_a_checkpoint_is_not_run(root, run, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    path = run / "train/checkpoints/last.ckpt"
+    torch.save(torch.load(path, weights_only=True) | {"evil": Evil()}, path)
+    for verb, argv in (
+        (predict, [root / "a.jpg", "--out", tmp_path / "out", "--run", run]),
+        (label, ["--out", tmp_path / "x.json", "--run", run]),
+        (fit, ["--resume", run, "--trainer.max_steps", "9"]),
+    ):
+        line = refused(verb, argv, capfd)
+        assert "last.ckpt asks for posix.system, which is not data" in line
+    assert not (tmp_path / "PWNED").exists()
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wsis.errors import InputError
-from wsis.files import atomic_write
+from wsis.files import atomic_write, clear_scratch, short_name
 
 
 def write(path, text, error):
@@ -49,3 +51,30 @@ def test_no_room_and_no_folder_are_one_line(tmp_path):
     with pytest.raises(InputError, match=r"choose a folder that can be written") as barred:
         write(tmp_path / "file/a.txt", "ne", AssertionError)
     assert not any("\n" in str(caught.value) for caught in (full, barred))
+
+
+@pytest.mark.parametrize("name", ["a" * 255, chr(0x5199) * 85, "\udcff" * 255], ids=len)
+def test_names_of_any_legal_length(tmp_path, name):
+    with atomic_write(tmp_path / name) as scratch:
+        scratch.write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_scratch_files_of_killed_processes_are_found(tmp_path):
+    kept = []
+    for name in ("a.txt", "b" * 255):
+        with atomic_write(tmp_path / name) as scratch:
+            kept.append(scratch)
+            scratch.write_text("x")
+        scratch.write_text("left by a killed process")
+    clear_scratch(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b" * 255]
+    assert len(kept) == 2
+
+
+@given(st.text(st.characters(blacklist_categories=["Cs"]), max_size=300), st.integers(20, 300))
+def test_short_names(name, most):
+    short = short_name(name, most)
+    assert len(short.encode()) <= most
+    assert (short == name) == (len(name.encode()) <= most)
+    assert short_name(name + "x", most) != short, "names that differ stay different"

@@ -26,7 +26,7 @@ from wsis.errors import InputError
 from wsis.inference import UNKNOWN_THRESHOLD, load
 from wsis.method import tagged
 from wsis.metrics import InstanceAP
-from wsis.types import Index, Prediction
+from wsis.types import Prediction
 
 pytestmark = pytest.mark.slow
 
@@ -288,19 +288,6 @@ def test_help_is_short_and_says_something_of_each_setting(verb, capsys):
     )
 
 
-def test_every_overlay_has_a_name_of_its_own():
-    images = [
-        {"id": number, "file_name": name}
-        for number, name in enumerate(("a.png", "b/a.png", "a-1.png", "c.png"), 1)
-    ]
-    assert predict._names(Index(name="", root=Path(), images=images, categories=[])) == [
-        "a-1",
-        "a-2",
-        "a-1-3",
-        "c",
-    ]
-
-
 @pytest.fixture
 def of_tags(tmp_path) -> list[str]:
     """Words that evaluate detections of a cat (0.9, 0.2) and a dog (0.6) on images with tags."""
@@ -359,13 +346,18 @@ def test_predict_writes_results_and_overlays_and_goes_on_past_broken_images(run,
     (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "notes.txt").write_text("not meant")
     words = [folder, tmp_path / "whole.jpg", tmp_path / "absent.jpg", "--run", run, "--out", out]
-    file = predict.main([*map(str, words), "--accelerator", "cpu", "--workers", "0"])
-    complaints = [
-        line for line in capsys.readouterr().err.splitlines() if line.startswith("left out")
-    ]
+    with pytest.raises(SystemExit) as end:
+        predict.main([*map(str, words), "--accelerator", "cpu", "--workers", "0"])
+    assert end.value.code == 2
+    told = capsys.readouterr().err.splitlines()
+    complaints = [line for line in told if line.startswith("left out")]
     assert len(complaints) == 4
+    assert f"note: {folder} has files of other kinds, which are no images: 1 .txt" in told
+    assert told[-1].startswith("error: 4 of 7 images failed: ")
+    file = out / "predictions.json"
     for name in ("empty.jpg", "text.png", "cut.jpg", "absent.jpg"):
         assert sum(name in line for line in complaints) == 1
+        assert name in told[-1]
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(out / "images.json")
         results = coco.loadRes(str(file))
@@ -383,6 +375,82 @@ def test_predict_writes_results_and_overlays_and_goes_on_past_broken_images(run,
     assert [path.name for path in overlays] == ["a-1.jpg", "a-2.jpg", "whole.jpg"]
     drawn = cv2.imread(str(overlays[2]))
     assert max(drawn.shape[:2]) == 800
+
+
+def test_a_model_that_fails_on_an_image_ends_nothing(run, tmp_path, monkeypatch, capsys):
+    from toy_detector import Peeper
+
+    look = Peeper.look
+
+    def stumble(self, sample):
+        if sample["size"] == (31, 47):
+            raise RuntimeError("CUDA out of memory")
+        return look(self, sample)
+
+    monkeypatch.setattr(Peeper, "look", stumble)
+    for k, size in enumerate([(50, 70), (31, 47), (40, 40)]):
+        write_image(tmp_path / f"in/{k}.png", k, size)
+    words = ["--run", run, "--accelerator", "cpu"]
+    for verb, argv in (
+        (predict, [tmp_path / "in", "--out", tmp_path / "out", "--workers", "0"]),
+        (
+            label,
+            ["--images", tmp_path / "in", "--labels", "tags.csv", "--out", tmp_path / "l.json"],
+        ),
+    ):
+        (tmp_path / "in/tags.csv").write_text(
+            "".join(f"{k}.png,yellow-checked box\n" for k in range(3))
+        )
+        with pytest.raises(SystemExit) as end:
+            verb.main([str(word) for word in (*argv, *words)])
+        told = capsys.readouterr().err.splitlines()
+        assert end.value.code == 2
+        assert "1.png (RuntimeError: CUDA out of memory)" in told[-2]
+        assert "error: 1 of 3 images failed: " in told[-1]
+    images = json.loads((tmp_path / "out/images.json").read_text())["images"]
+    assert [Path(image["file_name"]).name for image in images] == ["0.png", "2.png"]
+    images = json.loads((tmp_path / "l.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == ["0.png", "2.png"]
+
+
+def test_label_goes_on_past_broken_images_and_writes_formats(run, tmp_path, capsys):
+    for k in range(2):
+        write_image(tmp_path / f"in/{k}.png", k)
+    whole = (tmp_path / "in/0.png").read_bytes()
+    (tmp_path / "in/2.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "in/labels.csv").write_text(
+        "".join(f"{k}.png,yellow-checked box\n" for k in range(3))
+    )
+    words = ["--run", run, "--images", tmp_path / "in", "--out", tmp_path / "l.json"]
+    words += ["--accelerator", "cpu", "--formats", "[csv,yolo]"]
+    assert "error: 1 of 3 images failed: " in refused_after_others(label, words, capsys)
+    assert len(json.loads((tmp_path / "l.json").read_text())["images"]) == 2
+    assert sorted(path.name for path in (tmp_path / "l-formats").iterdir()) == [
+        "counts.csv",
+        "objects.csv",
+        "yolo",
+    ]
+
+
+def refused_after_others(verb, argv, capsys) -> str:
+    with pytest.raises(SystemExit) as end:
+        verb.main([str(word) for word in argv])
+    assert end.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_long_file_names(run, tmp_path):
+    """A name of 250 bytes is legal, and scratch files and shorter suffixes must be, too."""
+    name = chr(0x5199) * 82
+    write_image(tmp_path / f"in/{name}.jpg", 0)
+    write_image(tmp_path / f"in/deep/{name}.jpg", 0)
+    words = [tmp_path / "in", "--run", run, "--out", tmp_path / "out", "--workers", "0"]
+    words += ["--accelerator", "cpu", "--formats", "[png,cutouts,yolo]", "--score", "0"]
+    predict.main([str(word) for word in words])
+    for folder in ("overlays", "masks", "yolo/labels"):
+        names = [path.name for path in (tmp_path / "out" / folder).iterdir()]
+        assert len(names) == 2
+        assert all(one.startswith(name[:70]) for one in names)
 
 
 def test_predict_needs_no_data_set(place, data_words, tmp_path):

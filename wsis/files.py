@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import pickle
@@ -25,6 +26,7 @@ __all__ = [
     "database",
     "read_json",
     "read_pickle",
+    "short_name",
 ]
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -38,7 +40,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         InputError: the folder is not writable or the disk is full.
     """
     path = Path(path)
-    scratch = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
+    scratch = path.parent / f".{short_name(path.name, 100)}.{uuid.uuid4().hex[:8]}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch.touch(exist_ok=False)
@@ -59,6 +61,19 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def short_name(name: str, most: int = 240) -> str:
+    """Return a name for a file or folder that has at most `most` bytes; file systems take 255.
+
+    A name that is too long is cut, and ends with a digest of all of it, so that names that differ
+    stay different. The default leaves room for a number and a suffix.
+    """
+    whole = os.fsencode(name)
+    if len(whole) <= most:
+        return name
+    end = f"-{hashlib.sha256(whole).hexdigest()[:8]}"
+    return whole[: most - len(end)].decode(errors="ignore") + end
 
 
 def clear_scratch(folder: Path) -> None:

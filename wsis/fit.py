@@ -89,7 +89,8 @@ def _train(cli: CLI, folder: Path) -> Run:
     page = LivePage(folder, f"{cli.names['model']} on {cli.names['data']}")
     run = _run(cli, folder, page.watching(cli.make_trainer))
     try:
-        with _only_if_begun(folder):
+        taken = cli.run is None and cli.config.run_dir is None
+        with _only_if_begun(folder, is_new=taken or not folder.exists()):
             _open(cli, folder)
             say(f"open {page.path} to watch it")
             with page.kept():
@@ -123,7 +124,10 @@ def _run(cli: CLI, folder: Path, make_trainer: Callable[..., pl.Trainer]) -> Run
 def _parse(words: list[str]) -> tuple[CLI, Path]:
     """Return the command line and the run's folder; a resumed run has its own settings."""
     cli = CLI("fit", words, options=command_options, run_flag="--resume")
-    return cli, cli.run or run_folder(cli.names["model"], cli.names["data"], cli.config.run_dir)
+    given = cli.run or cli.config.run_dir
+    if cli.config.list_stages and given is None:
+        raise InputError("--list_stages lists those of a run: give --resume RUN or --run_dir RUN")
+    return cli, given or run_folder(cli.names["model"], cli.names["data"], None)
 
 
 def _open(cli: CLI, folder: Path) -> None:
@@ -142,9 +146,8 @@ def _open(cli: CLI, folder: Path) -> None:
 
 
 @contextmanager
-def _only_if_begun(folder: Path) -> Iterator[None]:
+def _only_if_begun(folder: Path, is_new: bool) -> Iterator[None]:
     """Delete a new run's folder after a mistake that ends it before there is anything to keep."""
-    is_new = not folder.exists()
     try:
         yield
     except (InputError, MisconfigurationException):

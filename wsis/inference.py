@@ -25,9 +25,10 @@ from wsis.errors import InputError
 from wsis.images.read import as_pixels
 from wsis.method import Method
 from wsis.metrics.evaluation import Evaluation
-from wsis.nn.backbone import weights_follow
+from wsis.nn.checkpoint import load_model, read_checkpoint
 from wsis.proposals.proposers import BUILT_IN, propose
 from wsis.runs.checkpoints import Which, intact
+from wsis.runs.failures import Tolerant
 from wsis.runs.labels import Labeller, write_labels
 from wsis.runs.record import read_stage, stages
 from wsis.runs.run import Split
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
+    "Labelled",
     "Loaded",
     "classes_of",
     "labelling_stage",
@@ -67,6 +69,17 @@ class Loaded(NamedTuple):
     """Score from which on detections are shown: that of the best F1 in the stage's validation."""
 
 
+class Labelled(NamedTuple):
+    """The pseudo-labels of a split."""
+
+    data: Index
+    """Index of the images that have labels, or were found to have none."""
+    labels: list[Prediction]
+    """Of each of them."""
+    failed: dict[int, str]
+    """Why the model failed on other images, by their ids."""
+
+
 def load(
     run: str | os.PathLike[str], stage: str | None = None, checkpoint: Which = "last"
 ) -> Loaded:
@@ -94,15 +107,7 @@ def load(
     path = _checkpoint(folder, name, checkpoint)
     given = config["model"].get("init_args") or {}
     later = {setting: given[setting] for setting in known[name].label_settings if setting in given}
-    try:
-        with weights_follow():
-            model = known[name].load_from_checkpoint(
-                path, map_location="cpu", weights_only=True, **later
-            )
-    except RuntimeError as error:  # weights with other names or shapes
-        raise InputError(
-            f"{path} was written by another version of {known[name].__name__}; train it again"
-        ) from error
+    model = load_model(known[name], path, **later)
     threshold = _threshold(folder / name, checkpoint)
     return Loaded(model.eval(), make_data(config["data"]), config, threshold)
 
@@ -175,8 +180,7 @@ def classes_of(run: Path, data: Any) -> tuple[list[Record], list[Record]]:
     for folder, _ in reversed(stages(run)):
         path = folder / "checkpoints" / "last.ckpt"
         if intact(path):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            state = content.get(type(data).__qualname__) or {}
+            state = read_checkpoint(path).get(type(data).__qualname__) or {}
             if "categories" in state:  # no data set is needed
                 return list(state["categories"]), list(state["stuff"])
     return list(data.categories), list(data.stuff)
@@ -228,8 +232,10 @@ def store_labels(
     score_threshold: float = 0.5,
     accelerator: str = "auto",
     devices: int = 1,
-) -> int | None:
+) -> Labelled | None:
     """Write a model's pseudo-labels of a split as a COCO instances file.
+
+    Images on which the model fails are left out.
 
     Args:
         model: labels the images in its own way, or by its detections of tagged classes.
@@ -242,13 +248,16 @@ def store_labels(
         devices: how many.
 
     Returns:
-        Number of labels; None on all ranks but the first.
+        None on all ranks but the first.
     """
-    index: Index = data.index(split)
     with TemporaryDirectory() as folder:
-        labeller, place = Labeller(model, score_threshold), Path(folder)
-        results = store_predictions(labeller, data, split, place, accelerator, devices)
-        return None if results is None else write_labels(out, results, index, model, str(run))
+        labeller = Tolerant(Labeller(model, score_threshold))
+        results = store_predictions(labeller, data, split, Path(folder), accelerator, devices)
+        if results is None:
+            return None
+        index: Index = data.without(split, labeller.failed.keys()).index(split)
+        labels = write_labels(out, results, index, model, str(run)) if index.images else []
+        return Labelled(index, labels, labeller.failed)
 
 
 @overload

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -11,8 +12,11 @@ from wsis.command_line.messages import plain_errors
 from wsis.command_line.parser import Help, parse
 from wsis.data.module import Loading
 from wsis.datasets.folder import Folder
+from wsis.errors import InputError
 from wsis.inference import classes_of, labelling_stage, load, store_labels
+from wsis.reports.exports import Format, export
 from wsis.runs.checkpoints import Which
+from wsis.runs.failures import read_sizes, refuse_failed
 
 __all__ = ["label_images", "main"]
 
@@ -39,13 +43,15 @@ def label_images(
     stage: str | None = None,
     checkpoint: Which = "last",
     score: float = 0.5,
+    formats: tuple[Format, ...] = (),
     accelerator: str = "auto",
     devices: int = 1,
 ) -> Path:
     """Write a model's labels of its own training images, or of others, as a COCO instances file.
 
     Methods with their own labels, such as masks in given boxes, write these; others write the best
-    detection of each tagged class and all above `score`.
+    detection of each tagged class and all above `score`. Images that fail are listed at the end,
+    and the others are done.
 
     Args:
         run: Folder of a finished run.
@@ -57,11 +63,15 @@ def label_images(
         stage: Trained stage to use; by default the last with labels of its own, else the last.
         checkpoint: Of the stage: last, or best, that of the best validation if there were several.
         score: Lowest score of a label that is not the best of its class.
+        formats: What else to write of the labels, in the folder STEM-formats beside OUT, as in
+            `[cvat,yolo]`: any of csv, png, cutouts, coco, polygons, yolo, label_studio,
+            label_studio_polygons and cvat, as `wsis.predict` has them.
         accelerator: What to compute on, as Lightning calls it: auto, cpu, gpu, ...
         devices: How many of them.
 
     Raises:
-        InputError: not a finished run, its data is not there, or the file cannot be written.
+        InputError: not a finished run, its data is not there, or the file cannot be written; or,
+            after the others are done, an image failed.
     """
     model, data, *_ = load(run, stage or labelling_stage(run), checkpoint)
     if images is not None:
@@ -69,11 +79,30 @@ def label_images(
         wanted = () if model.needs_boxes else names
         data = _folder(images, labels, wanted, data.loading)  # type: ignore[attr-defined]
         split = "train"
-    count = store_labels(model, data, split, out, run, score, accelerator, devices)
-    if count is not None:
-        images_labelled = len(data.index(split).images)  # type: ignore[attr-defined]
-        print(f"{count} labels on {images_labelled} images: {out}")
+    index = data.index(split)  # type: ignore[attr-defined]
+    paths = {image["id"]: str(index.root / image["file_name"]) for image in index.images}
+    broken = _unreadable(paths)
+    if len(broken) == len(paths):
+        refuse_failed({paths[k]: told for k, told in broken.items()}, len(paths), "")
+    data = data.without(split, broken.keys())  # type: ignore[attr-defined]
+    made = store_labels(model, data, split, out, run, score, accelerator, devices)
+    if made is not None:
+        exported = export(out.with_name(f"{out.stem}-formats"), made.data, made.labels, formats)
+        count = sum(len(prediction.boxes) for prediction in made.labels)
+        places = ", ".join(map(str, [out, *exported]))
+        print(f"{count} labels on {len(made.data.images)} images: {places}")
+        failed = {paths[number]: told for number, told in (broken | made.failed).items()}
+        for name, reason in failed.items():
+            print(f"left out: {name} ({reason})", file=sys.stderr, flush=True)
+        refuse_failed(failed, len(index.images), places)
     return out
+
+
+def _unreadable(paths: Mapping[int, str]) -> dict[int, str]:
+    """Return why images cannot be read."""
+    sizes = read_sizes(list(map(Path, paths.values())))
+    pairs = zip(paths, sizes, strict=True)
+    return {number: str(size) for number, size in pairs if isinstance(size, InputError)}
 
 
 def _folder(images: Path, labels: str, classes: Sequence[str], loading: Loading) -> Folder:

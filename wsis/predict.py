@@ -19,14 +19,15 @@ from wsis.data.module import Augment, DataModule, Loading
 from wsis.errors import InputError
 from wsis.files import atomic_write
 from wsis.images import draw
-from wsis.images.read import pictures, read_image
+from wsis.images.read import other_files, pictures, read_image
 from wsis.inference import classes_of, load, store_predictions, trained
 from wsis.metrics.panoptic_results import PANOPTIC, read_panoptic
 from wsis.metrics.results import read_results
 from wsis.proposals.make import Fresh
 from wsis.proposals.source import proposer_of
-from wsis.reports.exports import Format, export
+from wsis.reports.exports import Format, export, file_names
 from wsis.runs.checkpoints import Which
+from wsis.runs.failures import Tolerant, read_sizes, refuse_failed
 from wsis.types import Index, Prediction, Record
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def predict_images(
     """Predict images; write predictions.json (COCO results), images.json, overlays/ and tables.
 
     A panoptic method also writes panoptic.json and panoptic/ (COCO's format) and
-    overlays/panoptic/.
+    overlays/panoptic/. Images that fail are listed at the end, and the others are done.
 
     Args:
         images: Images, and folders of images.
@@ -76,16 +77,18 @@ def predict_images(
         checkpoint: Of the stage: last, or best, that of the best validation if there were several.
         score: Detections below this score are not drawn; if not given, that of the best F1 in the
             run's validation. predictions.json has them all.
-        formats: What else to write of the detections that are drawn: "csv", tables of objects with
-            class, score and area and of counts; "png", images of object numbers; "polygons", a COCO
-            json that label tools import.
+        formats: What else to write of the detections that are drawn, as in `[csv,yolo]`. csv:
+            tables of objects and of counts. png: images of object numbers. cutouts: objects with
+            alpha. coco, polygons: COCO json, masks as run lengths or polygons. yolo: polygons in
+            text files, data.yaml. label_studio, label_studio_polygons: tasks with brush masks or
+            polygons. cvat: CVAT for images 1.1.
         workers: Processes that read images and make proposals.
         accelerator: What to compute on, as Lightning calls it: auto, cpu, gpu, ...
         devices: How many of them.
 
     Raises:
-        InputError: not a finished run, no image can be read, or boxes that no stage takes or of
-            other images.
+        InputError: not a finished run, boxes that no stage takes or of other images; or, after the
+            others are done, an image failed.
     """
     stage = stage or (_stage_for_boxes(run) if boxes else None)
     model, data, config, threshold = load(run, stage, checkpoint)
@@ -96,27 +99,37 @@ def predict_images(
             "choose a --stage of it"
         )
     things, stuff = classes_of(run, data)
-    index = Index(
-        name="pictures", root=Path(), images=_readable(images), categories=things, stuff=stuff
-    )
+    files = _files(images)
+    records, failed = _readable(files)
+    index = Index(name="pictures", root=Path(), images=records, categories=things, stuff=stuff)
     index = _with_boxes(index, boxes) if boxes else index
-    given = _Pictures(index, workers, proposer_of(config["data"]))
-    results = store_predictions(model, given, "train", out, accelerator, devices)
+    given, tolerant = _Pictures(index, workers, proposer_of(config["data"])), Tolerant(model)
+    results = store_predictions(tolerant, given, "train", out, accelerator, devices)
     if results is not None:
-        index = given.index("train")
-        with atomic_write(out / "images.json") as scratch:
-            scratch.write_text(
-                json.dumps({"images": index.images, "categories": index.categories}, indent=1)
-            )
-        predictions = read_results(results, index.images, index.categories)
-        told = _draw(predictions, index, threshold, out / "overlays")
-        exported = export(out, index, _names(index), predictions, threshold, formats)
-        if (out / PANOPTIC).is_file():
-            _draw_panoptic(out / PANOPTIC, index, out / "overlays" / "panoptic")
-        places = [results, out / "images.json", out / "overlays", *exported]
-        print(f"{len(index.images)} images: {', '.join(map(str, places))}")
-        print(told)
+        failed |= _failures(tolerant, index)
+        rest = given.without("train", tolerant.failed.keys()).index("train")
+        if rest.images:
+            _write(results, rest, threshold, formats)
+        refuse_failed(failed, len(files), str(out))
     return out / "predictions.json"
+
+
+def _write(results: Path, index: Index, threshold: float, formats: Sequence[Format]) -> None:
+    """Write what is made of predictions.json beside it, and say so."""
+    out = results.parent
+    with atomic_write(out / "images.json") as scratch:
+        scratch.write_text(
+            json.dumps({"images": index.images, "categories": index.categories}, indent=1)
+        )
+    predictions = read_results(results, index.images, index.categories)
+    told = _draw(predictions, index, threshold, out / "overlays")
+    shown = [prediction.above(threshold) for prediction in predictions]
+    exported = export(out, index, shown, formats)
+    if (out / PANOPTIC).is_file():
+        _draw_panoptic(out / PANOPTIC, index, out / "overlays" / "panoptic")
+    places = [results, out / "images.json", out / "overlays", *exported]
+    print(f"{len(index.images)} images: {', '.join(map(str, places))}")
+    print(told)
 
 
 class _Pictures(DataModule):
@@ -179,26 +192,29 @@ def _with_boxes(index: Index, path: Path) -> Index:
     return index._replace(images=images, annotations=boxes, categories=given.categories)
 
 
-def _readable(given: Iterable[Path]) -> list[Record]:
-    """Return records of the images that can be read; print a line for each that cannot."""
+def _readable(files: Sequence[Path]) -> tuple[list[Record], dict[str, str]]:
+    """Return records of the images that can be read, and why others cannot."""
     records: list[Record] = []
-    for path in _files(given):
-        try:
-            height, width = read_image(path).shape[1:]
-        except InputError as error:
-            _warn(f"left out: {error}")
+    failed: dict[str, str] = {}
+    for path, size in zip(files, read_sizes(files), strict=True):
+        if isinstance(size, InputError):
+            failed[str(path)] = str(size)
+            _warn(f"left out: {size}")
             continue
-        records.append(
-            {
-                "id": len(records) + 1,
-                "file_name": str(path),
-                "height": int(height),
-                "width": int(width),
-            }
-        )
+        place = {"id": len(records) + 1, "file_name": str(path)}
+        records.append({**place, "height": size[0], "width": size[1]})
     if not records:
         raise InputError("none of the images can be read; give images or folders of images")
-    return records
+    return records, failed
+
+
+def _failures(tolerant: Tolerant, index: Index) -> dict[str, str]:
+    """Return and print why the model failed on images."""
+    names = {image["id"]: image["file_name"] for image in index.images}
+    failed = {names[number]: reason for number, reason in tolerant.failed.items()}
+    for name, reason in failed.items():
+        _warn(f"left out: {name} ({reason})")
+    return failed
 
 
 def _files(given: Iterable[Path]) -> list[Path]:
@@ -208,6 +224,10 @@ def _files(given: Iterable[Path]) -> list[Path]:
         inside = pictures(path) if path.is_dir() else [path]
         if not inside:
             _warn(f"left out: no images in {path}")
+        if path.is_dir() and (others := other_files(path)):
+            kinds = Counter(other.suffix.lower() or "no suffix" for other in others)
+            told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+            _warn(f"note: {path} has files of other kinds, which are no images: {told}")
         files += inside
     return list(dict.fromkeys(files))
 
@@ -215,7 +235,7 @@ def _files(given: Iterable[Path]) -> list[Path]:
 def _draw(predictions: Sequence[Prediction], index: Index, score: float, folder: Path) -> str:
     """Write one overlay per image; return how many objects are drawn on how many images."""
     names = [category["name"] for category in index.categories]
-    for image, name, prediction in zip(index.images, _names(index), predictions, strict=True):
+    for image, name, prediction in zip(index.images, file_names(index), predictions, strict=True):
         drawn = draw.overlay(
             read_image(Path(image["file_name"])), prediction, names, score, _long_side(image)
         )
@@ -235,7 +255,7 @@ def _draw_panoptic(results: Path, index: Index, folder: Path) -> None:
         [category["name"] for category in part] for part in (index.categories, index.stuff)
     )
     maps = read_panoptic(results, index.images, index.categories, index.stuff)
-    for image, name in zip(index.images, _names(index), strict=True):
+    for image, name in zip(index.images, file_names(index), strict=True):
         panoptic = maps(image)
         if panoptic is not None:
             drawn = draw.overlay_panoptic(
@@ -243,16 +263,6 @@ def _draw_panoptic(results: Path, index: Index, folder: Path) -> None:
             )
             with atomic_write(folder / f"{name}.jpg") as scratch:
                 scratch.write_bytes(draw.jpeg(drawn))
-
-
-def _names(index: Index) -> list[str]:
-    """Name each image's overlay by its stem, and its id if another has that stem."""
-    stems = [Path(image["file_name"]).stem for image in index.images]
-    numbered = [f"{stem}-{image['id']}" for stem, image in zip(stems, index.images, strict=True)]
-    taken = Counter([*stems, *numbered])
-    return [
-        stem if taken[stem] == 1 else number for stem, number in zip(stems, numbered, strict=True)
-    ]
 
 
 def _long_side(image: Record) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from wsis.datasets.folder import index_of_folder
 from wsis.errors import InputError
+from wsis.files import short_name
 from wsis.proposals.convert import convert
 from wsis.proposals.file import ProposalFile
 from wsis.proposals.make import make
@@ -106,7 +107,9 @@ def _places(splits: list[str], out: Path | None, folder: Path, source: str) -> d
     """Return one file per split; beside the images where no file is named."""
     out = out or folder / file_name(source)
     return {
-        split: out if len(splits) == 1 else out.with_name(f"{out.stem}-{split}{out.suffix}")
+        split: out
+        if len(splits) == 1
+        else out.with_name(f"{short_name(out.stem)}-{split}{out.suffix}")
         for split in splits
     }
 

@@ -111,6 +111,7 @@ TRAINED = [
 ]
 PROPOSALS = 100
 """Of an image. Most of a step on a small network goes into pooling them."""
+SMALL_IMAGES = ["--data.augment.short_sides=[96]", "--data.augment.scales=[]"]
 QUIET = {
     "logger": False,
     "enable_progress_bar": False,
@@ -273,7 +274,7 @@ def test_poison_changes_no_bit_of_any_stage(name, data, tmp_path):
             for word in words(name, root, tmp_path / run)
             if not word.startswith(("--data.train", "--data.val", "--data.sal"))
         ]
-        fit.main(["--data", "coco", "--config", str(recipe), *flags])
+        fit.main(["--data", "coco", "--config", str(recipe), *flags, *SMALL_IMAGES])
     checkpoints = sorted(
         path.relative_to(tmp_path / "honest")
         for path in (tmp_path / "honest").glob("*/checkpoints/last.ckpt")
@@ -374,8 +375,7 @@ def test_one_class_is_enough(name, one_class, tmp_path):
         flags += [f"--model.salient={shapes(one_class).salient_folder()}"]
     if "stuff" in accepted:
         flags += ["--model.stuff=false"]
-    small = ["--data.augment.short_sides=[96]", "--data.augment.scales=[]"]
-    fit.main([*flags, *small, "--data=folder", "--data.loading.batch_size=2"])
+    fit.main([*flags, *SMALL_IMAGES, "--data=folder", "--data.loading.batch_size=2"])
     last = list(run.glob("*/stage.json"))
     assert last
     assert all(json.loads(path.read_text())["finished"] for path in last)

@@ -103,10 +103,10 @@ def read_config(path: Path, typed: Collection[str] = ()) -> Config:
         config = get_loader("yaml")(text) or {}  # unlike PyYAML it reads 1e-4 as a number
     except OSError as error:
         raise InputError(f"cannot read settings file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:300]
         raise InputError(f"settings file {path} is not YAML: {reason}") from error
-    if not isinstance(config, dict):
+    if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
         raise InputError(f"settings file {path} must hold `section: {{setting: value}}`")
     for kind in registry.KINDS:
         if isinstance(config.get(kind), str):
@@ -116,7 +116,10 @@ def read_config(path: Path, typed: Collection[str] = ()) -> Config:
                 f"settings file {path}: `{kind}` is a name, or "
                 "{class_path: NAME, init_args: {SETTING: VALUE}}"
             )
-    check_code(config, path, " ".join(typed))
+    try:
+        check_code(config, path, " ".join(typed))
+    except RecursionError as error:
+        raise InputError(f"settings file {path} holds itself; take out the alias") from error
     return config
 
 

@@ -84,8 +84,11 @@ def write_settings(path: Path, settings: Config) -> None:
 def run_folder(model: str, data: str, given: Path | None) -> Path:
     """Return the folder of a new run, the same on every rank: `runs/MODEL/DATA/TIME`, or `given`.
 
+    The folder is taken by making it, so that two runs never get the same one.
+
     Raises:
-        InputError: the ranks were started by another program and cannot agree on a time.
+        InputError: the ranks were started by another program and cannot agree on a time, or the
+            folder cannot be made.
     """
     if given is not None:
         return given
@@ -95,7 +98,23 @@ def run_folder(model: str, data: str, given: Path | None) -> Path:
                 "several processes started from outside need one folder: give --run_dir"
             )
         return Path(os.environ["WSIS_RUN_DIR"])
-    folder = Path("runs", model, data, f"{datetime.now():%Y%m%d-%H%M%S}")
-    while folder.exists():  # two runs within a second
-        folder = folder.with_name(f"{folder.name}-2")
+    first = Path("runs", model, data, f"{datetime.now():%Y%m%d-%H%M%S}")
+    folder, number = first, 1
+    while not _take(folder):  # by a run of the same second
+        number += 1
+        folder = first.with_name(f"{first.name}-{number}")
     return folder
+
+
+def _take(folder: Path) -> bool:
+    """Make a folder; return False if somebody else has made it."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+    except OSError as error:
+        if folder.exists():
+            return False
+        raise InputError(
+            f"cannot write {folder}: {error.strerror}; choose a folder with --run_dir"
+        ) from error
+    return True

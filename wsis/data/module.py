@@ -142,6 +142,13 @@ class DataModule(pl.LightningDataModule):
             other.relabelled, other._indices = labels, {**self._indices, "train": index}
         return other
 
+    def without(self, split: str, images: AbstractSet[int]) -> Self:
+        """Return a copy whose split lacks the images of these ids."""
+        index, other = self.index(split), copy.copy(self)
+        kept = [image for image in index.images if image["id"] not in images]
+        other._indices = {**self._indices, split: index._replace(images=kept)}
+        return other
+
     def with_loaders(self, **others: DataModule) -> Self:
         """Return a copy whose training batches come with a batch of each of `others`.
 

@@ -37,6 +37,7 @@ from wsis.datasets._scene import (
     paint_scene,
 )
 from wsis.errors import InputError
+from wsis.files import short_name
 from wsis.fingerprint import digest
 from wsis.nn.masks import run_lengths
 from wsis.types import Index, Record
@@ -130,7 +131,7 @@ def _once(folder: Path, settings: Record, write: Callable[[Path, Record], None])
     """
     if folder.is_dir():
         return
-    scratch = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
+    scratch = folder.parent / f".{short_name(folder.name, 100)}.{uuid.uuid4().hex[:8]}"
     try:
         scratch.mkdir(parents=True)
         write(scratch, settings)

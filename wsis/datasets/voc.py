@@ -22,7 +22,7 @@ from wsis.data.index import drop_empty, keep_images, tags_of
 from wsis.data.module import DataModule
 from wsis.datasets._long_tail import draw_long_tail
 from wsis.errors import InputError
-from wsis.files import atomic_write, cache_folder
+from wsis.files import atomic_write, cache_folder, read_json
 from wsis.fingerprint import digest
 from wsis.images.read import image_size, read_labels
 from wsis.nn.masks import run_lengths
@@ -140,15 +140,16 @@ def read_voc(
     cached = cache_folder() / "voc" / f"{key}.json"
     images_dir = devkit / "JPEGImages"
     categories = [{"id": position + 1, "name": name} for position, name in enumerate(classes)]
-    if not cached.exists():
+    records = None
+    with contextlib.suppress(InputError):  # there is none yet, or a damaged one
+        records = read_json(cached)
+    if records is None:
         records = [
             _read_image(stem, files, categories) for stem, files in zip(stems, sources, strict=True)
         ]
         # the cache is optional: a failure to write it is not an error
         with contextlib.suppress(InputError), atomic_write(cached) as scratch:
             scratch.write_text(json.dumps(records))
-    else:
-        records = json.loads(cached.read_text())
     images = [{"id": n, **image} for n, (image, _, _) in zip(_numbers(stems), records, strict=True)]
     found = {
         image["id"]: annotations for image, (_, annotations, _) in zip(images, records, strict=True)

@@ -27,6 +27,7 @@ from wsis.errors import InputError
 from wsis.evidence.cam import average_over_scales, finite, inside, normalise
 from wsis.method import Method, filled
 from wsis.nn.backbone import Backbone, BackboneSettings
+from wsis.nn.checkpoint import read_checkpoint
 from wsis.nn.regions import enlarge
 from wsis.types import Batch, size_of
 
@@ -102,7 +103,7 @@ class AffinityNet(Method):
             InputError: it is a checkpoint of another model or another number of classes.
         """
         self.backbone.load(classifier)
-        state = torch.load(classifier, map_location="cpu", weights_only=True)["state_dict"]
+        state = read_checkpoint(classifier)["state_dict"]
         try:
             self.head.load_state_dict({name: state[f"head.{name}"] for name in ("weight", "bias")})
         except (KeyError, RuntimeError) as error:

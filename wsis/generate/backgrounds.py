@@ -23,7 +23,7 @@ from torch import Tensor
 
 from wsis import machine
 from wsis.errors import InputError
-from wsis.files import atomic_write
+from wsis.files import atomic_write, short_name
 from wsis.fingerprint import digest
 from wsis.generate._progress import Progress
 from wsis.generate.pictures import is_blank
@@ -282,7 +282,7 @@ def _name(file: Path) -> str:
         return file.name
     state = file.stat()
     key = {"file": str(file), "bytes": state.st_size, "written": state.st_mtime_ns}
-    return f"{digest(key)}-{file.name}"
+    return f"{digest(key)}-{short_name(file.stem, 200)}{file.suffix}"
 
 
 def _link(source: Path, target: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from wsis.errors import InputError
@@ -19,6 +22,7 @@ __all__ = [
     "SUFFIXES",
     "as_pixels",
     "image_size",
+    "other_files",
     "pictures",
     "read_grey",
     "read_image",
@@ -26,7 +30,9 @@ __all__ = [
     "read_numbers",
 ]
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".heif"}
+)
 """Of files that are taken for images where a folder is searched."""
 
 _BROKEN = (
@@ -40,39 +46,60 @@ _BROKEN = (
 )
 _SIDEWAYS = {5, 6, 7, 8}  # EXIF orientations that swap height and width
 _ORIENTATION = 0x0112
+_DEPTHS = (8, 10, 12, 14, 16)
+"""Bits of the numbers that cameras, scanners and microscopes store."""
+_HEIC = re.compile(rb"....ftyp(hei[cfmsvx]|hev[cmsx]|mif1|msf1)", re.DOTALL)
+"""The first bytes of a HEIC file."""
 
 
 def pictures(folder: Path) -> list[Path]:
-    """List the picture files anywhere in a folder, without hidden ones (a Mac's `._a.jpg`)."""
-    found = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
-    )
-    return [
-        path
-        for path in found
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+    """List the picture files anywhere in a folder, without hidden ones (a Mac's `._a.jpg`).
+
+    Links to folders are followed, each folder once.
+    """
+    return [path for path in _files(folder) if path.suffix.lower() in SUFFIXES]
+
+
+def other_files(folder: Path) -> list[Path]:
+    """List the files that `pictures` leaves out because their suffix is not a picture's."""
+    return [path for path in _files(folder) if path.suffix.lower() not in SUFFIXES]
+
+
+def _files(folder: Path) -> list[Path]:
+    """List the files anywhere in a folder that are not hidden, in the order of their paths."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if (real := os.path.realpath(here)) in seen:
+            folders.clear()  # a link to a folder above it would have no end
+            continue
+        seen.add(real)
+        found += [Path(here, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.is_file())
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
     """Read an image as (3,H,W) uint8 RGB, turned upright by its EXIF orientation.
 
-    Transparent parts become white.
+    Transparent parts become white. Of an animation the first picture is read.
+
+    Numbers that are not 8 bits become so by rules that do not stretch an image by its own range,
+    as images of one kind must stay comparable: fractions from 0 to 1 are multiplied by 255, and
+    other numbers divided by the range of the fewest of 8, 10, 12, 14 and 16 bits that hold the
+    largest of them, because files of 16 bits do not say how many of them a camera filled. For
+    numbers below 0 (CT) and above 16 bits there is no such rule, and they are refused.
 
     Args:
-        path: any format that Pillow reads: grey, palette, CMYK and 16-bit images too.
+        path: any format that Pillow reads, in any of its modes; HEIC with the extra `heic`.
         size: (height, width) that the annotations are drawn on. An image that has it only before it
             is turned stays unturned.
 
     Raises:
-        InputError: missing, empty or broken file, or another size.
+        InputError: missing, empty or broken file, another size, or numbers that are refused.
     """
-    try:
-        with Image.open(path) as image:
-            upright = _upright(image, size)
-            pixels = np.array(_rgb(upright))
-    except _BROKEN as error:
-        raise _unreadable(path, error) from error
+    with _opened(path) as image:
+        pixels = np.array(_rgb(_upright(image, size), str(path)))
     if size is not None and pixels.shape[:2] != tuple(size):
         found, wanted = f"{pixels.shape[1]} x {pixels.shape[0]}", f"{size[1]} x {size[0]}"
         raise InputError(
@@ -85,17 +112,20 @@ def as_pixels(image: Any) -> NDArray[np.uint8]:
     """Return an image as (H,W,3) uint8 RGB that can be written to.
 
     Args:
-        image: a file, a PIL image, (H,W,3) uint8 RGB, or a (3,H,W) uint8 RGB tensor.
+        image: a file, a PIL image of any mode, (H,W,3) uint8 RGB, or a (3,H,W) uint8 RGB tensor.
+            The numbers of a PIL image are converted like those of a file; it is not turned.
 
     Raises:
-        InputError: not an image.
+        InputError: not an image, or one whose numbers `read_image` refuses.
     """
     if isinstance(image, (str, os.PathLike)):
         image = read_image(Path(image))
     if isinstance(image, Tensor):
         image = image.detach().cpu().movedim(0, -1).numpy()
     elif isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
+        name = getattr(image, "filename", "") or "given from Python"
+        with _plain_errors(Path(name)):  # a PIL image reads its file when it is used
+            image = np.asarray(_rgb(image, name))
     if not isinstance(image, np.ndarray):
         raise InputError(
             f"an image is a file, a PIL image, an array or a tensor, not {type(image).__name__}"
@@ -114,12 +144,11 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         InputError: missing or empty file, or no image.
     """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
+    with _opened(path) as image:
+        width, height = image.size
+        sideways = False
+        with suppress(OSError):  # a truncated png, whose EXIF may come last; reading it will tell
             sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
-    except _BROKEN as error:
-        raise _unreadable(path, error) from error
     return (width, height) if sideways else (height, width)
 
 
@@ -129,14 +158,9 @@ def read_grey(path: Path) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
     Raises:
         InputError: missing, empty or broken file, or a picture with colours.
     """
-    try:
-        with Image.open(path) as image:
-            deep = image.mode.startswith("I")
-            pixels = np.array(
-                image if image.mode == "L" else _rgb(image) if deep else image.convert("RGB")
-            )
-    except _BROKEN as error:
-        raise _unreadable(path, error) from error
+    with _opened(path) as image:
+        flat = image.convert("RGB") if image.has_transparency_data else image
+        pixels = np.array(image if image.mode == "L" else _rgb(flat, str(path)))
     if pixels.ndim == 2:
         return pixels
     if (pixels != pixels[..., :1]).any():
@@ -148,18 +172,18 @@ def read_labels(path: Path) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
     """Read a label map (palette or grey png) as (H,W) uint8 without applying its colours.
 
     Raises:
-        InputError: missing, empty or broken file, or a colour image.
+        InputError: missing, empty or broken file, a colour image, or labels beyond 255.
     """
-    try:
-        with Image.open(path) as image:
-            labels = np.array(image)
-    except _BROKEN as error:
-        raise _unreadable(path, error) from error
+    with _opened(path) as image:
+        labels = np.array(image)
     if labels.ndim != 2:
         raise InputError(
             f"{path} is a colour image; a label map has one palette index or grey value per pixel"
         )
-    return labels.astype(np.uint8)
+    eight: np.ndarray[tuple[int, int], np.dtype[np.uint8]] = labels.astype(np.uint8)
+    if (eight != labels).any():
+        raise InputError(f"{path} has labels that are not whole numbers from 0 to 255; map them")
+    return eight
 
 
 def read_numbers(
@@ -174,11 +198,8 @@ def read_numbers(
     Raises:
         InputError: missing, empty or broken file, no colour image, or another size.
     """
-    try:
-        with Image.open(path) as image:
-            colours = np.array(image)
-    except _BROKEN as error:
-        raise _unreadable(path, error) from error
+    with _opened(path) as image:
+        colours = np.array(image)
     if colours.shape != (*size, 3):
         raise InputError(
             f"{path} is no RGB png of {size[1]} x {size[0]} pixels, the size of its image; fetch "
@@ -202,23 +223,83 @@ def _upright(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits, or 32 that hold 16: Pillow would clip at 255
-        values = np.asarray(image, np.float32)
-        return Image.fromarray(
-            (values / 257 if values.max(initial=0) > 255 else values).round().astype(np.uint8)
-        ).convert("RGB")
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    """Convert an image of any mode to 8-bit RGB by the rules of `read_image`."""
+    if image.mode.startswith("I") or image.mode == "F":  # Pillow would clip at 0 and 255
+        return Image.fromarray(_eight_bits(np.asarray(image), name)).convert("RGB")
+    if image.mode == "LAB":  # Pillow converts it with its colour management alone
+        spaces = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return cast(Image.Image, ImageCms.profileToProfile(image, *spaces, outputMode="RGB"))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
 
 
+def _eight_bits(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    """Scale numbers (H,W) by the rules of `read_image`."""
+    low, high = values.min(initial=0), values.max(initial=0)
+    if not (low >= 0 and high < 2 ** _DEPTHS[-1]):  # NaN is refused, too
+        raise InputError(
+            f"image {name} has numbers from {low:g} to {high:g}, neither 0 to 1 nor 8 or 16 bits; "
+            "convert it to 8 bits, all images of a kind by the same range"
+        )
+    fractions = values.dtype.kind == "f" and high <= 1
+    top = 1 if fractions else next(2**d - 1 for d in _DEPTHS if high < 2**d)
+    return (values * (255 / top)).clip(0, 255).round().astype(np.uint8)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    with _plain_errors(path), _open(path) as image:
+        yield image
+
+
+@contextmanager
+def _plain_errors(path: Path) -> Iterator[None]:
+    """Turn whatever Pillow raises into an error of one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except _BROKEN as error:
+        raise _unreadable(path, error) from error
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except UnidentifiedImageError:
+        if not _is_heic(path):
+            raise
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise InputError(
+            f'{path} is a HEIC photo: pip install "wsis[heic]", or convert it to JPEG'
+        ) from error
+    register_heif_opener()
+    return Image.open(path)
+
+
+def _is_heic(path: Path) -> bool:
+    """Tell by a file's content, since photos are renamed to .jpg without being converted."""
+    with open(path, "rb") as file:
+        return _HEIC.match(file.read(12)) is not None
+
+
 def _unreadable(path: Path, error: BaseException) -> InputError:
-    if not Path(path).exists():
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return InputError(f"no image {path}; put it there or take it off the list")
     if Path(path).is_file() and Path(path).stat().st_size == 0:
         return InputError(f"{path} is empty (0 bytes); fetch it again or take it off the list")
+    if isinstance(error, Image.DecompressionBombError):
+        found, limit = re.findall(r"\d+", str(error))[:2]
+        return InputError(
+            f"{path} has {found} pixels, and at most {limit} are read; shrink it or cut it into "
+            "tiles, as `vipsthumbnail FILE --size 6000` and `magick FILE -crop 4000x4000 TILE.png` "
+            "do"
+        )
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return InputError(
         f"cannot read image {path} ({reason}); fetch it again or take it off the list"

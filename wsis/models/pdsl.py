@@ -83,6 +83,7 @@ from wsis.losses import (
 )
 from wsis.method import Method, Stages, filled
 from wsis.nn.backbone import Backbone, BackboneSettings
+from wsis.nn.checkpoint import read_checkpoint
 from wsis.nn.detection import (
     Detection,
     Detector,
@@ -218,7 +219,7 @@ class PDSL(Method):
 
     def start_from(self, classifier: Path) -> None:
         """Initialise all heads with the last layer of a classifier's checkpoint."""
-        state = torch.load(classifier, map_location="cpu", weights_only=True)["state_dict"]
+        state = read_checkpoint(classifier)["state_dict"]
         weight = state["head.weight"].flatten(1)
         self.detector.mil.start(weight, state["head.bias"])
         for head in self.detector.refinements:

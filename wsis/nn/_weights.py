@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,14 +79,28 @@ def read_weights(path: Path) -> dict[str, Any]:
             else:
                 content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # damaged files raise many kinds
-            raise InputError(
-                f"cannot read weights {path}{reason(error)}; fetch the file again"
-            ) from error
+            raise unreadable(path, "weights", error) from error
     for wrapper in ("state_dict", "model", "blobs"):
         content = content.get(wrapper, content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path} holds no weights by name; give a state dict")
     return content
+
+
+def unreadable(path: Path, what: str, error: Exception) -> InputError:
+    """Return what to say of a file that torch or safetensors cannot read.
+
+    torch's own words advise to load the file in a way that runs the code in it.
+    """
+    asked = re.search(r"GLOBAL (\S+)", str(error))
+    if asked:
+        return InputError(
+            f"{what} {path} asks for {asked[1]}, which is not data, and is not opened; get it from "
+            "elsewhere"
+        )
+    if isinstance(error, OSError):
+        return InputError(f"cannot read {what} {path}: {error.strerror or error}; check the path")
+    return InputError(f"{what} {path} is damaged, or of another kind; get the file again")
 
 
 def backbone_state(state: dict[str, Any] | None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from wsis.errors import InputError
-from wsis.files import atomic_write, read_json
+from wsis.files import atomic_write, read_json, short_name
 from wsis.nn.masks import tight_boxes
 
 __all__ = ["Foreground", "ForegroundPool", "draw_foregrounds", "write_pool"]
@@ -134,7 +134,8 @@ def write_pool(
         pixels = torch.cat([image, mask[None] * torch.tensor(255, dtype=torch.uint8)])[
             :, y1:y2, x1:x2
         ]
-        file = re.sub(r"[^\w-]+", "_", categories[label]) + f"/{number:06d}.png"
+        place = short_name(re.sub(r"[^\w-]+", "_", categories[label]))
+        file = f"{place}/{number:06d}.png"
         with atomic_write(folder / file) as scratch:
             Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(scratch, "png", compress_level=1)
         entries.append({"file": file, "label": int(label), "image": source, "box": box})

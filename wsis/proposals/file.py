@@ -57,9 +57,11 @@ class ProposalFile:
     @property
     def provenance(self) -> dict[str, Any]:
         """How the proposals were made: proposer, settings and supervision."""
-        meta: dict[str, Any] = {
-            key: json.loads(value) for key, value in self._ask("SELECT key, value FROM meta")
-        }
+        entries = self._ask("SELECT key, value FROM meta")
+        try:
+            meta: dict[str, Any] = {key: json.loads(value) for key, value in entries}
+        except (ValueError, TypeError) as error:
+            raise _foreign(self.path) from error
         if meta.pop("format", None) != _FORMAT:
             raise _foreign(self.path)
         return meta
@@ -149,7 +151,7 @@ class ProposalFile:
         self._check(file_name, size, (height, width) if found else None)
         try:
             proposals = _unpack(blob, (height, width), segments, limit)
-        except (zlib.error, struct.error, IndexError, ValueError) as error:
+        except (zlib.error, struct.error, IndexError, ValueError, TypeError) as error:
             raise _broken(self.path, f"the entry of {file_name}") from error
         if segments and proposals.labels is None:
             raise InputError(
@@ -161,7 +163,7 @@ class ProposalFile:
     def _ask(self, query: str, *values: object) -> list[Any]:
         try:
             return self._connection().execute(query, values).fetchall()
-        except sqlite3.DatabaseError as error:
+        except sqlite3.Error as error:
             if "locked" in str(error):
                 raise InputError(
                     f"{self.path} is being written by another process; wait for it to end"
@@ -231,13 +233,14 @@ def write(path: str | os.PathLike[str], provenance: dict[str, Any]) -> Iterator[
                 yield ProposalWriter(connection)
             finally:
                 connection.commit()
-    except sqlite3.DatabaseError as error:
+    except sqlite3.Error as error:
         raise _foreign(path) from error
 
 
 def forget(path: Path, files: Sequence[str]) -> None:
     """Delete the proposals of images from a proposal file."""
     if files:
+        ProposalFile(path)  # reports a foreign or damaged file
         with database(path) as connection, connection:
             connection.executemany(
                 "DELETE FROM proposals WHERE file = ?", [(name,) for name in files]

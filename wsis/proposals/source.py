@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wsis.errors import InputError
-from wsis.files import cache_folder
+from wsis.files import cache_folder, short_name
 from wsis.fingerprint import digest
 from wsis.proposals import proposers
 from wsis.proposals.convert import convert
@@ -94,7 +94,7 @@ def file_name(source: str, parts: Sequence[str] = ()) -> str:
         state = path.stat()
         key = digest([str(path.resolve()), state.st_size, state.st_mtime_ns])
         source = path.stem
-    return "-".join(("proposals", source, key[:8], *parts)) + ".sqlite"
+    return short_name("-".join(("proposals", source, key[:8], *parts))) + ".sqlite"
 
 
 def _existing(source: str) -> Path:
@@ -117,7 +117,7 @@ def _place(folder: Path, name: str, beside: bool) -> Path:
     wanted = beside or (folder / name).is_file()
     if wanted and folder.is_dir() and os.access(folder, os.W_OK):
         return folder
-    return cache_folder() / f"{folder.name}-{digest(str(folder.resolve()))[:12]}"
+    return cache_folder() / f"{short_name(folder.name)}-{digest(str(folder.resolve()))[:12]}"
 
 
 def _forget_changed(path: Path, index: Index) -> None:

@@ -1,126 +1,209 @@
-"""Predictions in forms that other programs read: tables, label images, polygons."""
+"""Objects found in images, in forms that other programs read: tables, masks, label tools' files."""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as rle
 
-from wsis.files import atomic_write
+from wsis.data.index import write_coco
+from wsis.files import atomic_write, short_name
+from wsis.images.outlines import outlines, rings
+from wsis.images.read import read_image
 from wsis.metrics.results import to_annotations
-from wsis.types import RLE, Index, Prediction
+from wsis.reports._label_tools import write_brushes, write_cvat, write_polygons, write_yolo
+from wsis.reports.found import Found
+from wsis.types import Index, Prediction
 
-__all__ = ["Format", "export"]
+__all__ = ["Format", "export", "file_names"]
 
-Format = Literal["csv", "png", "polygons"]
+Format = Literal[
+    "csv",
+    "png",
+    "cutouts",
+    "coco",
+    "polygons",
+    "yolo",
+    "label_studio",
+    "label_studio_polygons",
+    "cvat",
+]
 
 
 def export(
     folder: Path,
     index: Index,
-    names: Sequence[str],
     predictions: Sequence[Prediction],
-    threshold: float,
     formats: Sequence[Format],
 ) -> list[Path]:
-    """Write the detections with at least a score, and return the files and folders.
+    """Write objects in each format, and return the files and folders.
+
+    NAME is an image's name by `file_names`; objects are numbered from 1, the best score first.
 
     * `csv`: objects.csv has a row per object with its image, number, class, score, area in pixels
       and box; counts.csv a row per image with the number of objects of each class.
     * `png`: masks/NAME.png has the number of the object at each pixel, 0 for none; where masks
       overlap, the higher score is on top.
-    * `polygons`: polygons.json is a COCO file that CVAT, Label Studio and others import.
+    * `cutouts`: cutouts/NAME-NUMBER.png is the object, cut out of its image, with alpha.
+    * `coco`: coco.json has the masks as run lengths.
+    * `polygons`: polygons.json is a COCO file of polygons, with holes as `outlines.rings` cuts them
+      open.
+    * `yolo`: yolo/ has data.yaml, labels/NAME.txt with a polygon per object, and images/, links to
+      the images.
+    * `label_studio`: label_studio.json has tasks with brush masks, label_studio.xml the labelling
+      interface that they need. `label_studio_polygons` likewise, with polygons.
+    * `cvat`: cvat.xml is "CVAT for images 1.1" with masks.
+
+    Objects without a mask are written as boxes, in `png` not at all.
 
     Args:
         folder: to write to.
         index: the images and their classes.
-        names: of the images' files, without suffix.
-        predictions: of each image, best first.
-        threshold: lowest score.
+        predictions: the objects of each image.
         formats: what to write.
+
+    Raises:
+        InputError: the folder cannot be written, or an image not be read.
     """
-    shown = [prediction.above(threshold) for prediction in predictions]
-    classes = [category["name"] for category in index.categories]
-    files = []
-    if "csv" in formats:
-        pairs = zip(index.images, shown, strict=True)
-        rows = [_rows(image["file_name"], prediction, classes) for image, prediction in pairs]
-        files += [folder / "objects.csv", folder / "counts.csv"]
-        _write_csv(files[-2], [_HEADING, *chain.from_iterable(rows)])
-        _write_csv(files[-1], [["image", *classes], *_counts(index, shown)])
-    if "png" in formats:
-        for name, prediction in zip(names, shown, strict=True):
-            with atomic_write(folder / "masks" / f"{name}.png") as scratch:
-                Image.fromarray(_numbers(prediction)).save(scratch, "png")
-        files.append(folder / "masks")
-    if "polygons" in formats:
-        files.append(folder / "polygons.json")
-        with atomic_write(files[-1]) as scratch:
-            scratch.write_text(json.dumps(_polygons(index, shown)))
-    return files
+    names = file_names(index)
+    found = [
+        Found(image, name, index.root / image["file_name"], prediction)
+        for image, name, prediction in zip(index.images, names, predictions, strict=True)
+    ]
+    wanted = [name for name in get_args(Format) if name in formats]
+    return list(chain.from_iterable(_WRITERS[name](folder, index, found) for name in wanted))
+
+
+def file_names(index: Index) -> list[str]:
+    """Return a name for the files made of each image: its stem, with its id if others have that.
+
+    Long names are shortened, so that a number and a suffix can follow.
+    """
+    stems = [Path(image["file_name"]).stem for image in index.images]
+    numbered = [f"{stem}-{image['id']}" for stem, image in zip(stems, index.images, strict=True)]
+    taken = Counter([*stems, *numbered])
+    pairs = zip(stems, numbered, strict=True)
+    return [short_name(stem if taken[stem] == 1 else number) for stem, number in pairs]
 
 
 _HEADING = ["image", "number", "class", "score", "area", "x1", "y1", "x2", "y2"]
 
 
-def _rows(image: str, prediction: Prediction, classes: Sequence[str]) -> list[list[Any]]:
+def _write_tables(folder: Path, index: Index, found: Sequence[Found]) -> list[Path]:
+    classes = [category["name"] for category in index.categories]
+    objects, counts = folder / "objects.csv", folder / "counts.csv"
+    rows = [_rows(image.image["file_name"], image.objects, classes) for image in found]
+    _write_csv(objects, [_HEADING, *chain.from_iterable(rows)])
+    _write_csv(counts, [["image", *classes], *(_counts(image, len(classes)) for image in found)])
+    return [objects, counts]
+
+
+def _rows(image: str, objects: Prediction, classes: Sequence[str]) -> list[list[Any]]:
     """Return a row per object; the area is that of the mask, or of the box without one."""
     rows = []
-    for k, box in enumerate(prediction.boxes.tolist()):
+    for k, box in enumerate(objects.boxes.tolist()):
         x1, y1, x2, y2 = box
-        area = rle.area(prediction.masks[k]) if prediction.masks else (x2 - x1) * (y2 - y1)
-        name, score = classes[int(prediction.labels[k])], float(prediction.scores[k])
+        area = rle.area(objects.masks[k]) if objects.masks else (x2 - x1) * (y2 - y1)
+        name, score = classes[int(objects.labels[k])], float(objects.scores[k])
         corners = [f"{value:.1f}" for value in box]
         rows.append([image, k + 1, name, f"{score:.4f}", int(area), *corners])
     return rows
 
 
-def _counts(index: Index, shown: Sequence[Prediction]) -> list[list[Any]]:
-    rows = []
-    for image, prediction in zip(index.images, shown, strict=True):
-        found = Counter(prediction.labels.tolist())
-        rows.append([image["file_name"], *(found[c] for c in range(len(index.categories)))])
-    return rows
+def _counts(image: Found, classes: int) -> list[Any]:
+    found = Counter(image.objects.labels.tolist())
+    return [image.image["file_name"], *(found[c] for c in range(classes))]
 
 
 def _write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    with atomic_write(path) as scratch, open(scratch, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    with atomic_write(path) as scratch:  # file names may hold bytes that are no UTF-8
+        scratch.write_bytes(text.getvalue().encode(errors="backslashreplace"))
 
 
-def _numbers(prediction: Prediction) -> np.ndarray[Any, np.dtype[np.uint16]]:
+def _write_numbers(folder: Path, index: Index, found: Sequence[Found]) -> list[Path]:
+    for image in found:
+        with atomic_write(folder / "masks" / f"{image.name}.png") as scratch:
+            Image.fromarray(_numbers(image.objects)).save(scratch, "png")
+    return [folder / "masks"]
+
+
+def _numbers(objects: Prediction) -> NDArray[np.uint16]:
     """Return the number of the object at each pixel (H,W), 0 for none."""
-    numbers = np.zeros(prediction.size, np.uint16)
-    for number in range(len(prediction.masks), 0, -1):
-        numbers[rle.decode(prediction.masks[number - 1]).astype(bool)] = number
+    numbers = np.zeros(objects.size, np.uint16)
+    for number in range(len(objects.masks), 0, -1):
+        numbers[rle.decode(objects.masks[number - 1]).astype(bool)] = number
     return numbers
 
 
-def _polygons(index: Index, shown: Sequence[Prediction]) -> dict[str, Any]:
-    """Return a COCO file; an object whose mask is too thin for a polygon has its box alone."""
+def _write_cutouts(folder: Path, index: Index, found: Sequence[Found]) -> list[Path]:
+    for image in found:
+        if not len(image.objects.boxes):
+            continue
+        pixels = read_image(image.path, image.objects.size).permute(1, 2, 0).numpy()
+        for number in range(1, len(image.objects.boxes) + 1):
+            mask = image.mask_or_box(number - 1)
+            if mask.any():  # else there is nothing to cut out
+                with atomic_write(folder / "cutouts" / f"{image.name}-{number}.png") as scratch:
+                    Image.fromarray(_cut_out(pixels, mask)).save(scratch, "png")
+    return [folder / "cutouts"]
+
+
+def _cut_out(pixels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return the box of a mask (H,W) as (h,w,4) RGBA, black where it is transparent."""
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    alpha = mask[box][..., None].astype(np.uint8)
+    return np.concatenate([pixels[box] * alpha, 255 * alpha], 2)
+
+
+def _write_coco(folder: Path, index: Index, found: Sequence[Found]) -> list[Path]:
+    annotations = {
+        image.image["id"]: to_annotations(image.objects, index.categories, "prediction")
+        for image in found
+    }
+    write_coco(folder / "coco.json", index._replace(annotations=annotations))
+    return [folder / "coco.json"]
+
+
+def _write_coco_polygons(folder: Path, index: Index, found: Sequence[Found]) -> list[Path]:
+    """Write a COCO file; an object without a mask has its box alone."""
     annotations: list[dict[str, Any]] = []
-    for image, prediction in zip(index.images, shown, strict=True):
-        for found in to_annotations(prediction, index.categories, "prediction"):
-            place = {"id": len(annotations) + 1, "image_id": image["id"]}
-            outlines = _outlines(found["segmentation"]) if prediction.masks else []
-            kept = {key: found[key] for key in ("category_id", "bbox", "area", "iscrowd", "score")}
-            annotations.append({**place, **kept, "segmentation": outlines})
+    for image in found:
+        labels = to_annotations(image.objects, index.categories, "prediction")
+        for k, label in enumerate(labels):
+            mask = image.mask(k)
+            polygons = [] if mask is None else rings(outlines(mask))
+            place = {"id": len(annotations) + 1, "image_id": image.image["id"]}
+            kept = {key: label[key] for key in ("category_id", "bbox", "area", "iscrowd", "score")}
+            flat = [ring.flatten().tolist() for ring in polygons]
+            annotations.append({**place, **kept, "segmentation": flat})
     categories = [{"id": c["id"], "name": c["name"]} for c in index.categories]
-    return {"images": index.images, "annotations": annotations, "categories": categories}
+    content = {"images": index.images, "annotations": annotations, "categories": categories}
+    with atomic_write(folder / "polygons.json") as scratch:
+        scratch.write_text(json.dumps(content))
+    return [folder / "polygons.json"]
 
 
-def _outlines(mask: RLE) -> list[list[float]]:
-    """Return the outer polygons of a mask, along the edges of its pixels; holes are filled."""
-    # twice as large, so that the contour of pixel centres lies within half a pixel of the edge
-    pixels = np.kron(rle.decode(mask), np.ones((2, 2), np.uint8))
-    found, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    return [((line[:, 0] + 0.5) / 2).flatten().tolist() for line in found if len(line) >= 3]
+_WRITERS: dict[str, Callable[[Path, Index, Sequence[Found]], list[Path]]] = {
+    "csv": _write_tables,
+    "png": _write_numbers,
+    "cutouts": _write_cutouts,
+    "coco": _write_coco,
+    "polygons": _write_coco_polygons,
+    "yolo": write_yolo,
+    "label_studio": write_brushes,
+    "label_studio_polygons": write_polygons,
+    "cvat": write_cvat,
+}

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Checkpoint
 
+from wsis.nn.checkpoint import read_checkpoint
 from wsis.runs.checkpoints import intact
 
 __all__ = ["BestCheckpoint", "measured"]
@@ -73,6 +73,6 @@ def _read(path: Path) -> dict[str, float]:
     """Return step and metrics of a best checkpoint; empty if it is missing or damaged."""
     if not intact(path):
         return {}
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    state: dict[str, float] = content.get("callbacks", {}).get(BestCheckpoint.__qualname__, {})
+    callbacks = read_checkpoint(path).get("callbacks", {})
+    state: dict[str, float] = callbacks.get(BestCheckpoint.__qualname__, {})
     return state

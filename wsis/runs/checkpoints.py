@@ -24,6 +24,7 @@ from torch import nn
 from wsis.errors import InputError
 from wsis.files import atomic_write
 from wsis.nn.backbone import Backbone
+from wsis.nn.checkpoint import read_checkpoint
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -106,7 +107,7 @@ def intact(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None
-    except (zipfile.BadZipFile, OSError, EOFError):
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError):
         return False
 
 
@@ -223,8 +224,7 @@ class Reseed(Callback):
 
 def load_weights(module: nn.Module, checkpoint: Path) -> None:
     """Load the weights of a checkpoint into `module`, as a skipped stage leaves them untrained."""
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    module.load_state_dict(content["state_dict"])
+    module.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
     for part in module.modules():
         if isinstance(part, Backbone):
             part.is_random = False

@@ -39,8 +39,10 @@ class Labeller(Method):
         return [prediction._replace(panoptic=None) for prediction in labels]
 
 
-def write_labels(path: Path, results: Path, index: Index, model: Method, run: str) -> int:
-    """Write a Labeller's predictions as a COCO instances file and return the number of labels.
+def write_labels(
+    path: Path, results: Path, index: Index, model: Method, run: str
+) -> list[Prediction]:
+    """Write a Labeller's predictions as a COCO instances file and return them.
 
     Args:
         path: file to write.
@@ -49,12 +51,13 @@ def write_labels(path: Path, results: Path, index: Index, model: Method, run: st
         model: what labelled the images; labels below its `min_mask_score` are marked `ignore`.
         run: stage that made the labels, recorded in the `source` of each.
     """
+    found = read_results(results, index.images, index.categories)
     source = f"{type(model).__name__} trained from {describe_supervision(model.supervision)}, {run}"
     labels = {
         prediction.image_id: to_annotations(
             prediction, index.categories, source, model.min_mask_score
         )
-        for prediction in read_results(results, index.images, index.categories)
+        for prediction in found
     }
     write_coco(path, index._replace(annotations=labels))
-    return sum(map(len, labels.values()))
+    return found

@@ -94,12 +94,13 @@ def read_stage(folder: Path) -> StageRecord | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         wrong = [name for name, value in content.items() if not isinstance(value, _TYPES[name])]
-        if wrong:
-            raise TypeError(wrong[0])
+        figures = [*content.get("metrics", {}).values(), *content.get("best", {}).values()]
+        if wrong or not all(isinstance(figure, float | int) for figure in figures):
+            raise TypeError(wrong)
         return StageRecord(**content)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged; delete {folder} to begin this stage again") from error
 
 

@@ -33,6 +33,7 @@ from wsis.files import atomic_write
 from wsis.fingerprint import fingerprint, plain
 from wsis.method import Method, describe_supervision
 from wsis.metrics.evaluation import Evaluation
+from wsis.nn.checkpoint import read_checkpoint
 from wsis.runs.best import BestCheckpoint, measured
 from wsis.runs.checkpoints import CheckpointCallback, Reseed, newest
 from wsis.runs.cost import Clock, commit, device, peak_memory
@@ -266,8 +267,7 @@ class Run:
         """Return and announce the step at which training goes on; delete later rows of logs."""
         step = 0
         if start is not None:
-            content = torch.load(start, map_location="cpu", weights_only=True, mmap=True)
-            step = int(content["global_step"])
+            step = int(read_checkpoint(start, "global_step")["global_step"])
             if start.name == "previous.ckpt":
                 self.announce(
                     f"{name}: last.ckpt is missing or damaged, "
@@ -329,7 +329,8 @@ def _collect_labels(folder: Path, model: Method, data: pl.LightningDataModule) -
     """Convert predictions.json in the folder of a stage to labels.json."""
     index: Index = data.index("train")  # type: ignore[attr-defined]
     labels, predictions = folder / "labels.json", folder / "predictions.json"
-    if not write_labels(labels, predictions, index, model, folder.name):
+    found = write_labels(labels, predictions, index, model, folder.name)
+    if not any(len(prediction.boxes) for prediction in found):
         raise InputError(
             f"{folder}: no training image got a label; train the stages before it longer"
         )

@@ -24,7 +24,7 @@ from wsis.evidence.em import (
 )
 from wsis.files import atomic_write, read_json
 from wsis.machine import bar
-from wsis.nn.backbone import weights_follow
+from wsis.nn.checkpoint import load_model
 from wsis.nn.masks import run_lengths, segments_of
 from wsis.nn.regions import enlarge
 from wsis.parts.classifier import Classifier, pool
@@ -220,8 +220,7 @@ def first_choice(
 
 
 def _load_classifier(checkpoint: Path) -> Classifier:
-    with weights_follow():
-        net = Classifier.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    net = load_model(Classifier, checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return net.to(device, memory_format=torch.channels_last).eval()
 
@@ -230,7 +229,12 @@ def _numbers(path: Path, shape: tuple[int, ...]) -> Any:
     """Map a file of half-precision numbers into memory; an empty file cannot be mapped."""
     if not np.prod(shape):
         return np.zeros(shape, np.float16)
-    return np.memmap(path, np.float16, "r", shape=shape)
+    try:
+        return np.memmap(path, np.float16, "r", shape=shape)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is missing or damaged; delete {path.parent} to make it again"
+        ) from error
 
 
 def _region(activation: Tensor, stride: int, size: tuple[int, int]) -> Any:
