@@ -389,7 +389,7 @@ def test_spoilt_predictions_and_figures_get_one_clear_line(runs, copied, capsys)
     whole = results.read_text()
     for text, told in (
         (whole[: len(whole) // 2], "not a whole json file"),
-        ("{}", "not a list"),
+        ("{}", "expected a list"),
         ("", "not a whole json file"),
     ):
         results.write_text(text)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest

@@ -228,16 +228,16 @@ WRONG = {
     "truncated": ('[{"image_id": 1, "cat', "not a whole json file"),
     "empty file": ("", "not a whole json file"),
     "empty list": ("[]", "no predictions"),
-    "instances file": ('{"images": []}', "not a list"),
+    "instances file": ('{"images": []}', "expected a list"),
     "unknown image": (json.dumps(result(image_id=42)), "image 42"),
-    "image as text": (json.dumps(result(image_id="500001")), "image '500001'"),
+    "image as text": (json.dumps(result(image_id="a.jpg")), "image_id is 'a.jpg'"),
     "unknown category": (json.dumps(result(category_id=77)), "category 77"),
-    "no score": ('[{"image_id": 500001, "category_id": 1}]', "lacks"),
+    "no score": ('[{"image_id": 500001, "category_id": 1}]', "has no score"),
     "score as text": (json.dumps(result(score="high")), "'high'"),
     "half a box": (json.dumps(result(bbox=[1, 2])), "bbox"),
-    "polygon": (json.dumps(result(segmentation=[[1, 1, 5, 1, 5, 5]])), "run lengths"),
+    "polygon": (json.dumps(result(segmentation=[[1, 1, 5, 1, 5, 5]])), "expected an object"),
     "other size": (json.dumps(result(segmentation={"size": [9, 9], "counts": "1"})), "size"),
-    "not json objects": ("[3]", "lacks"),
+    "not json objects": ("[3]", "result 1 is 3; expected an object"),
 }
 
 

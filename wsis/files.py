@@ -10,7 +10,7 @@ import pickle
 import sqlite3
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ __all__ = [
     "clear_scratch",
     "database",
     "read_json",
-    "read_lists",
     "read_pickle",
     "short_name",
 ]
@@ -128,20 +127,6 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise InputError(
             f"{path} is not a whole json file ({error}); fetch or write it again"
         ) from error
-
-
-def read_lists(path: Path, keys: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """Read a JSON object that holds lists under `keys`, as COCO files do.
-
-    Raises:
-        InputError: as `read_json`, or a list is missing.
-    """
-    content = read_json(path)
-    lists = content if isinstance(content, dict) else {}
-    missing = [key for key in keys if not isinstance(lists.get(key), list)]
-    if missing:
-        raise InputError(f'{path} has no list "{missing[0]}"; a COCO file has {", ".join(keys)}')
-    return content
 
 
 def read_pickle(path: str | os.PathLike[str]) -> Any:

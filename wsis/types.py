@@ -134,6 +134,11 @@ class GroundTruth(NamedTuple):
 
     Things are 0..C-1, stuff C..C+C_stuff-1, void -1; the instance number of stuff is 0.
     """
+    areas: Tensor | None = None
+    """(M,) float64, the areas in pixels that the annotations state; nan where they state none.
+
+    COCO tells small, medium and large objects by them.
+    """
 
 
 class Sample(TypedDict, total=False):

@@ -183,6 +183,31 @@ def test_a_bad_png_is_one_line(tmp_path: Path, fault: str) -> None:
     assert "\n" not in str(error.value)
 
 
+RECORDS: dict[str, tuple[tuple[str | int, ...], Any, str]] = {
+    "thing or stuff": (("categories", 0, "isthing"), None, r"categories\[0\]\.isthing is None"),
+    "segments": (("annotations", 0, "segments_info"), None, r"\[0\]\.segments_info is None"),
+    "file": (("annotations", 0, "file_name"), 7, r"annotations\[0\]\.file_name is 7"),
+    "image": (("annotations", 0, "image_id"), "x", r"annotations\[0\]\.image_id is 'x'"),
+    "category": (("annotations", 0, "segments_info", 1, "category_id"), 4, "has category 4, not"),
+    "number": (("annotations", 0, "segments_info", 1, "id"), 2**40, "whole number <= 16777215"),
+    "same class": (("categories", 2, "name"), "car", "category name car is there twice"),
+}
+
+
+@pytest.mark.parametrize("fault", RECORDS)
+def test_a_bad_record_is_one_line(tmp_path: Path, fault: str) -> None:
+    content: Any = write_coco(tmp_path)
+    (*way, last), value, says = RECORDS[fault]
+    record = content
+    for key in way:
+        record = record[key]
+    record[last] = value
+    (tmp_path / "annotations/panoptic_val2017.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=rf"panoptic_val2017\.json.*{says}") as error:
+        COCO(tmp_path, panoptic=True, proposals="none").read("val")
+    assert "\n" not in str(error.value)
+
+
 @needs_coco
 def test_real_coco_areas_are_those_of_the_json() -> None:
     index = COCO(SHARED / "coco", panoptic=True, proposals="none").read("val")

@@ -94,7 +94,7 @@ def by_coco(predictions, truths, kind):
             "bbox": [float(v) for v in (b[0], b[1], b[2] - b[0], b[3] - b[1])],
             "iscrowd": int(t.crowd[i]),
             "segmentation": packed(t.masks[i]),
-            "area": int(rle_masks.area(t.masks[i])),
+            "area": int(rle_masks.area(t.masks[i])) if t.areas is None else float(t.areas[i]),
         }
         for p, t in zip(predictions, truths, strict=True)
         for i, b in enumerate(t.boxes, 0)
@@ -121,10 +121,20 @@ def by_coco(predictions, truths, kind):
     return evaluation
 
 
+def with_areas(truth: GroundTruth, rng: np.random.Generator) -> GroundTruth:
+    """State areas that differ from those of the masks, some of them on the borders of sizes."""
+    areas = [rle_masks.area(mask) * rng.uniform(0.3, 3) for mask in truth.masks]
+    areas = [rng.choice([area, 32**2, 96**2]) for area in areas]
+    return truth._replace(areas=torch.tensor(areas, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("stated", [False, True])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize(("kind", "prefix"), [("segm", ""), ("bbox", "box_")])
-def test_ap_is_that_of_pycocotools(seed, kind, prefix):
+def test_ap_is_that_of_pycocotools(seed, kind, prefix, stated):
     predictions, truths = scenes(seed)
+    if stated:
+        truths = [with_areas(truth, np.random.default_rng(seed)) for truth in truths]
     metric = InstanceAP(CLASSES)
     for p, t in zip(predictions, truths, strict=True):
         metric.update([p], [t])

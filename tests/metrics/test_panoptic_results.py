@@ -205,15 +205,21 @@ ANNOTATION = {"image_id": 100, "file_name": "a.png", "segments_info": [{"id": 1,
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], 'no list "annotations"'),
+        ([], "is a json list; expected an object with annotations"),
         ({"annotations": [{**ANNOTATION, "image_id": 5}]}, "image 5"),
-        ({"annotations": [{"image_id": 100}]}, "without image_id, file_name or segments_info"),
+        ({"annotations": [{"image_id": 100}]}, r"annotations\[0\] has no file_name"),
         (
             {"annotations": [{**ANNOTATION, "segments_info": [{"id": 1, "category_id": 8}]}]},
             "category 8",
         ),
-        ({"annotations": [{**ANNOTATION, "segments_info": [{"id": 1}]}]}, "category None"),
-        ({"annotations": [{**ANNOTATION, "segments_info": [{"category_id": 7}]}]}, "without an id"),
+        (
+            {"annotations": [{**ANNOTATION, "segments_info": [{"id": 1}]}]},
+            r"segments_info\[0\] has no category_id",
+        ),
+        (
+            {"annotations": [{**ANNOTATION, "segments_info": [{"category_id": 7}]}]},
+            r"segments_info\[0\] has no id",
+        ),
     ],
 )
 def test_wrong_files_get_one_clear_line(tmp_path, content, message):

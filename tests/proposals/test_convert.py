@@ -279,6 +279,22 @@ def test_an_image_id_in_a_json_is_an_id(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("counts", "says"),
+    [
+        ([5, 6000], "the run lengths cover 6005 pixels, not 20 x 30"),
+        ([-5, 605], r"counts\[0\] is -5"),
+        ("x", "no compressed run lengths"),
+        (None, "counts is None"),
+    ],
+)
+def test_run_lengths_are_checked(tmp_path, counts, says):
+    entry = {"image_id": 1, "score": 1, "segmentation": {"size": [*SIZE], "counts": counts}}
+    (tmp_path / "m.json").write_text(json.dumps([entry]))
+    with pytest.raises(InputError, match=rf"m\.json, a mask of image 1.*{says}"):
+        convert(tmp_path / "m.json", index("a", (1,)), tmp_path / "out.sqlite")
+
+
 def test_boxes_are_clipped_and_degenerate_and_double_ones_dropped():
     boxes = np.array(
         [[-5, -5, 40, 30], [4, 4, 4, 9], [31, 2, 35, 9], [1, 1, 3, 3], [1, 1, 3, 3]], float

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import reprlib
 import warnings
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from wsis.coco.objects import area_of, complete, covers
+from wsis.coco.records import LARGEST, Panoptic, instances_with, read_records
+from wsis.data.targets import FIELDS
 from wsis.errors import InputError
-from wsis.files import atomic_write, read_lists
+from wsis.files import atomic_write
 from wsis.images.panoptic import PanopticMaps
+from wsis.images.read import image_size
 from wsis.types import Index, Record, class_of
 
 __all__ = [
@@ -48,8 +49,9 @@ def read_coco(
 ) -> Index:
     """Read a COCO instances file.
 
-    Tags include the class of every annotation, even if its box is dropped, so they never depend on
-    boxes. Polygons with fewer than three corners are left out.
+    Tags include the class of every annotation, even if it has neither box nor mask or its box is
+    dropped. Polygons with fewer than three corners are left out. A box that is missing or has no
+    area in the image is that of the mask; an image's missing size is that of its file.
 
     Args:
         path: the instances json.
@@ -59,47 +61,48 @@ def read_coco(
         check_images: check that every image file exists.
 
     Raises:
-        InputError: unreadable json; a missing or duplicate category, image or file; or a mask whose
-            size differs from its image's.
+        InputError: unreadable json; a record with a fault; a missing or duplicate category, image
+            or file; or a mask that is not one of its image.
     """
-    content = read_lists(path, ("images", "annotations", "categories"))
+    keys = {key for field in FIELDS.values() for key in field.keys}
+    content = read_records(path, instances_with(frozenset(keys)))
     kept = _select(content["categories"], categories, path)
     known, wanted = {c["id"] for c in content["categories"]}, class_of(kept)
-    images = [_image(record, path) for record in content["images"]]
-    _refuse_duplicates(images, ("id", "file_name"), "image", path)
-    sizes = {image["id"]: [image["height"], image["width"]] for image in images}
+    _refuse_duplicates(content["images"], ("id", "file_name"), "image", path)
     if check_images:
-        check_files(images, images_dir, path)
-    found: dict[int, list[Record]] = {image["id"]: [] for image in images}
+        check_files(content["images"], images_dir, path)
+    images = [_sized(image, images_dir, path) for image in content["images"]]
+    sizes = {image["id"]: (image["height"], image["width"]) for image in images}
+    found: dict[int, list[Record]] = {image: [] for image in sizes}
     for annotation in content["annotations"]:
-        image, category = _place(annotation, sizes, known, path)
+        image, category = annotation["image_id"], annotation["category_id"]
+        _check_place(annotation, sizes, known, path)
         if category in wanted:
-            found[image].append(_with_usable_mask(annotation, sizes[image], path))
-    tags = tags_of(found, kept)
+            complete(annotation, sizes[image], path)
+            found[image].append(annotation)
     return Index(
         name=name,
         root=images_dir,
         images=images,
         categories=kept,
-        annotations=drop_empty(found, images, path),
-        tags=tags,
+        annotations=drop_empty(_without_tags(found, path), images, path),
+        tags=tags_of(found, kept),
     )
 
 
 def write_coco(path: Path, index: Index) -> None:
     """Write `index` as a COCO instances file.
 
-    Annotations get the ids 1, 2, ...; a missing area is the area of the box.
+    Annotations get the ids 1, 2, ...; a missing area is that of the mask, or of the box.
     """
     annotations: list[Record] = []
     for image in index.images:
+        size = image["height"], image["width"]
         for annotation in index.annotations.get(image["id"], []):
-            complete = {
-                "area": annotation["bbox"][2] * annotation["bbox"][3],
-                "iscrowd": 0,
-                **annotation,
-            }
-            annotations.append({**complete, "id": len(annotations) + 1, "image_id": image["id"]})
+            written = {"iscrowd": 0, **annotation, "image_id": image["id"]}
+            if "area" not in annotation:
+                written["area"] = area_of(annotation, size)
+            annotations.append({**written, "id": len(annotations) + 1})
     content = {"images": index.images, "annotations": annotations, "categories": index.categories}
     with atomic_write(path) as scratch:
         # compressed run lengths may be bytes
@@ -111,23 +114,27 @@ def read_stuff(path: Path, index: Index) -> Index:
 
     The maps are png files in a folder named like the json file. Things whose class `index` lacks
     are void.
+
+    Raises:
+        InputError: unreadable json, a record with a fault, or a missing or duplicate category.
     """
-    content = read_lists(path, ("annotations", "categories"))
-    stuff = [{"id": c["id"], "name": c["name"]} for c in content["categories"] if not c["isthing"]]
+    content = read_records(path, Panoptic)
+    categories, maps = content.get("categories", []), content["annotations"]
+    _refuse_duplicates(categories, ("id", "name"), "category", path)
+    _check_segments(maps, {category["id"] for category in categories}, path)
+    stuff = [{"id": c["id"], "name": c["name"]} for c in categories if not c["isthing"]]
     position = class_of(stuff)
     tags = {
         a["image_id"]: sorted(
             {position[s["category_id"]] for s in a["segments_info"] if s["category_id"] in position}
         )
-        for a in content["annotations"]
+        for a in maps
     }
     classes = class_of([*index.categories, *stuff])
     return index._replace(
         stuff=stuff,
         stuff_tags={i["id"]: tags[i["id"]] for i in index.images if i["id"] in tags},
-        panoptic=PanopticMaps(
-            path.with_suffix(""), content["annotations"], classes, len(index.categories)
-        ),
+        panoptic=PanopticMaps(path.with_suffix(""), maps, classes, len(index.categories)),
     )
 
 
@@ -169,60 +176,23 @@ def drop_empty(
     return kept
 
 
-def _has_area(annotation: Record, width: float, height: float, source: Path) -> bool:
+def _has_area(annotation: Record, width: int, height: int, source: Path) -> bool:
     """Return whether an annotation's box covers part of an image; False for NaN."""
     try:
-        x, y, w, h = annotation["bbox"]
-        return bool(0 < w < math.inf and 0 < h < math.inf and -w < x < width and -h < y < height)
+        return covers(annotation["bbox"], (height, width))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{source}: annotation {annotation.get('id')} has no bbox [x, y, width, height]; add it"
         ) from error
 
 
-def _select(
-    all_categories: Sequence[Record], names: Sequence[str] | None, path: Path
-) -> list[Record]:
-    categories = [_category(record, path) for record in all_categories]
+def _select(categories: Sequence[Record], names: Sequence[str] | None, path: Path) -> list[Record]:
     _refuse_duplicates(categories, ("id", "name"), "category", path)
-    if names is None:
-        return categories
-    by_name = {c["name"]: c for c in categories}
-    unknown = [name for name in names if name not in by_name]
+    by_name = {category["name"]: category for category in categories}
+    unknown = [name for name in names or () if name not in by_name]
     if unknown:
         raise InputError(f'{path} has no category "{unknown[0]}"; it has {", ".join(by_name)}')
-    return [by_name[name] for name in names]
-
-
-def _image(record: Record, path: Path) -> Record:
-    try:
-        image = {key: record[key] for key in ("id", "file_name", "height", "width")}
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: image {record} has no {error}; an image has id, file_name, height, width"
-        ) from error
-    if not isinstance(image["id"], int) or not isinstance(image["file_name"], str):
-        raise InputError(
-            f"{path}: image {image['file_name']!r} has the id {image['id']!r}; name the file and "
-            "number the images"
-        )
-    sides = image["height"], image["width"]
-    if not all(isinstance(side, (int, float)) and side > 0 and side % 1 == 0 for side in sides):
-        raise InputError(
-            f"{path}: image {image['file_name']} is {image['width']} x {image['height']}; give "
-            "its size in pixels"
-        )
-    return {**image, "height": int(sides[0]), "width": int(sides[1])}
-
-
-def _category(record: Any, path: Path) -> Record:
-    if (
-        not isinstance(record, dict)
-        or not isinstance(record.get("id"), int)
-        or not isinstance(record.get("name"), str)
-    ):
-        raise InputError(f"{path}: category {record!r} needs a number as id and a name; add them")
-    return {"id": record["id"], "name": record["name"]}
+    return [by_name[name] for name in (by_name if names is None else names)]
 
 
 def _refuse_duplicates(
@@ -238,62 +208,59 @@ def _refuse_duplicates(
             raise InputError(f"{path}: {what} {key} {twice[0]} is there twice; keep one of them")
 
 
-def _place(
-    annotation: Any, images: Container[int], categories: Container[int], path: Path
-) -> tuple[int, int]:
-    """Return the image and category ids of an annotation; both must be known."""
-    try:
-        number, image, category = (annotation.get(key) for key in ("id", "image_id", "category_id"))
-        there, named = image in images, category in categories
-    except (AttributeError, TypeError) as error:
-        raise InputError(
-            f"{path}: {reprlib.repr(annotation)} is no annotation with image_id and category_id; "
-            "mend it"
-        ) from error
-    if not there:
-        raise InputError(
-            f'{path}: annotation {number} is of image {image}, which is not under "images"; add it'
-        )
-    if not named:
-        raise InputError(
-            f'{path}: annotation {number} has category {category}, not under "categories"; add it'
-        )
-    return image, category
-
-
-def _with_usable_mask(annotation: Record, size: list[int], path: Path) -> Record:
-    """Return an annotation without degenerate polygons.
-
-    Raises:
-        InputError: the mask is malformed or its size differs from the image's.
-    """
-    mask, number = annotation.get("segmentation"), annotation.get("id")
-    if not mask:
-        return annotation
-    if isinstance(mask, dict) and isinstance(mask.get("counts"), (str, list)):
-        if mask.get("size") != size:
+def _sized(image: Record, folder: Path, path: Path) -> Record:
+    """Return an image with its size, by default that of its file."""
+    if not image.get("height") or not image.get("width"):
+        try:
+            height, width = image_size(folder / image["file_name"])
+        except InputError as error:
             raise InputError(
-                f"{path}: the mask of annotation {number} is {mask.get('size')}, but its image is "
-                f"{size} (height, width); make masks at the image's size"
-            )
-        return annotation
-    if not isinstance(mask, list) or not all(map(_is_polygon, mask)):
+                f"{path}: image {image['file_name']} has no height and width; give its size in "
+                f"pixels, or the file ({error})"
+            ) from error
+        image = {**image, "height": height, "width": width}
+    if image["height"] * image["width"] > LARGEST:
         raise InputError(
-            f"{path}: the mask of annotation {number} is neither polygons [[x, y, x, y, ...]] nor "
-            "run lengths; mend it"
+            f"{path}: image {image['file_name']} is {image['width']} x {image['height']}; give its "
+            f"size in pixels, at most {LARGEST} in all"
         )
-    usable = [polygon for polygon in mask if len(polygon) >= 6]
-    return (
-        annotation if len(usable) == len(mask) else {**annotation, "segmentation": usable or None}
-    )
+    return image
 
 
-def _is_polygon(value: Any) -> bool:
-    """Return whether a value is a list of an even number of finite coordinates."""
-    try:
-        return isinstance(value, list) and len(value) % 2 == 0 and math.isfinite(sum(value))
-    except TypeError:
-        return False
+def _check_place(
+    annotation: Record, images: Container[int], categories: Container[int], path: Path
+) -> None:
+    """Raise InputError if an annotation is of an unknown image or category."""
+    place = f"{path}, annotation {annotation.get('id')!r}"
+    image, category = annotation["image_id"], annotation["category_id"]
+    if image not in images:
+        raise InputError(f'{place}: it is of image {image}, which is not under "images"; add it')
+    if category not in categories:
+        raise InputError(f'{place}: it has category {category}, not under "categories"; add it')
+
+
+def _check_segments(maps: Iterable[Record], categories: Container[int], path: Path) -> None:
+    """Raise InputError for a segment of an unknown category."""
+    for one in maps:
+        for segment in one["segments_info"]:
+            if segment["category_id"] not in categories:
+                raise InputError(
+                    f"{path}: segment {segment['id']} of image {one['image_id']} has category "
+                    f'{segment["category_id"]}, not under "categories"; add it'
+                )
+
+
+def _without_tags(found: Mapping[int, list[Record]], path: Path) -> dict[int, list[Record]]:
+    """Return the annotations that have a box; warn if others, which are tags, are among them."""
+    boxed = {image: [a for a in those if "bbox" in a] for image, those in found.items()}
+    objects = sum(map(len, boxed.values()))
+    tags = sum(map(len, found.values())) - objects
+    if objects and tags:
+        warnings.warn(
+            f"{path}: {tags} annotations have neither a box nor a mask, and are tags alone",
+            stacklevel=3,
+        )
+    return boxed
 
 
 def _names(folder: Path) -> list[str]:

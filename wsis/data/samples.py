@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from wsis.coco.masks import run_length
 from wsis.data.samplers import Key
 from wsis.data.targets import (
     FIELDS,
@@ -20,7 +22,6 @@ from wsis.data.targets import (
     read_objects,
     read_target,
     record_of,
-    run_length,
 )
 from wsis.data.transforms import (
     Augment,
@@ -149,7 +150,8 @@ def truth_of(
     crowd |= torch.tensor([bool(a.get("ignore")) for a in annotations], dtype=torch.bool)
     known = all(a.get("segmentation") for a in annotations)
     masks = [run_length(a["segmentation"], size) for a in annotations] if known else []
-    return GroundTruth(boxes, labels, masks, crowd)
+    areas = [a.get("area") or math.nan for a in annotations]
+    return GroundTruth(boxes, labels, masks, crowd, areas=torch.tensor(areas, dtype=torch.float64))
 
 
 def _vary(sample: Sample, augment: Augment, rng: np.random.Generator) -> Sample:

@@ -11,16 +11,17 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from pycocotools import mask as rle
 from torch import Tensor
 
+from wsis.coco.masks import run_length
 from wsis.data.transforms import Cut, cut_maps, visible
 from wsis.errors import InputError
 from wsis.nn.masks import tight_boxes
-from wsis.types import RLE, Index, Record, Target
+from wsis.types import Index, Record, Target
 
 __all__ = [
     "FIELDS",
@@ -35,7 +36,6 @@ __all__ = [
     "read_target",
     "record_of",
     "require_labels",
-    "run_length",
     "target_of_masks",
 ]
 
@@ -194,15 +194,6 @@ def read_objects(
     labels = torch.tensor([classes[a["category_id"]] for a in annotations], dtype=torch.int64)
     crowd = torch.tensor([bool(a.get("iscrowd")) for a in annotations], dtype=torch.bool)
     return boxes, labels, crowd
-
-
-def run_length(segmentation: Any, size: tuple[int, int]) -> RLE:
-    """Return a segmentation (polygons, or an RLE of either form) as one compressed RLE."""
-    if isinstance(segmentation, list):
-        return cast(RLE, rle.merge(rle.frPyObjects(segmentation, *size)))
-    if isinstance(segmentation["counts"], list):
-        return cast(RLE, rle.frPyObjects(segmentation, *size))
-    return cast(RLE, segmentation)
 
 
 def _read_tags(record: Record, classes: Classes) -> Target:

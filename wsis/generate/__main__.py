@@ -89,7 +89,8 @@ def generate(
         images: Paths of the images to caption, by name.
         classes: Names of the classes that no picture should show.
         out: Folder to write to: backgrounds/, candidates/ and generated.json.
-        captions: Text file with one caption per line, in place of images and captioner.
+        captions: Text file with one caption per line, or COCO captions json, in place of images and
+            captioner.
         images_from: Folder of pictures to select from by CLIP, in place of images, captioner and
             painter.
         captioner: BLIP-like model of transformers: a folder, or a name on the hub.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from wsis.coco.records import Captions, read_records
 from wsis.errors import InputError
 from wsis.generate._models import device_of, loading, need, quiet, safe
 
@@ -70,11 +71,29 @@ class Captioner:
 
 
 def read_captions(path: Path) -> dict[str, list[str]]:
-    """Read a text file with one caption per line: "line 1" -> [caption]; skip empty lines.
+    """Read a text file with one caption per line, or a COCO captions json.
+
+    Returns:
+        "line 1" -> [caption], or "image 42" -> its captions; empty lines are left out.
 
     Raises:
-        InputError: the file does not exist, is not text, or has no captions.
+        InputError: the file does not exist, is neither text nor COCO's json, or has no captions.
     """
+    captions: dict[str, list[str]] = {}
+    for name, text in _of_images(path) if path.suffix.lower() == ".json" else _lines(path):
+        if text.strip():
+            captions.setdefault(name, []).append(" ".join(text.split()))
+    if not captions:
+        raise InputError(f"{path} has no captions; write one per line")
+    return captions
+
+
+def _of_images(path: Path) -> list[tuple[str, str]]:
+    found = read_records(path, Captions)["annotations"]
+    return [(f"image {record['image_id']}", record["caption"]) for record in found]
+
+
+def _lines(path: Path) -> list[tuple[str, str]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
@@ -85,10 +104,4 @@ def read_captions(path: Path) -> dict[str, list[str]]:
         raise InputError(
             f"{path} is not text in UTF-8; give a text file with one caption per line"
         ) from error
-    captions = {}
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            captions[f"line {number}"] = [" ".join(line.split())]
-    if not captions:
-        raise InputError(f"{path} has no captions; write one per line")
-    return captions
+    return [(f"line {number}", line) for number, line in enumerate(lines, 1)]

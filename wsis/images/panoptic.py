@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -55,7 +56,7 @@ class PanopticMaps:
             return None
         name, segments = pickle.loads(self._segments[image["id"]])
         path = self.folder / name
-        if not path.is_file():
+        if not os.path.isfile(path):  # False, too, for names that are too long
             raise InputError(
                 f"no panoptic map {path}, though {self.folder.name}.json names it; unpack its "
                 "archive again"

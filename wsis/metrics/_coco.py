@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from typing import Any, Literal
 
@@ -71,12 +72,15 @@ def _coco(records: list[dict[str, Any]], classes: int, side: str, kind: str) -> 
         by_mask = columns["masks"] and (kind == "segm" or side == "true")
         for i, (x1, y1, x2, y2) in enumerate(columns["boxes"]):
             mask = columns["masks"][i] if by_mask or kind == "segm" else None
+            area = columns["areas"][i] if side == "true" else math.nan
+            if math.isnan(area):
+                area = float(rle_masks.area(mask)) if by_mask else (x2 - x1) * (y2 - y1)
             annotation = {
                 "id": len(annotations) + 1,  # pycocotools takes a match with id 0 for none
                 "image_id": record["image_id"],
                 "category_id": columns["labels"][i],
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "area": float(rle_masks.area(mask)) if by_mask else (x2 - x1) * (y2 - y1),
+                "area": area,
             }
             if side == "predicted":
                 annotation |= {"score": columns["scores"][i], "iscrowd": 0}

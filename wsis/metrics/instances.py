@@ -8,6 +8,7 @@ state to exchange. Values without any ground truth are nan.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -40,8 +41,8 @@ class InstanceAP(Metric):
     (C,) `per_class/AP`, `per_class/AP25`, ...; for boxes the same prefixed with `box_`.
     `F1_threshold` is the score from which on all detections together have the best F1 at IoU 0.5,
     of masks if there are any; nan if none is correct. Masks are evaluated on the images whose
-    ground truth has masks; their values are nan if a prediction has none. Sizes are by mask area,
-    as in COCO.
+    ground truth has masks; their values are nan if a prediction has none. Sizes are by the area
+    that an annotation states, as in COCO, else by that of the mask or box.
 
     Args:
         num_classes: number of classes; None infers it from the highest class.
@@ -307,7 +308,9 @@ SIDES = ("predicted", "true")
 
 def _record(prediction: Prediction, truth: GroundTruth) -> dict[str, Any]:
     predicted = {"scores": prediction.scores.tolist(), **_columns(prediction)}
-    true = {"crowd": truth.crowd.tolist(), **_columns(truth)}
+    unknown = [math.nan] * len(truth.labels)
+    areas = unknown if truth.areas is None else truth.areas.tolist()
+    true = {"crowd": truth.crowd.tolist(), "areas": areas, **_columns(truth)}
     return {
         "image_id": prediction.image_id,
         "size": list(prediction.size),

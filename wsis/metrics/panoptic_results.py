@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from wsis.coco.records import Panoptic, read_records
 from wsis.errors import InputError
-from wsis.files import atomic_write, read_lists
+from wsis.files import atomic_write
 from wsis.images.panoptic import PanopticMaps, write_map
 from wsis.types import Prediction, class_of
 
@@ -106,33 +107,22 @@ def read_panoptic(
         stuff: `id` of its stuff classes, in order.
 
     Raises:
-        InputError: no such file, not a panoptic json, or results of other images or classes.
+        InputError: no such file, not a panoptic json, a record with a fault, or results of other
+            images or classes.
     """
-    annotations = read_lists(path, ("annotations",))["annotations"]
+    annotations = read_records(path, Panoptic)["annotations"]
     known, classes = {image["id"] for image in images}, class_of([*categories, *stuff])
-    required = {"image_id", "file_name", "segments_info"}
     for annotation in annotations:
-        if not isinstance(annotation, dict) or not required <= annotation.keys():
-            raise InputError(
-                f"{path} has an annotation without image_id, file_name or segments_info; give a "
-                "panoptic file"
-            )
         if annotation["image_id"] not in known:
             raise InputError(
                 f"{path} is of image {annotation['image_id']}, not in this data set; check --data "
                 "and --split"
             )
-        segments = annotation["segments_info"]
-        if any("id" not in segment for segment in segments):
-            raise InputError(
-                f"{path}: image {annotation['image_id']} has a segment without an id; give a "
-                "panoptic file"
-            )
-        categories_used = [segment.get("category_id") for segment in segments]
-        unknown = [category for category in categories_used if category not in classes]
+        used = [segment["category_id"] for segment in annotation["segments_info"]]
+        unknown = [category for category in used if category not in classes]
         if unknown:
             raise InputError(
-                f"{path} has category {unknown[0]!r}, not in this data set ({len(classes)} "
+                f"{path} has category {unknown[0]}, not in this data set ({len(classes)} "
                 "classes); check --data"
             )
     return PanopticMaps(path.with_suffix(""), annotations, classes, len(categories))

@@ -12,14 +12,17 @@ import numpy as np
 import torch
 from pycocotools import mask as rle_masks
 
+from wsis.coco.masks import FAR, checked_run_lengths
+from wsis.coco.records import Detections, read_records
 from wsis.errors import InputError
-from wsis.files import atomic_write, read_json
+from wsis.files import atomic_write
 from wsis.metrics.states import packed
 from wsis.types import RLE, Prediction
 
 __all__ = ["read_results", "to_annotations", "to_results", "write_results"]
 
 Record = dict[str, Any]
+_HIGHEST = float(np.finfo(np.float32).max)
 
 
 def to_results(prediction: Prediction, category_ids: Sequence[int]) -> list[Record]:
@@ -100,71 +103,51 @@ def read_results(
         categories: `id` of the data set's classes, in order.
 
     Raises:
-        InputError: no such file, not a results json, or results of other images, classes or image
-            sizes.
+        InputError: no such file, not a results json, a result with a fault, or results of other
+            images, classes or image sizes.
     """
     by_image: defaultdict[int, list[Record]] = defaultdict(list)
     label = {category["id"]: c for c, category in enumerate(categories)}
     sizes = {image["id"]: (image["height"], image["width"]) for image in images}
-    for number, result in enumerate(_load(path), 1):
+    for number, result in enumerate(read_records(path, Detections), 1):
         by_image[_check(result, number, sizes, label, path)].append(result)
     return [_prediction(image, size, by_image[image], label) for image, size in sizes.items()]
 
 
-def _load(path: Path) -> list[Record]:
-    results = read_json(path)
-    if not isinstance(results, list):
-        raise InputError(
-            f"{path} is not a list of COCO results but a json {type(results).__name__}; give a "
-            "results file"
-        )
-    return results
-
-
 def _check(
-    result: Any, number: int, sizes: dict[int, tuple[int, int]], label: dict[int, int], path: Path
+    result: Record,
+    number: int,
+    sizes: dict[int, tuple[int, int]],
+    label: dict[int, int],
+    path: Path,
 ) -> int:
     """Return the image id of a result; raise InputError if the result is malformed."""
     place = f"{path}, result {number}"
-    if not isinstance(result, dict) or not {"image_id", "category_id", "score"} <= result.keys():
-        raise InputError(f"{place} lacks image_id, category_id or score; give a COCO results file")
     image, mask, box = (result.get(key) for key in ("image_id", "segmentation", "bbox"))
-    if not isinstance(result["score"], int | float):
-        raise InputError(f"{place} has the score {result['score']!r}; a score is a number")
-    if not isinstance(image, int) or image not in sizes:
+    if image not in sizes:
         raise InputError(
-            f"{place} is of image {image!r}, not in this data set ({len(sizes)} images); check "
+            f"{place} is of image {image}, not in this data set ({len(sizes)} images); check "
             "--data and --split"
         )
-    if not isinstance(result["category_id"], int) or result["category_id"] not in label:
+    if result["category_id"] not in label:
         raise InputError(
-            f"{place} has category {result['category_id']!r}, not in this data set ({len(label)} "
+            f"{place} has category {result['category_id']}, not in this data set ({len(label)} "
             "classes); check --data"
         )
+    if not abs(result["score"]) <= _HIGHEST:
+        raise InputError(f"{place} has the score {result['score']}; give one in single precision")
     if (box or mask is None) and not _is_box(box):
         raise InputError(
-            f"{place}: bbox must be [x, y, width, height]; it may be left out where there is a "
-            "segmentation"
+            f"{place}: bbox must be [x, y, width, height] of at most {FAR}; it may be left out "
+            "where there is a segmentation"
         )
-    if mask is not None and not (isinstance(mask, dict) and {"size", "counts"} <= mask.keys()):
-        raise InputError(
-            f"{place}: segmentation must be run lengths with size and counts; polygons are for "
-            "annotations"
-        )
-    if mask is not None and mask["size"] != list(sizes[image]):
-        raise InputError(
-            f"{place}: mask of size {mask['size']} on an image of {list(sizes[image])}; check "
-            "--data"
-        )
+    if mask is not None:
+        result["segmentation"] = checked_run_lengths(mask, sizes[image], place)
     return int(image)
 
 
-def _is_box(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == 4
-        and all(isinstance(side, int | float) for side in value)
-    )
+def _is_box(value: list[float] | None) -> bool:
+    return value is not None and len(value) == 4 and all(abs(side) <= FAR for side in value)
 
 
 def _prediction(

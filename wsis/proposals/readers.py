@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.io
 from numpy.typing import NDArray
-from pycocotools import mask as rle
 
+from wsis.coco.masks import decode_foreign
 from wsis.errors import InputError
 from wsis.files import read_json, read_pickle
 
@@ -112,7 +112,7 @@ def _read_file(path: Path) -> Iterator[Found]:
     source = Source(path)
     try:
         yield from _reader_of(source).read(source)
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
@@ -243,7 +243,7 @@ def _read_coco(source: Source) -> Iterator[Found]:
     for entry in source.json:
         by_image.setdefault(_key(entry["image_id"]), []).append(entry)
     for key, entries in by_image.items():
-        yield _run_lengths(key, entries)
+        yield _run_lengths(source, key, entries)
 
 
 def _read_segment_anything(source: Source) -> Iterator[Found]:
@@ -251,25 +251,20 @@ def _read_segment_anything(source: Source) -> Iterator[Found]:
     image = source.json.get("image", {})
     named = "file_name" in image
     key = Path(image["file_name"]).stem if named else _key(image.get("image_id", source.path.stem))
-    yield _run_lengths(key, source.json["annotations"])
+    yield _run_lengths(source, key, source.json["annotations"])
 
 
 def _read_list(source: Source) -> Iterator[Found]:
     """Read a list of the run-length masks of one image (Segment Anything's mask generator)."""
-    yield _run_lengths(source.path.stem, source.json)
+    yield _run_lengths(source, source.path.stem, source.json)
 
 
-def _run_lengths(key: str | int, entries: list[Any]) -> Found:
+def _run_lengths(source: Source, key: str | int, entries: list[Any]) -> Found:
     scores = [entry.get("score", entry.get("predicted_iou", 1.0)) for entry in entries]
-    masks = refine(_decode(entry["segmentation"]) for entry in entries) if entries else None
+    place = f"{source.path}, a mask of image {key}"
+    decoded = (decode_foreign(entry["segmentation"], place) for entry in entries)
+    masks = refine(decoded) if entries else None
     return Found(key, np.array(scores, np.float64), masks=masks)
-
-
-def _decode(mask: Any) -> Array:
-    if isinstance(mask["counts"], list):
-        mask = rle.frPyObjects(mask, *mask["size"])
-    decoded: Array = rle.decode(mask)
-    return decoded
 
 
 def refine(masks: Iterable[Array]) -> Masks:

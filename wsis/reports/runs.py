@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from wsis import registry
+from wsis.coco.records import Sources, read_records
 from wsis.command_line.settings import Config, recipe
 from wsis.errors import InputError
-from wsis.files import read_json
 from wsis.fingerprint import digest
 from wsis.inference import make_data, read_run, trained
 from wsis.method import Method, describe_supervision
@@ -266,7 +266,7 @@ def _supervision(cls: type[Method], given: Mapping[str, Any], labels: Path | Non
 def _source(path: Path) -> str:
     """Return the method that wrote a file of labels, or the name of the file if it is unknown."""
     if path.is_file():
-        annotations = read_json(path).get("annotations") or [{}]
+        annotations = read_records(path, Sources).get("annotations") or [{}]
         if "source" in annotations[0]:
             return str(annotations[0]["source"]).partition(",")[0]
     return path.name

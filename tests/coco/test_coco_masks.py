@@ -1,0 +1,121 @@
+"""Masks of COCO files before pycocotools sees them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from pycocotools import mask as rle
+
+from wsis.coco.masks import checked_mask, decode_foreign, run_length, runs_of
+from wsis.errors import InputError
+
+SIZE = 6, 8
+RUNS = st.lists(st.integers(0, 3), min_size=1, max_size=30)
+
+
+def pixels(runs: list[int]) -> np.ndarray:
+    """(N,) what run lengths say, by definition."""
+    return np.repeat(np.arange(len(runs)) % 2, runs)
+
+
+@given(
+    arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.integers(0, 1))
+)
+def test_compressed_counts_are_those_of_pycocotools(mask):
+    text = rle.encode(np.asfortranarray(mask))["counts"].decode()
+    assert np.array_equal(pixels(runs_of(text, "")), mask.T.ravel())
+
+
+def test_compressed_counts_of_large_images():
+    mask = np.zeros((3000, 5000), np.uint8, order="F")
+    mask[:, 1000:4000], mask[17, 4999] = 1, 1
+    text = rle.encode(mask)["counts"].decode()
+    assert runs_of(text, "").tolist() == [3_000_000, 9_000_000, 2_997_017, 1, 2982]
+
+
+@given(RUNS, RUNS)
+def test_empty_runs_change_no_overlap(one, two):
+    """pycocotools may stop at a run of 0 in both masks; its overlap is compared with pixels."""
+    short, long = sorted((one, two), key=sum)
+    short.extend([0] * (len(short) % 2) + [sum(long) - sum(short)])
+    size = 1, sum(long)
+    if not size[1]:
+        return
+    masks = [
+        run_length(checked_mask({"size": [*size], "counts": runs}, size, ""), size)
+        for runs in (short, long)
+    ]
+    a, b = pixels(short) > 0, pixels(long) > 0
+    assert [rle.decode(mask)[0].tolist() for mask in masks] == [a.tolist(), b.tolist()]
+    expected = (a & b).sum() / max((a | b).sum(), 1)
+    assert rle.iou(masks[:1], masks[1:], [0])[0, 0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("counts", "says"),
+    [
+        ([5, 6000], "cover 6005 pixels, not 6 x 8"),
+        ([8, 4], "cover 12 pixels, not 6 x 8"),
+        ([], "cover 0 pixels"),
+        ("", "'' are no compressed run lengths"),
+        ("not-an-rle", "'not-an-rle' are no"),
+        ("ö", "'ö' are no"),
+        ("8P", "'8P' are no"),
+        ("PPPPPPPP0", "'PPPPPPPP0' are no"),
+        ("84", "cover 12 pixels"),
+        ("O1", "a run length is -1"),
+    ],
+)
+def test_run_lengths_that_do_not_make_the_image(counts, says):
+    with pytest.raises(InputError, match=rf"^x\.json, annotation 3.*{says}") as error:
+        checked_mask({"size": [*SIZE], "counts": counts}, SIZE, "x.json, annotation 3")
+    assert "\n" not in str(error.value)
+
+
+def test_polygons_beyond_the_edge_are_cut_there_as_by_pycocotools():
+    """The part of a square inside the image, and a triangle whose tip is far outside of it."""
+    square = [[-50.0, -50.0, 4.0, -50.0, 4.0, 3.0, -50.0, 3.0]]
+    inside = rle.decode(run_length(checked_mask(square, SIZE, ""), SIZE))
+    assert inside[:3, :4].all()
+    assert inside.sum() == 12
+    tip = [[0.0, 0.0, 9e5, 3.0, 0.0, 6.0]]
+    assert rle.decode(run_length(checked_mask(tip, SIZE, ""), SIZE)).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("polygon", "says"),
+    [
+        ([0, 0, 1e12, 0, 1e12, 1e12], "a corner at 1000000000000.0"),
+        ([0, 0, 4, 0, -1e300, 1e300], "a corner at -1e"),
+        ([0, 0, 4, 0, float("nan"), 4], "a corner at nan"),
+        ([0, 0, float("inf"), 0, 4, 4], "a corner at inf"),
+        ([0, 0, 1e6, 0] * 5, "outline is over 2000000 pixels"),
+        ([0, 0, 4, 0, 4], "5 coordinates"),
+    ],
+)
+def test_polygons_that_would_stall_pycocotools(polygon, says):
+    with pytest.raises(InputError, match=rf"^x\.json, annotation 3: a polygon.*{says}"):
+        checked_mask([polygon], SIZE, "x.json, annotation 3")
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        (None, "NoneType; expected an object"),
+        ({"size": [6, 8]}, "no counts"),
+        ({"size": [6, -8], "counts": "84"}, r"size\[1\] is -8"),
+        ({"size": [0, 8], "counts": []}, "0 x 8 pixels"),
+        ({"size": [2**20, 2**20], "counts": [2**40]}, r"counts\[0\] is 1099511627776"),
+        ({"size": [2**20, 2**20], "counts": "0"}, "1048576 x 1048576 pixels"),
+        ({"size": [6, 8], "counts": [5, 6000]}, "cover 6005 pixels"),
+    ],
+)
+def test_masks_of_unknown_tools(mask, says):
+    with pytest.raises(InputError, match=rf"^x\.json.*{says}") as error:
+        decode_foreign(mask, "x.json")
+    assert "\n" not in str(error.value)
+    whole = decode_foreign({"size": [6, 8], "counts": [8, 4, 36], "more": 1}, "x.json")
+    assert whole.T.ravel().nonzero()[0].tolist() == [8, 9, 10, 11]

@@ -1,0 +1,1 @@
+"""COCO's files: records checked while they are parsed, and masks that are safe to decode."""
