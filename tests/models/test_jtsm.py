@@ -110,6 +110,7 @@ def test_every_setting_of_the_paper_trains_and_predicts(data, settings, branches
     )
 
 
+@pytest.mark.slow
 def test_both_branches_and_the_streams_learn(data):
     _, model = step(data)
     still = {

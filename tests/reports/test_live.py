@@ -133,6 +133,7 @@ def test_a_run_that_has_nothing_to_do_leaves_its_page_alone(tmp_path):
     assert page.path.read_text() == "pictures"
 
 
+@pytest.mark.slow
 def test_pages_take_a_twentieth_of_the_time(monkeypatch, data, tmp_path):
     now, written = [1000.0], []
 

@@ -108,6 +108,7 @@ def test_pictures_with_masks(tmp_path):
     assert run.series("val/pictures/2") == []
 
 
+@pytest.mark.slow
 def test_table(tmp_path):
     rows = [{"row": "a", "AP": "12.5", "paper": ""}, {"row": "b", "AP": "", "paper": "3"}]
     WandB("trial", group="pair").log_table(tmp_path, "final", rows)
