@@ -12,6 +12,7 @@ from wsis import ablate, compare, fit, label, predict, registry
 from wsis import test as judging
 from wsis.command_line.options import command_options
 from wsis.command_line.parser import CLI
+from wsis.command_line.settings import read_config
 from wsis.errors import InputError
 
 TOY = ["--model", "toy_plugins.Net", "--data", "toy_plugins.Data", "--trainer.accelerator", "cpu"]
@@ -197,3 +198,16 @@ def test_a_table_names_no_code(row, place, capsys):
     path.write_text(yaml.safe_dump({"model": "pdsl", "tables": tables}))
     assert "tables.yaml" in refused(ablate, [path, "--out", place / "out"], capsys)
     assert not (place / "PWNED").exists()
+
+
+def test_aliases_do_not_grow_without_limit(tmp_path):
+    doubled = ["a: &a0 [1, 1]"] + [f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60)]
+    for name, lines, error in (
+        ("many", doubled, "has more than 100,000 values once its aliases are written out"),
+        ("itself", ["a: &a [*a]"], "holds itself"),
+    ):
+        (tmp_path / name).write_text("\n".join(lines))
+        with pytest.raises(InputError, match=f"{name} {error}"):
+            read_config(tmp_path / name)
+    (tmp_path / "few").write_text("\n".join(doubled[:10]))
+    assert read_config(tmp_path / "few")["a9"][1][0] == read_config(tmp_path / "few")["a8"][0]

@@ -29,6 +29,8 @@ __all__ = [
 ]
 
 Config = dict[str, Any]
+MOST_VALUES = 100_000
+"""In a settings file, those under an alias as often as it is used; nested ones double each time."""
 
 
 class Words(NamedTuple):
@@ -117,6 +119,11 @@ def read_config(path: Path, typed: Collection[str] = ()) -> Config:
                 "{class_path: NAME, init_args: {SETTING: VALUE}}"
             )
     try:
+        if _written_out(config, {}) > MOST_VALUES:
+            raise InputError(
+                f"settings file {path} has more than {MOST_VALUES:,} values once its aliases are "
+                "written out; take them out"
+            )
         check_code(config, path, " ".join(typed))
     except RecursionError as error:
         raise InputError(f"settings file {path} holds itself; take out the alias") from error
@@ -161,6 +168,15 @@ def _recipes() -> Path:
     package = Path(__file__).parents[1]
     places = package / "configs", package.parent / "configs"
     return next((place for place in places if place.is_dir()), package)
+
+
+def _written_out(value: Any, known: dict[int, int]) -> int:
+    """Return the number of values in a value, those under an alias as often as it is used."""
+    if id(value) not in known:
+        parts = value.values() if isinstance(value, dict) else value
+        nested = parts if isinstance(value, (dict, list)) else ()
+        known[id(value)] = 1 + sum(_written_out(part, known) for part in nested)
+    return known[id(value)]
 
 
 def _is_section(section: Any) -> bool:
