@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +21,7 @@ from wsis.errors import InputError
 __all__ = [
     "SUFFIXES",
     "as_pixels",
+    "files_in",
     "image_size",
     "other_files",
     "pictures",
@@ -57,26 +58,43 @@ def pictures(folder: Path) -> list[Path]:
 
     Links to folders are followed, each folder once.
     """
-    return [path for path in _files(folder) if path.suffix.lower() in SUFFIXES]
+    return [path for path in files_in(folder) if path.suffix.lower() in SUFFIXES]
 
 
 def other_files(folder: Path) -> list[Path]:
     """List the files that `pictures` leaves out because their suffix is not a picture's."""
-    return [path for path in _files(folder) if path.suffix.lower() not in SUFFIXES]
+    return [path for path in files_in(folder) if path.suffix.lower() not in SUFFIXES]
 
 
-def _files(folder: Path) -> list[Path]:
-    """List the files anywhere in a folder that are not hidden, in the order of their paths."""
-    found: list[Path] = []
-    seen: set[str] = set()
-    for here, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if (real := os.path.realpath(here)) in seen:
-            folders.clear()  # a link to a folder above it would have no end
+def files_in(folder: Path, without: Collection[str] = ()) -> list[Path]:
+    """List the files anywhere in a folder, sorted, without hidden ones.
+
+    Links to folders are followed, but no folder is visited twice.
+
+    Args:
+        folder: where to search.
+        without: names of folders that are left out, in lower case.
+    """
+    return sorted(_walk(folder, without, set()))
+
+
+def _walk(folder: Path, without: Collection[str], visited: set[str]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in visited:
+        return
+    visited.add(real)
+    try:  # links last, so that files are named by their own place
+        entries = sorted(os.scandir(folder), key=lambda entry: (entry.is_symlink(), entry.name))
+    except OSError:
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
             continue
-        seen.add(real)
-        found += [Path(here, name) for name in names if not name.startswith(".")]
-    return sorted(path for path in found if path.is_file())
+        if entry.is_dir():
+            if entry.name.lower() not in without:
+                yield from _walk(Path(entry.path), without, visited)
+        elif entry.is_file():
+            yield Path(entry.path)
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from wsis.errors import InputError
-from wsis.images.read import SUFFIXES
+from wsis.images.read import SUFFIXES, files_in
 from wsis.layouts.text import counted, key_of
 
 __all__ = ["SPLITS", "Pictures", "files_of", "is_picture_name", "other_kinds"]
@@ -35,33 +35,12 @@ _HASH = re.compile(r"^[0-9a-f]{8}-(?=.)")  # Label Studio puts it before names o
 def files_of(folder: Path, split: str = "") -> list[Path]:
     """List the files anywhere in a folder, sorted, without hidden ones.
 
-    Links to folders are followed, but no folder is visited twice.
-
     Args:
         folder: where to search.
         split: "train" or "val" leaves out the folders of other splits; empty leaves out none.
     """
     others = {name for key, names in SPLITS.items() if split and key != split for name in names}
-    return sorted(_walk(folder, others, set()))
-
-
-def _walk(folder: Path, others: set[str], visited: set[str]) -> Iterator[Path]:
-    real = os.path.realpath(folder)
-    if real in visited:
-        return
-    visited.add(real)
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: (entry.is_symlink(), entry.name))
-    except OSError:
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            if entry.name.lower() not in others:
-                yield from _walk(Path(entry.path), others, visited)
-        elif entry.is_file():
-            yield Path(entry.path)
+    return files_in(folder, others)
 
 
 def is_picture_name(name: str) -> bool:
