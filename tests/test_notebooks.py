@@ -20,8 +20,10 @@ import pytorch_lightning as pl
 full = pl.Trainer.__init__
 
 @functools.wraps(full)
-def shorter(self, *, max_steps, **settings):
-    full(self, max_steps=min(max_steps, 30), **settings)
+def shorter(self, **settings):
+    if "max_steps" in settings:
+        settings["max_steps"] = min(settings["max_steps"], 30)
+    full(self, **settings)
 
 pl.Trainer.__init__ = shorter
 """
