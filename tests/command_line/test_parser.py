@@ -152,6 +152,8 @@ def test_saved_settings_reproduce_the_run(tmp_path):
         (f"{TOY} --trainer.callbacks Nope", "--trainer.callbacks Nope: expected one of"),
         (f"{TOY} --trainer.max_steps 3 --trainer.max_epochs 2", "are both set"),
         (f"{TOY} --trainer.logger true", "--trainer.logger true: metrics.csv is always written"),
+        (f"{TOY} --trainer.precision bf16-true", "give bf16-mixed, 16-mixed or 32-true"),
+        (f"{TOY} --trainer.precision 64", "give bf16-mixed, 16-mixed or 32-true"),
         (f"{TOY} --config nowhere.yaml", "cannot read settings file nowhere.yaml"),
         ("--resume nowhere", "nowhere is not the folder of a run"),
         ("--model", "--model needs a value"),

@@ -223,6 +223,15 @@ def test_two_steps_move_what_is_not_frozen_and_nothing_else(trained):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_mixed_precision_trains(name, precision, data):
+    model = train(name, data, precision=precision)
+    assert all(value.isfinite().all() for value in model.parameters())
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.slow
 def test_saved_and_loaded_from_python(trained, data, tmp_path):
     name, model = trained
     trainer = pl.Trainer(accelerator="cpu", max_steps=2, default_root_dir=tmp_path, **QUIET)

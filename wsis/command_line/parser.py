@@ -24,7 +24,7 @@ from wsis.command_line.help import Help, list_names
 from wsis.command_line.messages import gist
 from wsis.command_line.names import check_known
 from wsis.command_line.settings import Config, arrange, read_config, read_run, recipe, spelled
-from wsis.command_line.trainers import Record, check_loggers, new_trainer
+from wsis.command_line.trainers import Record, check_loggers, check_precision, new_trainer
 from wsis.data.module import DataModule
 from wsis.data.targets import require_labels
 from wsis.errors import InputError
@@ -264,6 +264,7 @@ class CLI(LightningCLI):
             return
         trainer = self.config.trainer
         check_loggers(trainer.logger)
+        check_precision(trainer.precision)
         if trainer.max_steps == -1 and trainer.max_epochs is None and trainer.max_time is None:
             trainer.max_steps = STEPS
         elif trainer.max_steps != -1 and trainer.max_epochs not in (None, -1):

@@ -17,7 +17,14 @@ from wsis.errors import InputError
 from wsis.files import atomic_write
 from wsis.runs.run import rank
 
-__all__ = ["Record", "check_loggers", "new_trainer", "run_folder", "write_settings"]
+__all__ = [
+    "Record",
+    "check_loggers",
+    "check_precision",
+    "new_trainer",
+    "run_folder",
+    "write_settings",
+]
 
 PACKAGES = {
     "TensorBoardLogger": ("tensorboard", "tensorboardX"),
@@ -27,6 +34,9 @@ PACKAGES = {
     "LitLogger": ("litlogger",),
 }
 """Packages of Lightning's loggers, of which one is needed."""
+
+PRECISIONS = frozenset({"32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16"})
+"""Of Lightning, those in which every method trains; the others end in torch's errors."""
 
 
 class Record(Callback):
@@ -54,6 +64,20 @@ def new_trainer(**settings: Any) -> pl.Trainer:
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"the Trainer refuses its settings: {reason}") from error
+
+
+def check_precision(asked: Any) -> None:
+    """Check the value of `--trainer.precision` before anything takes long.
+
+    Raises:
+        InputError: weights would not be in single precision, in which operators such as
+            torchvision's non-maximum suppression and images are.
+    """
+    if asked is not None and str(asked) not in PRECISIONS:
+        raise InputError(
+            f"--trainer.precision {asked}: methods keep their weights in single precision; give "
+            "bf16-mixed, 16-mixed or 32-true"
+        )
 
 
 def check_loggers(asked: Any) -> None:
