@@ -30,7 +30,14 @@ def main(names: list[str]) -> None:
                 notebook, timeout=3600, kernel_name="python3", resources=place, record_timing=False
             ).execute()
         tidy(notebook)
-        nbformat.write(notebook, path)
+        text = nbformat.writes(notebook)
+        for folder, short in (
+            (empty, "."),
+            (str(FOLDER.resolve().parent), "."),
+            (str(Path.home()), "~"),
+        ):
+            text = text.replace(f"{folder}/", f"{short}/")
+        path.write_text(f"{text}\n", encoding="utf-8")
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB", flush=True)
 
 
