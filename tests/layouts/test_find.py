@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from labelled import tags
@@ -11,6 +12,7 @@ from labelled import tags
 from wsis.datasets.folder import Folder
 from wsis.errors import InputError
 from wsis.layouts.find import LAYOUTS, find_labels
+from wsis.layouts.pictures import Pictures
 
 CREATEML = [{"image": "a.jpg", "annotations": [{"label": "cat"}]}]
 
@@ -125,3 +127,31 @@ def test_relative_roots(photos, read, monkeypatch):
 def test_docs_name_every_layout():
     page = (Path(__file__).parents[2] / "docs/formats.md").read_text()
     assert all(layout.name.split()[0] in page for layout in LAYOUTS)
+
+
+def test_a_whole_path_inside_the_folder_is_that_picture(photos):
+    root = photos("a b.jpg", "sub/a b.jpg")
+    for name in ("a b.jpg", "sub/a b.jpg"):
+        written = f"/data/local-files/?d={quote(str(root.resolve() / name).lstrip('/'))}"
+        assert Pictures(root).find(written, root, "tasks.json") == name
+
+
+def test_splits_in_other_words(photos, read):
+    root = photos(
+        *(
+            f"{part}/{name}/{part}.jpg"
+            for part in ("training_set", "test_set")
+            for name in ("cat", "dog")
+        )
+    )
+    assert tags(read(root)) == {
+        "training_set/cat/training_set.jpg": ["cat"],
+        "training_set/dog/training_set.jpg": ["dog"],
+    }
+
+
+def test_captions_of_coco_are_no_labels(photos):
+    root = photos("a.jpg")
+    content = {"images": [], "annotations": [{"image_id": 1, "caption": "a cat"}]}
+    (root / "captions.json").write_text(json.dumps(content))
+    assert find_labels(root, "train") is None

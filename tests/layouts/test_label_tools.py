@@ -451,3 +451,84 @@ def test_hugging_face(photos, read):
     assert objects(index) == {"train/a.jpg": [("cat", *BOX), ("3", 0, 0, 5, 5)], "train/b.jpg": []}
     assert tags(index)["train/b.jpg"] == ["dog"]
     assert tags(read(root, "val", known=["dog"])) == {"validation/c.jpg": ["dog"]}
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["labels/3f2a1b9c-k\u00e4fer.txt", "labels/ka\u0308fer.txt", "labels/K\u00e4fer.TXT"],
+)
+def test_yolo_files_are_those_of_images_that_are_spelled_alike(photos, read, label):
+    root = photos("images/k\u00e4fer.jpg", "images/b.jpg")
+    write(root / "classes.txt", "cat\ndog\n")
+    write(root / label, "1 0.3125 0.53333333 0.375 0.4\n")
+    assert objects(read(root)) == {"images/b.jpg": [], "images/k\u00e4fer.jpg": [("dog", *BOX)]}
+
+
+def test_yolo_files_of_no_image_are_told(photos, read):
+    root = photos("images/a.jpg")
+    write(root / "classes.txt", "cat\ndog\n")
+    write(root / "labels/gone.txt", "1 0.3125 0.53333333 0.375 0.4\n")
+    with pytest.raises(InputError, match=r"1 label file without an image, such as .*gone\.txt"):
+        read(root)
+    write(root / "labels/a.txt", "1 0.3125 0.53333333 0.375 0.4\n")
+    index = read(root)
+    assert objects(index) == {"images/a.jpg": [("dog", *BOX)]}
+    assert any("1 label file without an image" in note for note in index.notes)
+
+
+def test_yolo_names_are_a_list(photos, read):
+    root = photos("images/train/a.jpg")
+    write(root / "data.yaml", "train: images/train\nnames: cat\n")
+    write(root / "labels/train/a.txt", "0 0.3125 0.53333333 0.375 0.4\n")
+    with pytest.raises(InputError, match="names is 'cat'; write a list of the classes"):
+        read(root)
+
+
+def test_box_tables_in_fractions_and_with_sizes(photos, read):
+    root = photos("a.jpg")
+    x, y, width, height = BOX
+    corners = [x / 80, y / 60, (x + width) / 80, (y + height) / 60]
+    write(
+        root / "labels.csv",
+        f"filename,class,xmin,ymin,xmax,ymax\na.jpg,dog,{','.join(map(str, corners))}\n",
+    )
+    assert objects(read(root)) == {"a.jpg": [("dog", *BOX)]}
+    write(
+        root / "labels.csv",
+        "filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,416,416,dog,1,2,30,40\n",
+    )
+    with pytest.raises(InputError, match=r"a\.jpg"):
+        read(root)
+
+
+def test_labelme_groups_are_one_object(photos, read):
+    root = photos("a.jpg")
+    square = {"label": "cat", "group_id": 1, "points": [[0, 0], [10, 0], [10, 10], [0, 10]]}
+    boxed = {**square, "shape_type": "rectangle", "points": [[50, 40], [60, 50]]}
+    point = {**square, "shape_type": "point", "points": [[5, 5]]}
+
+    def of(*shapes):
+        content = {"imagePath": "a.jpg", "imageHeight": 60, "imageWidth": 80, "shapes": shapes}
+        write(root / "a.json", json.dumps(content))
+        return read(root).annotations[1]
+
+    polygon = {**square, "shape_type": "polygon"}
+    (found,) = of(polygon, point)
+    assert (found["bbox"], len(found["segmentation"])) == ([0, 0, 10, 10], 1)
+    (found,) = of(polygon, boxed)
+    assert (found["bbox"], found.get("segmentation")) == ([0, 0, 60, 50], None)
+    halves = [labelme_mask(place) for place in ((2, 3), (40, 30))]
+    (found,) = of(*halves)
+    assert rle.area(found["segmentation"]) == 2 * 4 * 5
+    assert [round(v) for v in rle.toBbox(found["segmentation"])] == [2, 3, 42, 32]
+    with pytest.raises(InputError, match="has a mask and another shape; draw both as masks"):
+        of(halves[0], boxed)
+
+
+def labelme_mask(place):
+    """A mask of 4 x 5 pixels at a place, as LabelMe writes it."""
+    file = io.BytesIO()
+    Image.fromarray(np.full((5, 4), 255, np.uint8)).save(file, "png")
+    (x, y), text = place, base64.b64encode(file.getvalue()).decode()
+    points = [[x, y], [x + 3, y + 4]]
+    return {"label": "cat", "group_id": 1, "shape_type": "mask", "points": points, "mask": text}

@@ -22,7 +22,8 @@ def _matches(source: Source) -> bool:
     except (OSError, ValueError):
         return False
     with content:
-        lists = [content.find(key) >= 0 for key in (b'"images"', b'"annotations"')]
+        keys = (b'"images"', b'"annotations"', b'"categories"')
+        lists = [content.find(key) >= 0 for key in keys]  # captions have no categories
         return all(lists) and content.find(b'"segments_info"') < 0
 
 

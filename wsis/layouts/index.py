@@ -24,7 +24,7 @@ __all__ = ["NEGATIVES", "index_of", "photos_by_file"]
 # fmt: off
 NEGATIVES = frozenset({
     "_none", "none", "_negative", "negative", "negatives", "_background", "background", "nothing",
-    "empty",
+    "empty", "nan", "n/a", "null",
 })
 # fmt: on
 """Tags and folders of images that have none of the classes, in lower case."""

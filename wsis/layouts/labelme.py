@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as rle
 
 from wsis.errors import InputError
 from wsis.files import read_json
@@ -50,22 +51,33 @@ def _photo(path: Path, folder: Path, content: Record, has_shapes: bool) -> Photo
         group = shape.get("group_id")
         key = number if group is None else (shape["label"], str(group))
         drawn = _drawn(shape, size, str(path))
-        groups[key] = _joined(groups[key], drawn) if key in groups else drawn
+        groups[key] = _joined(groups[key], drawn, str(path)) if key in groups else drawn
     objects = list(groups.values())
     name = path.relative_to(folder).parent / Path(written)
     return Photo(str(name), str(path), tags, objects, size)
 
 
-def _joined(one: Record, other: Record) -> Record:
-    """Return one object of two shapes of a group."""
-    parts = [a["segmentation"] for a in (one, other) if isinstance(a.get("segmentation"), list)]
-    boxes = [a["bbox"] for a in (one, other) if a.get("bbox")]
-    corners = [[x, y, x + width, y + height] for x, y, width, height in boxes]
-    return {
-        "name": one["name"],
-        "segmentation": [polygon for part in parts for polygon in part] or None,
-        "bbox": around(corners) if corners else None,
-    }
+def _joined(one: Record, other: Record, where: str) -> Record:
+    """Return one object of two shapes of a group; it has a mask if both have one.
+
+    Raises:
+        InputError: one is a mask, and the other a polygon or a box.
+    """
+    shapes = [a for a in (one, other) if a.get("segmentation") or a.get("bbox")]
+    if len(shapes) < 2:
+        return shapes[0] if shapes else one
+    parts = [shape.get("segmentation") for shape in shapes]
+    masks = sum(isinstance(part, dict) for part in parts)
+    if masks == 1:
+        raise InputError(
+            f'{where}: a group of "{one["name"]}" has a mask and another shape; draw both as masks'
+        )
+    if masks:
+        return {"name": one["name"], "segmentation": rle.merge(parts)}
+    boxes = [shape["bbox"] for shape in shapes]
+    box = around([[x, y, x + width, y + height] for x, y, width, height in boxes])
+    polygons = [polygon for part in parts for polygon in part] if all(parts) else None
+    return {"name": one["name"], "segmentation": polygons, "bbox": box}
 
 
 def _drawn(shape: Record, size: tuple[int, int] | None, where: str) -> Record:

@@ -18,7 +18,7 @@ def _matches(source: Source) -> bool:
 
 def _read(source: Source) -> Labels:
     photos = []
-    for number, line in enumerate(source.text.splitlines(), 1):
+    for number, line in enumerate(source.text.split("\n"), 1):
         if line.strip():
             where = f"{source.path}:{number}"
             photos.append(_photo(parse_json(line, where), where))

@@ -13,12 +13,12 @@ from wsis.errors import InputError
 from wsis.images.read import SUFFIXES, files_in
 from wsis.layouts.text import counted, key_of
 
-__all__ = ["SPLITS", "Pictures", "files_of", "is_picture_name", "other_kinds"]
+__all__ = ["HASH", "SPLITS", "Pictures", "files_of", "is_picture_name", "other_kinds"]
 
 SPLITS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
+    "train": ("train", "training", "train_set", "training_set"),
+    "val": ("val", "valid", "validation", "val_set", "valid_set", "validation_set"),
+    "test": ("test", "testing", "test_set", "testing_set"),
 }
 """Names of the folders of a split."""
 
@@ -29,7 +29,8 @@ _OTHERS = frozenset({
 })
 # fmt: on
 """Pictures that are not taken where a folder is searched."""
-_HASH = re.compile(r"^[0-9a-f]{8}-(?=.)")  # Label Studio puts it before names of uploaded files
+HASH = re.compile(r"^[0-9a-f]{8}-(?=.)")
+"""What Label Studio puts before names of uploaded files."""
 
 
 def files_of(folder: Path, split: str = "") -> list[Path]:
@@ -94,12 +95,15 @@ class Pictures:
         for place in (folder, self.root):
             if name and os.path.isfile(place / name):
                 return _relative(place / name, self.root)
+        absolute = Path("/", name)  # Label Studio's local files are without the first stroke
+        if name and absolute.is_relative_to(os.path.realpath(self.root)) and absolute.is_file():
+            return _relative(absolute, Path(os.path.realpath(self.root)))
         parts = PurePosixPath(key_of(name))
         homes = [_relative(place / Path(name).parent, self.root) for place in (folder, self.root)]
         home = next((place for place in homes if place in self._folders), ".")
         for table, last in (
             (self._by_name, parts.name),
-            (self._by_name, _HASH.sub("", parts.name)),
+            (self._by_name, HASH.sub("", parts.name)),
             (self._by_stem, parts.name),
         ):
             inside = [n for n in table.get(last, []) if home == "." or n.startswith(f"{home}/")]

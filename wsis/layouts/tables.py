@@ -34,7 +34,10 @@ TAGS = frozenset({
 })
 # fmt: on
 _BEGINNING = 50  # rows that tell the dialect
-_YES, _NO = {"1", "1.0", "true", "yes", "x"}, {"0", "0.0", "false", "no", ""}
+_YES = {"1", "1.0", "true", "yes", "x", "wahr", "vrai", "verdadero", "vero"}
+_NO = {"0", "0.0", "false", "no", "", "falsch", "faux", "falso"}
+_NUMBERING = frozenset({"id", "index", "split", "fold", "train", "test", "valid", "val", "isvalid"})
+"""Names of columns that are no classes, though they may hold 0 and 1."""
 
 
 class Table(NamedTuple):
@@ -53,7 +56,7 @@ def read_table(path: Path) -> Table:
         InputError: it is no text.
     """
     text = read_text(path)
-    stated = re.match(r"\s*sep=(.)\r?\n", text)  # Excel's own way to state the delimiter
+    stated = re.match(r'\s*"?sep=(.)"?\r?\n', text)  # Excel's own way to state the delimiter
     delimiter = stated[1] if stated else _delimiter(_lines(text)[:_BEGINNING])
     limit = csv.field_size_limit(len(text) + 1)  # masks fill cells of any length
     try:
@@ -163,10 +166,15 @@ def read_tag_table(path: Path, classes: Sequence[str] = ()) -> Labels:
 
 
 def split_tags(cell: str, classes: Sequence[str] = ()) -> list[str]:
-    """Return the tags in a cell, apart by `;`, `|` or `,`, or all of it if it is a class."""
+    """Return the tags in a cell, apart by `;`, `|`, `,` or in lines; all of it if it is a class.
+
+    A list as Python or JSON writes it, `['cat', 'dog']`, has the tags without quotes.
+    """
     if tidy(cell) in classes:
         return [cell]
-    return [tag for tag in map(tidy, re.split(r"[;|,]", cell)) if tag]
+    if cell.startswith("[") and cell.endswith("]"):
+        cell = re.sub(r"""(^|,)\s*(['"])(.*?)\2\s*(?=,|$)""", r"\1\3", cell[1:-1])
+    return [tag for tag in map(tidy, re.split(r"[;|,\n\r]", cell)) if tag]
 
 
 def _file_column(table: Table) -> int:
@@ -186,7 +194,8 @@ def _file_column(table: Table) -> int:
 
 def _one_hot(table: Table, place: int) -> dict[int, str]:
     """Return the class of each column of 0 and 1; empty if there are other columns."""
-    columns = {n: name for n, name in enumerate(table.heading) if n != place and name}
+    named = {n: name for n, name in enumerate(table.heading) if n != place and name}
+    columns = {n: name for n, name in named.items() if _plain(name) not in _NUMBERING}
     if not table.rows or any(_plain(name) in TAGS for name in columns.values()):
         return {}
     cells = [row[n].lower() for _, row in table.rows for n in columns if n < len(row)]
@@ -205,11 +214,12 @@ def _photos_of_one_hot(
 
 
 def _ignored_columns(table: Table, place: int, path: Path) -> dict[int, str]:
-    """Return the columns that are neither file nor tags; those without a name are tags.
+    """Return the columns that are neither file nor tags; those without a name after it are tags.
 
     Raises:
         InputError: no name says which columns are the tags.
     """
+    numbering = {n: "the first" for n in range(place) if table.heading and not table.heading[n]}
     others = {n: name for n, name in enumerate(table.heading) if n != place and name}
     ignored = {n: name for n, name in others.items() if _plain(name) not in TAGS}
     if len(ignored) == len(others) > 1:
@@ -217,7 +227,7 @@ def _ignored_columns(table: Table, place: int, path: Path) -> dict[int, str]:
             f"{path} has the columns {', '.join(others.values())}, any of which may be the tags; "
             "call that column tags"
         )
-    return ignored if len(ignored) < len(others) else {}
+    return numbering | (ignored if len(ignored) < len(others) else {})
 
 
 def _refuse_numbers(table: Table, place: int, path: Path) -> None:

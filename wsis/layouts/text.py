@@ -13,9 +13,11 @@ __all__ = ["counted", "decode", "key_of", "suggestion", "tidy"]
 def tidy(name: str) -> str:
     """Return a name composed (NFC), with single blanks and none around it.
 
-    macOS writes decomposed letters; spreadsheets and web pages write blanks of other kinds.
+    macOS writes decomposed letters; spreadsheets and web pages write blanks of other kinds, some of
+    no width.
     """
-    return unicodedata.normalize("NFC", " ".join(name.split()))
+    seen = name.translate(dict.fromkeys((0x200B, 0x2060, 0xFEFF)))
+    return unicodedata.normalize("NFC", " ".join(seen.split()))
 
 
 def key_of(name: str) -> str:

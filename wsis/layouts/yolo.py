@@ -15,8 +15,8 @@ import yaml
 from wsis.errors import InputError
 from wsis.images.read import SUFFIXES
 from wsis.layouts.labels import Labels, Layout, Photo, Source, read_text
-from wsis.layouts.pictures import SPLITS, files_of
-from wsis.layouts.text import counted
+from wsis.layouts.pictures import HASH, SPLITS, files_of
+from wsis.layouts.text import counted, key_of
 from wsis.types import Record
 
 __all__ = ["LAYOUT"]
@@ -31,7 +31,7 @@ def _matches(source: Source) -> bool:
             source.split == "train" or _images(source, setting)
         )
     if source.suffix == "" and (names := _name_file(source)):
-        has_labels = any(path.suffix == ".txt" and path != names for path in source.files)
+        has_labels = any(path.suffix.lower() == ".txt" and path != names for path in source.files)
         return has_labels and not _yaml_beside(names) and bool(_in_folder(source))
     return False
 
@@ -69,19 +69,29 @@ def _read(source: Source) -> Labels:
         images, has_points = _in_folder(source), False
     if not images:
         raise InputError(f"{source.path} leads to no {source.split} images; mend its paths")
-    photos = [_photo(path, names, has_points) for path in images]
+    texts, left = _texts_of(images)
+    photos = [_photo(path, text, names, has_points) for path, text in texts.items()]
     empty = sum(not photo.objects for photo in photos)
     notes = [f"{counted(empty, 'image')} without boxes: they have none of the classes"]
+    notes = notes if empty else []
+    if left:
+        told = f"{counted(len(left), 'label file')} without an image, such as {left[0]}"
+        if not any(texts.values()):
+            raise InputError(f"{source.path}: {told}; name label files as their images")
+        notes.append(f"{told}, left out")
     categories = [{"id": number, "name": name} for number, name in names.items()]
-    return Labels(photos, source.path.parent, categories, notes if empty else [])
+    return Labels(photos, source.path.parent, categories, notes)
 
 
 def _classes(names: Any, path: Path) -> dict[int, str]:
     """Return the class of each number, from a list or a dictionary.
 
     Raises:
-        InputError: a name is neither text nor number, such as `no`, which YAML takes for false.
+        InputError: no list, or a name is neither text nor number, such as `no`, which YAML takes
+            for false.
     """
+    if not isinstance(names, (list, dict)):
+        raise InputError(f"{path}: names is {names!r}; write a list of the classes")
     items = list(names.items() if isinstance(names, dict) else enumerate(names))
     for _, name in items:
         if isinstance(name, bool) or not isinstance(name, str | int | float):
@@ -124,9 +134,46 @@ def _in_folder(source: Source) -> list[Path]:
     return _pictures(part) if part else [p for p in source.files if p.suffix.lower() in SUFFIXES]
 
 
-def _photo(image: Path, names: Mapping[int, str], has_points: bool) -> Photo:
+def _texts_of(images: Sequence[Path]) -> tuple[dict[Path, Path | None], list[Path]]:
+    """Return the text file of each image, and those beside them that are of no image.
+
+    Names may differ in case, in the spelling of accents, or in Label Studio's digits before them.
+    """
+    folders: dict[Path, dict[str, Path]] = {}
+    texts = {}
+    for image in images:
+        places = list(_text_files(image))
+        for folder in {path.parent for path in places} - folders.keys():
+            names = sorted(folder.iterdir()) if folder.is_dir() else []
+            folders[folder] = {key_of(path.name): path for path in names}
+        texts[image] = next((path for path in places if path.is_file()), None) or next(
+            filter(None, (_alike(path, folders[path.parent]) for path in places)), None
+        )
+    beside = {path for folder in folders.values() for path in folder.values()} - {*texts.values()}
+    of_labels = (p for p in sorted(beside) if p.suffix.lower() == ".txt" and _is_label(p))
+    return texts, list(of_labels)
+
+
+def _alike(path: Path, files: Mapping[str, Path]) -> Path | None:
+    """Return the only file of a folder whose name differs in what does not count."""
+    key = key_of(path.name)
+    if key in files:
+        return files[key]
+    hashed = [file for name, file in files.items() if HASH.sub("", name) == key]
+    return hashed[0] if len(hashed) == 1 else None
+
+
+def _is_label(path: Path) -> bool:
+    """Return whether a text file begins with a line of at least five numbers."""
+    try:
+        words = read_text(path).partition("\n")[0].split()
+        return len([float(word) for word in words]) >= 5
+    except (ValueError, InputError):
+        return False
+
+
+def _photo(image: Path, path: Path | None, names: Mapping[int, str], has_points: bool) -> Photo:
     file = os.path.abspath(image)
-    path = next((path for path in _text_files(image) if path.is_file()), None)
     if path is None:
         return Photo(file, file, relative=True)
     objects = [
