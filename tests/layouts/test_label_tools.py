@@ -525,6 +525,53 @@ def test_labelme_groups_are_one_object(photos, read):
         of(halves[0], boxed)
 
 
+@pytest.mark.parametrize(
+    ("shape", "box"),
+    [
+        (
+            {"shape_type": "rotation", "points": [[10, 5], [20, 15], [10, 25], [0, 15]]},
+            [0, 5, 20, 20],
+        ),
+        ({"shape_type": None, "points": [[1, 2], [5, 2], [5, 9]]}, [1, 2, 4, 7]),
+    ],
+)
+def test_labelme_shapes_of_other_tools(photos, read, shape, box):
+    root = photos("a.jpg")
+    write(root / "a.json", {"imagePath": "a.jpg", "shapes": [{"label": "cat", **shape}]})
+    assert objects(read(root)) == {"a.jpg": [("cat", *box)]}
+
+
+def test_labelme_shapes_that_are_not_known(photos, read):
+    root = photos("a.jpg")
+    shape = {"label": "cat", "shape_type": "cuboid", "points": [[1, 2], [5, 9]]}
+    write(root / "a.json", {"imagePath": "a.jpg", "shapes": [shape]})
+    with pytest.raises(
+        InputError, match='the shape "cuboid" of "cat" is not known; draw a polygon'
+    ):
+        read(root)
+
+
+def test_voc_turned_boxes(photos, read):
+    root = photos("a.jpg")
+    box = "<cx>30</cx><cy>20</cy><w>20</w><h>6</h><angle>1.5707963</angle>"
+    item = f"<object><name>cat</name><robndbox>{box}</robndbox></object>"
+    write(root / "a.xml", f"<annotation><filename>a.jpg</filename>{item}</annotation>")
+    assert objects(read(root)) == {"a.jpg": [("cat", 27, 10, 6, 20)]}
+
+
+def test_sides_are_swapped_only_where_the_photo_is_turned(photos, read):
+    root = photos("a.jpg")
+    item = "<object><name>cat</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object>"
+    size = "<size><width>60</width><height>80</height></size>"
+    write(root / "a.xml", f"<annotation><filename>a.jpg</filename>{size}{item}</annotation>")
+    with pytest.raises(InputError, match="is labelled at 60 x 80 pixels but has 80 x 60"):
+        read(root)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (80, 60)).save(root / "a.jpg", exif=exif)
+    assert objects(read(root)) == {"a.jpg": [("cat", 0, 1, 9, 8)]}
+
+
 def labelme_mask(place):
     """A mask of 4 x 5 pixels at a place, as LabelMe writes it."""
     file = io.BytesIO()

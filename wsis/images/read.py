@@ -23,6 +23,7 @@ __all__ = [
     "as_pixels",
     "files_in",
     "image_size",
+    "image_sizes",
     "other_files",
     "pictures",
     "read_grey",
@@ -157,7 +158,16 @@ def as_pixels(image: Any) -> NDArray[np.uint8]:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Give an image's upright (height, width) from its header.
+    """Return an image's upright (height, width) from its header.
+
+    Raises:
+        InputError: missing or empty file, or no image.
+    """
+    return image_sizes(path)[0]
+
+
+def image_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return an image's (height, width) when it is upright, and as it is stored.
 
     Raises:
         InputError: missing or empty file, or no image.
@@ -167,7 +177,8 @@ def image_size(path: Path) -> tuple[int, int]:
         sideways = False
         with suppress(OSError):  # a truncated png, whose EXIF may come last; reading it will tell
             sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
-    return (width, height) if sideways else (height, width)
+    stored = height, width
+    return (stored[::-1] if sideways else stored), stored
 
 
 def read_grey(path: Path) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:

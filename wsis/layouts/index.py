@@ -12,7 +12,7 @@ from pycocotools import mask as rle
 
 from wsis.data.index import drop_empty
 from wsis.errors import InputError
-from wsis.images.read import image_size
+from wsis.images.read import image_sizes
 from wsis.layouts.labels import Labels, Photo
 from wsis.layouts.pictures import Pictures
 from wsis.layouts.shapes import around
@@ -191,8 +191,8 @@ def _listed(words: Sequence[str]) -> str:
 
 def _size(path: Path, photo: Photo) -> tuple[int, int]:
     """Return (H, W) of an image as it was labelled, which may be before it is turned upright."""
-    size = image_size(path)
-    if photo.size is None or photo.size in (size, size[::-1]):
+    size, stored = image_sizes(path)
+    if photo.size is None or photo.size in (size, stored):
         return photo.size or size
     (height, width), (tall, wide) = size, photo.size
     raise InputError(

@@ -22,6 +22,10 @@ from wsis.types import Record
 __all__ = ["LAYOUT"]
 
 
+_RECTANGLES = ("rectangle", "rotation", "oriented_rectangle")  # the latter of X-AnyLabeling
+_TAGS = ("polygon", "point", "points", "line", "linestrip")  # a polygon of fewer than three corners
+
+
 def _matches(source: Source) -> bool:
     return not source.is_mixed and any(map(_is_labelme, source.of_kind(".json")))
 
@@ -81,19 +85,25 @@ def _joined(one: Record, other: Record, where: str) -> Record:
 
 
 def _drawn(shape: Record, size: tuple[int, int] | None, where: str) -> Record:
-    """Return the annotation of a shape; points and lines are tags alone."""
-    name, kind, points = shape["label"], shape.get("shape_type", "polygon"), shape["points"]
+    """Return the annotation of a shape; points and lines are tags alone.
+
+    Raises:
+        InputError: a shape of a kind that is not known.
+    """
+    name, kind, points = shape["label"], shape.get("shape_type") or "polygon", shape["points"]
     result: Record = {"name": name}
     if kind == "mask":
         return {**result, "segmentation": _mask(shape, size, where)}
     if kind == "polygon" and len(points) >= 3:
         result["segmentation"] = [outline(points)]
-    elif kind == "rectangle":
+    elif kind in _RECTANGLES:
         return {**result, "bbox": around([outline(points)])}
     elif kind == "circle":
         (x, y), edge = points
         radius = math.dist((x, y), edge)
         result["segmentation"] = [ellipse((x, y), (radius, radius))]
+    elif kind not in _TAGS:
+        raise InputError(f'{where}: the shape "{kind}" of "{name}" is not known; draw a polygon')
     if "segmentation" in result:
         result["bbox"] = around(result["segmentation"])
     return result

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from wsis.layouts.labels import Labels, Layout, Photo, Source, read_text, size_of
-from wsis.layouts.shapes import around, outline
+from wsis.layouts.shapes import around, outline, turned
 from wsis.layouts.xml import Element, number_of, parse_xml, text_of
 from wsis.types import Record
 
@@ -64,6 +65,12 @@ def _object(item: Element) -> Record:
             number_of(item, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")
         )
         annotation["bbox"] = [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
+    elif item.find("robndbox") is not None:  # roLabelImg: centre, sides, angle in radians
+        x, y, width, height, angle = (
+            number_of(item, f"robndbox/{part}") for part in ("cx", "cy", "w", "h", "angle")
+        )
+        box = x - width / 2, y - height / 2, width, height
+        annotation["bbox"] = turned(box, math.degrees(angle), (x, y))
     elif polygon is not None:
         annotation["bbox"] = around(annotation["segmentation"])
     return annotation
