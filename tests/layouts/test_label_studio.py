@@ -144,3 +144,48 @@ def test_a_turned_rectangle_is_held_by_its_box(photos, read):
     (root / "labels.json").write_text(json.dumps([task]))
     # 30 x 24 px from (10, 20) on, clockwise around that corner: 24 px to the left, 30 down
     assert objects(read(root)) == {"a.jpg": [("cat", -14, 20, 24, 30)]}
+
+
+def region(**fields):
+    place = {"x": 10, "y": 10, "width": 20, "height": 20, "rotation": 0}
+    value = {**place, "rectanglelabels": ["cat"]}
+    return {"id": "r1", "type": "rectanglelabels", "value": value, **fields}
+
+
+def task(*results):
+    return [{"id": 1, "data": {"image": "a.jpg"}, "annotations": [{"result": [*results]}]}]
+
+
+def test_choices_of_a_region_are_no_class(photos, read):
+    root = photos("a.jpg")
+    remark = {"id": "r1", "type": "choices", "value": {"choices": ["occluded"]}}
+    (root / "labels.json").write_text(json.dumps(task(region(), remark)))
+    assert objects(read(root)) == {"a.jpg": [("cat", 8, 6, 16, 12)]}
+    assert tags(read(root)) == {"a.jpg": ["cat"]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"image_rotation": 90}, "turned by 90 degrees in Label Studio; turn the photo itself"),
+        ({"value": {"x": 1, "y": 1, "width": 2, "height": 2}}, "rectanglelabels has no class"),
+    ],
+)
+def test_regions_that_cannot_be_placed_or_named(photos, read, fields, error):
+    root = photos("a.jpg")
+    (root / "labels.json").write_text(json.dumps(task(region(**fields))))
+    with pytest.raises(InputError, match=error):
+        read(root)
+
+
+def test_the_first_annotator_of_a_task_counts_in_rows(photos, read):
+    root = photos("a.jpg", "b.jpg")
+    label = {"x": 10, "y": 10, "width": 20, "height": 20, "rectanglelabels": ["cat"]}
+    label |= {"original_width": 80, "original_height": 60}
+    rows = [
+        {"id": number, "image": image, "label": [label], "annotator": annotator}
+        for number, image, annotator in ((1, "a.jpg", 1), (1, "a.jpg", 2), (2, "b.jpg", 2))
+    ]
+    (root / "labels.json").write_text(json.dumps(rows))
+    one = [("cat", 8, 6, 16, 12)]
+    assert objects(read(root)) == {"a.jpg": one, "b.jpg": one}

@@ -41,6 +41,7 @@ def _matches_json(source: Source) -> bool:
     has_tasks = source.has("data") and (source.has("annotations") or source.has("predictions"))
     has_tasks |= source.has("annotations", "result")
     has_rows = any(source.has(word) for word in (*_MARKS, *_NAMES[:5], "choice"))
+    has_rows |= source.has("format", "rle")  # a brush may fill the head
     return has_tasks or (has_rows and not source.has("coordinates"))
 
 
@@ -83,7 +84,10 @@ def _read_csv(source: Source) -> Labels:
 
 
 def _labels_of_rows(rows: Sequence[tuple[str, Record]], source: Source) -> Labels:
-    """Return the labels of rows of JSON-MIN or CSV."""
+    """Return the labels of rows of JSON-MIN or CSV; the first row of a task counts."""
+    rows = list({row.get("id", where): (where, row) for where, row in reversed(rows)}.values())[
+        ::-1
+    ]
     images = [_image_in(row, where) for where, row in rows]
     controls = _controls([row for _, row in rows], images, source)
     photos = []
@@ -122,7 +126,27 @@ def _photo_of_task(task: Record, where: str) -> Photo:
     results = [result for annotation in done[:1] for result in annotation["result"]]
     values = [{**result, **result["value"]} for result in results if "value" in result]
     data = task["data"]
-    return _photo(_image_in(data, where), values, where)
+    return _photo(_image_in(data, where), _regions(values, where), where)
+
+
+def _regions(values: Sequence[Record], where: str) -> list[Record]:
+    """Drop choices that describe one region, which share its `id` and are no class.
+
+    Raises:
+        InputError: a region has no class, or its image was turned in Label Studio.
+    """
+    names = {value.get("id"): name for value in values for name in _classes(value)}
+    drawn = {value.get("id") for value in values if {"x", "points", "rle"} & value.keys()} - {None}
+    for value in values:
+        if value.get("image_rotation"):
+            raise InputError(
+                f"{where}: its image was turned by {value['image_rotation']} degrees in Label "
+                "Studio; turn the photo itself"
+            )
+        if value.get("id") in drawn and value.get("id") not in names:
+            raise InputError(f"{where}: a {value.get('type', 'region')} has no class; give it one")
+    remarks = ("choices", "taxonomy")
+    return [v for v in values if v.get("type") not in remarks or v.get("id") not in drawn]
 
 
 def _values(content: Any) -> list[Record]:
