@@ -572,6 +572,40 @@ def test_sides_are_swapped_only_where_the_photo_is_turned(photos, read):
     assert objects(read(root)) == {"a.jpg": [("cat", 0, 1, 9, 8)]}
 
 
+def test_cvat_subsets_are_splits(photos, read):
+    root = photos("a.jpg", "b.jpg", "c.jpg")
+    images = "".join(
+        f'<image id="{n}" name="{name}" subset="{subset}" width="80" height="60">'
+        f'<tag label="cat"/></image>'
+        for n, (name, subset) in enumerate(
+            (("a.jpg", ""), ("b.jpg", "Validation"), ("c.jpg", "Test"))
+        )
+    )
+    write(root / "annotations.xml", f"<annotations>{images}</annotations>")
+    index = read(root)
+    assert tags(index) == {"a.jpg": ["cat"]}
+    assert "2 images of other subsets left out" in index.notes
+    assert tags(read(root, "val", given="annotations.xml", known=["cat"])) == {"b.jpg": ["cat"]}
+
+
+def test_via_options_called_by_numbers_and_classes_of_whole_files(photos, read):
+    root = photos("a.jpg", "b.jpg")
+    shape = {"name": "rect", "x": 10, "y": 20, "width": 30, "height": 24}
+    region = {"shape_attributes": shape, "region_attributes": {"class": "1"}}
+    options = {"class": {"type": "dropdown", "options": {"1": "cat", "2": "dog"}}}
+    content = {
+        "_via_attributes": {"region": options, "file": {}},
+        "_via_img_metadata": {
+            "a": {"filename": "a.jpg", "regions": [region], "file_attributes": {}},
+            "b": {"filename": "b.jpg", "regions": [], "file_attributes": {"class": "dog"}},
+        },
+    }
+    write(root / "labels.json", content)
+    index = read(root)
+    assert objects(index) == {"a.jpg": [("cat", *BOX)], "b.jpg": []}
+    assert tags(index) == {"a.jpg": ["cat"], "b.jpg": ["dog"]}
+
+
 def labelme_mask(place):
     """A mask of 4 x 5 pixels at a place, as LabelMe writes it."""
     file = io.BytesIO()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from wsis.errors import InputError
 from wsis.layouts.labels import Labels, Layout, Photo, Source, size_of
+from wsis.layouts.pictures import SPLITS
 from wsis.layouts.shapes import ellipse, outline, turned
+from wsis.layouts.text import counted
 from wsis.layouts.xml import Element, parse_xml
 from wsis.nn.masks import run_lengths
 from wsis.types import Record
@@ -25,8 +29,23 @@ def _read(source: Source) -> Labels:
     names = list(dict.fromkeys(name for label in root.iter("label") if (name := _name(label))))
     categories: list[Record] = [{"id": n, "name": name} for n, name in enumerate(names, 1)]
     where = f"{source.path}: image"
-    photos = [_photo(image, f"{where} {image.get('id')}") for image in root.iter("image")]
-    return Labels(photos, source.path.parent, categories)
+    images = list(root.iter("image"))
+    kept = _of_split(images, source.split)
+    photos = [_photo(image, f"{where} {image.get('id')}") for image in kept]
+    left = len(images) - len(kept)
+    notes = [f"{counted(left, 'image')} of other subsets left out"] if left else []
+    return Labels(photos, source.path.parent, categories, notes)
+
+
+def _of_split(images: Sequence[Element], split: str) -> list[Element]:
+    """Return the images whose subset is the split's; without such subsets, those of no other."""
+    subsets = [image.get("subset", "").lower() for image in images]
+    pairs = list(zip(images, subsets, strict=True))
+    own = [image for image, subset in pairs if subset in SPLITS[split]]
+    if own and split == "val":
+        return own
+    others = {name for key in SPLITS.keys() - {split} for name in SPLITS[key]}
+    return [image for image, subset in pairs if subset not in others]
 
 
 def _name(label: Element) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ def _matches_json(source: Source) -> bool:
 
 def _read_json(source: Source) -> Labels:
     content = source.json
-    return _labels(list(content.get("_via_img_metadata", content).values()), source.path)
+    entries = list(content.get("_via_img_metadata", content).values())
+    return _labels(entries, source.path, content.get("_via_attributes") or {})
 
 
 def _matches_csv(source: Source) -> bool:
@@ -53,19 +54,29 @@ def _read_csv(source: Source) -> Labels:
     return _labels(list(by_file.values()), source.path)
 
 
-def _labels(entries: Sequence[Record], path: Path) -> Labels:
+def _labels(entries: Sequence[Record], path: Path, declared: Record | None = None) -> Labels:
+    """Return the labels of images; those without regions have the classes of the whole file.
+
+    Args:
+        entries: of the images.
+        path: of the file.
+        declared: attributes of a project, with the options of each.
+    """
     regions = [region for entry in entries for region in _regions(entry)]
     if regions:
         attribute = _attribute([region["region_attributes"] for region in regions], path)
     else:
         attribute = _attribute([entry.get("file_attributes") or {} for entry in entries], path)
+    options = ((declared or {}).get("region" if regions else "file") or {}).get(attribute) or {}
+    words = {str(key): text for key, text in (options.get("options") or {}).items()}
     photos = []
     for entry in entries:
-        tags = [] if regions else _classes((entry.get("file_attributes") or {}).get(attribute))
+        given = (entry.get("file_attributes") or {}).get(attribute)
+        tags = [] if _regions(entry) else _classes(given, words)
         objects = [
             {"name": name, **_drawn(region["shape_attributes"])}
             for region in _regions(entry)
-            for name in _classes(region["region_attributes"].get(attribute)) or [""]
+            for name in _classes(region["region_attributes"].get(attribute), words) or [""]
         ]
         photos.append(Photo(entry["filename"], f"{path}: {entry['filename']}", tags, objects))
     return Labels(photos, path.parent)
@@ -96,11 +107,16 @@ def _attribute(attributes: Iterable[Record], path: Path) -> str:
     return names[0] if names else ""
 
 
-def _classes(value: Any) -> list[str]:
-    """Return the classes of an attribute, which may be boxes that are ticked."""
+def _classes(value: Any, words: Mapping[str, str]) -> list[str]:
+    """Return the classes of an attribute, which may be boxes that are ticked.
+
+    An option called by a number is the class that its description says.
+    """
     if isinstance(value, dict):
-        return [str(name) for name, is_set in value.items() if is_set]
-    return [str(value)] if value not in (None, "") else []
+        names = [str(name) for name, is_set in value.items() if is_set]
+    else:
+        names = [str(value)] if value not in (None, "") else []
+    return [words.get(name) or name if name.isdigit() else name for name in names]
 
 
 def _drawn(shape: Record) -> Record:
