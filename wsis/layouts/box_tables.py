@@ -44,7 +44,7 @@ def _read(source: Source) -> Labels:
             continue
         corners = [float(row[n]) for n in columns]
         largest = max(largest, *corners)
-        size = size_of(*(row[n] for n in sides), where) if len(sides) == 2 else None
+        size = size_of(row[sides[0]], row[sides[1]], where) if len(sides) == 2 else None
         x1, y1, x2, y2 = corners
         annotation = {"name": row[label], "bbox": [x1, y1, x2 - x1, y2 - y1]}
         photos.append(Photo(row[file], where, objects=[annotation], size=size))

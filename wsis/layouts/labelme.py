@@ -70,7 +70,7 @@ def _joined(one: Record, other: Record, where: str) -> Record:
     shapes = [a for a in (one, other) if a.get("segmentation") or a.get("bbox")]
     if len(shapes) < 2:
         return shapes[0] if shapes else one
-    parts = [shape.get("segmentation") for shape in shapes]
+    parts: list[Any] = [shape.get("segmentation") for shape in shapes]
     masks = sum(isinstance(part, dict) for part in parts)
     if masks == 1:
         raise InputError(
