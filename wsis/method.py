@@ -88,6 +88,11 @@ class Method(pl.LightningModule):
             self.hparams[name] = registry.as_dict(value)
         self._hparams_initial = copy.deepcopy(self.hparams)
 
+    def treat_as(self, model: Method) -> None:
+        """Take the declared attributes of a model that this one wraps, so that data fit it."""
+        for name in Method.__annotations__:
+            setattr(self, name, getattr(model, name))
+
     def setup(self, stage: str) -> None:
         """Take the class names of the data to train on."""
         if stage == "fit":

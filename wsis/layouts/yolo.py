@@ -6,6 +6,7 @@ An image without a text file has none of the classes, as in YOLO.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,23 +145,25 @@ def _texts_of(images: Sequence[Path]) -> tuple[dict[Path, Path | None], list[Pat
     for image in images:
         places = list(_text_files(image))
         for folder in {path.parent for path in places} - folders.keys():
-            names = sorted(folder.iterdir()) if folder.is_dir() else []
-            folders[folder] = {key_of(path.name): path for path in names}
-        texts[image] = next((path for path in places if path.is_file()), None) or next(
-            filter(None, (_alike(path, folders[path.parent]) for path in places)), None
-        )
+            folders[folder] = _by_spelling(folder)
+        alike = (folders[path.parent].get(key_of(path.name)) for path in places)
+        exact = next((path for path in places if path.is_file()), None)
+        texts[image] = exact or next(filter(None, alike), None)
     beside = {path for folder in folders.values() for path in folder.values()} - {*texts.values()}
     of_labels = (p for p in sorted(beside) if p.suffix.lower() == ".txt" and _is_label(p))
     return texts, list(of_labels)
 
 
-def _alike(path: Path, files: Mapping[str, Path]) -> Path | None:
-    """Return the only file of a folder whose name differs in what does not count."""
-    key = key_of(path.name)
-    if key in files:
-        return files[key]
-    hashed = [file for name, file in files.items() if HASH.sub("", name) == key]
-    return hashed[0] if len(hashed) == 1 else None
+def _by_spelling(folder: Path) -> dict[str, Path]:
+    """Return the files of a folder by what counts of their names, and by that without digits.
+
+    A name without its digits that another file has, too, is left out.
+    """
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = {key_of(path.name): path for path in paths}
+    bare = Counter(HASH.sub("", name) for name in files)
+    stripped = {HASH.sub("", name): path for name, path in files.items()}
+    return {name: path for name, path in stripped.items() if bare[name] == 1} | files
 
 
 def _is_label(path: Path) -> bool:

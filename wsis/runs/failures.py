@@ -38,8 +38,7 @@ class Tolerant(Method):
         self.model = model
         self.failed: dict[int, str] = {}
         """Why the model failed, by the image's id; of all ranks once the prediction has ended."""
-        for name in Method.__annotations__:
-            setattr(self, name, getattr(model, name))
+        self.treat_as(model)
 
     def configure_callbacks(self) -> list[Callback]:
         """Store what is predicted."""

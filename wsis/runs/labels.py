@@ -26,8 +26,7 @@ class Labeller(Method):
     def __init__(self, model: Method, score_threshold: float = 0.5) -> None:
         super().__init__()
         self.model, self.score_threshold = model, score_threshold
-        for name in Method.__annotations__:
-            setattr(self, name, getattr(model, name))
+        self.treat_as(model)
 
     def configure_callbacks(self) -> list[Callback]:
         """Store what is predicted."""
