@@ -135,7 +135,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str, list[str]]] = {
     "unknown validation tag": (
         lambda root: (root / "val.csv").write_text("a.jpg,dgo\n"),
         "",
-        ['did you mean "dog"?'],
+        ["did you mean 'dog'?"],
     ),
     "missing image": (
         lambda root: (root / "c.jpg").unlink(),

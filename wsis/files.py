@@ -24,6 +24,8 @@ __all__ = [
     "cache_folder",
     "clear_scratch",
     "database",
+    "not_whole_json",
+    "read_bytes",
     "read_json",
     "read_pickle",
     "short_name",
@@ -112,21 +114,34 @@ def cache_folder() -> Path:
     return Path(os.environ.get("WSIS_CACHE") or Path(base) / "wsis")
 
 
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Read a file.
+
+    Raises:
+        InputError: no such file, or it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; give an existing file") from error
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file.
 
     Raises:
         InputError: no such file, or it is incomplete or not JSON.
     """
+    content = read_bytes(path)
     try:
-        with open(path, "rb") as file:
-            return json.load(file)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; give an existing file") from error
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} is not a whole json file ({error}); fetch or write it again"
-        ) from error
+        raise not_whole_json(path, error) from error
+
+
+def not_whole_json(path: str | os.PathLike[str], error: Exception) -> InputError:
+    """Return the error of a file that a JSON parser does not take."""
+    return InputError(f"{path} is not a whole json file ({error}); fetch or write it again")
 
 
 def read_pickle(path: str | os.PathLike[str]) -> Any:

@@ -155,3 +155,140 @@ def test_captions_of_coco_are_no_labels(photos):
     content = {"images": [], "annotations": [{"image_id": 1, "caption": "a cat"}]}
     (root / "captions.json").write_text(json.dumps(content))
     assert find_labels(root, "train") is None
+
+
+VOC = (
+    "<annotation><filename>a.jpg</filename><object><name>cat</name><bndbox><xmin>1</xmin>"
+    "<ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"
+)
+LABELME = {"shapes": [{"label": "dog", "points": [[1, 1], [9, 1], [9, 9]]}], "imagePath": "a.jpg"}
+
+
+def test_files_of_two_tools_beside_the_images(photos, read):
+    root = photos("a.jpg")
+    (root / "a.xml").write_text(VOC)
+    (root / "a.json").write_text(json.dumps(LABELME))
+    with pytest.raises(
+        InputError, match=r'\*\.xml \(Pascal VOC\), \*\.json \(LabelMe\); choose .* "\*\.xml"'
+    ):
+        read(root)
+    assert tags(read(root, given="*.xml")) == {"a.jpg": ["cat"]}
+    assert tags(read(root, given="*.json")) == {"a.jpg": ["dog"]}
+    (root / "classes.txt").write_text("emu\n")
+    (root / "a.txt").write_text("0 .5 .5 .1 .1\n")
+    with pytest.raises(InputError, match=r"\*\.txt \(YOLO\)"):
+        read(root)
+    assert tags(read(root, given="*.txt")) == {"a.jpg": ["emu"]}
+
+
+@pytest.mark.parametrize("name", ["images_{}", "{}_images", "{}2017", "{} Set", "{}/{}"])
+def test_splits_within_names_of_folders(photos, read, name):
+    train, val = (name.replace("{}", split) for split in ("train", "val"))
+    root = photos(*(f"{folder}/{c}/{c}.jpg" for folder in (train, val) for c in ("cat", "dog")))
+    for split, folder in (("train", train), ("val", val)):
+        found = tags(read(root, split, known=["cat", "dog"] if split == "val" else []))
+        assert found == {f"{folder}/{c}/{c}.jpg": [c] for c in ("cat", "dog")}
+
+
+def test_classes_that_hold_a_word_for_a_split(photos, read):
+    root = photos("train station/a.jpg", "test tube/b.jpg")
+    assert tags(read(root)) == {
+        "train station/a.jpg": ["train station"],
+        "test tube/b.jpg": ["test tube"],
+    }
+    with pytest.raises(InputError, match="bus-train and bus-val; call them train and val"):
+        read(photos("bus-train/a.jpg", "bus-val/a.jpg"))
+
+
+def test_a_class_called_train(photos, read):
+    with pytest.raises(InputError, match="train may be a split or a class"):
+        read(photos("train/a.jpg", "bus/b.jpg"))
+
+
+def test_a_folder_within_a_folder_is_entered(photos, read):
+    root = photos("archive/data/cat/a.jpg", "archive/data/dog/b.jpg")
+    (root / "__MACOSX").mkdir()
+    assert tags(read(root)) == {
+        "archive/data/cat/a.jpg": ["cat"],
+        "archive/data/dog/b.jpg": ["dog"],
+    }
+
+
+def test_a_submission_of_kaggle_is_no_labels(photos, read):
+    root = photos("train/a.jpg", "test/b.jpg")
+    (root / "train.csv").write_text("image,label\na.jpg,cat\n")
+    (root / "sample_submission.csv").write_text("image,label\nb.jpg,cat\n")
+    assert tags(read(root)) == {"train/a.jpg": ["cat"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("labels.json", "", "is empty"),
+        ("labels.csv", "\n", "is empty"),
+        ("objects.json", "", "is empty"),
+        ("objects.json", '{"images": [', "is not a whole json file"),
+        ("annotations.xml", "<annotat", "is no whole XML"),
+        ("labels.json", "<!DOCTYPE html><title>Sign in</title>", "is a web page"),
+        ("train.csv", "\n<HTML><body>Sign in", "is a web page"),
+        ("data.parquet", "PAR1", "is a table of pandas"),
+        ("labels.zip", "PK", "is an archive; unpack it"),
+        ("via.json", '{"project": {"data_format_version": "3.1.1"}}', "is of VIA 3; draw in VIA 2"),
+    ],
+)
+def test_files_that_are_no_labels_are_named(photos, read, name, content, told):
+    root = photos("a.jpg")
+    (root / name).write_text(content)
+    with pytest.raises(InputError, match=rf"/{name} {told}"):
+        read(root)
+    with pytest.raises(InputError, match=rf"/{name} {told}"):
+        read(root, given=name)
+
+
+@pytest.mark.parametrize(("suffix", "good"), [("xml", VOC), ("json", json.dumps(LABELME))])
+def test_an_empty_file_beside_good_ones_is_named(photos, read, suffix, good):
+    root = photos("a.jpg", "b.jpg")
+    (root / f"a.{suffix}").write_text(good)
+    (root / f"b.{suffix}").write_text("")
+    with pytest.raises(InputError, match=rf"b\.{suffix} is empty"):
+        read(root)
+
+
+def test_json_in_utf16(photos, read):
+    root = photos("a.jpg")
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}],
+    }
+    for text in (json.dumps(content), json.dumps(CREATEML)):
+        (root / "labels.json").write_text(text, encoding="utf-16")
+        assert tags(read(root)) == {"a.jpg": ["cat"]}
+
+
+def test_names_with_percent_signs(photos):
+    root = photos("a b.jpg", "ü.jpg", "c%20d.jpg", "c d.jpg")
+    pictures = Pictures(root)
+    assert pictures.find("/data/upload/1/3f2a1b9c-a%20b.jpg", root, "") == "a b.jpg"
+    assert pictures.find("/data/upload/1/3f2a1b9c-%C3%BC.jpg", root, "") == "ü.jpg"
+    assert pictures.find("c%20d.jpg", root, "") == "c%20d.jpg"
+
+
+@pytest.mark.parametrize(
+    "shape", [{"bbox": [0, 0.2, 0.3, 1]}, {"segmentation": [[0, 0, 1, 0, 1, 0.5]]}]
+)
+def test_fractions_where_pixels_belong(photos, read, shape):
+    root = photos("a.jpg")
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"image_id": 1, "category_id": 1, **shape}],
+    }
+    (root / "labels.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="lie between 0 and 1; multiply them"):
+        read(root)
+    box = {"bbox": [[0.1, 0.1, 0.5, 0.5]], "categories": ["cat"]}
+    (root / "labels.json").unlink()
+    (root / "metadata.jsonl").write_text(json.dumps({"file_name": "a.jpg", "objects": box}))
+    with pytest.raises(InputError, match="lie between 0 and 1; multiply them"):
+        read(root)

@@ -613,3 +613,44 @@ def labelme_mask(place):
     (x, y), text = place, base64.b64encode(file.getvalue()).decode()
     points = [[x, y], [x + 3, y + 4]]
     return {"label": "cat", "group_id": 1, "shape_type": "mask", "points": points, "mask": text}
+
+
+def test_cvat_parts_of_a_skeleton_are_no_classes(photos, read):
+    root = photos("a.jpg")
+    labels = (
+        "<label><name>person</name><type>skeleton</type></label>"
+        "<label><name>head</name><parent>person</parent></label>"
+    )
+    skeleton = '<skeleton label="person"><points label="head" points="1,1"/></skeleton>'
+    image = f'<image id="0" name="a.jpg" width="80" height="60">{skeleton}</image>'
+    write(root / "a.xml", f"<annotations><meta>{labels}</meta>{image}</annotations>")
+    index = read(root)
+    assert [category["name"] for category in index.categories] == ["person"]
+    assert tags(index) == {"a.jpg": ["person"]}
+
+
+@pytest.mark.parametrize("has_data", [True, False])
+def test_yolo_of_darknet(photos, read, has_data):
+    root = photos("obj/a.jpg", "obj/b.jpg", "obj/c.jpg")
+    write(root / "obj.names", "cat\ndog\n")
+    for name, number in (("a", 0), ("b", 1)):
+        write(root / f"obj/{name}.txt", f"{number} 0.5 0.5 0.1 0.2\n")
+    write(root / "train.txt", "data/obj/a.jpg\ndata/obj/c.jpg\n")
+    write(root / "valid.txt", "data/obj/b.jpg\n")
+    if has_data:
+        lines = "classes= 2\ntrain = data/train.txt\nvalid = data/valid.txt\n"
+        write(root / "obj.data", f"{lines}names = data/obj.names\nbackup = backup/\n")
+    index = read(root)
+    assert tags(index) == {"obj/a.jpg": ["cat"], "obj/c.jpg": []}
+    assert not any("label file" in note for note in index.notes)
+    assert tags(read(root, "val", known=["cat", "dog"])) == {"obj/b.jpg": ["dog"]}
+
+
+def test_yolo_lines_written_twice_count_once(photos, read):
+    root = photos("a.jpg")
+    write(root / "classes.txt", "cat\n")
+    write(root / "a.txt", "0 .5 .5 .1 .2\n0 .2 .2 .1 .1\n0  .5 .5 .1 .2\n")
+    index = read(root)
+    boxes = [annotation["bbox"] for annotation in index.annotations[1]]
+    assert boxes == [pytest.approx([36, 24, 8, 12]), pytest.approx([12, 9, 8, 6])]
+    assert "1 line written twice in a file, kept once" in index.notes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from pycocotools import mask as rle
 from wsis.coco.masks import FAR, box_of, checked_mask, run_length
 from wsis.errors import InputError
 
-__all__ = ["area_of", "complete", "covers"]
+__all__ = ["are_fractions", "area_of", "complete", "covers"]
 
 Record = dict[str, Any]
 
@@ -51,6 +51,19 @@ def covers(box: Sequence[float], size: tuple[int, int]) -> bool:
     """Return whether a box [x, y, width, height] covers part of an image; False for NaN."""
     (x, y, w, h), (height, width) = box, size
     return bool(0 < w < math.inf and 0 < h < math.inf and -w < x < width and -h < y < height)
+
+
+def are_fractions(annotations: Iterable[Record]) -> bool:
+    """Return whether boxes and polygons are fractions of the image: all between 0 and 1."""
+    is_whole = True
+    for annotation in annotations:
+        mask = annotation.get("segmentation")
+        polygons = mask if isinstance(mask, list) else []
+        for numbers in (annotation.get("bbox") or (), *polygons):
+            if not all(abs(number) <= 1 for number in numbers):
+                return False
+            is_whole = is_whole and all(number in (-1, 0, 1) for number in numbers)
+    return not is_whole
 
 
 def area_of(annotation: Record, size: tuple[int, int]) -> float:

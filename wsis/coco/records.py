@@ -12,7 +12,6 @@ import os
 import re
 import reprlib
 from functools import cache
-from pathlib import Path
 from types import GenericAlias
 from typing import Annotated, Any, Required, TypedDict, get_origin, get_type_hints
 
@@ -20,6 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from wsis.errors import InputError
+from wsis.files import not_whole_json, read_bytes
 
 __all__ = [
     "LARGEST",
@@ -182,10 +182,7 @@ def read_records(path: str | os.PathLike[str], schema: Any) -> Any:
     Raises:
         InputError: no such file, not json, or a record with a fault, whose place and value it says.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; give an existing file") from error
+    data = read_bytes(path)
     collects = gc.isenabled()
     gc.disable()  # each collection would look through all records so far, none of which is garbage
     try:
@@ -232,9 +229,7 @@ def _read_slowly(path: str | os.PathLike[str], data: bytes, schema: Any) -> Any:
     except RecursionError as error:
         raise InputError(f"{path} is nested too deeply for a COCO file; give one") from error
     except ValueError as error:
-        raise InputError(
-            f"{path} is not a whole json file ({error}); fetch or write it again"
-        ) from error
+        raise not_whole_json(path, error) from error
 
 
 def _in_words(says: str) -> str:

@@ -67,7 +67,11 @@ def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
 
 
 def overlay(
-    parser: ArgumentParser, config: Config, place: str, below: Namespace | None = None
+    parser: ArgumentParser,
+    config: Config,
+    place: str,
+    below: Namespace | None = None,
+    merge: bool = True,
 ) -> Namespace:
     """Parse the settings of a file on top of those below.
 
@@ -76,6 +80,7 @@ def overlay(
         config: sections as `read_config` returns them.
         place: what messages call them, such as the file's path.
         below: weaker settings.
+        merge: whether a group such as `pretraining` keeps the settings below that it does not name.
 
     Raises:
         InputError: an unknown setting, or a value of the wrong type.
@@ -87,7 +92,7 @@ def overlay(
             inside = {**content, **init_args}
             content = {key: inside[key] for key in inside if key not in ("class_path", "init_args")}
         if content not in (None, {}):
-            plain[section] = content
+            plain[section] = _over(below, section, content) if merge else content
     known = _keys(parser) - {"config"}
     for key in _dotted(plain, known):
         check_known(key, known, f" in {place}")
@@ -217,10 +222,10 @@ class CLI(LightningCLI):
         below = None
         for path in self.files:
             config = self._for_this(read_config(path, self.typed), path)
-            below = overlay(parser, config, str(path), below)
+            is_run = self.run is not None and path == self.run / "config.yaml"  # is complete
+            below = overlay(parser, config, str(path), below, not is_run)
         if self.given:
-            given = {name: _over(below, name, value) for name, value in self.given.items()}
-            below = overlay(parser, given, "the settings given", below)
+            below = overlay(parser, self.given, "the settings given", below)
         if self.help:
             parser.set_defaults({k: v for k, v in (below or {}).items() if k != "config"})
             print(parser.format_help(), end="")

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from wsis.coco.objects import area_of, complete, covers
+from wsis.coco.objects import are_fractions, area_of, complete, covers
 from wsis.coco.records import LARGEST, Panoptic, instances_with, read_records
 from wsis.data.targets import FIELDS
 from wsis.errors import InputError
@@ -23,6 +23,7 @@ __all__ = [
     "keep_images",
     "read_coco",
     "read_stuff",
+    "refuse_fractions",
     "tags_of",
     "write_coco",
 ]
@@ -67,19 +68,11 @@ def read_coco(
     keys = {key for field in FIELDS.values() for key in field.keys}
     content = read_records(path, instances_with(frozenset(keys)))
     kept = _select(content["categories"], categories, path)
-    known, wanted = {c["id"] for c in content["categories"]}, class_of(kept)
     _refuse_duplicates(content["images"], ("id", "file_name"), "image", path)
     if check_images:
         check_files(content["images"], images_dir, path)
     images = [_sized(image, images_dir, path) for image in content["images"]]
-    sizes = {image["id"]: (image["height"], image["width"]) for image in images}
-    found: dict[int, list[Record]] = {image: [] for image in sizes}
-    for annotation in content["annotations"]:
-        image, category = annotation["image_id"], annotation["category_id"]
-        _check_place(annotation, sizes, known, path)
-        if category in wanted:
-            complete(annotation, sizes[image], path)
-            found[image].append(annotation)
+    found = _by_image({**content, "images": images}, {c["id"] for c in kept}, path)
     return Index(
         name=name,
         root=images_dir,
@@ -88,6 +81,30 @@ def read_coco(
         annotations=drop_empty(_without_tags(found, path), images, path),
         tags=tags_of(found, kept),
     )
+
+
+def _by_image(content: Record, wanted: Container[int], path: Path) -> dict[int, list[Record]]:
+    """Return the annotations of the wanted categories by image, each checked and complete."""
+    refuse_fractions(content["annotations"], path)
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    known = {category["id"] for category in content["categories"]}
+    found: dict[int, list[Record]] = {image: [] for image in sizes}
+    for annotation in content["annotations"]:
+        image = annotation["image_id"]
+        _check_place(annotation, sizes, known, path)
+        if annotation["category_id"] in wanted:
+            complete(annotation, sizes[image], path)
+            found[image].append(annotation)
+    return found
+
+
+def refuse_fractions(annotations: Iterable[Record], source: Path) -> None:
+    """Raise InputError if the boxes and polygons are fractions of the image, not pixels."""
+    if are_fractions(annotations):
+        raise InputError(
+            f"{source}: all boxes and polygons lie between 0 and 1; multiply them by the width and "
+            "height of the image, as the format has pixels"
+        )
 
 
 def write_coco(path: Path, index: Index) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -67,19 +67,19 @@ def other_files(folder: Path) -> list[Path]:
     return [path for path in files_in(folder) if path.suffix.lower() not in SUFFIXES]
 
 
-def files_in(folder: Path, without: Collection[str] = ()) -> list[Path]:
+def files_in(folder: Path, without: Callable[[str], bool] = lambda name: False) -> list[Path]:
     """List the files anywhere in a folder, sorted, without hidden ones.
 
     Links to folders are followed, but no folder is visited twice.
 
     Args:
         folder: where to search.
-        without: names of folders that are left out, in lower case.
+        without: whether to leave out a folder of a name.
     """
     return sorted(_walk(folder, without, set()))
 
 
-def _walk(folder: Path, without: Collection[str], visited: set[str]) -> Iterator[Path]:
+def _walk(folder: Path, without: Callable[[str], bool], visited: set[str]) -> Iterator[Path]:
     real = os.path.realpath(folder)
     if real in visited:
         return
@@ -92,7 +92,7 @@ def _walk(folder: Path, without: Collection[str], visited: set[str]) -> Iterator
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            if entry.name.lower() not in without:
+            if not without(entry.name):
                 yield from _walk(Path(entry.path), without, visited)
         elif entry.is_file():
             yield Path(entry.path)

@@ -5,6 +5,8 @@ Corners none of which is above 1 are fractions of the image, as in Google's tabl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from wsis.errors import InputError
 from wsis.layouts.labels import Labels, Layout, Photo, Source, size_of
 from wsis.layouts.tables import FILE, TAGS, Table, column_of, read_table
@@ -18,22 +20,20 @@ def _matches(source: Source) -> bool:
     if source.suffix not in (".csv", ".tsv", ".txt"):
         return False
     try:
-        return len(_columns(read_table(source.path))) == 4
+        return len(_columns(read_table(source.path), _SIDES)) == 4
     except InputError:
         return False
 
 
-def _columns(table: Table) -> list[int]:
+def _columns(table: Table, wanted: Sequence[str]) -> list[int]:
     names = [name.lower() for name in table.heading]
-    return [names.index(side) for side in _SIDES if side in names]
+    return [names.index(name) for name in wanted if name in names]
 
 
 def _read(source: Source) -> Labels:
     table, path = read_table(source.path), source.path
-    columns = _columns(table)
+    columns, sides = _columns(table, _SIDES), _columns(table, ("height", "width"))
     file, label = column_of(table.heading, FILE), column_of(table.heading, TAGS)
-    names = [name.lower() for name in table.heading]
-    sides = [names.index(side) for side in ("height", "width") if side in names]
     if file is None or label is None:
         raise InputError(f"{path} needs the columns filename, class, {', '.join(_SIDES)}")
     photos, largest = [], 0.0

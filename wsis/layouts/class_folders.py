@@ -6,18 +6,24 @@ classes.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 from wsis.errors import InputError
 from wsis.images.read import SUFFIXES
 from wsis.layouts.labels import Labels, Layout, Photo, Source
-from wsis.layouts.pictures import SPLITS
+from wsis.layouts.pictures import SPLITS, split_of
 
 __all__ = ["LAYOUT"]
 
-_NOT_CLASSES = {name for names in SPLITS.values() for name in names} | {
+_NOT_CLASSES = {
     *("images", "image", "img", "imgs", "jpegimages", "photos", "pictures", "data"),
     *("labels", "label", "annotations", "annotation", "masks", "mask", "overlays", "predictions"),
 }
 """Folders that hold images of all classes, in lower case."""
+
+_WORDS = "|".join(word for words in SPLITS.values() for word in words)
+_SPLIT = re.compile(rf"(?<![a-z])({_WORDS})(?![a-z])")
 
 
 def _photos(source: Source) -> list[tuple[str, str]]:
@@ -32,11 +38,26 @@ def _matches(source: Source) -> bool:
         return False
     classes = {name for name, _ in _photos(source)} - {""}
     enough = 1 if source.split == "val" else 2  # one folder may be anything
-    return len(classes) >= enough and not any(name.lower() in _NOT_CLASSES for name in classes)
+    return len(classes) >= enough and not any(
+        name.lower() in _NOT_CLASSES or split_of(name) for name in classes
+    )
+
+
+def _refuse_splits(names: Iterable[str], source: Source) -> None:
+    """Raise InputError for folders that differ in the word for a split: pets-train, pets-val."""
+    first: dict[str, str] = {}
+    for name in sorted(names):
+        rest = _SPLIT.sub("", name.lower())
+        if rest != name.lower() and first.setdefault(rest, name) != name:
+            raise InputError(
+                f"{source.path} has the folders {first[rest]} and {name}; call them train and val "
+                "if they are splits, or otherwise if they are classes"
+            )
 
 
 def _read(source: Source) -> Labels:
     photos = _photos(source)
+    _refuse_splits({name for name, _ in photos}, source)
     outside = [file for name, file in photos if not name]
     if outside:
         raise InputError(

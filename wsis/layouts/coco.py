@@ -22,9 +22,11 @@ def _matches(source: Source) -> bool:
     except (OSError, ValueError):
         return False
     with content:
-        keys = (b'"images"', b'"annotations"', b'"categories"')
-        lists = [content.find(key) >= 0 for key in keys]  # captions have no categories
-        return all(lists) and content.find(b'"segments_info"') < 0
+        has = {
+            key: content.find(f'"{key}"'.encode(source.encoding)) >= 0
+            for key in ("images", "annotations", "categories", "segments_info")
+        }
+    return not has.pop("segments_info") and all(has.values())  # captions have no categories
 
 
 def _read(source: Source) -> Labels:

@@ -11,7 +11,7 @@ from wsis.layouts.labels import Labels, Layout, Photo, Source, size_of
 from wsis.layouts.pictures import SPLITS
 from wsis.layouts.shapes import ellipse, outline, turned
 from wsis.layouts.text import counted
-from wsis.layouts.xml import Element, parse_xml
+from wsis.layouts.xml import Element, parse_xml, text_of
 from wsis.nn.masks import run_lengths
 from wsis.types import Record
 
@@ -26,7 +26,9 @@ def _read(source: Source) -> Labels:
     root = parse_xml(source.path)
     if root.find("track") is not None:
         raise InputError(f'{source.path} is of a video; export it as "CVAT for images 1.1"')
-    names = list(dict.fromkeys(name for label in root.iter("label") if (name := _name(label))))
+    # the parts of a skeleton have a parent, and are no classes
+    whole = [label for label in root.iter("label") if not text_of(label, "parent")]
+    names = list(dict.fromkeys(name for label in whole if (name := text_of(label, "name"))))
     categories: list[Record] = [{"id": n, "name": name} for n, name in enumerate(names, 1)]
     where = f"{source.path}: image"
     images = list(root.iter("image"))
@@ -46,10 +48,6 @@ def _of_split(images: Sequence[Element], split: str) -> list[Element]:
         return own
     others = {name for key in SPLITS.keys() - {split} for name in SPLITS[key]}
     return [image for image, subset in pairs if subset not in others]
-
-
-def _name(label: Element) -> str:
-    return (label.findtext("name") or "").strip()
 
 
 def _photo(image: Element, where: str) -> Photo:

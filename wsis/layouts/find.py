@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from wsis.errors import InputError
+from wsis.files import read_json
+from wsis.images.read import SUFFIXES
 from wsis.layouts import (
     box_tables,
     class_folders,
@@ -22,9 +24,10 @@ from wsis.layouts import (
     yolo,
 )
 from wsis.layouts.index import index_of, photos_by_file
-from wsis.layouts.labels import Layout, Source, one_line, read_labels
-from wsis.layouts.pictures import SPLITS, Pictures, other_kinds
+from wsis.layouts.labels import Layout, Source, one_line, read_labels, refuse_damaged
+from wsis.layouts.pictures import SPLITS, Pictures, files_of, other_kinds, split_of
 from wsis.layouts.text import counted, tidy
+from wsis.layouts.xml import parse_xml
 from wsis.types import Index
 
 __all__ = ["LAYOUTS", "Labelled", "find_labels", "read_split"]
@@ -44,11 +47,21 @@ LAYOUTS = (
     voc_xml.LAYOUT,
     labelme.LAYOUT,
 )
-"""The first that matches a file or folder is taken."""
+"""The first that matches a file is taken; all that match a folder are found."""
 
 _NAMES = {"train": "labels", "val": "val"}
-_SUFFIXES = (".csv", ".json", ".tsv", ".jsonl", ".xml", ".yaml", ".yml")
-_SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
+_SUFFIXES = (".csv", ".json", ".tsv", ".jsonl", ".xml", ".yaml", ".yml", ".data")
+_LISTS = (".yaml", ".yml", ".data")
+"""Suffixes of YOLO's files that name both splits."""
+_UNREAD = {
+    **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), "a spreadsheet; save it as CSV"),
+    **dict.fromkeys(
+        (".parquet", ".arrow"), "a table of pandas or Hugging Face; write images and CSV from it"
+    ),
+    **dict.fromkeys((".tfrecord", ".tfrecords"), "of TensorFlow; export as COCO or CSV"),
+    **dict.fromkeys((".zip", ".rar", ".7z", ".tar", ".tgz", ".gz"), "an archive; unpack it"),
+}
+"""What files of other kinds are, and what to do."""
 _OTHER_SPLITS = {
     "train": {*SPLITS["val"], *SPLITS["test"]},
     "val": {*SPLITS["train"], *SPLITS["test"]},
@@ -80,7 +93,7 @@ def read_split(
     """
     found = find_labels(root, split, given)
     if found is None:
-        raise _nothing(root, split)
+        raise _nothing(_home(root), split)
     layout, source = found
     source.classes = [tidy(name) for name in classes or known]
     pictures = Pictures(root)
@@ -94,15 +107,38 @@ def read_split(
 
 
 def _nothing(root: Path, split: str) -> InputError:
-    """Return an error that says what was looked for."""
-    sheets = [path for path in root.glob("*") if path.suffix.lower() in _SPREADSHEETS]
-    if sheets:
-        return InputError(f"{sheets[0]} is a spreadsheet; save it as CSV, {_NAMES[split]}.csv")
+    """Return an error that says what is there that is not read, or what was looked for."""
+    for path in _candidates(root, split):
+        if path.is_file():
+            _refuse_unread(path)
+    for path in files_of(root, split):
+        if path.suffix.lower() in _UNREAD:
+            return InputError(f"{path} is {_UNREAD[path.suffix.lower()]}")
+    if split == "train" and (one := _split_or_class(root)):
+        return InputError(
+            f"{one} may be a split or a class; move the folders of classes into one "
+            f"folder, and give that: --data.labels FOLDER"
+        )
     names = dict.fromkeys(layout.name for layout in LAYOUTS)
     return InputError(
         f"no {split} labels in {root}; write {root / _NAMES[split]}.csv with lines like "
         f"image.jpg,cat;dog, or put there a folder for each class or an export as "
         f"{', '.join(names)}"
+    )
+
+
+def _split_or_class(root: Path) -> Path | None:
+    """Return a folder called train that holds images, beside folders that are no split."""
+    folders = [path for path in _entries(root) if path.is_dir()]
+    others = [path for path in folders if not split_of(path.name)]
+    own = (path for path in folders if split_of(path.name) == "train")
+    return next(
+        (
+            path
+            for path in own
+            if others and any(file.suffix.lower() in SUFFIXES for file in _entries(path))
+        ),
+        None,
     )
 
 
@@ -113,7 +149,7 @@ def _left_out(index: Index, pictures: Pictures, other: Labelled | None) -> list[
         named |= photos_by_file(read_labels(*other), pictures).keys()
     notes = [other_kinds(pictures.files, named, pictures.root)]
     names = [name for name in pictures.names if name not in named]
-    left = [name for name in names if Path(name).parts[0].lower() not in SPLITS["test"]]
+    left = [name for name in names if "test" not in map(split_of, Path(name).parts[:-1])]
     if left:
         notes.append(
             f"{counted(len(left), 'image')} without a label left out, such as {left[0]}; label "
@@ -126,81 +162,133 @@ def find_labels(root: Path, split: str, given: str = "") -> Labelled | None:
     """Return the layout and the file or folder of a split's labels, or None if there are none.
 
     A file called labels.csv, labels.json or the like (val.csv for validation) is taken before any
-    other.
+    other. A folder that holds nothing but another folder is entered.
+
+    Args:
+        root: folder of the data set.
+        split: "train" or "val".
+        given: file or folder relative to root, or "*.xml" for those of the files beside the images.
 
     Raises:
         InputError: several files or layouts fit, or the given file has no known layout.
     """
     if given:
-        if not (root / given).exists():
-            raise InputError(f"no label file {root / given}; give one that is there")
-        return _of(Source(root / given, root, split))
+        path = root / given
+        if path.name in _patterns():
+            return _of([Source(path.parent, root, split, path.suffix)], root, split, path)
+        if not path.exists():
+            raise InputError(f"no label file {path}; give one that is there")
+        return _of([Source(path, root, split)], root, split, path)
+    home = _home(root)
     for suffix in _SUFFIXES:
-        path = root / f"{_NAMES[split]}{suffix}"
+        path = home / f"{_NAMES[split]}{suffix}"
         if path.is_file():
-            return _of(Source(path, root, split))
-    sources = [Source(path, root, split) for path in _candidates(root, split)]
-    found = [(layout, source) for source in sources if (layout := _match(source))]
+            return _of([Source(path, home, split)], root, split, path)
+    return _of([Source(path, home, split) for path in _candidates(home, split)], root, split)
+
+
+def _of(
+    sources: Sequence[Source], root: Path, split: str, given: Path | None = None
+) -> Labelled | None:
+    """Return the one layout that fits; None if none does.
+
+    Raises:
+        InputError: several fit, or none fits what is given.
+    """
+    if given is not None and given.is_file():
+        refuse_damaged(given)
+    found = [(layout, source) for source in sources for layout in _fitting(source)]
     if len(found) > 1:
-        listed = ", ".join(f"{source.name} ({layout.name})" for layout, source in found[:5])
+        names = [_written(layout, source, root) for layout, source in found[:5]]
+        kinds = [f"{name} ({layout.name})" for name, (layout, _) in zip(names, found, strict=False)]
         flag = "labels" if split == "train" else "val_labels"
         raise InputError(
-            f"{root} has {split} labels more than once: {listed}; choose with --data.{flag} "
-            f"{found[0][1].name}"
+            f"{root} has {split} labels more than once: {', '.join(kinds)}; choose with "
+            f'--data.{flag} "{names[0]}"'
         )
     if found:
         return found[0]
     for source in sources:
         if class_folders.LAYOUT.matches(source):
             return class_folders.LAYOUT, source
-    return None
+    if given is None:
+        return None
+    if given.is_file():
+        _refuse_unread(given)
+    raise InputError(
+        f"{given} has no known layout; known are "
+        f"{', '.join(f'{layout.name} ({layout.example})' for layout in LAYOUTS)}"
+    )
 
 
-def _of(source: Source) -> Labelled:
-    layout = _match(source)
-    if layout is None and class_folders.LAYOUT.matches(source):
-        layout = class_folders.LAYOUT
-    if layout is None:
-        raise InputError(
-            f"{source.path} has no known layout; known are "
-            f"{', '.join(f'{layout.name} ({layout.example})' for layout in LAYOUTS)}"
-        )
-    return layout, source
+def _fitting(source: Source) -> list[Layout]:
+    """Return the first layout that fits a file, and all that fit a folder."""
+    found = [layout for layout in LAYOUTS if layout.matches(source)]
+    return found if source.path.is_dir() else found[:1]
 
 
-def _match(source: Source) -> Layout | None:
-    return next((layout for layout in LAYOUTS if layout.matches(source)), None)
+def _patterns() -> set[str]:
+    return {f"*{layout.suffix}" for layout in LAYOUTS if layout.suffix}
+
+
+def _written(layout: Layout, source: Source, root: Path) -> str:
+    """Return what chooses labels: a file, or a pattern of those beside the images."""
+    path = source.path / f"*{layout.suffix}" if source.path.is_dir() else source.path
+    return str(path.relative_to(root))
+
+
+def _refuse_unread(path: Path) -> None:
+    """Raise InputError for a file that no layout fits, if it is damaged or its kind is known."""
+    suffix = path.suffix.lower()
+    if suffix in _UNREAD:
+        raise InputError(f"{path} is {_UNREAD[suffix]}")
+    refuse_damaged(path)
+    if suffix == ".json":
+        read_json(path)
+    elif suffix == ".xml":
+        parse_xml(path)
+
+
+def _home(folder: Path, split: str = "") -> Path:
+    """Enter folders that hold nothing but another folder, for a split those that are named so."""
+    inside = _entries(folder)
+    while len(inside) == 1 and inside[0].is_dir() and split in ("", split_of(inside[0].name)):
+        folder = inside[0]
+        inside = _entries(folder)
+    return folder
 
 
 def _candidates(root: Path, split: str) -> Iterator[Path]:
-    """Yield the files, then the folder, that may hold the labels of a split."""
-    folders = _folders(root)
-    own = [path for path in folders if path.name.lower() in SPLITS[split]]
-    for folder in (root, *(path for path in folders if path.name.lower() == "annotations")):
+    """Yield the files, then the folders, that may hold the labels of a split."""
+    folders = [path for path in _entries(root) if path.is_dir()]
+    own = [_home(path, split) for path in folders if split_of(path.name) == split]
+    places = [path for path in folders if path.name.lower() in ("annotations", "labels")]
+    for folder in (root, *places):
         yield from (path for path in _files(folder) if _may_be_of(path, split))
     for folder in own:
         yield from _files(folder)
-    yield own[0] if own else root
+    yield from own or [root]
 
 
 def _may_be_of(path: Path, split: str) -> bool:
     """Return whether a file's name is of the split: val.json, instances_val2017.json."""
     words = set(re.split(r"[^a-z]+", path.stem.lower()))
-    if path.suffix.lower() in (".yaml", ".yml"):  # names both splits
+    if path.suffix.lower() in _LISTS:
         return True
+    if "submission" in path.stem.lower():  # Kaggle's sample_submission.csv
+        return False
     return not words & _OTHER_SPLITS[split] and (split == "train" or bool(words & {*SPLITS["val"]}))
 
 
 def _files(folder: Path) -> list[Path]:
-    try:
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
-    except OSError:
-        return []
-    return [path for path in paths if path.is_file() and not path.name.startswith(".")]
+    paths = [path for path in _entries(folder) if path.suffix.lower() in _SUFFIXES]
+    return [path for path in paths if path.is_file()]
 
 
-def _folders(root: Path) -> list[Path]:
+def _entries(folder: Path) -> list[Path]:
+    """Return what is in a folder, without hidden files and what macOS adds to archives."""
     try:
-        return sorted(path for path in root.iterdir() if path.is_dir())
+        paths = sorted(folder.iterdir())
     except OSError:
         return []
+    return [path for path in paths if not path.name.startswith((".", "__MACOSX"))]

@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pycocotools import mask as rle
 
-from wsis.data.index import drop_empty
+from wsis.data.index import drop_empty, refuse_fractions
 from wsis.errors import InputError
 from wsis.images.read import image_sizes
 from wsis.layouts.labels import Labels, Photo
 from wsis.layouts.pictures import Pictures
 from wsis.layouts.shapes import around
-from wsis.layouts.text import counted, suggestion, tidy
+from wsis.layouts.text import counted, tidy
+from wsis.registry import suggest
 from wsis.types import Index, Record
 
 __all__ = ["NEGATIVES", "index_of", "photos_by_file"]
@@ -62,6 +64,8 @@ def index_of(
         _refuse_unknown(photos, known)
     categories = _categories(labels, found, chosen)
     images, annotations, tags = _records(photos, pictures.root, categories)
+    if not any(photo.relative for photo in photos.values()):
+        refuse_fractions(chain.from_iterable(annotations.values()), source)
     absent = _absent(found, () if known else chosen)
     return Index(
         name="folder",
@@ -167,7 +171,7 @@ def _refuse_nothing(found: Mapping[str, int], chosen: Sequence[str], source: Pat
 def _refuse_unknown(photos: Mapping[str, Photo], known: Sequence[str]) -> None:
     for photo in photos.values():
         for name in sorted(_names(photo) - set(known)):
-            raise InputError(f'{photo.where}: unknown tag "{name}"; {suggestion(name, known)}')
+            raise InputError(f'{photo.where}: unknown tag "{name}"{_meant(name, known)}')
 
 
 def _left_out(found: Mapping[str, int], chosen: Sequence[str]) -> list[str]:
@@ -182,7 +186,12 @@ def _absent(found: Mapping[str, int], chosen: Sequence[str]) -> list[str]:
     absent = [name for name in chosen if name not in found]
     if not absent:
         return []
-    return [f"no image has {_listed(absent)}; {suggestion(absent[0], found)}"]
+    return [f"no image has {_listed(absent)}{_meant(absent[0], found)}"]
+
+
+def _meant(name: str, names: Iterable[str]) -> str:
+    """Return which of the names was probably meant, or all of them."""
+    return suggest(name, names) or f"; the classes are {', '.join(names)}"
 
 
 def _listed(words: Sequence[str]) -> str:

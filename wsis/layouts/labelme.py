@@ -14,7 +14,7 @@ from pycocotools import mask as rle
 
 from wsis.errors import InputError
 from wsis.files import read_json
-from wsis.layouts.labels import Labels, Layout, Photo, Source, size_of
+from wsis.layouts.labels import Labels, Layout, Photo, Source, refuse_damaged, size_of
 from wsis.layouts.shapes import around, ellipse, outline
 from wsis.nn.masks import run_lengths
 from wsis.types import Record
@@ -36,7 +36,12 @@ def _is_labelme(path: Path) -> bool:
 
 
 def _read(source: Source) -> Labels:
-    files = [path for path in source.of_kind(".json") if _is_labelme(path)]
+    files = []
+    for path in source.of_kind(".json"):
+        if _is_labelme(path):
+            files.append(path)
+        else:
+            refuse_damaged(path)
     contents = [(path, read_json(path)) for path in files]
     # flags are classes of whole images where nothing is drawn, else remarks
     has_shapes = any(content["shapes"] for _, content in contents)
@@ -126,4 +131,4 @@ def _mask(shape: Record, size: tuple[int, int] | None, where: str) -> Any:
     return run_lengths(whole)
 
 
-LAYOUT = Layout("LabelMe", "a folder of image.json", _matches, _read)
+LAYOUT = Layout("LabelMe", "a folder of image.json", _matches, _read, ".json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from wsis.errors import InputError
-from wsis.files import read_json
+from wsis.files import read_bytes, read_json
 from wsis.layouts.pictures import files_of
 from wsis.layouts.text import decode
 from wsis.types import Record
@@ -27,6 +28,7 @@ __all__ = [
     "parse_json",
     "read_labels",
     "read_text",
+    "refuse_damaged",
     "size_of",
 ]
 
@@ -66,10 +68,14 @@ class Labels(NamedTuple):
 
 
 class Source:
-    """A file or folder that may hold labels; what is looked at is read once."""
+    """A file or folder that may hold labels; what is looked at is read once.
 
-    def __init__(self, path: Path, root: Path, split: str, classes: Sequence[str] = ()) -> None:
-        self.path, self.root, self.split, self.classes = path, root, split, classes
+    Of a folder, `only` the label files of one suffix may be wanted.
+    """
+
+    def __init__(self, path: Path, root: Path, split: str, only: str = "") -> None:
+        self.path, self.root, self.split, self.only = path, root, split, only
+        self.classes: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -88,13 +94,23 @@ class Source:
         return "" if self.path.is_dir() else self.path.suffix.lower()
 
     @cached_property
-    def head(self) -> str:
-        """The beginning of a file as text; empty for a folder."""
+    def _beginning(self) -> bytes:
         try:
             with self.path.open("rb") as file:
-                return file.read(_HEAD).decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
+                return file.read(_HEAD)
         except OSError:
-            return ""
+            return b""
+
+    @property
+    def encoding(self) -> str:
+        """The encoding of a file: UTF-16 if it has its mark, else UTF-8."""
+        marks = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+        return marks.get(self._beginning[:2], "utf-8")
+
+    @cached_property
+    def head(self) -> str:
+        """The beginning of a file as text; empty for a folder."""
+        return self._beginning.decode(self.encoding, "replace").lstrip("\ufeff \t\r\n")
 
     @cached_property
     def files(self) -> list[Path]:
@@ -102,7 +118,9 @@ class Source:
         return files_of(self.path, self.split) if self.path.is_dir() else []
 
     def of_kind(self, suffix: str) -> list[Path]:
-        """Return the files in a folder with a suffix in lower case."""
+        """Return the files in a folder with a suffix in lower case, if it is wanted."""
+        if self.only not in ("", suffix):
+            return []
         return [path for path in self.files if path.suffix.lower() == suffix]
 
     def has(self, *words: str) -> bool:
@@ -130,6 +148,8 @@ class Layout(NamedTuple):
     """Returns whether a file or folder has the layout; it never raises an error."""
     read: Callable[[Source], Labels]
     """Reads it; errors of missing or wrong fields are made InputError by `read_labels`."""
+    suffix: str = ""
+    """That of its files where a folder has one for each image."""
 
 
 def read_text(path: Path) -> str:
@@ -138,12 +158,20 @@ def read_text(path: Path) -> str:
     Raises:
         InputError: it cannot be read, or is no text.
     """
+    content = read_bytes(path)
     try:
-        return decode(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; give an existing file") from error
+        return decode(content)
     except ValueError as error:
         raise InputError(f"{path} is no text ({error}); save it as CSV in UTF-8") from error
+
+
+def refuse_damaged(path: Path) -> None:
+    """Raise InputError for an empty file, or a web page that was saved in place of labels."""
+    head = Source(path, path.parent, "").head
+    if not head:
+        raise InputError(f"{path} is empty; export it again, or delete it")
+    if head[:14].lower().startswith(("<!doctype html", "<html")):
+        raise InputError(f"{path} is a web page, perhaps of a login; download the labels again")
 
 
 def read_labels(layout: Layout, source: Source) -> Labels:

@@ -13,14 +13,16 @@ from wsis.errors import InputError
 from wsis.images.read import SUFFIXES, files_in
 from wsis.layouts.text import counted, key_of
 
-__all__ = ["HASH", "SPLITS", "Pictures", "files_of", "is_picture_name", "other_kinds"]
+__all__ = ["HASH", "SPLITS", "Pictures", "files_of", "is_picture_name", "other_kinds", "split_of"]
 
 SPLITS = {
-    "train": ("train", "training", "train_set", "training_set"),
-    "val": ("val", "valid", "validation", "val_set", "valid_set", "validation_set"),
-    "test": ("test", "testing", "test_set", "testing_set"),
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
 }
-"""Names of the folders of a split."""
+"""Words for a split in names of folders and files."""
+_PLAIN = {"data", "dataset", "image", "images", "img", "imgs", "photos", "pictures", "seg", "set"}
+"""Words that may stand beside them in the name of a folder: images_train, Training Set."""
 
 # fmt: off
 _OTHERS = frozenset({
@@ -40,8 +42,13 @@ def files_of(folder: Path, split: str = "") -> list[Path]:
         folder: where to search.
         split: "train" or "val" leaves out the folders of other splits; empty leaves out none.
     """
-    others = {name for key, names in SPLITS.items() if split and key != split for name in names}
-    return files_in(folder, others)
+    return files_in(folder, lambda name: bool(split) and split_of(name) not in ("", split))
+
+
+def split_of(name: str) -> str:
+    """Return the split that a folder's name says: train2017, images_val; empty if it says none."""
+    words = {word for word in re.split(r"[^a-z]+", name.lower()) if word} - _PLAIN
+    return next((split for split, own in SPLITS.items() if len(words) == 1 and words <= {*own}), "")
 
 
 def is_picture_name(name: str) -> bool:
@@ -101,9 +108,12 @@ class Pictures:
         parts = PurePosixPath(key_of(name))
         homes = [_relative(place / Path(name).parent, self.root) for place in (folder, self.root)]
         home = next((place for place in homes if place in self._folders), ".")
+        plain = key_of(unquote(parts.name))  # %20 is a blank, unless a file is called so
         for table, last in (
             (self._by_name, parts.name),
             (self._by_name, HASH.sub("", parts.name)),
+            (self._by_name, plain),
+            (self._by_name, HASH.sub("", plain)),
             (self._by_stem, parts.name),
         ):
             inside = [n for n in table.get(last, []) if home == "." or n.startswith(f"{home}/")]

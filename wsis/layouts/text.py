@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import codecs
-import difflib
 import unicodedata
-from collections.abc import Iterable
 
-__all__ = ["counted", "decode", "key_of", "suggestion", "tidy"]
+__all__ = ["counted", "decode", "key_of", "tidy"]
 
 
 def tidy(name: str) -> str:
@@ -48,11 +46,3 @@ def decode(content: bytes) -> str:
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun: "1 image", "2 images"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def suggestion(word: str, names: Iterable[str]) -> str:
-    """Return which of the names was probably meant, or all names."""
-    names = list(names)
-    by_key = {key_of(name): name for name in names}
-    near = difflib.get_close_matches(key_of(word), by_key, 1)
-    return f'did you mean "{by_key[near[0]]}"?' if near else f"the classes are {', '.join(names)}"

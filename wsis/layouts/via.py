@@ -24,11 +24,16 @@ _NOT_CLASSES = ("caption", "public_domain", "image_url")  # file attributes that
 def _matches_json(source: Source) -> bool:
     if source.suffix != ".json" or not source.head.startswith("{"):
         return False
-    return source.has("filename", "regions") or source.has("_via_img_metadata")
+    return any(
+        source.has(*keys)
+        for keys in (("filename", "regions"), ("_via_img_metadata",), ("data_format_version",))
+    )
 
 
 def _read_json(source: Source) -> Labels:
     content = source.json
+    if "data_format_version" in content.get("project", {}):
+        raise InputError(f"{source.path} is of VIA 3; draw in VIA 2, or write it as COCO")
     entries = list(content.get("_via_img_metadata", content).values())
     return _labels(entries, source.path, content.get("_via_attributes") or {})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from wsis.layouts.labels import Labels, Layout, Photo, Source, read_text, size_of
+from wsis.layouts.labels import Labels, Layout, Photo, Source, read_text, refuse_damaged, size_of
 from wsis.layouts.shapes import around, outline, turned
 from wsis.layouts.xml import Element, number_of, parse_xml, text_of
 from wsis.types import Record
@@ -30,7 +30,12 @@ def _is_voc(path: Path) -> bool:
 
 
 def _read(source: Source) -> Labels:
-    files = [path for path in source.of_kind(".xml") if _is_voc(path)]
+    files = []
+    for path in source.of_kind(".xml"):
+        if _is_voc(path):
+            files.append(path)
+        else:
+            refuse_damaged(path)
     if _list(source).is_file():
         stems = {line.split()[0] for line in read_text(_list(source)).splitlines() if line.strip()}
         files = [path for path in files if path.stem in stems]
@@ -76,4 +81,4 @@ def _object(item: Element) -> Record:
     return annotation
 
 
-LAYOUT = Layout("Pascal VOC", "a folder of image.xml", _matches, _read)
+LAYOUT = Layout("Pascal VOC", "a folder of image.xml", _matches, _read, ".xml")

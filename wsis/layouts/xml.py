@@ -12,6 +12,7 @@ from xml.etree.ElementTree import Element
 from xml.parsers import expat
 
 from wsis.errors import InputError
+from wsis.files import read_bytes
 
 __all__ = ["Element", "number_of", "parse_xml", "text_of"]
 
@@ -22,12 +23,10 @@ def parse_xml(path: Path) -> Element:
     Raises:
         InputError: it cannot be read, is no XML, or declares a document type.
     """
+    content = read_bytes(path)
     try:
-        content = path.read_bytes()
         _refuse_document_types(content, path)
         return ElementTree.fromstring(content)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; give an existing file") from error
     except (ElementTree.ParseError, expat.ExpatError, ValueError, LookupError) as error:
         if isinstance(error, InputError):
             raise

@@ -1,4 +1,4 @@
-"""YOLO's text files of boxes and polygons, with data.yaml, classes.txt or obj.names.
+"""YOLO's text files of boxes and polygons, with data.yaml, obj.data, classes.txt or obj.names.
 
 An image without a text file has none of the classes, as in YOLO.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -16,29 +16,30 @@ import yaml
 from wsis.errors import InputError
 from wsis.images.read import SUFFIXES
 from wsis.layouts.labels import Labels, Layout, Photo, Source, read_text
-from wsis.layouts.pictures import HASH, SPLITS, files_of
+from wsis.layouts.pictures import HASH, SPLITS, files_of, is_picture_name
 from wsis.layouts.text import counted, key_of
 from wsis.types import Record
 
 __all__ = ["LAYOUT"]
 
+_SETTINGS = (".yaml", ".yml", ".data")
 _NAME_FILES = ("classes.txt", "obj.names")
 _TOLERANCE = 0.01  # of rounding beyond the image's border
 
 
 def _matches(source: Source) -> bool:
-    if source.suffix in (".yaml", ".yml"):
+    if source.suffix in _SETTINGS:
         return "names" in (setting := _settings(source)) and bool(
             source.split == "train" or _images(source, setting)
         )
     if source.suffix == "" and (names := _name_file(source)):
-        has_labels = any(path.suffix.lower() == ".txt" and path != names for path in source.files)
-        return has_labels and not _yaml_beside(names) and bool(_in_folder(source))
+        has_labels = any(path != names for path in source.of_kind(".txt"))
+        return has_labels and not _settings_beside(names) and bool(_in_folder(source))
     return False
 
 
-def _yaml_beside(path: Path) -> bool:
-    return any(path.parent.glob("*.y*ml"))
+def _settings_beside(path: Path) -> bool:
+    return any(other.suffix.lower() in _SETTINGS for other in path.parent.iterdir())
 
 
 def _name_file(source: Source) -> Path | None:
@@ -50,7 +51,13 @@ def _name_file(source: Source) -> Path | None:
 
 
 def _settings(source: Source) -> Mapping[str, Any]:
+    """Return the content of a data.yaml or of Darknet's obj.data, whose names are a file."""
     try:
+        if source.suffix == ".data":
+            pairs = (line.split("=", 1) for line in source.text.splitlines() if "=" in line)
+            content = {key.strip(): value.strip() for key, value in pairs}
+            names = _found(content.get("names", ""), [source.path.parent])
+            return content | {"names": _lines(names)} if names else {}
         content = yaml.safe_load(source.text)
     except (yaml.YAMLError, InputError, ValueError, RecursionError):
         return {}
@@ -65,16 +72,23 @@ def _read(source: Source) -> Labels:
         names, images = _classes(setting["names"], source.path), _images(source, setting)
         has_points = "kpt_shape" in setting
     else:
-        lines = read_text(_name_file(source) or source.path).splitlines()
-        names = dict(enumerate(line.strip() for line in lines if line.strip()))
+        names = dict(enumerate(_lines(_name_file(source) or source.path)))
         images, has_points = _in_folder(source), False
     if not images:
         raise InputError(f"{source.path} leads to no {source.split} images; mend its paths")
     texts, left = _texts_of(images)
-    photos = [_photo(path, text, names, has_points) for path, text in texts.items()]
+    rows = {path: _rows(text) if text else [] for path, text in texts.items()}
+    photos = [_photo(path, text, rows[path], names, has_points) for path, text in texts.items()]
     empty = sum(not photo.objects for photo in photos)
-    notes = [f"{counted(empty, 'image')} without boxes: they have none of the classes"]
-    notes = notes if empty else []
+    again = sum(map(len, rows.values())) - sum(len(photo.objects) for photo in photos)
+    notes = []
+    if empty:
+        notes.append(f"{counted(empty, 'image')} without boxes: they have none of the classes")
+    if again:
+        notes.append(f"{counted(again, 'line')} written twice in a file, kept once")
+    if left:  # the images of labels may be those of another split
+        stems = {key_of(file.stem) for file in _pictures(source.root)}
+        left = [path for path in left if key_of(path.stem) not in stems]
     if left:
         told = f"{counted(len(left), 'label file')} without an image, such as {left[0]}"
         if not any(texts.values()):
@@ -109,30 +123,55 @@ def _images(source: Source, setting: Mapping[str, Any]) -> list[Path]:
     places += [home, source.root]
     found: list[Path] = []
     for entry in entries:
-        inner = entry
-        while inner.startswith("../"):  # Roboflow's are a level too high
-            inner = inner[3:]
-        paths = (place / name for name in (entry, inner) for place in places)
-        path = next((path for path in paths if path.exists()), None)
+        path = _found(entry, places)
         found += _pictures(path) if path else []
     return found
+
+
+def _found(name: str, places: Sequence[Path]) -> Path | None:
+    """Return the file or folder of a name; its first folders may be missing, or a level too high.
+
+    Darknet's names begin with `data/`, Roboflow's with `../`.
+    """
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    ends = (Path(*parts[n:]) for n in range(len(parts)))
+    paths = (place / end for end in ends for place in places)
+    return next((path for path in paths if path.exists()), None)
 
 
 def _pictures(path: Path) -> list[Path]:
     """Return the pictures in a folder or a list of them."""
     if path.is_dir():
         return [file for file in files_of(path) if file.suffix.lower() in SUFFIXES]
-    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    return [path.parent / line for line in lines]
+    return [_found(line, [path.parent]) or path.parent / line for line in _lines(path)]
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def _in_folder(source: Source) -> list[Path]:
-    """Return the pictures of the split in a folder without a data.yaml."""
+    """Return the pictures of the split in a folder without a data.yaml.
+
+    A list called train.txt or valid.txt says which they are, and so does a folder in images/.
+    """
+    lists = (source.path / f"{name}.txt" for name in SPLITS[source.split])
+    listed = next((path for path in lists if path.is_file() and _is_list(path)), None)
+    if listed:
+        return _pictures(listed)
     parts = [source.path / "images" / name for name in SPLITS[source.split]]
     part = next((path for path in parts if path.is_dir()), None)
     if part is None and source.is_mixed:
         return []
     return _pictures(part) if part else [p for p in source.files if p.suffix.lower() in SUFFIXES]
+
+
+def _is_list(path: Path) -> bool:
+    """Return whether a text file begins with the name of a picture."""
+    try:
+        return any(map(is_picture_name, _lines(path)[:1]))
+    except InputError:
+        return False
 
 
 def _texts_of(images: Sequence[Path]) -> tuple[dict[Path, Path | None], list[Path]]:
@@ -175,16 +214,27 @@ def _is_label(path: Path) -> bool:
         return False
 
 
-def _photo(image: Path, path: Path | None, names: Mapping[int, str], has_points: bool) -> Photo:
-    file = os.path.abspath(image)
-    if path is None:
-        return Photo(file, file, relative=True)
+def _rows(path: Path) -> list[tuple[int, tuple[str, ...]]]:
+    """Return number and words of the lines of a file that are not empty."""
+    lines = enumerate(read_text(path).splitlines(), 1)
+    return [(number, tuple(line.split())) for number, line in lines if line.strip()]
+
+
+def _photo(
+    image: Path,
+    path: Path | None,
+    rows: Sequence[tuple[int, tuple[str, ...]]],
+    names: Mapping[int, str],
+    has_points: bool,
+) -> Photo:
+    file, where = os.path.abspath(image), str(path or image)
+    once: dict[tuple[str, ...], int] = {}
+    for number, words in rows:
+        once.setdefault(words, number)
     objects = [
-        _object(line.split(), names, f"{path}:{number}", has_points)
-        for number, line in enumerate(read_text(path).splitlines(), 1)
-        if line.strip()
+        _object(words, names, f"{where}:{number}", has_points) for words, number in once.items()
     ]
-    return Photo(file, str(path), objects=objects, relative=True)
+    return Photo(file, where, objects=objects, relative=True)
 
 
 def _text_files(image: Path) -> Iterator[Path]:
@@ -221,4 +271,4 @@ def _object(words: Sequence[str], names: Mapping[int, str], where: str, has_poin
     return {"name": names[int(number)], "bbox": [x - width / 2, y - height / 2, width, height]}
 
 
-LAYOUT = Layout("YOLO", "data.yaml or classes.txt", _matches, _read)
+LAYOUT = Layout("YOLO", "data.yaml or classes.txt", _matches, _read, ".txt")
