@@ -17,6 +17,7 @@ from wsis.inference import classes_of, labelling_stage, load, store_labels
 from wsis.reports.exports import Format, export
 from wsis.runs.checkpoints import Which
 from wsis.runs.failures import read_sizes, refuse_failed
+from wsis.runs.progress import say_notes
 
 __all__ = ["label_images", "main"]
 
@@ -80,6 +81,7 @@ def label_images(
         data = _folder(images, labels, wanted, data.loading)  # type: ignore[attr-defined]
         split = "train"
     index = data.index(split)  # type: ignore[attr-defined]
+    say_notes(index)
     paths = {image["id"]: str(index.root / image["file_name"]) for image in index.images}
     broken = _unreadable(paths)
     if len(broken) == len(paths):

@@ -77,6 +77,15 @@ class Method(pl.LightningModule):
     data_settings: tuple[str, ...] = ()
     """Constructor arguments that only select data in `training_data`; its fingerprint has them."""
 
+    @classmethod
+    def check_data(cls, data: Any, settings: Mapping[str, Any]) -> None:
+        """Raise InputError if data lack what training needs; called before weights are fetched.
+
+        Args:
+            data: to train on.
+            settings: constructor arguments.
+        """
+
     def save_hyperparameters(self, *names: Any, **options: Any) -> None:
         """Save hyperparameters as Lightning does, but groups of settings as dictionaries.
 

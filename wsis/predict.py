@@ -27,7 +27,7 @@ from wsis.proposals.make import Fresh
 from wsis.proposals.source import proposer_of
 from wsis.reports.exports import Format, export, file_names
 from wsis.runs.checkpoints import Which
-from wsis.runs.failures import Tolerant, read_sizes, refuse_failed
+from wsis.runs.failures import Tolerant, TolerantReader, read_sizes, refuse_failed
 from wsis.types import Index, Prediction, Record
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class _Pictures(DataModule):
 
     def proposal_file(self, split: str, workers: int | None = None) -> ProposalFile | None:
         needed = self._needs().needs_proposals
-        return cast("ProposalFile", Fresh(self.proposals)) if needed else None
+        return cast("ProposalFile", TolerantReader(Fresh(self.proposals))) if needed else None
 
 
 def _stage_for_boxes(run: Path) -> str:

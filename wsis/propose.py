@@ -14,6 +14,7 @@ from wsis.proposals.file import ProposalFile
 from wsis.proposals.make import make
 from wsis.proposals.proposers import BUILT_IN, names
 from wsis.proposals.source import file_name
+from wsis.runs.progress import say_notes
 from wsis.types import Index
 
 __all__ = ["main"]
@@ -32,11 +33,12 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
         config, data = cli.config, cli.datamodule
         if config.images is None and config.out is None:  # where the data set itself looks
             data.proposals, data.writes_beside = _source(data, config["from"]), True
-            files = [
-                data.proposal_file(split, config.workers) for split in _splits(data, config.split)
-            ]
+            splits = _splits(data, config.split)
+            say_notes(*map(data.index, splits))
+            files = [data.proposal_file(split, config.workers) for split in splits]
         else:
             indices = _indices(data, config.split, config.images)
+            say_notes(*indices.values())
             source = _source(data, config["from"])
             out = _places(list(indices), config.out, config.images, source)
             files = [

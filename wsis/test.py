@@ -26,6 +26,7 @@ from wsis.reports.panels import make_panels
 from wsis.reports.runs import Entry, EvaluationSet, entry_of_file, read_entry
 from wsis.reports.table import make_rows, metric_tables, percent, print_table
 from wsis.runs.checkpoints import Which
+from wsis.runs.progress import say_notes
 
 __all__ = ["evaluate", "main"]
 
@@ -85,6 +86,7 @@ def evaluate(
     if images < 0:
         raise InputError(f"--images {images}: give a number of images, 0 for none")
     labels, data = data.relabelled, data.as_annotated()
+    say_notes(data.index(split))
     if run:
         folder = out or results_folder(run, split, stage, checkpoint)
         metrics = evaluate_run(

@@ -11,7 +11,8 @@ from jsonargparse import Namespace
 
 import wsis
 from wsis.command_line.build import build, from_python
-from wsis.command_line.parser import CLI, _over
+from wsis.command_line.parser import CLI
+from wsis.command_line.settings import laid_over
 from wsis.errors import InputError
 
 SMALL = {"train": 4, "val": 2, "proposals": "none"}
@@ -23,7 +24,7 @@ def test_settings_are_laid_over_those_below():
     )
 
     def over(**given):
-        return _over(Namespace(model=below), "model", given)
+        return laid_over(Namespace(model=below), "model", given)
 
     assert over(backbone={"name": "b"}) == {"backbone": {"name": "b"}}, "the parser keeps the rest"
     assert over(pretraining={"steps": 1}) == {"pretraining": {"steps": 1, "lr": 0.1}}
@@ -32,7 +33,7 @@ def test_settings_are_laid_over_those_below():
         "steps": 1,
     }
     assert over(pretraining=None, width=4) == {"pretraining": None, "width": 4}
-    assert _over(None, "model", {"width": 4}) == {"width": 4}
+    assert laid_over(None, "model", {"width": 4}) == {"width": 4}
 
 
 @pytest.mark.slow

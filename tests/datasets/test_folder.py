@@ -50,7 +50,7 @@ def test_validation_speaks_of_the_training_classes(root: Path) -> None:
     (root / "val.csv").write_text("a.jpg,dog\n")
     assert Folder(root, proposals="none").index("val").tags == {1: [1]}
     (root / "val.csv").write_text("a.jpg,dgo\n")
-    with pytest.raises(InputError, match=r'val\.csv:1: unknown tag "dgo"; did you mean 'dog'\?'):
+    with pytest.raises(InputError, match=r"val\.csv:1: unknown tag \"dgo\"; did you mean 'dog'\?"):
         Folder(root, proposals="none").index("val")
 
 

@@ -17,9 +17,11 @@ from wsis import registry
 from wsis.data import Loading
 from wsis.datasets.folder import Folder
 from wsis.errors import InputError
+from wsis.method import Method
 from wsis.proposals import proposers, segments
 from wsis.proposals.file import ProposalFile
 from wsis.proposals.make import Fresh
+from wsis.runs.failures import Tolerant, TolerantReader
 
 PLUGIN = """
 import torch
@@ -106,8 +108,32 @@ def test_what_is_wrong_is_one_line(plugins, images):
         proposers.propose(np.zeros((4, 4, 3), np.uint8), "wrong")
     with pytest.raises(InputError, match=r"no proposals midle; did you mean 'middle'\?"):
         Folder(images, proposals="midle").proposal_file("train")
-    with pytest.raises(InputError, match=r"no proposals \(TypeError: .* \(and 2 more images\)"):
+    with pytest.raises(
+        InputError, match=r"a\.png: the proposer 'wrong' failed \(TypeError: .* \(and 2 more"
+    ):
         Folder(images, proposals="wrong").proposal_file("train", workers=0)
+
+
+def test_a_proposer_that_fails_on_one_image_ends_no_prediction(plugins, images):
+    for name, proposer in (("a", "wrong"), ("b", "middle")):
+        reader = TolerantReader(Fresh(proposer, images))
+        sample = {"image_id": name, "size": (40, 60)}
+        sample["proposals"] = reader.read(f"{name}.png", (40, 60), False, 5)
+        tolerant = Tolerant(ToyModel())
+        (found,) = tolerant.predict_step([sample])
+        if proposer == "wrong":
+            assert "a.png: the proposer 'wrong' failed (TypeError" in tolerant.failed["a"]
+            assert len(found.boxes) == 0
+        else:
+            assert not tolerant.failed
+            assert found == 2
+
+
+class ToyModel(Method):
+    """Counts proposals."""
+
+    def predict_step(self, batch, batch_idx=0):
+        return [len(sample["proposals"].boxes) for sample in batch]
 
 
 def test_two_proposers_share_no_file(plugins, images):

@@ -25,7 +25,7 @@ from wsis.files import atomic_write, clear_scratch
 from wsis.fingerprint import digest, fingerprint
 from wsis.inference import trained
 from wsis.runs import checkpoints
-from wsis.runs.checkpoints import newest
+from wsis.runs.checkpoints import newest, step_of
 from wsis.runs.record import adopt
 
 pytestmark = pytest.mark.slow
@@ -203,6 +203,28 @@ def test_damaged_checkpoint(tmp_path, whole):
     assert code == 0
     assert "last.ckpt is missing or damaged" in said
     assert_same(folder.parent, whole / "3-net")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda c: c["state_dict"].pop("weight"), "holds other weights than Linear .* weight; del"),
+        (lambda c: c["state_dict"].update(bias=torch.zeros(9)), "holds other weights .* bias; del"),
+        (lambda c: c.update(state_dict=[1]), "holds other weights than Linear has"),
+        (lambda c: c.pop("loops"), "is not the checkpoint of a run"),
+    ],
+)
+def test_the_checkpoint_of_another_model_is_not_continued(tmp_path, change, told):
+    path, module = tmp_path / "stage/checkpoints/last.ckpt", torch.nn.Linear(2, 3)
+    path.parent.mkdir(parents=True)
+    content = {"state_dict": module.state_dict(), "global_step": 7, "loops": {}}
+    content["optimizer_states"] = []
+    torch.save(content, path)
+    assert step_of(path, module) == 7
+    change(content)
+    torch.save(content, path)
+    with pytest.raises(InputError, match=told):
+        step_of(path, module)
 
 
 def test_all_checkpoints_damaged(tmp_path):

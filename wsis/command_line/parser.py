@@ -23,7 +23,15 @@ from wsis import registry
 from wsis.command_line.help import Help, list_names
 from wsis.command_line.messages import gist
 from wsis.command_line.names import check_known
-from wsis.command_line.settings import Config, arrange, read_config, read_run, recipe, spelled
+from wsis.command_line.settings import (
+    Config,
+    arrange,
+    laid_over,
+    read_config,
+    read_run,
+    recipe,
+    spelled,
+)
 from wsis.command_line.trainers import Record, check_loggers, check_precision, new_trainer
 from wsis.data.module import DataModule
 from wsis.data.targets import require_labels
@@ -92,7 +100,7 @@ def overlay(
             inside = {**content, **init_args}
             content = {key: inside[key] for key in inside if key not in ("class_path", "init_args")}
         if content not in (None, {}):
-            plain[section] = _over(below, section, content) if merge else content
+            plain[section] = laid_over(below, section, content) if merge else content
     known = _keys(parser) - {"config"}
     for key in _dotted(plain, known):
         check_known(key, known, f" in {place}")
@@ -202,7 +210,7 @@ class CLI(LightningCLI):
             return
         model = self.classes["model"]
         for name in set(LINKED) & registry.arguments(model).keys():
-            ask = partial(_ask_data, name=name, path=self.paths["data"], model=model)
+            ask = partial(self._ask_data, name=name, model=model)
             parser.link_arguments("data", f"model.{name}", compute_fn=ask, apply_on="instantiate")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -291,6 +299,16 @@ class CLI(LightningCLI):
             raise
         self.model, self.datamodule = self.config_init.get("model"), self.config_init.get("data")
 
+    def _ask_data(self, data: Any, name: str, model: type[Any]) -> Any:
+        """Return what a model asks of the data, which are looked at before weights are fetched."""
+        if not hasattr(data, name):
+            path = self.paths["data"]
+            raise InputError(f"data {path} does not say its `{name}`, which this model asks for")
+        if isinstance(data, DataModule) and issubclass(model, Method):
+            require_labels(data.index("train"), model.supervision, data.relabelled)
+            model.check_data(data, self.config["model"])
+        return getattr(data, name)
+
     # What a verb asks for
 
     def settings(self) -> Config:
@@ -368,15 +386,6 @@ def _help_topic(words: Sequence[str], sections: Sequence[str]) -> str:
     return ""
 
 
-def _ask_data(data: Any, name: str, path: str, model: type[Any]) -> Any:
-    """Return what a model asks of the data, which are looked at before weights are fetched."""
-    if not hasattr(data, name):
-        raise InputError(f"data {path} does not say its `{name}`, which this model asks for")
-    if isinstance(data, DataModule) and issubclass(model, Method):
-        require_labels(data.index("train"), model.supervision, data.relabelled)
-    return getattr(data, name)
-
-
 def _keys(parser: ArgumentParser) -> set[str]:
     return set(parser.get_defaults(skip_validation=True).keys())
 
@@ -389,17 +398,3 @@ def _dotted(config: Mapping[str, Any], known: Collection[str], above: str = "") 
             yield from _dotted(value, known, f"{name}.")
         else:
             yield name
-
-
-def _over(below: Namespace | dict[str, Any] | None, name: str, value: Any) -> Any:
-    """Return a setting's value; a dictionary is laid over that of the recipe, as flags are.
-
-    One that names another `model` has other settings, and replaces it.
-    """
-    old = None if below is None else below.get(name)
-    if not isinstance(value, Mapping) or not isinstance(old, (Namespace, dict)):
-        return value
-    inside = {key: _over(old, key, new) for key, new in value.items()}
-    if isinstance(old, Namespace) or value.get("model", old.get("model")) != old.get("model"):
-        return inside
-    return {**old, **inside}

@@ -6,12 +6,12 @@ Settings come from, weakest first: constructor defaults, the recipe of this mode
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from jsonargparse import get_loader
+from jsonargparse import Namespace, get_loader
 
 from wsis import registry
 from wsis.command_line.trust import check_code
@@ -22,6 +22,7 @@ __all__ = [
     "Words",
     "arrange",
     "find_config",
+    "laid_over",
     "read_config",
     "read_run",
     "recipe",
@@ -161,6 +162,20 @@ def recipe(model: str, data: str) -> Path | None:
     names = [f"shapes/{model}"] if data == "shapes" else [f"{model}_{data}", model]
     files = [_recipes() / f"{name}.yaml" for name in names]
     return next((path for path in files if path.is_file()), None)
+
+
+def laid_over(below: Namespace | dict[str, Any] | None, name: str, value: Any) -> Any:
+    """Return a setting's value; a dictionary is laid over that of the recipe, as flags are.
+
+    One that names another `model` has other settings, and replaces it.
+    """
+    old = None if below is None else below.get(name)
+    if not isinstance(value, Mapping) or not isinstance(old, (Namespace, dict)):
+        return value
+    inside = {key: laid_over(old, key, new) for key, new in value.items()}
+    if isinstance(old, Namespace) or value.get("model", old.get("model")) != old.get("model"):
+        return inside
+    return {**old, **inside}
 
 
 def _recipes() -> Path:

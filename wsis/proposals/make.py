@@ -138,11 +138,23 @@ def _work(job: Job) -> bytes | str:
     """
     try:
         return pack(_propose(job))
-    except InputError as error:
+    except InputError as error:  # one bad image must not stop a run of hours
         return str(error)
-    except Exception as error:  # one bad image must not stop a run of hours
-        return f"{job.path}: no proposals ({type(error).__name__}: {error})"
 
 
 def _propose(job: Job) -> Proposals:
-    return propose(read_image(job.path, job.size).permute(1, 2, 0).numpy(), job.proposer)
+    """Return the proposals of an image.
+
+    Raises:
+        InputError: the image cannot be read, or the proposer fails on it.
+    """
+    image = read_image(job.path, job.size).permute(1, 2, 0).numpy()
+    try:
+        return propose(image, job.proposer)
+    except InputError:
+        raise
+    except Exception as error:  # a proposer of another package can raise anything
+        if os.environ.get("WSIS_TRACEBACK"):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise InputError(f"{job.path}: the proposer '{job.proposer}' failed ({reason})") from error

@@ -34,6 +34,7 @@ __all__ = [
     "intact",
     "load_weights",
     "newest",
+    "step_of",
 ]
 
 Which = Literal["last", "best"]
@@ -220,6 +221,27 @@ class Reseed(Callback):
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - libraries below us draw from the global generator
         torch.manual_seed(seed)
+
+
+def step_of(checkpoint: Path, module: nn.Module) -> int:
+    """Return the step of a checkpoint that training can continue from.
+
+    Raises:
+        InputError: it is not the checkpoint of a training, or has other weights than `module`.
+    """
+    content = read_checkpoint(checkpoint, "global_step", "loops", "optimizer_states")
+    theirs, ours = content["state_dict"], module.state_dict()
+    shapes = [
+        {name: getattr(value, "shape", None) for name, value in weights.items()}
+        for weights in (theirs if isinstance(theirs, dict) else {}, ours)
+    ]
+    if shapes[0] != shapes[1]:
+        differing = sorted(name for name, _ in shapes[0].items() ^ shapes[1].items())
+        raise InputError(
+            f"{checkpoint} holds other weights than {type(module).__name__} has, such as "
+            f"{differing[0]}; delete {checkpoint.parents[1]} to begin this stage again"
+        )
+    return int(content["global_step"])
 
 
 def load_weights(module: nn.Module, checkpoint: Path) -> None:

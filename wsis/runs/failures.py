@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,7 +19,7 @@ from wsis.method import Method
 from wsis.metrics.evaluation import Evaluation
 from wsis.types import Batch, Prediction, Sample, size_of
 
-__all__ = ["Tolerant", "read_sizes", "refuse_failed"]
+__all__ = ["Tolerant", "TolerantReader", "read_sizes", "refuse_failed"]
 
 _LISTED = 20
 """Failed images that the last line names."""
@@ -47,7 +48,12 @@ class Tolerant(Method):
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> list[Prediction]:
         """Predict a batch; if that fails, each of its images alone."""
         try:
+            for sample in batch:
+                if isinstance(failure := sample.get("proposals"), Exception):
+                    raise failure
             return self.model.predict_step(batch, batch_idx)
+        except InputError as error:
+            reason = str(error)
         except Exception as error:  # a model can raise anything, such as out of memory
             if os.environ.get("WSIS_TRACEBACK"):
                 raise
@@ -64,6 +70,24 @@ class Tolerant(Method):
             dist.all_gather_object(parts, self.failed)
             for part in parts:
                 self.failed |= part
+
+
+class TolerantReader:
+    """Reads proposals; an error takes the place of those of an image, for `Tolerant` to tell.
+
+    Args:
+        proposals: has the method `read` of `ProposalFile`.
+    """
+
+    def __init__(self, proposals: Any) -> None:
+        self.proposals = proposals
+
+    def read(self, *image: Any) -> Any:
+        """Read the proposals of an image; the arguments are those of `ProposalFile.read`."""
+        try:
+            return self.proposals.read(*image)
+        except InputError as error:
+            return error
 
 
 def _nothing(sample: Sample) -> Prediction:

@@ -12,13 +12,31 @@ import pytorch_lightning as pl
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 
-__all__ = ["Bar", "Lines", "Pace", "describe", "percents", "say", "title", "unnumbered"]
+from wsis.types import Index
+
+__all__ = [
+    "Bar",
+    "Lines",
+    "Pace",
+    "describe",
+    "percents",
+    "say",
+    "say_notes",
+    "title",
+    "unnumbered",
+]
 
 
 @rank_zero_only
 def say(line: str) -> None:
     """Print a line at once, on the first rank."""
     print(line, flush=True)
+
+
+def say_notes(*indices: Index) -> None:
+    """Print what was noted when indices were read, each note once."""
+    for note in dict.fromkeys(note for index in indices for note in index.notes):
+        say(note)
 
 
 def title(name: str, planned: Sequence[str]) -> str:

@@ -33,9 +33,8 @@ from wsis.files import atomic_write
 from wsis.fingerprint import fingerprint, plain
 from wsis.method import Method, describe_supervision
 from wsis.metrics.evaluation import Evaluation
-from wsis.nn.checkpoint import read_checkpoint
 from wsis.runs.best import BestCheckpoint, measured
-from wsis.runs.checkpoints import CheckpointCallback, Reseed, newest
+from wsis.runs.checkpoints import CheckpointCallback, Reseed, newest, step_of
 from wsis.runs.cost import Clock, commit, device, peak_memory
 from wsis.runs.dependencies import describe, shaping
 from wsis.runs.labels import Labeller, write_labels
@@ -122,7 +121,7 @@ class Run:
         if not self._begin(name, settings, steps=made.max_steps):
             start = newest(last.parent)
             save.writer.keep = start == last
-            best.begin(self._continue(name, start, made))
+            best.begin(self._continue(name, start, made, model))
             made.fit(model, datamodule=data, ckpt_path=start)
             metrics = _validate(made, model, data)
             facts = {"metrics": metrics, "best": best.state_dict()}
@@ -263,11 +262,13 @@ class Run:
                 "give the stage `labels` made in this run"
             )
 
-    def _continue(self, name: str, start: Path | None, trainer: pl.Trainer) -> int:
+    def _continue(
+        self, name: str, start: Path | None, trainer: pl.Trainer, model: pl.LightningModule
+    ) -> int:
         """Return and announce the step at which training goes on; delete later rows of logs."""
         step = 0
         if start is not None:
-            step = int(read_checkpoint(start, "global_step")["global_step"])
+            step = step_of(start, model)
             if start.name == "previous.ckpt":
                 self.announce(
                     f"{name}: last.ckpt is missing or damaged, "

@@ -34,8 +34,9 @@ Where we differ from both:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -73,6 +74,9 @@ __all__ = [
 ]
 
 _CHUNK = 32  # crops segmented at once
+_NO_SALIENT = (
+    "BoxCaseg learns from salient images too: give --model.salient DIR, a folder such as DUTS-TR"
+)
 _BACKBONE = BackboneSettings("hrnet_w48", output_stride=32, frozen_stages=0)
 
 
@@ -173,6 +177,14 @@ class BoxCaseg(Method):
         self.salient = PixelHead(channels, width) if "salient" in heads else None
         self.transferred = TransferredHead(channels, width) if "transferred" in heads else None
 
+    @classmethod
+    def check_data(cls, data: Any, settings: Mapping[str, Any]) -> None:
+        """Raise InputError if there are no salient images."""
+        wanted, folder = settings["salient_fraction"], settings["salient"]
+        if wanted and not (Path(folder).is_dir() if folder else isinstance(data, BringsSalient)):
+            missing = f"there is no folder {folder}; " if folder else ""
+            raise InputError(f"{missing}{_NO_SALIENT}")
+
     def configure_callbacks(self) -> list[Callback]:
         """Evaluate masks given their boxes."""
         return [Evaluation([MaskIoU(self.hparams["num_classes"])])]
@@ -193,10 +205,7 @@ class BoxCaseg(Method):
         if not folder and isinstance(data, BringsSalient):
             folder = data.salient_folder()
         if not folder:
-            raise InputError(
-                "BoxCaseg learns from salient images too: give --model.salient DIR, a folder such "
-                "as DUTS-TR"
-            )
+            raise InputError(_NO_SALIENT)
         count = max(1, round(fraction * size))
         loading = replace(data.loading, batch_size=count)
         limit = self.hparams["salient_limit"]
