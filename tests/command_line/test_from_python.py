@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 import wsis
 from wsis.command_line.build import build, from_python
-from wsis.command_line.parser import CLI
+from wsis.command_line.parser import CLI, overlay
 from wsis.command_line.settings import laid_over
 from wsis.errors import InputError
 
@@ -34,6 +34,18 @@ def test_settings_are_laid_over_those_below():
     }
     assert over(pretraining=None, width=4) == {"pretraining": None, "width": 4}
     assert laid_over(None, "model", {"width": 4}) == {"width": 4}
+
+
+def test_groups_in_files_are_laid_over_those_below():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--wandb.group", type=dict, default={})
+
+    def over(below, merge=True, **group):
+        return overlay(parser, {"wandb": {"group": group}}, "a.yaml", below, merge)
+
+    below = over(None, steps=9, lr=0.1)
+    assert over(below, steps=5).wandb.group == {"steps": 5, "lr": 0.1}
+    assert over(below, merge=False, steps=5).wandb.group == {"steps": 5}
 
 
 @pytest.mark.slow

@@ -72,7 +72,7 @@ def test_classes_give_the_order(root: Path) -> None:
             r"labels\.csv:2: no image gone\.jpg in .*; add it or remove its label",
         ),
         ("a.jpg,\n", "has no label"),
-        ("", "has no label"),
+        ("", "is empty"),
         (b"\xff\xfe\x00", "save it as CSV in UTF-8"),
         (b"a.jpg,c\x81\n", "save it as CSV in UTF-8"),
     ],
