@@ -85,6 +85,25 @@ def test_instance_activation_is_log_mean_exp_between_mean_and_maximum(tau):
     assert (found <= p.amax((1, 2)) + 1e-12).all()
 
 
+def test_a_sure_mask_has_an_activation_by_the_share_of_its_box():
+    """What eq. (8) asks of a right mask depends on the object's shape."""
+    masks = torch.zeros(3, 28, 28, dtype=torch.float64)
+    masks[0, :14], masks[1, :7], masks[2] = 1, 1, 1
+    expected = [math.log(1 + share * (math.exp(5) - 1)) / 5 for share in (0.5, 0.25, 1)]
+    assert instance_activation(masks).tolist() == pytest.approx(expected)
+    assert expected[0] == pytest.approx(0.863, abs=5e-4)
+
+
+def test_correlation_loss_may_teach_the_score_too():
+    activation = torch.tensor([0.2, 0.9], requires_grad=True)
+    score = torch.tensor([0.5, 0.5], requires_grad=True)
+    loss = correlation_loss(activation, score, "both")
+    assert loss.item() == pytest.approx((0.3 + 0.4) / 2)
+    loss.backward()
+    assert activation.grad.tolist() == [-0.5, 0.5]
+    assert score.grad.tolist() == [0.5, -0.5]
+
+
 def test_correlation_loss_teaches_only_the_mask():
     activation = torch.tensor([0.2, 0.9], requires_grad=True)
     score = torch.tensor([0.5, 0.5], requires_grad=True)

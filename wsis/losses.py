@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor
 
 __all__ = [
     "NO_STUFF",
+    "CorrelationGradient",
     "box_loss",
     "correlation_loss",
     "image_loss",
@@ -31,6 +33,7 @@ __all__ = [
 
 NO_STUFF = 255
 """Label of pixels that have no stuff class."""
+CorrelationGradient = Literal["masks", "both"]
 
 
 def mil_scores(classification: Tensor, detection: Tensor) -> Tensor:
@@ -105,7 +108,9 @@ def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def instance_activation(probabilities: Tensor, tau: float = 5.0) -> Tensor:
     """Return the smooth maximum of each mask, PDSL eq. (7): the log-mean-exp at sharpness `tau`.
 
-    It lies between the mean and the maximum of the mask.
+    It lies between the mean and the maximum of the mask, and grows with the share of the box that
+    the mask fills: a mask that is sure has log(1 + s (e^tau - 1)) / tau at a share s, which is .86
+    for half of the box and 1 for all of it.
 
     Args:
         probabilities: (K,h,w) in [0, 1]; unbounded logits would not be comparable to a score.
@@ -126,16 +131,23 @@ def log_mean_exp(maps: Tensor, sharpness: float) -> Tensor:
     return (torch.logsumexp(sharpness * flat, -1) - math.log(flat.shape[-1])) / sharpness
 
 
-def correlation_loss(activation: Tensor, score: Tensor) -> Tensor:
+def correlation_loss(
+    activation: Tensor, score: Tensor, gradient: CorrelationGradient = "masks"
+) -> Tensor:
     """Return the mean distance between mask activation and detection score: PDSL eq. (8).
 
-    The score is the target and gets no gradient.
+    It is zero for a right mask only if the score equals the activation of that mask, which depends
+    on the object's shape (see `instance_activation`). A score below it asks for a smaller or less
+    certain mask, whether or not the mask is right.
 
     Args:
         activation: (K,), from `instance_activation`.
         score: (K,) in [0, 1].
+        gradient: "masks" takes the score as a target without gradient, as in the authors' code;
+            "both" moves the score towards the activation, too, as in the text.
     """
-    return (activation - score.detach()).abs().sum() / max(len(activation), 1)
+    target = score if gradient == "both" else score.detach()
+    return (activation - target).abs().sum() / max(len(activation), 1)
 
 
 def semantic_loss(logits: Tensor, canvas: Tensor) -> Tensor:

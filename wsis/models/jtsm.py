@@ -29,8 +29,8 @@ Where we follow the released code instead of the text, and why:
     NMS         0.3; the text says 0.5
     test sides  eight; the text has five (480, 576, 688, 864, 1200), which the recipes take
 
-As in PDSL, at most `max_mask_samples` matched proposals, drawn at random, train masks and are
-seeds, and deltas, not boxes, are averaged over views.
+As in PDSL, all seeds train masks, with others at random up to `max_mask_samples`, and deltas, not
+boxes, are averaged over views.
 
 Where we follow the text instead of the code:
 
@@ -239,8 +239,8 @@ class JTSM(Method):
         image = image_loss(heads.mil[:, : len(known)], known)  # eq. (2)
         image = self.hparams["image_weight"] * image
         losses = {"mil": image, "refinement": learnt.refinement, "box": learnt.box}
-        most = self.hparams["max_mask_samples"]
-        samples = mask_samples(proposals.boxes, learnt.pseudo, learnt.matched, most)
+        most, seeds = self.hparams["max_mask_samples"], self.hparams["seeds_per_class"]
+        samples = mask_samples(proposals.boxes, learnt.pseudo, learnt.matched, most, seeds)
         stuff, best = best_of_stuff(heads.mil.detach()[:, len(tags) :], stuff_tags)
         return losses, Mined(samples, learnt.pseudo.proposals[samples.pseudo], stuff, best)
 

@@ -27,7 +27,12 @@ Pooling = Literal["roi_pool", "roi_align"]
 
 
 def pool(
-    features: Tensor, boxes: list[Tensor], stride: int, size: int = 7, how: Pooling = "roi_pool"
+    features: Tensor,
+    boxes: list[Tensor],
+    stride: int,
+    size: int = 7,
+    how: Pooling = "roi_pool",
+    samples: int = 2,
 ) -> Tensor:
     """Pool boxes of a batch of feature maps to a grid.
 
@@ -38,6 +43,8 @@ def pool(
         size: side of the grid in bins.
         how: "roi_pool" takes the maximum of each bin, "roi_align" interpolates with half-pixel
             offsets (detectron2's ROIAlignV2).
+        samples: of "roi_align", per side of a bin; 0 takes one for each cell that the side covers,
+            rounded up, which is detectron2's default.
 
     Returns:
         (P_1 + ... + P_N, D, size, size).
@@ -48,7 +55,7 @@ def pool(
     if how == "roi_pool":
         pooled = roi_pool(exact, boxes, size, 1 / stride)
     else:
-        pooled = roi_align(exact, boxes, size, 1 / stride, sampling_ratio=2, aligned=True)
+        pooled = roi_align(exact, boxes, size, 1 / stride, sampling_ratio=samples, aligned=True)
     return pooled.to(features.dtype)
 
 
