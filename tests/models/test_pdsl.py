@@ -30,6 +30,7 @@ SMALL = {
     },
     "widths": {"hidden": 16, "features": 16, "mask": 8},
     "inference": {"short_sides": (), "flip": False},
+    "evidence": "fast",
 }
 
 
@@ -122,7 +123,7 @@ def test_scores_that_activations_should_equal(heads):
         {"seeds_per_class": 1},
         {"correlation_target": "own", "correlation_gradient": "both"},
         {"refinements": 0, "correlation_gradient": "both"},
-        {"evidence": "fast", "mask_target": "cut", "roi_samples": 2},
+        {"evidence": "authors", "mask_target": "cut", "roi_samples": 2},
         {"evidence": "detector"},
         {"evidence": "segments", "mask_target": "soft"},
         {"mask_source": "pixels"},
@@ -140,7 +141,7 @@ def test_ablations_train_and_predict(data, settings):
 
 def test_seed_masks_follow_a_flip(data):
     torch.manual_seed(0)
-    model = PDSL(**SMALL, evidence="fast")
+    model = PDSL(**SMALL)
     samples = data.samples("val", train=False, supervision={"tags"})
     sample = samples.sample(0)
     width = sample["size"][1]
@@ -247,7 +248,7 @@ def test_masks_of_activations_cover_what_is_active():
 
 def test_the_detectors_activations_need_a_grid():
     with pytest.raises(InputError, match=r"model\.context 0"):
-        PDSL(**SMALL, evidence="detector", context=1.8)
+        PDSL(**SMALL | {"evidence": "detector", "context": 1.8})
 
 
 def test_pixels_learn_the_segment_nearest_to_each_pseudo_label(data):
