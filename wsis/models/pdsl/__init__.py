@@ -41,9 +41,9 @@ Where we follow the released code instead of the text, and why:
 Where we follow the text instead of the code:
 
     eq. (5)    the target is what the head before predicts; the code cuts it at 0.5, as
-               `mask_target="cut"` does, and needs a long schedule: after 300 steps on the generated
-               data hard heads say "everywhere" (IoU .62 in right boxes, as filled boxes have), soft
-               ones .79
+               `mask_target="cut"` does, and needs a long schedule: a mask that is not yet sure
+               fills its box once it is cut, each head learns that from the one before, and unlearns
+               it late
     head 0     is class-agnostic as the text means it; the code sets a misspelt key
 
 What eq. (8) asks for is a property of the loss, not of the data: a right mask that fills half of
