@@ -195,9 +195,7 @@ def test_a_mask_of_all_pixels_in_its_box_agrees_with_it():
     corner, sides = 20 * torch.rand(400, 2, generator=g), 1.1 + 15 * torch.rand(400, 2, generator=g)
     boxes = torch.cat([corner, corner + sides], 1)
     centres = torch.arange(40) + 0.5
-    columns, rows = (
-        (centres >= boxes[:, [i]]) & (centres < boxes[:, [i + 2]]) for i in (0, 1)
-    )
+    columns, rows = ((centres >= boxes[:, [i]]) & (centres < boxes[:, [i + 2]]) for i in (0, 1))
     masks = rows[:, :, None] & columns[:, None]
     assert proxy_box_agreement(masks, boxes).min() == 1
     assert box_iou(masks_to_boxes(masks) + torch.tensor([0, 0, 1, 1]), boxes).diagonal().min() < 0.8
