@@ -21,6 +21,7 @@ from wsis.metrics.panoptic_results import PANOPTIC, read_panoptic
 from wsis.metrics.results import read_results
 from wsis.metrics.tags import DetectionTags
 from wsis.runs.checkpoints import Which
+from wsis.runs.classes import for_classes_of
 from wsis.types import GroundTruth, Index, Prediction, class_of
 
 __all__ = [
@@ -104,6 +105,9 @@ def evaluate_run(
 ) -> Metrics | None:
     """Predict a split with a trained run and write predictions.json and metrics.json.
 
+    Where the data have some of the run's classes, or the same in another order, they are matched by
+    name, and detections of other classes are left out.
+
     Args:
         run: folder of the run.
         data: module with the annotations to compare with.
@@ -119,7 +123,8 @@ def evaluate_run(
         The metrics; None on all ranks but the first.
 
     Raises:
-        InputError: nothing to compare with, or no boxes for a model that needs them.
+        InputError: nothing to compare with, no boxes for a model that needs them, or classes that
+            the run has not learnt.
     """
     index = evaluation_index(data, split)
     model = load(run, stage, checkpoint).model
@@ -129,7 +134,8 @@ def evaluate_run(
             f"its {split} split; annotate some images"
         )
     place = folder or results_folder(run, split, stage, checkpoint)
-    file = store_predictions(model, data, split, place, accelerator, devices)
+    judged = for_classes_of(model, data)
+    file = store_predictions(judged, data, split, place, accelerator, devices)
     if file is None:
         return None
     return evaluate_file(file, data, split, place, panoptic, model.needs_boxes, run)
