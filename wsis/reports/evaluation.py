@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torchmetrics import Metric
@@ -16,7 +16,8 @@ from wsis.errors import InputError
 from wsis.files import atomic_write, read_json
 from wsis.images.panoptic import PanopticMaps
 from wsis.inference import load, store_predictions
-from wsis.metrics import VOCAP, CorLoc, InstanceAP, MaskIoU, PanopticQuality
+from wsis.metrics import VOCAP, MaskIoU, PanopticQuality
+from wsis.metrics.instances import detection_metrics
 from wsis.metrics.panoptic_results import PANOPTIC, read_panoptic
 from wsis.metrics.results import read_results
 from wsis.metrics.tags import DetectionTags
@@ -202,11 +203,8 @@ def evaluate(
     if given_boxes:
         metrics: list[Metric] = [MaskIoU(classes)]
     else:
-        masked = all(len(p.masks) == len(p.labels) for p in predictions)
-        kinds: tuple[Literal["mask", "box"], ...] = ("mask", "box") if masked else ("box",)
-        metrics = [InstanceAP(classes), CorLoc(classes)]
-        for kind in kinds:
-            metrics += [VOCAP(0.5, "all", kind, classes), VOCAP(0.5, "11", kind, classes)]
+        metrics = detection_metrics(classes)
+        metrics.append(VOCAP((0.5,), "11", "mask", classes))
     values: dict[str, Any] = {}
     for metric in metrics:
         metric.update(list(predictions), list(truths))
