@@ -22,6 +22,8 @@ Where we follow the released code instead of the text, and why:
     segments    1 to 80 % of the image may be a first choice
     scale       foregrounds are pasted at 0.3 to 1 of their size, rotated by up to 30 degrees
     small       foregrounds with a box under 700 pixels are not pasted
+    colours     brightness by 0.9 to 1.1 and contrast by 0.5 to 1.5, each in half of the images (in
+                the recipes; the text has no ranges)
 
 Where we differ from both:
 
