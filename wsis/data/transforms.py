@@ -195,9 +195,11 @@ def recolour(image: Tensor, rng: np.random.Generator, augment: Augment) -> Tenso
     if augment.jitter > 1:
         image = jitter_colours(image, exposure, saturation)
     if augment.brightness and rng.random() < augment.recoloured:
-        image = functional.adjust_brightness(image, float(rng.uniform(*augment.brightness)))
+        low, high = augment.brightness
+        image = functional.adjust_brightness(image, float(rng.uniform(low, high)))
     if augment.contrast and rng.random() < augment.recoloured:
-        image = functional.adjust_contrast(image, float(rng.uniform(*augment.contrast)))
+        low, high = augment.contrast
+        image = functional.adjust_contrast(image, float(rng.uniform(low, high)))
     return image
 
 

@@ -73,5 +73,6 @@ def merged(prediction: Prediction, merge: bool = True) -> Prediction:
 
 def _whole(boxes: Tensor) -> Tensor:
     """Return the pixels whose centres boxes (K,4) hold, as boxes; at least one each way."""
-    low, high = (boxes - 0.5).ceil().split(2, 1)
+    corners = (boxes - 0.5).ceil()
+    low, high = corners[:, :2], corners[:, 2:]
     return torch.cat([low, torch.maximum(high, low + 1)], 1)
