@@ -55,7 +55,7 @@ BEST = {
     "jtsm": ("PQ", 39.0),
     "boxcaseg": ("AP50", 67.6),
     "ccgr": ("AP50", 35.3),
-    "em_paste": ("AP50", 58.4),
+    "em_paste": ("VOC_AP50", 58.4),
 }
 PAPER = ("--data", "voc", "--data.root", "/voc")
 

@@ -16,7 +16,7 @@ from wsis.registry import names
 from wsis.reports import papers
 from wsis.reports.runs import Entry, EvaluationSet
 from wsis.reports.settings import departures, row_key
-from wsis.reports.table import make_rows, markdown
+from wsis.reports.table import known_metrics, lines_of, make_rows, markdown
 from wsis.types import Index
 
 
@@ -139,6 +139,34 @@ def test_the_papers_figures_go_to_runs_in_their_setting():
     assert papers.published(entry(other, "voc", 1449, 20, "resnet50_ws", "pdsl")).metrics[
         "AP50"
     ] == pytest.approx(0.496)
+
+
+def test_figures_by_vocs_protocol_are_shown_beside_ours_where_a_paper_has_them():
+    """COCO's AP50 has no figure of a paper that reports VOC's, and a table without it no column."""
+    shapes = {"AP50": 0.5, "VOC_AP25": 0.7, "VOC_AP50": 0.6, "box_VOC_AP50": 0.4}
+    ccgr = entry(
+        config("--model", "ccgr", "--data", "voc"),
+        "voc",
+        1449,
+        20,
+        "resnet50",
+        "ccgr",
+        metrics=shapes,
+    )
+    pdsl = entry(
+        config("--model", "pdsl", "--data", "voc"),
+        *("voc", 1449, 20, "resnet18_ws", "pdsl"),
+        metrics=shapes,
+    )
+    assert papers.published(ccgr).metrics == pytest.approx({"VOC_AP25": 0.536, "VOC_AP50": 0.353})
+    both, alone = make_rows([ccgr, pdsl]), make_rows([pdsl])
+    assert list(known_metrics(both)) == ["AP50", "VOC_AP25", "VOC_AP50"]
+    assert list(known_metrics(alone)) == ["AP50"]
+    head, *lines = lines_of(both, known_metrics(both))
+    cells = {line[0]: dict(zip(head, line, strict=True)) for line in lines}
+    assert cells["ccgr"]["VOC_AP50"] == "60.0 [35.3]"
+    assert cells["ccgr"]["AP50"] == "50.0"
+    assert cells["pdsl"]["AP50"] == "50.0 [47.8]"
 
 
 @pytest.mark.parametrize(

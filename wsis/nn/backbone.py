@@ -241,7 +241,7 @@ def _resnet_ws(
     if weights == "imagenet" and not _follow.get():
         raise InputError(
             f"no ImageNet weights of {name} can be downloaded; give the authors' file as weights, "
-            "or a timm network as name"
+            "train them (wsis.fit --model classifier --data imagenet), or name a timm network"
         )
     network = ResNetWS(depth, settings.output_stride, pool_first)
     if state is not None:
