@@ -20,9 +20,16 @@ from wsis.errors import InputError
 from wsis.evidence.affinity import AffinityNet
 from wsis.evidence.peaks import Bags
 from wsis.method import Method
-from wsis.models.ccgr import CCGR, Refinement, cut_out, segmented
-from wsis.models.ccgr.branches import BagDetector, Boxes, Segmentation, pixels_of
-from wsis.models.ccgr.pseudo_labels import _bag_records, write_first_labels, write_next_labels
+from wsis.models.ccgr import CCGR, trained_side
+from wsis.models.ccgr.branches import BagDetector, Boxes, Segmentation, pixels_of, scaled
+from wsis.models.ccgr.pseudo_labels import (
+    _bag_records,
+    first_evidence,
+    paint,
+    write_first_labels,
+    write_next_labels,
+)
+from wsis.models.ccgr.refinement import Refinement, cut_out, segmented
 from wsis.runs.run import Run
 from wsis.types import Prediction
 
@@ -161,7 +168,7 @@ class Chooser(nn.Module):
         super().__init__()
         self.chosen = chosen
 
-    def choose(self, batch: list) -> list[Boxes]:
+    def choose(self, batch: list, side: int = 0) -> list[Boxes]:
         return self.chosen
 
 
@@ -321,7 +328,7 @@ class Sighted(AffinityNet):
         return self.maps(image, self.stride)
 
 
-SETTINGS = {"bag_size": 4, "penalty": 0.1, "min_peak": 0.5, "peak_window": 3, "peak_smoothing": 1}
+SETTINGS = {"side": 0, "bag_size": 4, "penalty": 0.1, "min_peak": 0.5, "peak_window": 3, "peak_smoothing": 1}
 SETTINGS |= {"walk_steps": 0, "scales": (1.0,), "background_score": 0.25}
 
 
@@ -357,7 +364,11 @@ def test_first_labels_are_bags_around_peaks_and_pixels_of_tagged_classes(data, t
 
 def test_next_labels_are_bags_around_detections_and_unions_of_masks(data, tmp_path):
     write_next_labels(
-        tmp_path, data.index("train").root.parent / "annotations/instances_train2017.json", data, 3
+        tmp_path,
+        data.index("train").root.parent / "annotations/instances_train2017.json",
+        data,
+        3,
+        "score",
     )
     index = data.index("train")
     bags, pixels = (read_coco(tmp_path / f"{name}.json", index.root) for name in ("bags", "pixels"))
