@@ -16,11 +16,12 @@ from typing import Any
 import matplotlib as mpl
 import torch
 
-import wsis
+from wsis.inference import make_data, read_run
 from wsis.machine import bar
 from wsis.metrics.instances import VOCAP
-from wsis.models.ccgr.branches import Boxes
+from wsis.models.ccgr.branches import BagDetector, Boxes, Segmentation
 from wsis.models.ccgr.refinement import Refinement
+from wsis.nn.checkpoint import load_model
 from wsis.reports.evaluation import ground_truth
 from wsis.runs.record import read_stage
 from wsis.types import Prediction
@@ -56,9 +57,11 @@ def box_maps(run: Path, number: int, every: int) -> dict[int, float]:
         raise SystemExit(f"{run} has no finished stage round-{number}-labels")
     settings: dict[str, Any] = dict(labelled.settings["hparams"])
     peaks = run / settings.pop("peaks") / "peaks.json"
-    detector, data, *_ = wsis.load(run, f"round-{number}-detector")
-    segmentation = wsis.load(run, f"round-{number}-segmentation").model
+    last = "checkpoints/last.ckpt"
+    detector = load_model(BagDetector, run / f"round-{number}-detector" / last)
+    segmentation = load_model(Segmentation, run / f"round-{number}-segmentation" / last)
     labeller = Refinement(detector, segmentation, peaks, **settings).eval()
+    data = make_data(read_run(run)["data"])
     index, steps = data.index("train"), range(0, settings["refinement"] + 1, every)
     evidence = run / ("3-evidence" if number == 1 else f"round-{number - 1}-evidence")
     bags = data.variant(evidence / "bags.json")

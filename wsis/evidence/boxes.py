@@ -143,7 +143,7 @@ def merge_boxes(
         InputError: as `centre_context_gap`.
     """
     sums = _sums(boxes, maps.detach(), index, None)
-    joined, part = boxes.detach().double(), torch.arange(len(boxes), device=boxes.device)
+    joined, part = boxes.detach().double().clone(), torch.arange(len(boxes), device=boxes.device)
     while True:
         one, other = torch.combinations(torch.unique(part)).unbind(1)
         together = sums.which[one] == sums.which[other]
