@@ -508,7 +508,8 @@ def test_first_evidence_at_another_side_is_that_of_the_image(data):
         found = first_evidence(net, sample, **settings | {"side": side})
         ((label, x, y),) = found.points
         assert sample["target"]["tags"][int(label)] == 1
-        assert (x, y) == pytest.approx((160, 96), abs=20)
+        assert 128 < x < 192
+        assert 64 < y < 128
         assert found.pixels.shape == (height, width)
         inside = found.pixels[64:128, 128:192] == label
         assert inside.float().mean() > 0.9
