@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from wsis.errors import InputError
 from wsis.nn._own import OwnNetwork
+from wsis.nn._timm import PlainTransformer, build_timm
 from wsis.nn._weights import (
     backbone_state,
     by_hand,
@@ -53,15 +54,18 @@ class BackboneSettings:
     """The network that computes features.
 
     Args:
-        name: A timm network that has `features_only`, or resnet18_ws, resnet50_ws, resnet101_ws
-            (add _v2 for JTSM's pooling). From Python also an `nn.Module`, see docs/extending.
+        name: A timm network, convolutional or a vision transformer, or resnet18_ws, resnet50_ws,
+            resnet101_ws (add _v2 for JTSM's pooling). From Python also an `nn.Module`, see
+            docs/extending.
         weights: "imagenet" (downloaded by timm), "none" (random), or a file: safetensors, a PyTorch
             state dict, the authors' pickle of a ResNet-WS, or a checkpoint of this library's
             classifier.
         output_stride: Input pixels per cell of the last feature map; 8 and 16 use dilation, 32
             leaves the network unchanged.
-        feature_level: Index of the feature map to use; -1 is the last.
+        feature_level: Index of the feature map to use, of a plain vision transformer that of the
+            block; -1 is the last.
         frozen_stages: Number of leading stages that are not trained: 0 is none, 1 the stem, 5 all.
+            Stages 2 to 5 of a plain vision transformer are quarters of its blocks.
         model_args: Further arguments of the timm network, such as pad_type "same" for weights
             trained in TensorFlow.
         mean: Mean per channel (RGB, 0 to 1) that the weights expect; by default that of timm or
@@ -123,12 +127,12 @@ class Backbone(nn.Module):
         state = read_weights(Path(weights)) if from_file else None
         checkpoint = backbone_state(state)  # loaded last; other files are loaded as it is built
         network = _build(settings, None if checkpoint else state)
-        if isinstance(network, (OwnNetwork, ResNetWS)):
+        if isinstance(network, (OwnNetwork, ResNetWS, PlainTransformer)):
             channels, reduction = network.channels, network.reduction
-            expected = _WS if isinstance(network, ResNetWS) else _IMAGENET
         else:
             channels, reduction = network.feature_info.channels(), network.feature_info.reduction()
-            expected = network.pretrained_cfg
+        expected = _WS if isinstance(network, ResNetWS) else _IMAGENET
+        expected = getattr(network, "pretrained_cfg", expected)
         try:
             self.channels, self.stride = channels[level], reduction[level]
         except IndexError:
@@ -255,13 +259,12 @@ def _timm(settings: BackboneSettings, state: dict[str, Any] | None) -> Any:
         raise _unknown(name)
     model_args, stride = settings.model_args or {}, settings.output_stride
     arguments = {**model_args, **({} if stride == 32 else {"output_stride": stride})}
-    if level >= 0:
-        arguments["out_indices"] = tuple(range(level + 1))  # later stages are not built
-    if state is not None:
-        arguments["pretrained_cfg_overlay"] = {"state_dict": dict(state)}
+    given = {} if state is None else {"pretrained_cfg_overlay": {"state_dict": dict(state)}}
     pretrained = (weights == "imagenet" and not _follow.get()) or state is not None
     try:
-        network = timm.create_model(name, pretrained=pretrained, features_only=True, **arguments)
+        network = build_timm(name, arguments, level, pretrained=pretrained, **given)
+    except InputError:
+        raise
     except (AssertionError, TypeError, NotImplementedError) as error:
         raise InputError(
             f"backbone {name} cannot be built with output_stride {stride} and model_args "
@@ -297,22 +300,25 @@ def _unknown(name: str) -> InputError:
     return InputError(f"unknown backbone {name}; {advice}")
 
 
-def _leading_modules(network: nn.Module, stages: int, name: str) -> list[nn.Module]:
+def _leading_modules(network: Any, stages: int, name: str) -> list[nn.Module]:
     """Return the modules that compute the first `stages` feature maps, all of them for 5.
 
-    Modules are registered in the order in which they run. A module of the user's has no stages: it
-    is trained as it comes unless all of it is frozen.
+    Modules are registered in the order in which they run; parameters of the network itself, such as
+    position embeddings, belong to the first stage. A module of the user's has no stages: it is
+    trained as it comes unless all of it is frozen.
     """
     if stages == 0 or (isinstance(network, OwnNetwork) and stages < 5):
         return []
     if stages == 5:
         return list(network.modules())
-    modules = list(network.named_modules())
     if isinstance(network, ResNetWS):
-        last = ["stem", "res2", "res3", "res4", "res5"][stages - 1]
+        base, names = network, ["stem", "res2", "res3", "res4", "res5"]
+    elif isinstance(network, PlainTransformer):
+        base, names = network.model, network.stages()
     else:
-        names: list[str] = network.feature_info.module_name()  # type: ignore[operator, union-attr]
-        last = names[min(stages, len(names)) - 1].replace(".", "_")  # timm flattens some names
+        base, names = getattr(network, "model", network), network.feature_info.module_name()
+    modules = list(base.named_modules())
+    last = names[min(stages, len(names)) - 1].replace(".", "_")  # timm flattens some names
     ends = [
         i
         for i, (path, _) in enumerate(modules)
@@ -323,4 +329,4 @@ def _leading_modules(network: nn.Module, stages: int, name: str) -> list[nn.Modu
             f"backbone {name} does not say where its stage {stages} ends; set frozen_stages to 0 "
             "or 5"
         )
-    return [module for _, module in modules[1 : ends[-1] + 1]]
+    return [module for _, module in modules[: ends[-1] + 1]]
