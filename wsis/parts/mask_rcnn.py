@@ -1,4 +1,4 @@
-"""Mask R-CNN (He et al., ICCV 2017) on a feature pyramid (Lin et al., CVPR 2017).
+"""Mask R-CNN (He et al., ICCV 2017) on a feature pyramid.
 
 The segmentor that several methods train last, on pseudo-labels; with true masks it is their upper
 bound. Proposals, sampling and heads are torchvision's. An object with an untrusted mask trains the
@@ -7,28 +7,24 @@ box head, but is excluded from the mask loss.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_area, box_iou
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
-from torchvision.ops.poolers import initLevelMapper
+from torchvision.ops import box_area, box_iou
 
-from wsis.errors import InputError
 from wsis.method import Method, filled
 from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.nn.masks import paste
 from wsis.nn.optimisation import Optimisation, optimise
+from wsis.nn.pyramid import level_pooler, pyramid
 from wsis.nn.views import Inference, image_views
 from wsis.types import Batch, Prediction, Sample, Target, size_of
 
@@ -95,7 +91,8 @@ class MaskRCNN(Method):
         self.optimisation = optimisation = filled(_OPTIMISATION, optimisation)
         self.save_hyperparameters()
         self.backbone = Backbone(backbone)
-        self.pyramid = Pyramid(self.backbone, features)
+        self.pyramid = pyramid(self.backbone, features)
+        strides = self.pyramid.strides[:-1]
         sides = tuple((anchor_size * stride,) for stride in self.pyramid.strides)
         self.rpn = Proposer(
             AnchorGenerator(sides, (_RATIOS,) * len(sides)),
@@ -109,7 +106,7 @@ class MaskRCNN(Method):
             nms_thresh=0.7,
         )
         self.roi_heads = RoIHeads(
-            self.pyramid.pooler(7),
+            level_pooler(strides, 7),
             TwoMLPHead(features * 49, hidden),
             FastRCNNPredictor(hidden, num_classes + 1),
             fg_iou_thresh=0.5,
@@ -120,7 +117,7 @@ class MaskRCNN(Method):
             score_thresh=score_threshold,
             nms_thresh=nms,
             detections_per_img=max_detections,
-            mask_roi_pool=self.pyramid.pooler(14),
+            mask_roi_pool=level_pooler(strides, 14),
             mask_head=MaskRCNNHeads(features, [mask_width] * 4, 1),
             mask_predictor=MaskRCNNPredictor(mask_width, mask_width, num_classes + 1),
         )
@@ -206,46 +203,6 @@ class MaskRCNN(Method):
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its schedule."""
         return optimise(self, self.optimisation)
-
-
-class Pyramid(nn.Module):
-    """A feature pyramid on a backbone's last map of each stride from 4 on.
-
-    A coarser map, pooled from the coarsest, is added for large anchors.
-
-    Args:
-        backbone: the network that makes the maps.
-        channels: of every map of the pyramid.
-
-    Raises:
-        InputError: the backbone has no such maps, or their strides do not double each time.
-    """
-
-    def __init__(self, backbone: Backbone, channels: int) -> None:
-        super().__init__()
-        last = {stride: level for level, stride in enumerate(backbone.strides) if stride >= 4}
-        if not last or any(coarse != 2 * fine for fine, coarse in pairwise(last)):
-            raise InputError(
-                f"the backbone's maps have strides {backbone.strides}; a pyramid needs 4 or more, "
-                "each twice the one before"
-            )
-        self.levels, self.strides = list(last.values()), [*last, 2 * max(last)]
-        inputs = [backbone.widths[level] for level in self.levels]
-        self.fpn = FeaturePyramidNetwork(inputs, channels, LastLevelMaxPool())
-
-    def forward(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The backbone's maps -> the pyramid's (N,channels,h,w): "0" (finest), "1", ..., "pool"."""
-        return self.fpn({str(i): maps[level] for i, level in enumerate(self.levels)})
-
-    def pooler(self, size: int) -> MultiScaleRoIAlign:
-        """Return a layer that pools boxes from the maps of eq. (1) of the pyramid's paper."""
-        pool = MultiScaleRoIAlign([str(i) for i in range(len(self.levels))], size, sampling_ratio=2)
-        strides = self.strides[:-1]
-        # torchvision guesses these from the first batch, wrongly if its images are tiny
-        pool.scales = [1 / stride for stride in strides]
-        finest, coarsest = round(math.log2(strides[0])), round(math.log2(strides[-1]))
-        pool.map_levels = initLevelMapper(finest, coarsest)
-        return pool
 
 
 class Proposer(RegionProposalNetwork):  # type: ignore[misc]
