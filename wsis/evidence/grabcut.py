@@ -144,7 +144,7 @@ def crops(
             _inner(never)[:] = background[part]
         if sure is not None:
             _inner(known)[:] = sure[part] & ~_inner(never)
-        prior = _place_prior() if centred else _even_prior(0.0 if sure is not None else 1.0)
+        prior = _place_prior() if centred else _even_prior(valid, 1.0 if sure is None else 0.0)
         logits = _separate(pixels, valid, known, never, prior)
         masks[part] = ((logits > 0) | _inner(known)) & ~_inner(never) & _inner(valid)
     return windows.astype(np.float32), masks
@@ -261,7 +261,7 @@ def _separate(pixels: Array, valid: Array, known: Array, never: Array, prior: Ar
         valid: (K,M,M) bool, cells inside the image.
         known: (K,M,M) bool, cells known to be foreground.
         never: (K,M,M) bool, cells known to be background.
-        prior: (M,M) log odds of places.
+        prior: (M,M) or (K,M,M) log odds of places.
     """
     count, side = pixels.shape[:2]
     flat = pixels.reshape(count * side, side, 3)
@@ -286,9 +286,12 @@ def _place_prior() -> Array:
     return prior
 
 
-def _even_prior(inside: float) -> Array:
-    """Return prior log odds (M,M): `inside` anywhere in the box, -30 outside."""
-    prior = np.full((SIZE + 2 * _MARGIN,) * 2, -30.0)
+def _even_prior(valid: Array, inside: float) -> Array:
+    """Return prior log odds (K,M,M): `inside` anywhere in the box, -30 outside.
+
+    Cells beyond the image repeat its border, so that the filter does not see background there.
+    """
+    prior = np.where(valid, -30.0, inside)
     _inner(prior)[:] = inside
     return prior
 
