@@ -48,24 +48,15 @@ def test_segment_masks_are_their_superpixels():
     assert torch.equal(decoded, masks_of(proposals)[which])
 
 
-def test_paint_takes_the_best_proposal_of_each_pixel():
-    proposals = proposals_of()
-    scores = torch.rand(12, 3, generator=torch.Generator().manual_seed(1))
-    expected = torch.full(proposals.labels.shape, 255)
-    best = torch.zeros(proposals.labels.shape)
-    for mask, row in zip(masks_of(proposals), scores, strict=True):
-        for c in range(3):
-            better = mask & (row[c] > best)
-            best[better], expected[better] = row[c], c
-    assert torch.equal(paint(proposals, scores), expected)
-    assert (paint(proposals, torch.zeros(12, 3)) == 255).all()
-    assert (
-        paint(
-            Proposals(*(part if part is proposals.labels else part[:0] for part in proposals)),
-            scores[:0],
-        )
-        == 255
-    ).all()
+def test_paint_puts_later_masks_on_top():
+    masks, labels = masks_of(proposals_of()), torch.tensor([2, 0, 1] * 4)
+    expected = torch.full(masks.shape[1:], 255)
+    for y in range(masks.shape[1]):
+        for x in range(masks.shape[2]):
+            covering = masks[:, y, x].nonzero()[:, 0]
+            expected[y, x] = labels[covering.max()] if len(covering) else 255
+    assert torch.equal(paint(masks, labels), expected)
+    assert (paint(masks[:0], labels[:0]) == 255).all()
 
 
 def test_pooled_segments_of_a_batch_are_those_of_each_image():
@@ -99,7 +90,7 @@ def rectangle(box: tuple[int, int, int, int], size: tuple[int, int]) -> Proposal
 
 
 def test_a_rectangular_segment_is_roi_pool_on_its_cells_at_any_position():
-    """JTSM, section 3.3. A window of the rounded box leaves bins empty, unless it fits by chance."""
+    """JTSM, section 3.3. The rounded box leaves bins empty, unless it fits by chance."""
     features = torch.rand(1, 3, 12, 14, generator=torch.Generator().manual_seed(0)) + 1
     equal = {"region": 0, "box": 0}
     boxes = [
