@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--classifier_steps", type=int, default=900)
-    parser.add_argument("--images", type=int, default=300)
+    parser.add_argument("--images", type=int, nargs=2, default=[300, 100], help="train and val")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     asked = parser.parse_args()
     found: dict[str, list[list[float]]] = {row: [] for row in asked.rows}
@@ -77,7 +77,8 @@ def train_classifier(draw: int, asked: argparse.Namespace) -> Path:
     checkpoint = run / "1-classifier" / "checkpoints" / "last.ckpt"
     if not checkpoint.is_file():
         words = ["--model", "jtsm", "--data.root", str(asked.folder / "data")]
-        words += ["--data.seed", str(draw), "--data.train", str(asked.images)]
+        train, val = map(str, asked.images)
+        words += ["--data.seed", str(draw), "--data.train", train, "--data.val", val]
         words += ["--model.pretraining.steps", str(asked.classifier_steps)]
         call("fit", [*words, "--run_dir", str(run), "--stage", "1-classifier"])
     return checkpoint
@@ -89,12 +90,15 @@ def of_row(row: str, draw: int, classifier: Path, asked: argparse.Namespace) -> 
     places = [asked.folder / f"draw-{draw}" / f"{name}.json" for name in names]
     if all(place.is_file() for place in places):
         return [read_json(place) for place in places]
-    data = {"root": asked.folder / "data", "seed": draw, "train": asked.images}
+    train_images, val_images = asked.images
+    data = {"root": asked.folder / "data", "seed": draw, "train": train_images, "val": val_images}
     model, module, _ = wsis.build("jtsm", "shapes", model=ROWS[row], data=data)
     module.prepare_data()
     model.backbone.load(classifier)
     images = {split: list(pooled(model.eval(), module, split)) for split in ("train", "val")}
     for seed, place in enumerate(places):
+        if place.is_file():
+            continue
         begin = time.perf_counter()
         model, *_ = wsis.build("jtsm", "shapes", model=ROWS[row], data=data, seed_everything=seed)
         train(model, images["train"], asked.steps)

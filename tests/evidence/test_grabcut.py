@@ -171,7 +171,7 @@ def ground() -> tuple[np.ndarray, dict[str, np.ndarray]]:
     y, _ = np.mgrid[:120, :160]
     sky = (y < 50) & ~thing
     noise = np.random.default_rng(1).normal(0, 15, image.shape)
-    image[sky] = ((120, 170, 220) + noise).clip(0, 255)[sky]
+    image[sky] = (np.array([120, 170, 220]) + noise).clip(0, 255)[sky]
     return image, {"thing": thing, "sky": sky, "grass": ~sky & ~thing}
 
 
@@ -357,7 +357,7 @@ def test_sure_cells_are_part_of_what_is_remembered():
 
 @pytest.mark.parametrize("setting", ["fast", "authors"])
 def test_evidence_uses_and_remembers_what_is_known(setting):
-    image, disc, box = disc_image()
+    image, _, box = disc_image()
     pixels = torch.from_numpy(image).permute(2, 0, 1)
     wide = torch.from_numpy(box + np.array([-25, 0, 25, 0]))[None]
     left, right = torch.zeros(2, 1, SIZE, SIZE, dtype=torch.bool)

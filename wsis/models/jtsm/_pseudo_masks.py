@@ -67,7 +67,7 @@ class PseudoMasks:
         self.evidence = None if evidence == "segments" else Evidence(evidence)
 
     def instances(self, mined: Mined, sample: Sample) -> Tensor:
-        """Return M-hat^IS (K,28,28) in 0 and 1: masks of seeds, as their nearest samples see them.
+        """Return M-hat^IS (K,28,28) in 0 and 1: for each sample, the mask of its nearest seed.
 
         Without re-estimation it is the best segment in each sample's box.
         """
@@ -75,8 +75,8 @@ class PseudoMasks:
         seeds = nearest_seeds(things, self.seeds)
         nearest = box_iou(things.boxes, things.boxes[seeds]).argmax(1) if len(seeds) else seeds
         if self.reestimate == "none" or self.evidence is None:
-            own = things.proposals[seeds[nearest]]
-            index = mined.best if self.reestimate == "none" else own
+            as_mined = self.reestimate == "none"
+            index = mined.best if as_mined else things.proposals[seeds[nearest]]
             found = segments_in(proposals, index, things.boxes, (_SIDE, _SIDE))
             return found.to(things.boxes.dtype)
         boxes, sure = things.boxes[seeds], None
