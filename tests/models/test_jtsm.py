@@ -13,6 +13,7 @@ from wsis.losses import image_loss, semantic_loss
 from wsis.models.jtsm import JTSM
 from wsis.models.jtsm._pseudo_masks import Mined, PseudoMasks, best_of_stuff, first_classes
 from wsis.nn.detection import Detection, MaskSamples, refine
+from wsis.nn.panoptic import best_as_sum
 from wsis.nn.views import over_views
 
 SMALL = {
@@ -301,6 +302,24 @@ def test_without_branch_the_best_segment_of_each_class_is_painted(data):
     expected[segments(sample)[21]] = 2
     expected[segments(sample)[4]] = 0
     assert torch.equal(found, expected)
+
+
+def test_without_refinement_the_best_proposal_of_a_class_counts_as_its_sum(data):
+    """S^MIL spreads y over proposals: none of them reaches the threshold of the panoptic map."""
+    settings = {"refinements": 0, "instances": False, "semantics": False}
+    model, sample = JTSM(**{**SMALL, **settings}).eval(), evaluated(data)
+    (heads,) = model.mining(model.backbone([sample["image"]]), [sample["proposals"]])
+    mil = torch.zeros_like(heads.mil)
+    mil[7, 3], mil[20, 3], mil[30, 5] = 0.4, 0.3, 0.45
+    model.mining = lambda *_: [heads._replace(mil=mil)]
+    with torch.no_grad():
+        found = model.predict(sample)
+    assert found.scores.max() == pytest.approx(0.45)
+    things = found.panoptic[found.panoptic[..., 0] < 8][:, 0]
+    assert set(things.unique().tolist()) == {-1, 3}, "class 5 has y = .45"
+    scaled = best_as_sum(found, mil)
+    assert scaled[found.labels == 3].max() == pytest.approx(0.7)
+    assert scaled[found.labels == 5].max() == pytest.approx(0.45)
 
 
 @pytest.mark.parametrize("things_class", [False, True])

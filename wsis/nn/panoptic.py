@@ -10,7 +10,7 @@ from torch import Tensor
 from wsis.losses import NO_STUFF
 from wsis.types import Prediction
 
-__all__ = ["merge", "paint"]
+__all__ = ["best_as_sum", "merge", "paint"]
 
 
 def merge(
@@ -76,3 +76,19 @@ def paint(masks: Tensor, labels: Tensor) -> Tensor:
     for label, mask in zip(labels.tolist(), masks, strict=True):
         canvas[mask] = label
     return canvas
+
+
+def best_as_sum(prediction: Prediction, scores: Tensor) -> Tensor:
+    """Scale the scores of instances so that the best proposal of a class has the class's sum.
+
+    Args:
+        prediction: N instances, with scores out of `scores`.
+        scores: (P,C) of all proposals of the image.
+
+    Returns:
+        (N,).
+    """
+    if not len(scores):
+        return prediction.scores
+    factor = scores.sum(0) / scores.amax(0).clamp(min=1e-12)
+    return prediction.scores * factor.to(prediction.scores)[prediction.labels]

@@ -48,6 +48,8 @@ Where the paper is silent:
                 Only there does MoIPool of a rectangular segment equal RoIPool, as section 3.3 says
     GrabCut     of stuff: pixels of mined things are background; box and image often end together,
                 and outside there is nothing to learn from
+    n^r = 0     S^MIL sums to y, and hardly a proposal reaches the threshold of the panoptic map; in
+                it, the best proposal of a class counts as y
     no branch   without the semantic branch, classes whose y is at least 0.5 are painted as in
                 training: each with its best segment
     things      `things_class` is a class of the semantic branch for all things, as the released
@@ -92,7 +94,7 @@ from wsis.nn.masks import (
 )
 from wsis.nn.mil import MLPHead, detect
 from wsis.nn.optimisation import Optimisation, optimise
-from wsis.nn.panoptic import merge, paint
+from wsis.nn.panoptic import best_as_sum, merge, paint
 from wsis.nn.regions import Pooling, Window, pool, pool_segments
 from wsis.nn.views import ImageView, Inference, average, mean_masks, over_views
 from wsis.ops.moi_pool import Compensation
@@ -304,11 +306,13 @@ class JTSM(Method):
         prediction = Prediction(sample["image_id"], size, *found)
         if not self.hparams["stuff"]:
             return prediction
+        if not self.hparams["refinements"]:
+            prediction = prediction._replace(scores=best_as_sum(prediction, things))
         stuff = self.stuff_map(features, views, heads, proposals, size)
         classes, area = self.hparams["num_classes"], self.hparams["min_stuff_area"]
         threshold = self.hparams["score_threshold"]
         merged = merge(prediction, stuff, classes, threshold, stuff_area=area)
-        return prediction._replace(panoptic=merged)
+        return Prediction(sample["image_id"], size, *found, merged)
 
     def mask_logits(self, regions: Tensor, labels: Tensor) -> Tensor:
         """Return masks (N,28,28) of regions (N,D,14,14), in the channels of their classes."""
