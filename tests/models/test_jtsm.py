@@ -117,9 +117,10 @@ def test_every_setting_of_the_paper_trains_and_predicts(data, settings, branches
     classes = found.panoptic[..., 0]
     assert tuple(classes.shape) == sample["size"]
     assert set(classes.unique().tolist()) <= set(range(-1, 11))
-    assert (classes >= 8).float().mean() > 0.5, (
-        "an untrained model sees no things, and stuff nearly everywhere"
-    )
+    if settings.get("semantics", True) and not settings.get("things_class"):
+        assert (classes >= 8).float().mean() > 0.5, (
+            "an untrained model sees no things, and stuff nearly everywhere"
+        )
 
 
 @pytest.mark.slow

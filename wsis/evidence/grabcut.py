@@ -99,8 +99,8 @@ def _fast(
 ) -> Array:
     """Return the masks of `crops` at image size, with known pixels as they are known."""
     height, width = image.shape[:2]
-    grids = [None if known is None else sample_masks(known, boxes) for known in (sure, background)]
-    _, small_masks = crops(image, boxes, *grids, centred)
+    known, never = (None if m is None else sample_masks(m, boxes) for m in (sure, background))
+    _, small_masks = crops(image, boxes, known, never, centred)
     masks = np.zeros((len(boxes), height, width), dtype=bool)
     corners = _pixels(boxes, height, width)
     for mask, (x1, y1, x2, y2), small in zip(masks, corners, small_masks, strict=True):

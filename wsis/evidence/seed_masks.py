@@ -40,7 +40,8 @@ class _Key(NamedTuple):
     """What a mask depends on."""
 
     image: int
-    corners: tuple[int, int, int, int]
+    corners: tuple[int, ...]
+    """x1, y1, x2, y2 in whole pixels."""
     sure: bytes
     """Packed cells; empty if none are given."""
     background: bytes
