@@ -93,7 +93,6 @@ def of_row(row: str, draw: int, classifier: Path, asked: argparse.Namespace) -> 
     train_images, val_images = asked.images
     data = {"root": asked.folder / "data", "seed": draw, "train": train_images, "val": val_images}
     model, module, _ = wsis.build("jtsm", "shapes", model=ROWS[row], data=data)
-    module = model.training_data(module)
     module.prepare_data()
     model.backbone.load(classifier)
     images = {split: list(pooled(model.eval(), module, split)) for split in ("train", "val")}
@@ -113,9 +112,12 @@ def pooled(model: wsis.JTSM, data: wsis.Shapes, split: str) -> Iterable[Image]:
     """Yield the images of a split with their pooled proposals."""
     kept: list[Tensor] = []
     hook = model.detector.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
-    samples = data.samples(split, train=False)
-    for index in range(len(samples)):
-        sample = samples.sample(index)
+    fields, index = {"tags", "stuff_tags"}, data.index(split)
+    samples = data.samples(split, train=False, supervision=fields, segments=True)
+    for number, image in enumerate(index.images):
+        sample = samples.sample(number)
+        panoptic = index.panoptic(image) if index.panoptic else None
+        sample["truth"] = sample["truth"]._replace(panoptic=panoptic)
         model.mining(model.backbone([sample["image"]]), [sample["proposals"]])
         yield Image(sample, kept.pop())
     hook.remove()
