@@ -170,6 +170,21 @@ def test_figures_by_vocs_protocol_are_shown_beside_ours_where_a_paper_has_them()
 
 
 @pytest.mark.parametrize(
+    ("data", "images", "classes", "joint", "things"),
+    [
+        ("voc", 1449, 20, {"PQ": 0.39}, {"AP50": 0.442, "AP75": 0.12}),
+        ("coco", 5000, 80, {"PQ": 0.053}, {"AP50": 0.121, "AP75": 0.05, "AP": 0.061}),
+    ],
+)
+def test_things_alone_have_figures_of_their_own(data, images, classes, joint, things):
+    """JTSM's Tables 4 and 5 are of the joint method, Tables 6 and 7 of things alone."""
+    for words, expected in (((), joint), (("--model.stuff", "false"), things)):
+        found = config("--model", "jtsm", "--data", data, *words)
+        run = entry(found, data, images, classes, "resnet18_ws_v2", "jtsm")
+        assert papers.published(run).metrics == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
     ("words", "images", "classes", "backbone", "changes"),
     [
         ((), 100, 20, "resnet18_ws", {}),
@@ -190,14 +205,15 @@ def test_other_settings_are_not_compared_with_papers(words, images, classes, bac
 @pytest.mark.slow
 def test_every_paper_row_can_be_met_by_a_recipe():
     """Its method, data and classes exist, figures are percentages, and a recipe or a known departure has its backbone."""
-    for (method, data, backbone, images, classes), row in papers._rows().items():
+    for (method, data, backbone, images, classes, departs), row in papers._rows().items():
         assert (method in names("model"), data in ("voc", "coco")) == (True, True)
         assert (images, classes) == {"voc": ("1449", "20"), "coco": ("5000", "80")}[data]
         values = [float(v) for k, v in row.items() if v and k not in (*papers._PLACE, "source")]
         assert values
         assert all(0 < value < 100 for value in values)
         assert row["source"]
-        usual = config("--model", method, "--data", data)["model"]["init_args"]
+        words = [f"--{setting}" for setting in departs.split()]
+        usual = config("--model", method, "--data", data, *words)["model"]["init_args"]
         assert usual["backbone"]["name"] == backbone.split(", ")[0] or backbone in (
             "resnet50_ws",
             "resnet101_ws",
