@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsis.errors import InputError
+from wsis.files import cache_folder
 from wsis.nn._own import OwnNetwork
+from wsis.nn._timm import PlainTransformer, build_timm
 from wsis.nn._weights import (
     backbone_state,
     by_hand,
@@ -27,6 +30,7 @@ from wsis.nn._weights import (
     read_weights,
     reason,
 )
+from wsis.nn.feature_store import FeatureStore
 from wsis.nn.resnet_ws import ResNetWS, released_weights
 
 __all__ = ["Backbone", "BackboneSettings", "weights_follow"]
@@ -53,21 +57,27 @@ class BackboneSettings:
     """The network that computes features.
 
     Args:
-        name: A timm network that has `features_only`, or resnet18_ws, resnet50_ws, resnet101_ws
-            (add _v2 for JTSM's pooling). From Python also an `nn.Module`, see docs/extending.
+        name: A timm network, convolutional or a vision transformer, or resnet18_ws, resnet50_ws,
+            resnet101_ws (add _v2 for JTSM's pooling). From Python also an `nn.Module`, see
+            docs/extending.
         weights: "imagenet" (downloaded by timm), "none" (random), or a file: safetensors, a PyTorch
             state dict, the authors' pickle of a ResNet-WS, or a checkpoint of this library's
             classifier.
         output_stride: Input pixels per cell of the last feature map; 8 and 16 use dilation, 32
             leaves the network unchanged.
-        feature_level: Index of the feature map to use; -1 is the last.
+        feature_level: Index of the feature map to use, of a plain vision transformer that of the
+            block; -1 is the last.
         frozen_stages: Number of leading stages that are not trained: 0 is none, 1 the stem, 5 all.
+            Stages 2 to 5 of a plain vision transformer are quarters of its blocks.
         model_args: Further arguments of the timm network, such as pad_type "same" for weights
             trained in TensorFlow.
         mean: Mean per channel (RGB, 0 to 1) that the weights expect; by default that of timm or
             the ResNet-WS authors.
         std: Standard deviation per channel that the weights expect; by default that of timm or
             the ResNet-WS authors.
+        stored: Whether training keeps the features of a frozen network in the user's cache, in half
+            precision, so that each image passes it once. Training images may be flipped, but not
+            cropped or jittered, and have one `short_sides`.
     """
 
     name: str = "resnet18_ws"
@@ -78,6 +88,7 @@ class BackboneSettings:
     model_args: dict[str, Any] | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    stored: bool = False
 
     def __post_init__(self) -> None:
         """Raise InputError if no network has this stride or this number of stages."""
@@ -99,7 +110,8 @@ class Backbone(nn.Module):
     `network` returns every map up to `feature_level` from `normalise`d images; `widths` and
     `strides` list their channels and strides. H and W are padded to a multiple of `divisor`.
 
-    BatchNorm layers are fixed in frozen stages, and everywhere if weights were read.
+    BatchNorm layers are fixed in frozen stages, and everywhere once weights were read or loaded:
+    their statistics are better than those of a few images.
 
     Args:
         settings: see `BackboneSettings`.
@@ -123,12 +135,12 @@ class Backbone(nn.Module):
         state = read_weights(Path(weights)) if from_file else None
         checkpoint = backbone_state(state)  # loaded last; other files are loaded as it is built
         network = _build(settings, None if checkpoint else state)
-        if isinstance(network, (OwnNetwork, ResNetWS)):
+        if isinstance(network, (OwnNetwork, ResNetWS, PlainTransformer)):
             channels, reduction = network.channels, network.reduction
-            expected = _WS if isinstance(network, ResNetWS) else _IMAGENET
         else:
             channels, reduction = network.feature_info.channels(), network.feature_info.reduction()
-            expected = network.pretrained_cfg
+        expected = _WS if isinstance(network, ResNetWS) else _IMAGENET
+        expected = getattr(network, "pretrained_cfg", expected)
         try:
             self.channels, self.stride = channels[level], reduction[level]
         except IndexError:
@@ -148,6 +160,8 @@ class Backbone(nn.Module):
         self._freeze(every_norm=weights != "none")
         self.is_random = weights == "none"
         """Whether no weights were ever loaded."""
+        self.store: FeatureStore | None = None
+        """Where features are kept; None computes them each time."""
 
     def forward(self, images: Sequence[Tensor] | Tensor) -> Tensor:
         """Return features of images of any sizes.
@@ -159,7 +173,40 @@ class Backbone(nn.Module):
             (N,D,h,w); smaller images of a list are padded at the right and bottom with zeros after
             normalisation.
         """
+        if self.store is not None:
+            return self._stored(self.store, images)
         return self.network(self.normalise(images))[self.feature_level]
+
+    @property
+    def frozen(self) -> bool:
+        """Whether no part of the network is trained."""
+        return not any(parameter.requires_grad for parameter in self.parameters())
+
+    def keep_features(self) -> Path:
+        """Keep features from now on, in the file of the user's cache that is returned."""
+        settings = self.settings
+        shape = settings.output_stride, settings.feature_level, settings.model_args
+        content = hashlib.sha256(f"{shape}".encode())
+        for name, value in sorted(self.state_dict().items()):
+            content.update(name.encode() + value.cpu().numpy().tobytes())
+        path = cache_folder() / "features" / f"{self.name}-{content.hexdigest()[:12]}.sqlite"
+        self.store = FeatureStore(path)
+        return path
+
+    @torch.no_grad()
+    def _stored(self, store: FeatureStore, images: Sequence[Tensor] | Tensor) -> Tensor:
+        """Return features as `forward` does; each image passes the network by itself."""
+        device = self.mean.device.type
+        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else "float32"
+
+        def compute(image: Tensor) -> Tensor:
+            return self.network(self.normalise([image]))[self.feature_level][0]
+
+        maps = store.maps(list(images), compute, f"{device} {kind}")
+        height, width = (max(found.shape[i] for found in maps) for i in (1, 2))
+        room = [(0, width - found.shape[2], 0, height - found.shape[1]) for found in maps]
+        padded = [F.pad(found, sides) for found, sides in zip(maps, room, strict=True)]
+        return torch.stack(padded).to(self.mean.dtype)
 
     def load(self, path: Path) -> None:
         """Load the backbone of a checkpoint of this library.
@@ -173,6 +220,7 @@ class Backbone(nn.Module):
         names = self.state_dict()
         known = {name: value for name, value in state.items() if name in names}
         load_state(self, known, self.name, str(path))
+        self._freeze(every_norm=True)
         self.is_random = False
 
     def holds(self, other: Backbone) -> bool:
@@ -241,7 +289,7 @@ def _resnet_ws(
     if weights == "imagenet" and not _follow.get():
         raise InputError(
             f"no ImageNet weights of {name} can be downloaded; give the authors' file as weights, "
-            "or a timm network as name"
+            "train them (wsis.fit --model classifier --data imagenet), or name a timm network"
         )
     network = ResNetWS(depth, settings.output_stride, pool_first)
     if state is not None:
@@ -255,13 +303,12 @@ def _timm(settings: BackboneSettings, state: dict[str, Any] | None) -> Any:
         raise _unknown(name)
     model_args, stride = settings.model_args or {}, settings.output_stride
     arguments = {**model_args, **({} if stride == 32 else {"output_stride": stride})}
-    if level >= 0:
-        arguments["out_indices"] = tuple(range(level + 1))  # later stages are not built
-    if state is not None:
-        arguments["pretrained_cfg_overlay"] = {"state_dict": dict(state)}
+    given = {} if state is None else {"pretrained_cfg_overlay": {"state_dict": dict(state)}}
     pretrained = (weights == "imagenet" and not _follow.get()) or state is not None
     try:
-        network = timm.create_model(name, pretrained=pretrained, features_only=True, **arguments)
+        network = build_timm(name, arguments, level, pretrained=pretrained, **given)
+    except InputError:
+        raise
     except (AssertionError, TypeError, NotImplementedError) as error:
         raise InputError(
             f"backbone {name} cannot be built with output_stride {stride} and model_args "
@@ -297,22 +344,25 @@ def _unknown(name: str) -> InputError:
     return InputError(f"unknown backbone {name}; {advice}")
 
 
-def _leading_modules(network: nn.Module, stages: int, name: str) -> list[nn.Module]:
+def _leading_modules(network: Any, stages: int, name: str) -> list[nn.Module]:
     """Return the modules that compute the first `stages` feature maps, all of them for 5.
 
-    Modules are registered in the order in which they run. A module of the user's has no stages: it
-    is trained as it comes unless all of it is frozen.
+    Modules are registered in the order in which they run; parameters of the network itself, such as
+    position embeddings, belong to the first stage. A module of the user's has no stages: it is
+    trained as it comes unless all of it is frozen.
     """
     if stages == 0 or (isinstance(network, OwnNetwork) and stages < 5):
         return []
     if stages == 5:
         return list(network.modules())
-    modules = list(network.named_modules())
     if isinstance(network, ResNetWS):
-        last = ["stem", "res2", "res3", "res4", "res5"][stages - 1]
+        base, names = network, ["stem", "res2", "res3", "res4", "res5"]
+    elif isinstance(network, PlainTransformer):
+        base, names = network.model, network.stages()
     else:
-        names: list[str] = network.feature_info.module_name()  # type: ignore[operator, union-attr]
-        last = names[min(stages, len(names)) - 1].replace(".", "_")  # timm flattens some names
+        base, names = getattr(network, "model", network), network.feature_info.module_name()
+    modules = list(base.named_modules())
+    last = names[min(stages, len(names)) - 1].replace(".", "_")  # timm flattens some names
     ends = [
         i
         for i, (path, _) in enumerate(modules)
@@ -323,4 +373,4 @@ def _leading_modules(network: nn.Module, stages: int, name: str) -> list[nn.Modu
             f"backbone {name} does not say where its stage {stages} ends; set frozen_stages to 0 "
             "or 5"
         )
-    return [module for _, module in modules[1 : ends[-1] + 1]]
+    return [module for _, module in modules[: ends[-1] + 1]]

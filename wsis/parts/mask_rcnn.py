@@ -1,4 +1,4 @@
-"""Mask R-CNN (He et al., ICCV 2017) on a feature pyramid (Lin et al., CVPR 2017).
+"""Mask R-CNN (He et al., ICCV 2017) on a feature pyramid.
 
 The segmentor that several methods train last, on pseudo-labels; with true masks it is their upper
 bound. Proposals, sampling and heads are torchvision's. An object with an untrusted mask trains the
@@ -7,32 +7,37 @@ box head, but is excluded from the mask loss.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_area, box_iou
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
-from torchvision.ops.poolers import initLevelMapper
+from torchvision.ops import box_area, box_iou
 
-from wsis.errors import InputError
 from wsis.method import Method, filled
 from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.nn.masks import paste
 from wsis.nn.optimisation import Optimisation, optimise
+from wsis.nn.pyramid import level_pooler, pyramid
 from wsis.nn.views import Inference, image_views
 from wsis.types import Batch, Prediction, Sample, Target, size_of
 
 __all__ = ["MaskRCNN"]
+
+MaskLosses = Callable[
+    [Tensor, list[Tensor], list[dict[str, Tensor]], list[Tensor]], dict[str, Tensor]
+]
+"""Losses of mask logits (R,C+1,h,w), each with its name.
+
+Given are the logits, the regions of each image (R_i,4) that they are of, the images' targets, and
+the object of each region (R_i,).
+"""
 
 _RATIOS = (0.5, 1.0, 2.0)
 # torchvision samples mask targets with a pixel's centre at its index; masks pasted with this shift
@@ -95,7 +100,8 @@ class MaskRCNN(Method):
         self.optimisation = optimisation = filled(_OPTIMISATION, optimisation)
         self.save_hyperparameters()
         self.backbone = Backbone(backbone)
-        self.pyramid = Pyramid(self.backbone, features)
+        self.pyramid = pyramid(self.backbone, features)
+        strides = self.pyramid.strides[:-1]
         sides = tuple((anchor_size * stride,) for stride in self.pyramid.strides)
         self.rpn = Proposer(
             AnchorGenerator(sides, (_RATIOS,) * len(sides)),
@@ -109,7 +115,7 @@ class MaskRCNN(Method):
             nms_thresh=0.7,
         )
         self.roi_heads = RoIHeads(
-            self.pyramid.pooler(7),
+            level_pooler(strides, 7),
             TwoMLPHead(features * 49, hidden),
             FastRCNNPredictor(hidden, num_classes + 1),
             fg_iou_thresh=0.5,
@@ -120,7 +126,7 @@ class MaskRCNN(Method):
             score_thresh=score_threshold,
             nms_thresh=nms,
             detections_per_img=max_detections,
-            mask_roi_pool=self.pyramid.pooler(14),
+            mask_roi_pool=level_pooler(strides, 14),
             mask_head=MaskRCNNHeads(features, [mask_width] * 4, 1),
             mask_predictor=MaskRCNNPredictor(mask_width, mask_width, num_classes + 1),
         )
@@ -134,27 +140,29 @@ class MaskRCNN(Method):
         self.log_losses(losses, loss, len(batch))
         return loss
 
-    def losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def losses(
+        self,
+        images: list[Tensor],
+        targets: list[dict[str, Tensor]],
+        mask_losses: MaskLosses | None = None,
+    ) -> dict[str, Tensor]:
         """Return the losses of images (3,H,W).
 
         Args:
             images: of any sizes.
             targets: boxes (M,4), labels (M,) from 1, masks (M,H,W), ignore_mask (M,) bool; and
                 `skipped` boxes (N,4), if any, in which background is excluded from the loss.
+            mask_losses: how the mask head learns; None learns `masks`.
         """
         features, padded = self._features(images)
         # torchvision rounds boxes to the features' precision
         with torch.autocast(self.device.type, enabled=False):
             proposals, losses = self.rpn(padded, features, targets)
             sizes = padded.image_sizes
-            classes, boxes, masks = self._region_losses(features, proposals, sizes, targets)
-        return {
-            "objectness": losses["loss_objectness"],
-            "proposal": losses["loss_rpn_box_reg"],
-            "class": classes,
-            "box": boxes,
-            "mask": masks,
-        }
+            learn = mask_losses or _from_masks
+            of_regions = self._region_losses(features, proposals, sizes, targets, learn)
+        first = {"objectness": losses["loss_objectness"], "proposal": losses["loss_rpn_box_reg"]}
+        return first | of_regions
 
     def _region_losses(
         self,
@@ -162,7 +170,8 @@ class MaskRCNN(Method):
         proposals: list[Tensor],
         sizes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]],
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        mask_losses: MaskLosses,
+    ) -> dict[str, Tensor]:
         """Return class, box and mask loss as torchvision's RoIHeads, without ignore_mask masks."""
         heads = self.roi_heads
         proposals = [p[~skipped(p, t)] for p, t in zip(proposals, targets, strict=True)]
@@ -177,9 +186,8 @@ class MaskRCNN(Method):
         boxes = [of_image[kept] for of_image, kept in zip(regions, trusted, strict=True)]
         objects = [of_image[kept] for of_image, kept in zip(matched, trusted, strict=True)]
         logits = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(features, boxes, sizes)))
-        masks = [target["masks"] for target in targets]
-        classes = [target["labels"] for target in targets]
-        return class_loss, box_loss, maskrcnn_loss(logits, boxes, masks, classes, objects)
+        masks = mask_losses(logits, boxes, targets, objects)
+        return {"class": class_loss, "box": box_loss, **masks}
 
     def _features(self, images: Sequence[Tensor]) -> tuple[dict[str, Tensor], ImageList]:
         """Return the pyramid's maps in full precision, and the padded batch with image sizes."""
@@ -208,46 +216,6 @@ class MaskRCNN(Method):
         return optimise(self, self.optimisation)
 
 
-class Pyramid(nn.Module):
-    """A feature pyramid on a backbone's last map of each stride from 4 on.
-
-    A coarser map, pooled from the coarsest, is added for large anchors.
-
-    Args:
-        backbone: the network that makes the maps.
-        channels: of every map of the pyramid.
-
-    Raises:
-        InputError: the backbone has no such maps, or their strides do not double each time.
-    """
-
-    def __init__(self, backbone: Backbone, channels: int) -> None:
-        super().__init__()
-        last = {stride: level for level, stride in enumerate(backbone.strides) if stride >= 4}
-        if not last or any(coarse != 2 * fine for fine, coarse in pairwise(last)):
-            raise InputError(
-                f"the backbone's maps have strides {backbone.strides}; a pyramid needs 4 or more, "
-                "each twice the one before"
-            )
-        self.levels, self.strides = list(last.values()), [*last, 2 * max(last)]
-        inputs = [backbone.widths[level] for level in self.levels]
-        self.fpn = FeaturePyramidNetwork(inputs, channels, LastLevelMaxPool())
-
-    def forward(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The backbone's maps -> the pyramid's (N,channels,h,w): "0" (finest), "1", ..., "pool"."""
-        return self.fpn({str(i): maps[level] for i, level in enumerate(self.levels)})
-
-    def pooler(self, size: int) -> MultiScaleRoIAlign:
-        """Return a layer that pools boxes from the maps of eq. (1) of the pyramid's paper."""
-        pool = MultiScaleRoIAlign([str(i) for i in range(len(self.levels))], size, sampling_ratio=2)
-        strides = self.strides[:-1]
-        # torchvision guesses these from the first batch, wrongly if its images are tiny
-        pool.scales = [1 / stride for stride in strides]
-        finest, coarsest = round(math.log2(strides[0])), round(math.log2(strides[-1]))
-        pool.map_levels = initLevelMapper(finest, coarsest)
-        return pool
-
-
 class Proposer(RegionProposalNetwork):  # type: ignore[misc]
     """torchvision's region proposal network, without anchors in skipped boxes in the loss."""
 
@@ -273,6 +241,17 @@ def skipped(boxes: Tensor, target: dict[str, Tensor]) -> Tensor:
     high = torch.minimum(boxes[:, None, 2:], regions[:, 2:])
     inside = (high - low).clamp(min=0).prod(2).amax(1) > box_area(boxes) / 2
     return inside & (box_iou(boxes, objects) < 0.5).all(1)
+
+
+def _from_masks(
+    logits: Tensor,
+    boxes: list[Tensor],
+    targets: list[dict[str, Tensor]],
+    objects: list[Tensor],
+) -> dict[str, Tensor]:
+    """Return the mask loss of Mask R-CNN; see `MaskLosses`."""
+    masks, labels = ([target[name] for target in targets] for name in ("masks", "labels"))
+    return {"mask": maskrcnn_loss(logits, boxes, masks, labels, objects)}
 
 
 def _learnable(target: Target, skip_crowds: bool = False) -> dict[str, Tensor]:

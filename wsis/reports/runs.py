@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import timm
 
 from wsis import registry
 from wsis.coco.records import Sources, read_records
@@ -193,7 +195,8 @@ def read_entry(folder: Path, results: Path, evaluation_set: EvaluationSet) -> En
         reached = [s.metrics["val/mIoU"] for s in done if "val/mIoU" in s.metrics]
         overall |= {"mIoU": reached[0]} if reached and "mIoU" not in overall else {}
     supervision = _supervision(cls, given, evaluation_set.labels)
-    segments, weights = _segments(cls, data), _weights(given)
+    backbones = _backbones(given)
+    segments, weights = _segments(cls, data), _listed(map(_weights, backbones))
     loading_seed = (data.get("loading") or {}).get("seed")
     changed = departures(config)
     return Entry(
@@ -202,7 +205,7 @@ def read_entry(folder: Path, results: Path, evaluation_set: EvaluationSet) -> En
         supervision=supervision,
         segments=segments,
         weights=weights,
-        backbone=", ".join(_of_backbones(given, "name")) or "-",
+        backbone=_listed(backbone.get("name") for backbone in backbones),
         seed=(int(config.get("seed_everything") or 0), int(loading_seed or 0)),
         key=row_key(config, supervision, segments, weights),
         config=_config(config, changed),
@@ -288,21 +291,30 @@ def _segments(cls: type[Method], data: Mapping[str, Any]) -> str:
     return f"{known.get('from', path.name)}, trained from {known.get('supervision', 'unknown')}"
 
 
-def _weights(given: Mapping[str, Any]) -> str:
-    names = {"none": "random", "imagenet": "ImageNet"}
-    known = [names.get(name, Path(name).name) for name in _of_backbones(given, "weights")]
-    return ", ".join(dict.fromkeys(known)) or "-"
+def _weights(backbone: Mapping[str, Any]) -> str | None:
+    """Return what a backbone's weights learned from, and their licence, where timm says so."""
+    weights = backbone.get("weights")
+    if weights != "imagenet":
+        return "random" if weights == "none" else weights and Path(weights).name
+    config = timm.get_pretrained_cfg(backbone["name"])
+    if config is None:
+        return "ImageNet"
+    return f"{config.tag or 'timm'} ({config.license or 'licence unknown'})"
 
 
-def _of_backbones(given: Mapping[str, Any], setting: str) -> list[str]:
-    """Return the distinct values of a backbone setting, of the model first, then of its parts."""
-    values = []
+def _backbones(given: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the settings of a run's backbones, that of the model first, then of its parts."""
+    found = []
     for part in [given, *(part for part in given.values() if isinstance(part, Mapping))]:
         backbone = part.get("backbone") or {}
         if isinstance(backbone, str):  # a method of a user's own may have no group of settings
             backbone = {"name": backbone, "weights": part.get("weights")}
-        values.append(backbone.get(setting))
-    return [str(value) for value in dict.fromkeys(values) if value]
+        found.append(backbone)
+    return found
+
+
+def _listed(values: Iterable[str | None]) -> str:
+    return ", ".join(dict.fromkeys(str(value) for value in values if value)) or "-"
 
 
 def _short(value: Any) -> str:
