@@ -57,27 +57,21 @@ class BackboneSettings:
     """The network that computes features.
 
     Args:
-        name: A timm network, convolutional or a vision transformer, or resnet18_ws, resnet50_ws,
-            resnet101_ws (add _v2 for JTSM's pooling). From Python also an `nn.Module`, see
-            docs/extending.
+        name: A timm network, or resnet18_ws, resnet50_ws, resnet101_ws (add _v2 for JTSM's
+            pooling). From Python also an `nn.Module`, see docs/extending.
         weights: "imagenet" (downloaded by timm), "none" (random), or a file: safetensors, a PyTorch
             state dict, the authors' pickle of a ResNet-WS, or a checkpoint of this library's
             classifier.
-        output_stride: Input pixels per cell of the last feature map; 8 and 16 use dilation, 32
-            leaves the network unchanged.
-        feature_level: Index of the feature map to use, of a plain vision transformer that of the
-            block; -1 is the last.
+        output_stride: Input pixels per cell of the last map; 8 and 16 use dilation, 32 none.
+        feature_level: Index of the feature map, of a plain transformer the block; -1 is the last.
         frozen_stages: Number of leading stages that are not trained: 0 is none, 1 the stem, 5 all.
             Stages 2 to 5 of a plain vision transformer are quarters of its blocks.
         model_args: Further arguments of the timm network, such as pad_type "same" for weights
             trained in TensorFlow.
-        mean: Mean per channel (RGB, 0 to 1) that the weights expect; by default that of timm or
-            the ResNet-WS authors.
-        std: Standard deviation per channel that the weights expect; by default that of timm or
-            the ResNet-WS authors.
-        stored: Whether training keeps the features of a frozen network in the user's cache, in half
-            precision, so that each image passes it once. Training images may be flipped, but not
-            cropped or jittered, and have one `short_sides`.
+        mean: Mean per channel (RGB, 0 to 1) that the weights expect; null takes their own.
+        std: Standard deviation per channel that the weights expect; null takes their own.
+        stored: Whether training keeps features of a frozen network in the user's cache, in half
+            precision; training images may then vary by flips alone.
     """
 
     name: str = "resnet18_ws"
