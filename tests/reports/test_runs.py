@@ -1,10 +1,14 @@
-"""What a run's row says of where its weights come from."""
+"""What a run's row says of what it learnt from, and where its weights come from."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from wsis.reports.runs import _backbones, _listed, _weights
+from wsis.models.boxcaseg import BoxCaseg
+from wsis.models.pdsl import PDSL
+from wsis.reports.runs import _backbones, _listed, _supervision, _weights
 
 
 @pytest.mark.parametrize(
@@ -32,3 +36,13 @@ def test_a_run_lists_those_of_its_parts():
     assert _listed(b.get("name") for b in _backbones(given)) == "resnet18, resnet50"
     assert _listed(map(_weights, _backbones(given))) == "random"
     assert _listed([]) == "-"
+
+
+def test_masks_and_salient_images_are_named_as_supervision(tmp_path):
+    boxes = tmp_path / "pseudo.json"
+    boxes.write_text(json.dumps({"annotations": [{"id": 1, "source": "CCGR, 1-boxes"}]}))
+    assert _supervision(PDSL, {}, None) == "tags"
+    assert _supervision(PDSL, {"evidence_masks": str(boxes)}, None) == "tags + masks by CCGR"
+    assert _supervision(PDSL, {"evidence_masks": "gone.json"}, None) == "tags + masks by gone.json"
+    assert _supervision(BoxCaseg, {"salient_fraction": 0.3}, None) == "boxes + salient masks"
+    assert _supervision(PDSL, {}, boxes) == "labels by CCGR"

@@ -262,8 +262,10 @@ def _supervision(cls: type[Method], given: Mapping[str, Any], labels: Path | Non
     """Return the kinds of labels that a run has learnt from."""
     if labels:
         return f"labels by {_source(labels)}"
-    salient = " + salient masks" if given.get("salient_fraction") else ""
-    return f"{describe_supervision(cls.supervision)}{salient}"
+    more = ["salient masks"] if given.get("salient_fraction") else []
+    if given.get("evidence_masks"):
+        more.append(f"masks by {_source(Path(given['evidence_masks']))}")
+    return " + ".join([describe_supervision(cls.supervision), *more])
 
 
 def _source(path: Path) -> str:
