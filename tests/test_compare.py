@@ -103,7 +103,7 @@ def test_runs_become_rows_csv_and_page(runs, tmp_path, capsys):
     page = Page()
     page.feed((tmp_path / "shapes.html").read_text())
     assert page.seen.count("script") == 2
-    assert page.seen.count("table") == 2 + 2 * len(rows)  # and all metrics of each
+    assert page.seen.count("table") == 2 + 3 * len(rows)  # and COCO's, VOC's and CorLoc of each
     assert not [
         path
         for path in tmp_path.iterdir()

@@ -6,7 +6,7 @@
 
 `wsis.build` makes a model and its data with the settings of their recipe. Methods are `wsis.PDSL`,
 `EMPaste`, `JTSM`, `CCGR`, `BoxCaseg`, `BoxInst`, `CAM` and `MaskRCNN`, all of them a `wsis.Method`;
-data sets are `wsis.Folder`, `COCO`, `VOC` and `Shapes`.
+data sets are `wsis.Folder`, `COCO`, `VOC`, `ImageNet` and `Shapes`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from wsis.command_line.build import build as build
     from wsis.datasets.coco import COCO as COCO
     from wsis.datasets.folder import Folder as Folder
+    from wsis.datasets.imagenet import ImageNet as ImageNet
     from wsis.datasets.shapes import Shapes as Shapes
     from wsis.datasets.voc import VOC as VOC
     from wsis.fit import fit as fit
