@@ -26,10 +26,18 @@ from wsis.errors import InputError
 from wsis.proposals.objectness import lab_bins
 
 __all__ = [
+    "BINS",
+    "EDGE",
+    "MARGIN",
+    "RADIUS",
+    "ROUNDS",
     "SIZE",
     "clip",
     "crops",
+    "even_prior",
     "foreground",
+    "inner",
+    "place_prior",
     "resample",
     "sample_masks",
     "spread_masks",
@@ -38,12 +46,12 @@ __all__ = [
 
 SIZE = 48
 """Side of a mask in cells; 32 lose 1.0 point of mask IoU on COCO, 64 gain none."""
-_MARGIN = 8  # cells around the box, sampled as background
-_BINS = 24  # per colour axis
-_ROUNDS = 3
+MARGIN = 8  # cells around the box, sampled as background
+BINS = 24  # per colour axis
+ROUNDS = 3
 _CHUNK = 64  # boxes at a time: their histograms take 7 MB
-_RADIUS = 2  # of the guided filter, in cells
-_EDGE = 1e-3  # variance of grey (0 to 1) that counts as an edge in the guided filter
+RADIUS = 2  # of the guided filter, in cells
+EDGE = 1e-3  # variance of grey (0 to 1) that counts as an edge in the guided filter
 
 Array = NDArray[Any]
 
@@ -141,12 +149,12 @@ def crops(
         pixels, valid = _sample(image, windows[part])
         known, never = np.zeros_like(valid), np.zeros_like(valid)
         if background is not None:
-            _inner(never)[:] = background[part]
+            inner(never)[:] = background[part]
         if sure is not None:
-            _inner(known)[:] = sure[part] & ~_inner(never)
-        prior = _place_prior() if centred else _even_prior(valid, 1.0 if sure is None else 0.0)
+            inner(known)[:] = sure[part] & ~inner(never)
+        prior = place_prior() if centred else even_prior(valid, 1.0 if sure is None else 0.0)
         logits = _separate(pixels, valid, known, never, prior)
-        masks[part] = ((logits > 0) | _inner(known)) & ~_inner(never) & _inner(valid)
+        masks[part] = ((logits > 0) | inner(known)) & ~inner(never) & inner(valid)
     return windows.astype(np.float32), masks
 
 
@@ -236,7 +244,7 @@ def sample_masks(masks: Array, boxes: Array) -> Array:
 
 def _sample(image: Array, windows: Array) -> tuple[Array, Array]:
     """Return pixels (K,M,M,3) on grids over windows with margin; True (K,M,M) inside the image."""
-    steps = (np.arange(-_MARGIN, SIZE + _MARGIN) + 0.5) / SIZE
+    steps = (np.arange(-MARGIN, SIZE + MARGIN) + 0.5) / SIZE
     x = windows[:, 0, None] + (windows[:, 2] - windows[:, 0])[:, None] * steps
     y = windows[:, 1, None] + (windows[:, 3] - windows[:, 1])[:, None] * steps
     height, width = image.shape[:2]
@@ -265,9 +273,9 @@ def _separate(pixels: Array, valid: Array, known: Array, never: Array, prior: Ar
     """
     count, side = pixels.shape[:2]
     flat = pixels.reshape(count * side, side, 3)
-    colours = lab_bins(cv2.cvtColor(flat, cv2.COLOR_RGB2LAB).reshape(count, -1, 3), _BINS)
+    colours = lab_bins(cv2.cvtColor(flat, cv2.COLOR_RGB2LAB).reshape(count, -1, 3), BINS)
     logits = np.broadcast_to(prior, valid.shape)
-    for _ in range(_ROUNDS):
+    for _ in range(ROUNDS):
         probability = np.where(known, 1.0, 1 / (1 + np.exp(-np.clip(logits, -30, 30))))
         probability[never] = 0.0
         inside = _histogram(colours, probability * valid)
@@ -275,38 +283,38 @@ def _separate(pixels: Array, valid: Array, known: Array, never: Array, prior: Ar
         evidence = np.take_along_axis(np.log(inside) - np.log(outside), colours, 1)
         logits = prior + evidence.reshape(valid.shape)
     grey = cv2.cvtColor(flat, cv2.COLOR_RGB2GRAY).reshape(valid.shape)
-    return _inner(_guided(np.clip(logits, -4, 4), grey))
+    return inner(_guided(np.clip(logits, -4, 4), grey))
 
 
-def _place_prior() -> Array:
+def place_prior() -> Array:
     """Return prior log odds (M,M): 1 at the centre, 0 on the inscribed ellipse, -30 outside."""
-    steps = 2 * (np.arange(-_MARGIN, SIZE + _MARGIN) + 0.5) / SIZE - 1
+    steps = 2 * (np.arange(-MARGIN, SIZE + MARGIN) + 0.5) / SIZE - 1
     prior = 1 - steps[:, None] ** 2 - steps[None, :] ** 2
     prior[np.maximum(abs(steps[:, None]), abs(steps[None, :])) > 1] = -30
     return prior
 
 
-def _even_prior(valid: Array, inside: float) -> Array:
+def even_prior(valid: Array, inside: float) -> Array:
     """Return prior log odds (K,M,M): `inside` anywhere in the box, -30 outside.
 
     Cells beyond the image repeat its border, so that the filter does not see background there.
     """
     prior = np.where(valid, -30.0, inside)
-    _inner(prior)[:] = inside
+    inner(prior)[:] = inside
     return prior
 
 
-def _inner(grid: Array) -> Array:
-    """Return the box's part of a grid with margin."""
-    return grid[..., _MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
+def inner(grid: Any) -> Any:
+    """Return the box's part of grids with margin (...,M,M), arrays or tensors."""
+    return grid[..., MARGIN:-MARGIN, MARGIN:-MARGIN]
 
 
 def _histogram(colours: Array, weight: Array) -> Array:
     """Return smoothed and normalised densities (K,bins)."""
-    count, bins = len(colours), _BINS**3
+    count, bins = len(colours), BINS**3
     places = colours + bins * np.arange(count)[:, None]
     counts = np.bincount(places.ravel(), weight.ravel(), count * bins)
-    counts = counts.reshape(count, _BINS, _BINS, _BINS)
+    counts = counts.reshape(count, BINS, BINS, BINS)
     for axis in (1, 2, 3):
         counts = _smooth(counts, axis)
     density = counts.reshape(count, bins)
@@ -315,8 +323,8 @@ def _histogram(colours: Array, weight: Array) -> Array:
 
 def _smooth(counts: Array, axis: int) -> Array:
     """Apply the binomial filter 1 2 1 along one axis."""
-    after = np.take(counts, [*range(1, _BINS), _BINS - 1], axis)
-    before = np.take(counts, [0, *range(_BINS - 1)], axis)
+    after = np.take(counts, [*range(1, BINS), BINS - 1], axis)
+    before = np.take(counts, [0, *range(BINS - 1)], axis)
     return (before + 2 * counts + after) / 4
 
 
@@ -325,11 +333,11 @@ def _guided(values: Array, grey: Array) -> Array:
     guide, values = (np.moveaxis(v, 0, -1).astype(np.float32) for v in (grey / 255, values))
 
     def mean(v: Array) -> Array:
-        return np.atleast_3d(cv2.blur(np.ascontiguousarray(v), (2 * _RADIUS + 1,) * 2))
+        return np.atleast_3d(cv2.blur(np.ascontiguousarray(v), (2 * RADIUS + 1,) * 2))
 
     mean_guide, mean_values = mean(guide), mean(values)
     slope = (mean(guide * values) - mean_guide * mean_values) / (
-        mean(guide * guide) - mean_guide**2 + _EDGE
+        mean(guide * guide) - mean_guide**2 + EDGE
     )
     smooth = mean(slope) * guide + mean(mean_values - slope * mean_guide)
     return np.moveaxis(smooth, -1, 0)

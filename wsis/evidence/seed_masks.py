@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +15,11 @@ from torch import Tensor
 
 from wsis.errors import InputError
 from wsis.evidence.grabcut import SIZE, clip, crops, foreground, sample_masks, spread_masks
+from wsis.evidence.on_device import crops_on_device
+from wsis.images.read import read_image
+from wsis.types import Batch, View
 
-__all__ = ["Evidence", "Request"]
+__all__ = ["Cues", "Evidence", "Request", "masks_of_samples"]
 
 Array = NDArray[Any]
 
@@ -34,6 +38,10 @@ class Request(NamedTuple):
     """(K,SIZE,SIZE) bool, cells known to be background."""
     centred: bool = True
     """Whether foreground is expected at the centre of each box."""
+
+
+Cues = Callable[[Sequence[Request]], list[tuple[Tensor, Tensor]]]
+"""Returns windows (K,4) in original pixels and masks (K,m,m) over them for each request."""
 
 
 class _Key(NamedTuple):
@@ -64,7 +72,7 @@ class Evidence:
         makers = {"fast": _make, "authors": _make_as_authors}
         if setting not in makers:
             raise InputError(f'evidence {setting!r}: choose "fast" or "authors"')
-        self._make = makers[setting]
+        self.setting, self._make = setting, makers[setting]
         self.limit, self.used = int(megabytes * 2**20), 0
         self.threads = threads
         self._masks: OrderedDict[_Key, bytes] = OrderedDict()
@@ -102,6 +110,53 @@ class Evidence:
             self._masks.move_to_end(key)
         while self.used > self.limit:
             self.used -= _size(*self._masks.popitem(last=False))
+
+
+def masks_of_samples(
+    cues: Cues,
+    batch: Batch,
+    boxes: Sequence[Tensor],
+    sure: Sequence[Tensor] | None = None,
+    background: Sequence[Tensor] | None = None,
+    centred: bool = True,
+) -> list[tuple[Tensor, Tensor]]:
+    """Return foreground masks of boxes in the images of a batch, as the network sees them.
+
+    Fast masks of boxes on a GPU are made there, from the batch's own images; others from the
+    originals, where a cache finds them again.
+
+    Args:
+        cues: makes or looks up masks, such as `Evidence`.
+        batch: the images.
+        boxes: (K,4) of each image, in pixels of the network's input.
+        sure: (K,SIZE,SIZE) bool of each image, cells known to be foreground.
+        background: (K,SIZE,SIZE) bool of each image, cells known to be background.
+        centred: whether foreground is expected at the centre of each box.
+
+    Returns:
+        For each image windows (K,4) in its input and masks (K,m,m) over them, on the boxes' device.
+    """
+    if isinstance(cues, Evidence) and cues.setting == "fast" and boxes and boxes[0].is_cuda:
+        images = [sample["image"] for sample in batch]
+        return crops_on_device(images, boxes, sure, background, centred)
+    requests = []
+    for n, (sample, asked) in enumerate(zip(batch, boxes, strict=True)):
+        view = sample["view"]
+        known = None if sure is None else _turned(view, sure[n])
+        never = None if background is None else _turned(view, background[n])
+        image = partial(read_image, sample["path"], sample["size"])
+        original = view.to_original(asked)
+        requests.append(Request(sample["image_id"], image, original, known, never, centred))
+    found = []
+    for sample, asked, (windows, masks) in zip(batch, boxes, cues(requests), strict=True):
+        view, device = sample["view"], asked.device
+        found.append((view.to_input(windows.to(device)), _turned(view, masks.to(device))))
+    return found
+
+
+def _turned(view: View, cells: Tensor) -> Tensor:
+    """Return cells (...,m) of the original image as the network's input has them, or back."""
+    return cells.flip(-1) if view.flip else cells
 
 
 def _keys(request: Request) -> list[_Key]:

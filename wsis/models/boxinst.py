@@ -37,6 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from wsis.images.colour import lab
 from wsis.losses import pairwise_loss, projection_loss
 from wsis.method import Method, filled
 from wsis.nn.backbone import BackboneSettings
@@ -160,20 +161,3 @@ def region_colours(images: list[Tensor], regions: list[Tensor], size: int) -> Te
     room = [(0, width - image.shape[2], 0, height - image.shape[1]) for image in images]
     padded = [F.pad(lab(image), sides) for image, sides in zip(images, room, strict=True)]
     return roi_align(torch.stack(padded), regions, size, sampling_ratio=2, aligned=True)
-
-
-def lab(image: Tensor) -> Tensor:
-    """Return an sRGB image (3,H,W), 0 to 255, in CIE L*a*b* under daylight (D65)."""
-    rgb = image.float() / 255
-    linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
-    matrix = linear.new_tensor(
-        [
-            [0.412453, 0.357580, 0.180423],
-            [0.212671, 0.715160, 0.072169],
-            [0.019334, 0.119193, 0.950227],
-        ]
-    )
-    white = linear.new_tensor([0.950456, 1.0, 1.088754])
-    xyz = torch.einsum("dc,chw->dhw", matrix, linear) / white[:, None, None]
-    x, y, z = torch.where(xyz > 0.008856, xyz.clamp(min=1e-8) ** (1 / 3), 7.787 * xyz + 16 / 116)
-    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -10,8 +9,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from wsis.evidence.grabcut import SIZE, resample
-from wsis.evidence.seed_masks import Evidence, Request
-from wsis.images.read import read_image
+from wsis.evidence.seed_masks import Evidence, masks_of_samples
 from wsis.nn.detection import Detection, MaskSamples, Refined, nearest_seeds
 from wsis.nn.masks import segments_in
 from wsis.nn.mil import Match, Pseudo, match
@@ -71,7 +69,7 @@ class PseudoMasks:
 
         Without re-estimation it is the best segment in each sample's box.
         """
-        things, proposals, view = mined.things, sample["proposals"], sample["view"]
+        things, proposals = mined.things, sample["proposals"]
         seeds = nearest_seeds(things, self.seeds)
         nearest = box_iou(things.boxes, things.boxes[seeds]).argmax(1) if len(seeds) else seeds
         if self.reestimate == "none" or self.evidence is None:
@@ -82,10 +80,8 @@ class PseudoMasks:
         boxes, sure = things.boxes[seeds], None
         if self.reestimate == "segment":
             sure = segments_in(proposals, mined.best[seeds], boxes, (SIZE, SIZE))
-        windows, masks = self.cut(self.evidence, sample, boxes, sure)
-        original = view.to_original(things.boxes)
-        masks = resample(windows, masks, nearest, original, _SIDE).round()
-        return masks.flip(-1) if view.flip else masks
+        windows, masks = cut(self.evidence, sample, boxes, sure)
+        return resample(windows, masks, nearest, things.boxes, _SIDE).round()
 
     def canvas(self, mined: Mined, sample: Sample, size: tuple[int, int], stride: int) -> Tensor:
         """Return M-hat^SS (H,W) int64: stuff's best segments, re-estimated, best score on top.
@@ -124,40 +120,35 @@ class PseudoMasks:
             whole: (G,4), the image's box for each.
             size: (H, W) of the masks.
         """
-        proposals, view, grid = sample["proposals"], sample["view"], (SIZE, SIZE)
+        proposals, grid = sample["proposals"], (SIZE, SIZE)
         boxes, sure = proposals.boxes[mined.stuff_best], None
         things = boxes.new_zeros(len(boxes), *grid, dtype=torch.bool)
         for thing in mined.objects:
             things |= segments_in(proposals, thing.expand(len(boxes)), boxes, grid)
         if self.reestimate == "segment":
             sure = segments_in(proposals, mined.stuff_best, boxes, grid)
-        windows, masks = self.cut(evidence, sample, boxes, sure, things, centred=False)
+        windows, masks = cut(evidence, sample, boxes, sure, things, centred=False)
         each = torch.arange(len(boxes), device=boxes.device)
-        found = resample(windows, masks, each, view.to_original(whole), size) >= 0.5
-        return found.flip(-1) if view.flip else found
+        return resample(windows, masks, each, whole, size) >= 0.5
 
-    def cut(
-        self,
-        evidence: Evidence,
-        sample: Sample,
-        boxes: Tensor,
-        sure: Tensor | None,
-        background: Tensor | None = None,
-        centred: bool = True,
-    ) -> tuple[Tensor, Tensor]:
-        """Cut foreground out of boxes (B,4), with cells (B,SIZE,SIZE) known of it and of the rest.
 
-        Returns:
-            windows (B,4) in the original image, and masks (B,SIZE,SIZE) over them.
-        """
-        view = sample["view"]
-        if view.flip:
-            sure, background = (m if m is None else m.flip(-1) for m in (sure, background))
-        image = partial(read_image, sample["path"], sample["size"])
-        original = view.to_original(boxes)
-        request = Request(sample["image_id"], image, original, sure, background, centred)
-        ((windows, masks),) = evidence([request])
-        return windows.to(boxes.device), masks.to(boxes.device)
+def cut(
+    evidence: Evidence,
+    sample: Sample,
+    boxes: Tensor,
+    sure: Tensor | None,
+    background: Tensor | None = None,
+    centred: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Cut foreground out of boxes (B,4), with cells (B,SIZE,SIZE) known of it and of the rest.
+
+    Returns:
+        windows (B,4) in the sample's image, and masks (B,SIZE,SIZE) over them.
+    """
+    known = None if sure is None else [sure]
+    never = None if background is None else [background]
+    (found,) = masks_of_samples(evidence, [sample], [boxes], known, never, centred)
+    return found
 
 
 def best_of_stuff(scores: Tensor, tags: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,6 @@ own segments or from the detector; every other proposal takes that of its neares
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +19,7 @@ from torchvision.ops import box_convert, box_iou
 from wsis.coco.masks import run_length
 from wsis.errors import InputError
 from wsis.evidence.grabcut import SIZE, clip, resample, sample_masks
-from wsis.evidence.seed_masks import Evidence, Request
-from wsis.images.read import read_image
+from wsis.evidence.seed_masks import Cues, Evidence, Request, masks_of_samples
 from wsis.nn.detection import MaskSamples
 from wsis.nn.masks import segments_in
 from wsis.types import Batch, Index, Proposals, Record
@@ -40,8 +38,6 @@ _HOT = 0.3
 """Lowest activation of a mask cell, as a fraction of the highest in its region."""
 
 Source = Literal["authors", "fast", "segments", "detector"]
-Cues = Callable[[Sequence[Request]], list[tuple[Tensor, Tensor]]]
-"""Returns windows (K,4) in original pixels and masks (K,m,m) over them for each request."""
 
 
 class FirstMasks:
@@ -145,17 +141,11 @@ def masks_of_cues(
         seeds: (S,) int64, positions in the samples of each image.
         batch: the images.
     """
-    boxes = [s["view"].to_original(m.boxes) for m, s in zip(samples, batch, strict=True)]
+    boxes = [m.boxes for m in samples]
     chosen = [b[index] for b, index in zip(boxes, seeds, strict=True)]
-    requests = [
-        Request(s["image_id"], partial(read_image, s["path"], s["size"]), c)
-        for s, c in zip(batch, chosen, strict=True)
-    ]
-    masks = []
-    for (windows, found), b, c, s in zip(cues(requests), boxes, chosen, batch, strict=True):
-        target = resample(windows.to(b.device), found.to(b.device), _nearest(b, c), b, _SIDE)
-        masks.append(target.flip(-1) if s["view"].flip else target)
-    return torch.cat(masks).round()
+    found = masks_of_samples(cues, batch, chosen)
+    rows = zip(found, boxes, chosen, strict=True)
+    return torch.cat([resample(*pair, _nearest(b, c), b, _SIDE) for pair, b, c in rows]).round()
 
 
 def masks_of_segments(samples: MaskSamples, seeds: Tensor, proposals: Proposals) -> Tensor:
