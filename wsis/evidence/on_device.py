@@ -62,13 +62,14 @@ def crops_on_device(
     known = _on_grids(sure, valid) & ~never
     inside = 0.0 if sure is not None else 1.0
     masks = []
-    for part in torch.arange(len(valid), device=valid.device).split(_CHUNK):
+    for start in range(0, len(valid), _CHUNK):
+        part = slice(start, start + _CHUNK)
         prior = _prior(valid[part], inside, centred)
         logits = _separate(pixels[part], valid[part], known[part], never[part], prior)
         found = (logits > 0) | inner(known[part])
         masks.append(found & ~inner(never[part]) & inner(valid[part]))
-    split = torch.cat(masks).split(counts) if masks else [inner(valid)] * len(counts)
-    return list(zip(windows, split, strict=True))
+    every = torch.cat(masks) if masks else inner(valid)
+    return list(zip(windows, torch.split(every, counts), strict=True))
 
 
 def _sample(image: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,12 +79,12 @@ def _sample(image: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
     x = windows[:, 0, None] + (windows[:, 2] - windows[:, 0])[:, None] * steps
     y = windows[:, 1, None] + (windows[:, 3] - windows[:, 1])[:, None] * steps
     valid = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None]
-    places = torch.stack(torch.broadcast_tensors(x[:, None], y[:, :, None]), -1)
+    places = torch.stack([x[:, None].expand(valid.shape), y[:, :, None].expand(valid.shape)], -1)
     grid = 2 * places / places.new_tensor([width, height]) - 1
     rows = F.grid_sample(
         image[None].float(), grid.flatten(0, 1)[None], padding_mode="border", align_corners=False
     )[0]
-    pixels = rows.unflatten(1, (len(windows), len(steps))).movedim(0, 1)
+    pixels = rows.view(3, *valid.shape).movedim(0, 1)
     return pixels.round(), valid
 
 
