@@ -132,6 +132,7 @@ class JTSM(Method):
         pooling: How segments or boxes are pooled; the paper has moi_pool, shape-invariant.
         compensation: Factor of MoIPool for empty bins, eq. (7): bins, released or null.
         window: Where MoIPool has its bins: in the box of the segment, or around its own cells.
+        roi_samples: Samples of RoIAlign per side of a bin; 0 takes one for each cell, as released.
         refinements: Number of refinement heads, n^r in eq. (4).
         refine_stuff: Whether refinement heads have stuff classes, too.
         regression: Whether refinement heads regress boxes.
@@ -171,6 +172,7 @@ class JTSM(Method):
         pooling: Pooling | Literal["moi_pool", "moi_pool_interpolated"] = "moi_pool",
         compensation: Compensation = "bins",
         window: Window = "box",
+        roi_samples: int = 0,
         refinements: int = 4,
         refine_stuff: bool = False,
         regression: bool = True,
@@ -246,7 +248,8 @@ class JTSM(Method):
         pooling, stride = self.hparams["pooling"], self.backbone.stride
         boxes = [p.boxes for p in proposals]
         if pooling in ("roi_pool", "roi_align"):
-            pooled = pool(features, boxes, stride, how=pooling)
+            samples = self.hparams["roi_samples"]
+            pooled = pool(features, boxes, stride, how=pooling, samples=samples)
         else:
             how = pooling, self.hparams["compensation"]
             window = self.hparams["window"]
@@ -280,7 +283,8 @@ class JTSM(Method):
         target = torch.cat([make(m, s) for m, s in zip(mined, batch, strict=True)])
         labels = torch.cat([m.things.labels for m in mined])
         boxes = [m.things.boxes for m in mined]
-        regions = pool(features, boxes, self.backbone.stride, 14, "roi_align")
+        stride, samples = self.backbone.stride, self.hparams["roi_samples"]
+        regions = pool(features, boxes, stride, 14, "roi_align", samples)
         loss = features.new_zeros(())
         for head in self.masks:
             logits = of_class(head(regions)[0], labels)
@@ -298,7 +302,8 @@ class JTSM(Method):
         boxes, scores, labels, index = detect(things, boxes, self.inference.nms)
         if self.masks:
             logits = partial(self.mask_logits, labels=labels)
-            probabilities = mean_masks(features, views, boxes, self.backbone.stride, logits)
+            stride, samples = self.backbone.stride, self.hparams["roi_samples"]
+            probabilities = mean_masks(features, views, boxes, stride, logits, samples)
             masks = paste(probabilities, boxes, size)
         else:
             masks = segment_masks(proposals, index)
