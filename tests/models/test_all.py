@@ -64,6 +64,7 @@ TINY = {
     "proxy_crop": 64,
     "num_stuff": 3,
     "evidence": "fast",
+    "network": {"features": 16, "hidden": 16, "mask_width": 8, "test_side": 0},
     "pretraining": None,
     "segmentor": MASK_RCNN,
 }

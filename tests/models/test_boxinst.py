@@ -51,11 +51,10 @@ def test_crowds_are_skipped():
 @pytest.mark.parametrize(("step", "factor"), [(0, 0.0), (5, 0.5), (10, 1.0), (90, 1.0)])
 def test_the_pairwise_loss_grows(step, factor):
     model = BoxInst(2, TINY, {"features": 8, "hidden": 8, "mask_width": 8}, pairwise_warmup=0.1)
-    loops = SimpleNamespace(estimated_stepping_batches=100, global_step=step)
-    model.trainer = loops
+    assert model.warmth() == 1, "outside training"
+    model.trainer = SimpleNamespace(estimated_stepping_batches=100, global_step=step)
+    model.configure_optimizers()
     assert model.warmth() == pytest.approx(factor)
-    model.hparams["pairwise_warmup"] = 0
-    assert model.warmth() == 1
 
 
 def test_masks_are_learnt_in_images_with_and_without_objects():
@@ -63,7 +62,6 @@ def test_masks_are_learnt_in_images_with_and_without_objects():
     model = BoxInst(2, TINY, {"features": 8, "hidden": 8, "mask_width": 8, "test_side": 0})
     logged = {}
     model.log_losses = lambda losses, *_: logged.update(losses)
-    model.trainer = SimpleNamespace(estimated_stepping_batches=10, global_step=10)
     image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
     target = {
         "boxes": torch.tensor([[10.0, 10, 50, 50]]),

@@ -230,8 +230,8 @@ class CLI(LightningCLI):
         below = None
         for path in self.files:
             config = self._for_this(read_config(path, self.typed), path)
-            is_run = self.run is not None and path == self.run / "config.yaml"  # is complete
-            below = overlay(parser, config, str(path), below, not is_run)
+            of_run = {"seed_everything", "trainer", "data", "model"} <= config.keys()  # is complete
+            below = overlay(parser, config, str(path), below, not of_run)
         if self.given:
             below = overlay(parser, self.given, "the settings given", below)
         if self.help:

@@ -85,6 +85,7 @@ class BoxInst(Method):
         self.optimisation = optimisation = filled(_OPTIMISATION, optimisation)
         self.save_hyperparameters()
         self.network = MaskRCNN(num_classes, backbone, **(network or {}))
+        self.warmup_steps = 0.0
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """L = L_detector + L_proj + L_pairwise, eq. (2)."""
@@ -119,8 +120,7 @@ class BoxInst(Method):
 
     def warmth(self) -> float:
         """Return the factor on the pairwise loss at this step, from 0 to 1."""
-        steps = self.hparams["pairwise_warmup"] * self.trainer.estimated_stepping_batches
-        return min(self.global_step / steps, 1.0) if steps else 1.0
+        return min(self.global_step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
 
     def predict(self, sample: Sample) -> Prediction:
         """Detect and segment as Mask R-CNN does."""
@@ -128,6 +128,8 @@ class BoxInst(Method):
 
     def configure_optimizers(self) -> Any:
         """Optimise as `optimisation` says."""
+        steps = int(self.trainer.estimated_stepping_batches)
+        self.warmup_steps = self.hparams["pairwise_warmup"] * steps
         return optimise(self, self.optimisation)
 
 
