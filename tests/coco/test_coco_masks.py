@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as rle
 
-from wsis.coco.masks import checked_mask, decode_foreign, run_length, runs_of
+from wsis.coco.masks import checked_mask, run_length, runs_of_masks
+from wsis.coco.runs import decode_counts, runs_of
 from wsis.errors import InputError
 
 SIZE = 6, 8
@@ -101,21 +102,3 @@ def test_polygons_that_would_stall_pycocotools(polygon, says):
         checked_mask([polygon], SIZE, "x.json, annotation 3")
 
 
-@pytest.mark.parametrize(
-    ("mask", "says"),
-    [
-        (None, "NoneType; expected an object"),
-        ({"size": [6, 8]}, "no counts"),
-        ({"size": [6, -8], "counts": "84"}, r"size\[1\] is -8"),
-        ({"size": [0, 8], "counts": []}, "0 x 8 pixels"),
-        ({"size": [2**20, 2**20], "counts": [2**40]}, r"counts\[0\] is 1099511627776"),
-        ({"size": [2**20, 2**20], "counts": "0"}, "1048576 x 1048576 pixels"),
-        ({"size": [6, 8], "counts": [5, 6000]}, "cover 6005 pixels"),
-    ],
-)
-def test_masks_of_unknown_tools(mask, says):
-    with pytest.raises(InputError, match=rf"^x\.json.*{says}") as error:
-        decode_foreign(mask, "x.json")
-    assert "\n" not in str(error.value)
-    whole = decode_foreign({"size": [6, 8], "counts": [8, 4, 36], "more": 1}, "x.json")
-    assert whole.T.ravel().nonzero()[0].tolist() == [8, 9, 10, 11]
