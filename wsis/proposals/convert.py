@@ -20,7 +20,7 @@ from wsis.proposals.found import Found
 from wsis.proposals.names import Names
 from wsis.proposals.readers import read_foreign
 from wsis.proposals.records import of_records
-from wsis.proposals.regions import Masks, area_of, box_of, order, superpixels
+from wsis.proposals.regions import Masks, measure, order, superpixels
 from wsis.types import Index, Proposals
 
 __all__ = ["convert", "from_records", "proposals_of"]
@@ -105,21 +105,17 @@ def proposals_of(found: Found, size: tuple[int, int], name: str = "image") -> Pr
     Raises:
         InputError: they are of an image of another size, or a mask is none.
     """
-    masks = found.masks
     _check_size(size, found.size or size, name)
-    if found.outlines is not None:
-        masks = superpixels(runs_of_masks(found.outlines.segmentations, size, found.outlines.places))
+    masks = _masks(found, size, name)
     if masks is None:
         boxes = _boxes(found, size)
         scores = _scores(found, len(boxes), name)
         chosen = _choose(boxes, np.argsort(-scores, kind="stable"), boxes)
         return Proposals(torch.from_numpy(boxes[chosen]), torch.from_numpy(scores[chosen]))
-    _check_size(size, masks.labels.shape, name)
-    scores = _scores(found, len(masks.members), name)
-    masks, boxes = _compact(masks), box_of(masks)
+    scores, (boxes, areas) = _scores(found, len(masks.members), name), measure(masks)
     ranking = np.argsort(-scores, kind="stable")
     if not found.ranked:
-        ranking = _rank(found, masks, scores)
+        ranking = _rank(found, masks.members, areas, scores)
     chosen = _choose(boxes, ranking, np.packbits(masks.members, axis=1))
     return Proposals(
         torch.from_numpy(boxes[chosen]),
@@ -127,6 +123,16 @@ def proposals_of(found: Found, size: tuple[int, int], name: str = "image") -> Pr
         torch.from_numpy(masks.labels),
         torch.from_numpy(masks.members[chosen]),
     )
+
+
+def _masks(found: Found, size: tuple[int, int], name: str) -> Masks | None:
+    """Return masks without empty superpixels; None for boxes alone."""
+    if found.outlines is not None:
+        return superpixels(runs_of_masks(found.outlines.segmentations, size, found.outlines.places))
+    if found.masks is None:
+        return None
+    _check_size(size, found.masks.labels.shape, name)
+    return _compact(found.masks)
 
 
 def _check_size(size: tuple[int, ...], theirs: tuple[int, ...], name: str) -> None:
@@ -137,13 +143,12 @@ def _check_size(size: tuple[int, ...], theirs: tuple[int, ...], name: str) -> No
         )
 
 
-def _rank(found: Found, masks: Masks, scores: Array) -> Array:
+def _rank(found: Found, members: Array, areas: Array, scores: Array) -> Array:
     """Return the order of masks: by stability times size, else by score, else by size."""
-    areas = area_of(masks)
-    sizes = masks.members @ areas
+    sizes = members @ areas
     if found.stability is not None:
-        return order(masks.members, areas, found.stability * sizes)
-    return order(masks.members, areas, sizes if found.scores is None else scores)
+        return order(members, areas, found.stability * sizes)
+    return order(members, areas, sizes if found.scores is None else scores)
 
 
 def _boxes(found: Found, size: tuple[int, int]) -> Array:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from wsis.coco.runs import Runs
 
-__all__ = ["Masks", "area_of", "box_of", "join", "order", "overlaps", "repeated", "superpixels"]
+__all__ = ["Masks", "join", "measure", "order", "overlaps", "repeated", "superpixels"]
 
 Array = NDArray[Any]
 _SAME = 0.8
@@ -76,36 +76,29 @@ def _columns(members: Array, chosen: Array) -> Array:
     return columns
 
 
-def area_of(masks: Masks) -> Array:
-    """Return the pixels (S,) of each superpixel."""
-    return np.bincount(masks.labels.ravel() + 1, minlength=masks.members.shape[1] + 1)[1:]
+def measure(masks: Masks) -> tuple[Array, Array]:
+    """Return the tight boxes (P,4) of masks, zeros for an empty one, and superpixels' areas (S,).
 
-
-def box_of(masks: Masks) -> Array:
-    """Return boxes (P,4) around the masks; zeros for an empty mask."""
-    members = masks.members
-    low, high = _extents(masks.labels, members.shape[1])
-    first = np.where(members[:, :, None], low, max(masks.labels.shape)).min(1, initial=2**31)
-    last = np.where(members[:, :, None], high, 0).max(1, initial=0)
-    boxes = np.concatenate([first, last], 1)
-    return np.where(members.any(1)[:, None], boxes, 0).astype(np.float32)
-
-
-def _extents(labels: Array, count: int) -> tuple[Array, Array]:
-    """Return the first pixel (S,2), as x and y, and the last + 1 of each superpixel.
-
-    It is that of the runs along rows, which are far fewer than the pixels.
+    They are those of the runs along rows, which are far fewer than the pixels.
     """
+    labels, members = masks
     begins = np.ones(labels.shape, bool)
     begins[:, 1:] = labels[:, 1:] != labels[:, :-1]
-    y, x = np.nonzero(begins)
-    after = np.append(x[1:], 0)
-    runs = labels[y, x]
-    spans = np.stack([x, y], 1), np.stack([np.where(after, after, labels.shape[1]), y + 1], 1)
-    low, high = np.full((count, 2), max(labels.shape)), np.zeros((count, 2), np.int64)
-    np.minimum.at(low, runs[runs >= 0], spans[0][runs >= 0])
-    np.maximum.at(high, runs[runs >= 0], spans[1][runs >= 0])
-    return low, high
+    at = np.flatnonzero(begins)
+    length = np.diff(at, append=labels.size)
+    inside = labels.ravel()[at] >= 0
+    at, length = at[inside], length[inside]
+    run = labels.ravel()[at]
+    y, x = np.divmod(at, labels.shape[1])
+    low = np.full((members.shape[1], 2), max(labels.shape))
+    high = np.zeros_like(low)
+    np.minimum.at(low, run, np.stack([x, y], 1))
+    np.maximum.at(high, run, np.stack([x + length, y + 1], 1))
+    first = np.where(members[:, :, None], low, max(labels.shape)).min(1, initial=2**31)
+    last = np.where(members[:, :, None], high, 0).max(1, initial=0)
+    boxes = np.where(members.any(1)[:, None], np.concatenate([first, last], 1), 0)
+    areas = np.bincount(run, length, members.shape[1]).astype(np.int64)
+    return boxes.astype(np.float32), areas
 
 
 def overlaps(members: Array, areas: Array) -> tuple[Array, Array]:
