@@ -67,9 +67,7 @@ def _source(data: Any, given: list[Path] | Path | None) -> str | list[str]:
     return BUILT_IN if named == "none" else named
 
 
-def _write(
-    index: Index, out: Path, source: str | list[str], workers: int | None
-) -> ProposalFile:
+def _write(index: Index, out: Path, source: str | list[str], workers: int | None) -> ProposalFile:
     if isinstance(source, list):
         return merge_sources(index, index.root, source, out, workers, beside=False)
     known = source in names()

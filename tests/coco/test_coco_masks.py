@@ -139,7 +139,9 @@ def test_the_one_bad_mask_of_many_is_named():
             runs_of_masks([good, bad, good], SIZE, ["a", "b", "c"])
 
 
-@given(st.lists(st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=12), max_size=4))
+@given(
+    st.lists(st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=12), max_size=4)
+)
 def test_many_texts_are_read_or_refused_as_each_alone(texts):
     alone, fault = [], False
     for text in texts:

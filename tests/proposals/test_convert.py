@@ -9,9 +9,9 @@ import scipy.io
 from pycocotools import mask as rle
 
 from wsis.errors import InputError
+from wsis.proposals.arrays import encode
 from wsis.proposals.convert import convert, proposals_of
 from wsis.proposals.file import ProposalFile
-from wsis.proposals.arrays import encode
 from wsis.proposals.found import Found, Outlines
 from wsis.types import Index
 

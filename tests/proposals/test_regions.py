@@ -66,7 +66,9 @@ def test_joined_maps_hold_the_masks_of_both(one, two):
     holes = Masks(np.where(first.labels == 0, -1, first.labels), first.members)
     for a, b in ((first, second), (holes, second), (second, holes)):
         labels, members = join([a, b])
-        wanted = [np.concatenate([m.members, np.zeros((len(m.members), 1), bool)], 1) for m in (a, b)]
+        wanted = [
+            np.concatenate([m.members, np.zeros((len(m.members), 1), bool)], 1) for m in (a, b)
+        ]
         pixels = np.concatenate([w[:, m.labels] for w, m in zip(wanted, (a, b), strict=True)])
         assert (members[:, labels] == pixels).all()
 
@@ -89,7 +91,9 @@ def brute_order(stack: np.ndarray, worth: np.ndarray) -> list[int]:
 
 @given(STACKS, st.data())
 def test_wholes_parts_duplicates(stack, data):
-    worth = np.array(data.draw(st.lists(st.integers(0, 3), min_size=len(stack), max_size=len(stack))))
+    worth = np.array(
+        data.draw(st.lists(st.integers(0, 3), min_size=len(stack), max_size=len(stack)))
+    )
     masks = made_of(stack)
     found = order(masks.members, measure(masks)[1], worth.astype(float))
     assert found.tolist() == brute_order(stack, worth)

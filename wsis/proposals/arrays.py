@@ -134,7 +134,9 @@ def read_pictures(folder: Path) -> Found:
             raise InputError(f"{table}, line {number}: no id; name the picture of each mask")
         picture = folder / f"{row['id']}.png"
         if not picture.is_file():
-            raise InputError(f"{table}, line {number}: no picture {picture}; add it or remove the row")
+            raise InputError(
+                f"{table}, line {number}: no picture {picture}; add it or remove the row"
+            )
         names = [name for name in ("predicted_iou", "stability_score") if row.get(name)]
         values: dict[str, Any] = {name: row[name] for name in names}
         records.append({**values, "segmentation": encode(read_grey(picture))})

@@ -46,7 +46,7 @@ class Found(NamedTuple):
     inclusive: bool = False
     """Whether the pixels at x2 and y2 belong to the box."""
     sure: bool = False
-    """Whether files always keep to `rows_first`; if not, the other order is taken if it alone fits."""
+    """Whether that is always so; if not, the other order is taken where it alone fits."""
     masks: Masks | None = None
     outlines: Outlines | None = None
     ranked: bool = True
@@ -84,7 +84,9 @@ class Source:
         except OSError as error:
             raise InputError(f"cannot read {self.path}: {error}; check the file") from error
         except Exception as error:  # a damaged npz can raise nearly any exception
-            raise InputError(f"{self.path} is no npz of plain arrays ({error}); give one") from error
+            raise InputError(
+                f"{self.path} is no npz of plain arrays ({error}); give one"
+            ) from error
 
     @cached_property
     def outline(self) -> tuple[type, tuple[str, ...]]:

@@ -59,10 +59,11 @@ def merged(sources: Sequence[Proposals]) -> Proposals:
     """Return the proposals of one image from several sources, all with segments or all without.
 
     The sources take turns, each in its own order. Masks or boxes that are equal are kept once, and
-    others that nearly equal one before them come last.
+    others that nearly equal one of another source before them come last.
     """
-    turns = np.concatenate([np.arange(len(source.boxes)) for source in sources])
-    sequence = np.argsort(turns, kind="stable")
+    counts = [len(source.boxes) for source in sources]
+    origin = np.repeat(np.arange(len(sources)), counts)
+    sequence = np.argsort(np.concatenate([np.arange(count) for count in counts]), kind="stable")
     boxes = torch.cat([source.boxes for source in sources])
     scores = torch.cat([source.scores for source in sources])
     if sources[0].labels is None:
@@ -76,7 +77,8 @@ def merged(sources: Sequence[Proposals]) -> Proposals:
         columns = [torch.from_numpy(masks.labels), torch.from_numpy(masks.members)]
         identity = np.packbits(masks.members, axis=1)
     once = np.unique(identity[sequence], axis=0, return_index=True)[1]
-    double = repeated(shared, sizes, sequence)
+    foreign = origin[:, None] != origin  # each source has put its own in order
+    double = repeated(shared * foreign, sizes, sequence)
     kept = sequence[np.sort(once)]
     chosen = torch.from_numpy(kept[np.argsort(double[kept], kind="stable")])
     rows = [boxes[chosen], scores[chosen]]

@@ -81,7 +81,7 @@ def _reader_of(source: Source) -> Reader:
     held = f": it holds {_content(source)}" if suffix in _suffixes() else ""
     raise InputError(
         f"{source.path} is no known proposal format{held}; give {', '.join(_suffixes())}, or a "
-        "folder of them, as docs/proposals.md lists them"
+        "folder of them, in a form that docs/benchmarks.md lists"
     )
 
 

@@ -51,9 +51,10 @@ def superpixels(runs: Runs) -> Masks:
     _, first, labels = np.unique(names, return_index=True, return_inverse=True)
     pixels = np.repeat(labels.astype(np.int32), np.diff(begins, append=total))
     sample = np.arange(count)[:, None] * total + begins[first]
-    before = np.searchsorted(changes, sample, "right") - np.searchsorted(
-        changes, np.arange(count) * total
-    )[:, None]
+    before = (
+        np.searchsorted(changes, sample, "right")
+        - np.searchsorted(changes, np.arange(count) * total)[:, None]
+    )
     return Masks(np.ascontiguousarray(pixels.reshape(width, height).T), before % 2 == 1)
 
 
