@@ -110,10 +110,10 @@ def _read_entities(source: Source) -> Iterator[Found]:
     fields = source.arrays
     rows = fields["mask_id"] if "mask_id" in fields else fields["map"][0]
     nothing = _NOTHING if "mask_id" in fields else 0
-    numbers, labels = np.unique(rows, return_inverse=True)
+    numbers, inverse = np.unique(rows, return_inverse=True)
     masks = np.eye(len(numbers), dtype=bool)[numbers != nothing]
     scores = fields["scores"].ravel()[numbers[numbers != nothing]] if "mask_id" in fields else None
-    labels = labels.reshape(rows.shape).astype(np.int32)
+    labels: NDArray[np.int32] = inverse.reshape(rows.shape).astype(np.int32)
     yield Found(source.path.stem, scores, masks=Masks(labels, masks), ranked=False)
 
 

@@ -60,7 +60,8 @@ def superpixels(runs: Runs) -> Masks:
 
 def join(masks: Sequence[Masks]) -> Masks:
     """Return the masks of several label maps of one image on the common map of all."""
-    labels, members = masks[0]
+    labels: Array = masks[0].labels
+    members: Array = masks[0].members
     for other, theirs in masks[1:]:
         both = labels.astype(np.int64) * (theirs.shape[1] + 1) + other  # other may be -1
         names, labels = np.unique(both, return_inverse=True)
@@ -97,7 +98,8 @@ def measure(masks: Masks) -> tuple[Array, Array]:
     np.maximum.at(high, run, np.stack([x + length, y + 1], 1))
     first = np.where(members[:, :, None], low, max(labels.shape)).min(1, initial=2**31)
     last = np.where(members[:, :, None], high, 0).max(1, initial=0)
-    boxes = np.where(members.any(1)[:, None], np.concatenate([first, last], 1), 0)
+    seen = members.any(axis=1, keepdims=True)
+    boxes = np.where(seen, np.concatenate([first, last], 1), 0)
     areas = np.bincount(run, length, members.shape[1]).astype(np.int64)
     return boxes.astype(np.float32), areas
 
