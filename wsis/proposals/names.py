@@ -27,7 +27,7 @@ class Names:
             InputError: several images have the name.
         """
         if key in self.ids:
-            return self.ids[key]  # type: ignore[index]
+            return self.ids[key]
         parts = PurePosixPath(str(key).replace("\\", "/")).parts
         for k in range(len(parts)):
             if (path := "/".join(parts[k:])) in self.files:
