@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ import pytest
 import torch
 from example_site import EXAMPLES, install_examples
 from PIL import Image
+from pycocotools import mask as rle
 
 from wsis import registry
 from wsis.datasets.shapes import Shapes
 from wsis.errors import InputError
 from wsis.nn.masks import tight_boxes
+from wsis.proposals import proposers
 from wsis.proposals.file import ProposalFile
 
 
@@ -134,6 +137,39 @@ def test_a_proposer_is_chosen_by_its_name(paths, tmp_path):
     assert file.provenance["made"] == "windows"
     assert file.provenance["superpixels"] == 300
     assert file.provenance["supervision"] == "none"
+
+
+def test_segment_anything_is_a_proposer_without_being_a_dependency(installed, monkeypatch):
+    """The names and arguments are those of the package `segment_anything`; its network is not."""
+    asked = {}
+
+    class Generator:
+        def __init__(self, network, points_per_side, output_mode):
+            asked.update(network=network, points=points_per_side, mode=output_mode)
+
+        def generate(self, image):
+            whole, part = np.zeros((2, *image.shape[:2]), np.uint8)
+            whole[2:9, 2:9], part[3:5, 3:5] = 1, 1
+            coded = [rle.encode(np.asfortranarray(mask)) for mask in (part, whole)]
+            return [
+                {"segmentation": {**c, "counts": c["counts"].decode()}, "area": 1, "bbox": [0] * 4}
+                | {"predicted_iou": 1.02, "stability_score": 0.97, "point_coords": [[1.0, 2.0]]}
+                for c in coded
+            ]
+
+    class Network:
+        def to(self, device):
+            return self
+
+    package = types.ModuleType("segment_anything")
+    package.SamAutomaticMaskGenerator = Generator
+    package.sam_model_registry = {"vit_b": lambda checkpoint: Network()}
+    monkeypatch.setitem(sys.modules, "segment_anything", package)
+    found = proposers.propose(np.zeros((10, 12, 3), np.uint8), "sam")
+    assert found.boxes.tolist() == [[2, 2, 9, 9], [3, 3, 5, 5]]
+    assert found.scores.tolist() == [1, 1]
+    assert (asked["points"], asked["mode"]) == (32, "coco_rle")
+    assert proposers.find("sam").provenance["supervision"] == "masks of SA-1B"
 
 
 # A label field

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from wsis.proposals.convert import convert
 from wsis.proposals.file import ProposalFile
 from wsis.proposals.make import make
 from wsis.proposals.proposers import BUILT_IN, names
-from wsis.proposals.source import file_name
+from wsis.proposals.source import file_name, merge_sources
 from wsis.runs.progress import say_notes
 from wsis.types import Index
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
     from wsis.command_line.parser import CLI
 
     with plain_errors(lambda: "; the same command continues"):
-        cli = CLI("propose", argv, kinds=("data",), options=_options)
+        cli = CLI("propose", _repeated(argv), kinds=("data",), options=_options)
         config, data = cli.config, cli.datamodule
         if config.images is None and config.out is None:  # where the data set itself looks
             data.proposals, data.writes_beside = _source(data, config["from"]), True
@@ -49,15 +50,28 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
         return [file.path for file in files]
 
 
-def _source(data: Any, given: Path | None) -> str:
-    """Return what to convert, else the proposer that the data's settings name."""
+def _repeated(argv: Sequence[str] | None) -> list[str]:
+    """Return the words in which each of several `--from` adds to a list."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    flags = [word.partition("=")[0] for word in words]
+    if flags.count("--from") < 2:
+        return words
+    return [w.replace("--from", "--from+", 1) if w.startswith("--from") else w for w in words]
+
+
+def _source(data: Any, given: list[Path] | Path | None) -> str | list[str]:
+    """Return what to convert or merge, else the proposer that the data's settings name."""
+    if isinstance(given, list):
+        return [str(path) for path in given]
     if given is not None:
         return str(given)
     named = "none" if data is None else str(data.proposals)
     return BUILT_IN if named == "none" else named
 
 
-def _write(index: Index, out: Path, source: str, workers: int | None) -> ProposalFile:
+def _write(index: Index, out: Path, source: str | list[str], workers: int | None) -> ProposalFile:
+    if isinstance(source, list):
+        return merge_sources(index, index.root, source, out, workers, beside=False)
     known = source in names()
     return ProposalFile(make(index, out, workers, source) if known else convert(source, index, out))
 
@@ -74,9 +88,10 @@ def _options(parser: Any) -> None:
     )
     parser.add_argument(
         "--from",
-        type=Path | None,
+        type=list[Path] | Path | None,
         default=None,
-        help="A file or folder in a foreign format to convert.",
+        help="A file or folder of another tool to convert; given several times, what to merge, of "
+        "which each may also be a proposer or a file of proposals.",
     )
     parser.add_argument(
         "--images",
@@ -105,7 +120,9 @@ def _splits(data: Any, split: str) -> list[str]:
     return ["train", *(["val"] if data.has_val else [])] if split == "all" else [split]
 
 
-def _places(splits: list[str], out: Path | None, folder: Path, source: str) -> dict[str, Path]:
+def _places(
+    splits: list[str], out: Path | None, folder: Path, source: str | list[str]
+) -> dict[str, Path]:
     """Return one file per split; beside the images where no file is named."""
     out = out or folder / file_name(source)
     return {

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as rle
 
-from wsis.coco.masks import checked_mask, decode_foreign, run_length, runs_of
+from wsis.coco.masks import checked_mask, run_length, runs_of_masks
+from wsis.coco.runs import decode_counts, runs_of
 from wsis.errors import InputError
 
 SIZE = 6, 8
@@ -101,21 +102,55 @@ def test_polygons_that_would_stall_pycocotools(polygon, says):
         checked_mask([polygon], SIZE, "x.json, annotation 3")
 
 
-@pytest.mark.parametrize(
-    ("mask", "says"),
-    [
-        (None, "NoneType; expected an object"),
-        ({"size": [6, 8]}, "no counts"),
-        ({"size": [6, -8], "counts": "84"}, r"size\[1\] is -8"),
-        ({"size": [0, 8], "counts": []}, "0 x 8 pixels"),
-        ({"size": [2**20, 2**20], "counts": [2**40]}, r"counts\[0\] is 1099511627776"),
-        ({"size": [2**20, 2**20], "counts": "0"}, "1048576 x 1048576 pixels"),
-        ({"size": [6, 8], "counts": [5, 6000]}, "cover 6005 pixels"),
-    ],
+@given(st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=20), max_size=6), st.data())
+def test_many_masks_of_all_forms_at_once(all_runs, data):
+    """Runs, compressed runs and polygons of one image, each as it is alone."""
+    total = max(map(sum, all_runs), default=1) or 1
+    forms, expected = [], []
+    for runs in all_runs:
+        whole = [*runs, *[0] * (len(runs) % 2), total - sum(runs)]
+        mask = pixels(whole).astype(np.uint8)[None]
+        form = data.draw(st.sampled_from(["runs", "text", "bytes", "polygon"]))
+        if form == "polygon":
+            polygon = [0, 0, data.draw(st.integers(1, 9)), 0, 5, 1, 0, 1]
+            forms.append([polygon])
+            expected.append(rle.decode(rle.merge(rle.frPyObjects([polygon], 1, total))))
+            continue
+        counts = rle.encode(np.asfortranarray(mask))["counts"]
+        counts = {"runs": whole, "text": counts.decode(), "bytes": counts}[form]
+        forms.append({"size": [1, total], "counts": counts})
+        expected.append(mask)
+    places = [f"mask {k}" for k in range(len(forms))]
+    found = runs_of_masks(forms, (1, total), places)
+    for k, (start, count) in enumerate(zip(found.first, found.counts, strict=True)):
+        drawn = pixels(found.lengths[start : start + count])
+        assert drawn.tolist() == expected[k][0].tolist()
+
+
+def test_the_one_bad_mask_of_many_is_named():
+    good = rle.encode(np.asfortranarray(np.ones(SIZE, np.uint8)))
+    for bad, says in (
+        ({"size": [*SIZE], "counts": "x"}, "'x' are no compressed"),
+        ({"size": [*SIZE], "counts": [5, 6]}, "cover 11 pixels"),
+        ({"size": [8, 6], "counts": [48]}, r"the mask is \[8, 6\], but its image is \[6, 8\]"),
+        ([[0, 0, 1e12, 0, 1, 1]], "a corner at 1e12|a corner at 1000000000000.0"),
+    ):
+        with pytest.raises(InputError, match=rf"^b: .*({says})"):
+            runs_of_masks([good, bad, good], SIZE, ["a", "b", "c"])
+
+
+@given(
+    st.lists(st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=12), max_size=4)
 )
-def test_masks_of_unknown_tools(mask, says):
-    with pytest.raises(InputError, match=rf"^x\.json.*{says}") as error:
-        decode_foreign(mask, "x.json")
-    assert "\n" not in str(error.value)
-    whole = decode_foreign({"size": [6, 8], "counts": [8, 4, 36], "more": 1}, "x.json")
-    assert whole.T.ravel().nonzero()[0].tolist() == [8, 9, 10, 11]
+def test_many_texts_are_read_or_refused_as_each_alone(texts):
+    alone, fault = [], False
+    for text in texts:
+        try:
+            alone += runs_of(text, "").tolist()
+        except InputError:
+            fault = True
+    try:
+        assert decode_counts(texts, [""] * len(texts))[0].tolist() == alone
+        assert not fault
+    except InputError:
+        assert fault

@@ -9,9 +9,10 @@ import scipy.io
 from pycocotools import mask as rle
 
 from wsis.errors import InputError
+from wsis.proposals.arrays import encode
 from wsis.proposals.convert import convert, proposals_of
 from wsis.proposals.file import ProposalFile
-from wsis.proposals.readers import Found, refine
+from wsis.proposals.found import Found, Outlines
 from wsis.types import Index
 
 SIZE = 20, 30  # height, width
@@ -57,6 +58,10 @@ def halves():
     labels[10:] += 2
     labels[:, 15:] += 1
     return labels, np.array([[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 0, 1]], bool)
+
+
+def found_of(masks):
+    return Found("x", None, outlines=Outlines(list(map(encode, masks)), [""] * len(masks)))
 
 
 def check_masks(path, tmp_path, name, expected, scores, **ids):
@@ -291,7 +296,7 @@ def test_an_image_id_in_a_json_is_an_id(tmp_path):
 def test_run_lengths_are_checked(tmp_path, counts, says):
     entry = {"image_id": 1, "score": 1, "segmentation": {"size": [*SIZE], "counts": counts}}
     (tmp_path / "m.json").write_text(json.dumps([entry]))
-    with pytest.raises(InputError, match=rf"m\.json, a mask of image 1.*{says}"):
+    with pytest.raises(InputError, match=rf"m\.json, result 1.*{says}"):
         convert(tmp_path / "m.json", index("a", (1,)), tmp_path / "out.sqlite")
 
 
@@ -307,7 +312,7 @@ def test_boxes_are_clipped_and_degenerate_and_double_ones_dropped():
 def test_masks_of_one_box_are_both_kept():
     ring = np.ones(SIZE, bool)
     ring[5:10, 5:10] = False
-    got = proposals_of(Found("x", None, masks=refine([ring, np.ones(SIZE, bool), ring])), SIZE)
+    got = proposals_of(found_of([ring, np.ones(SIZE, bool), ring]), SIZE)
     assert got.boxes.tolist() == [[0, 0, 30, 20]] * 2
 
 
@@ -346,7 +351,7 @@ def test_an_unknown_mat_and_other_sizes_and_missing_images_are_told(tmp_path):
     with pytest.raises(InputError, match="it holds nothing"):
         convert(tmp_path / "a.mat", index(), tmp_path / "out.sqlite")
     with pytest.raises(InputError, match="made for other images"):
-        proposals_of(Found("x", None, masks=refine([np.ones((3, 3))])), SIZE)
+        proposals_of(found_of([np.ones((3, 3))])._replace(size=(3, 3)), SIZE)
     (tmp_path / "d.pkl").write_bytes(pickle.dumps({"boxes": BOXES[:1], "ids": [NAMES[0]]}))
     with pytest.raises(InputError, match=r"1 of 2 images.*2007_000033"):
         convert(tmp_path / "d.pkl", index(), tmp_path / "o2.sqlite")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
-from wsis.coco.records import LARGEST, RunLengths, describe_fault
+from wsis.coco.runs import Runs, decode_counts, runs_of
 from wsis.errors import InputError
 
 __all__ = [
@@ -19,16 +18,14 @@ __all__ = [
     "box_of",
     "checked_mask",
     "checked_run_lengths",
-    "decode_foreign",
     "run_length",
-    "runs_of",
+    "runs_of_masks",
 ]
 
 RLE = dict[str, Any]
 FAR = 1_000_000
 """Largest coordinate in pixels: pycocotools counts fifths of a pixel in 32 bits."""
 _LONGEST = 2_000_000  # pixels; pycocotools stores every fifth of a pixel of an outline
-_LONGEST_RUN = 7  # letters, of 5 bits each
 
 
 def checked_mask(segmentation: Any, size: tuple[int, int], place: str) -> Any:
@@ -56,42 +53,47 @@ def checked_run_lengths(mask: RLE, size: tuple[int, int], place: str) -> RLE:
     Raises:
         InputError: they do not, or they are no run lengths.
     """
-    if mask["size"] != [*size]:
-        raise InputError(
-            f"{place}: the mask is {mask['size']}, but its image is {[*size]} (height, width); "
-            "make masks at the image's size"
-        )
+    _check_size(mask, size, place)
     counts = mask["counts"]
     runs = runs_of(counts, place) if isinstance(counts, str) else counts
     covered = int(sum(runs)) if isinstance(runs, list) else int(runs.sum())
     if covered != size[0] * size[1]:
-        raise InputError(
-            f"{place}: the run lengths cover {covered} pixels, not {size[0]} x {size[1]}; "
-            "mend or remove it"
-        )
+        _refuse_sum(covered, size, place)
     # pycocotools ends a comparison of two masks early where both have an empty run
     if 0 in runs[1:]:
         return {**mask, "counts": _without_empty_runs(runs)}
     return mask
 
 
-def decode_foreign(mask: Any, place: str) -> NDArray[np.uint8]:
-    """Return a run-length mask of an unknown source as (H,W) uint8.
+def runs_of_masks(
+    segmentations: Sequence[Any], size: tuple[int, int], places: Sequence[str]
+) -> Runs:
+    """Return masks of any form of COCO, polygons included, as run lengths.
+
+    Polygons with fewer than three corners are left out, so that a mask may be empty.
+
+    Args:
+        segmentations: P masks, as `checked_mask` takes them; compressed counts may be bytes.
+        size: (height, width) of their image.
+        places: file and record of each, for errors.
 
     Raises:
-        InputError: it is not a whole run-length mask.
+        InputError: a mask is not one of an image of this size.
     """
-    try:
-        known = msgspec.convert(mask, RunLengths, strict=False)
-    except msgspec.ValidationError as error:
-        raise InputError(describe_fault(error, mask, RunLengths, place)) from error
-    height, width = known["size"]
-    if not 0 < height * width <= LARGEST:
-        raise InputError(
-            f"{place}: the mask is {height} x {width} pixels; give masks of an image's size"
-        )
-    usable = checked_run_lengths(cast(RLE, known), (height, width), place)
-    return cast("NDArray[np.uint8]", rle.decode(run_length(usable, (height, width))))
+    counts = [
+        _counts(segmentation, size, place)
+        for segmentation, place in zip(segmentations, places, strict=True)
+    ]
+    packed = [k for k, known in enumerate(counts) if isinstance(known, (str, bytes))]
+    runs, numbers = decode_counts([counts[k] for k in packed], [places[k] for k in packed])
+    for k, part in zip(packed, np.split(runs, np.cumsum(numbers)[:-1]), strict=False):
+        counts[k] = part
+    each = np.array([len(known) for known in counts], np.int64)
+    lengths = np.concatenate([np.zeros(0, np.int64), *counts]).astype(np.int64)
+    found = Runs(lengths, np.cumsum(each) - each, size)
+    for k in np.flatnonzero(found.sums != size[0] * size[1])[:1]:
+        _refuse_sum(int(found.sums[k]), size, places[k])
+    return found
 
 
 def run_length(segmentation: Any, size: tuple[int, int]) -> RLE:
@@ -131,29 +133,28 @@ def _outline(polygon: Sequence[float]) -> float:
     return float(np.abs(np.diff(corners, axis=0)).max(1).sum())
 
 
-def runs_of(text: str, place: str) -> NDArray[np.int64]:
-    """Return the runs of compressed counts.
+def _counts(segmentation: Any, size: tuple[int, int], place: str) -> Any:
+    """Return the run lengths of a mask, as a list or compressed, checked but for their sum."""
+    if isinstance(segmentation, dict):
+        _check_size(segmentation, size, place)
+        return segmentation["counts"]
+    usable = checked_mask(segmentation, size, place)
+    return run_length(usable, size)["counts"] if usable else [size[0] * size[1]]
 
-    A run is a number in base 32, least digits first, of which the last has no bit 32 and begins
-    with the sign; from the fourth run on it is the difference from the run before the last one.
 
-    Raises:
-        InputError: the text is not of that form.
-    """
-    letters = np.frombuffer(text.encode(errors="surrogatepass"), np.uint8).astype(np.int64) - 48
-    ends = np.flatnonzero(letters < 32)
-    whole = len(ends) and ends[-1] == len(letters) - 1 and letters.min() >= 0
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    if not whole or letters.max() > 63 or (ends - starts).max() >= _LONGEST_RUN:
-        raise InputError(f"{place}: {text[:30]!r} are no compressed run lengths; write it again")
-    digits = np.arange(len(letters)) - np.repeat(starts, ends - starts + 1)
-    runs = np.add.reduceat((letters & 31) << 5 * digits, starts)
-    runs -= (letters[ends] & 16) << 5 * (ends - starts) + 1
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
-    if runs.min() < 0:
-        raise InputError(f"{place}: a run length is {runs.min()}; write it again")
-    return runs
+def _check_size(mask: RLE, size: tuple[int, int], place: str) -> None:
+    if [*mask["size"]] != [*size]:
+        raise InputError(
+            f"{place}: the mask is {[*mask['size']]}, but its image is {[*size]} (height, width); "
+            "make masks at the image's size"
+        )
+
+
+def _refuse_sum(covered: int, size: tuple[int, int], place: str) -> NoReturn:
+    raise InputError(
+        f"{place}: the run lengths cover {covered} pixels, not {size[0]} x {size[1]}; "
+        "mend or remove it"
+    )
 
 
 def _without_empty_runs(runs: Sequence[int] | NDArray[np.int64]) -> list[int]:

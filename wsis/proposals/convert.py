@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +12,44 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from wsis.coco.masks import runs_of_masks
 from wsis.errors import InputError
 from wsis.machine import bar
 from wsis.proposals.file import write
-from wsis.proposals.readers import Found, Masks, read_foreign
-from wsis.types import Index, Proposals, Record
+from wsis.proposals.found import Found
+from wsis.proposals.names import Names
+from wsis.proposals.readers import read_foreign
+from wsis.proposals.records import of_records
+from wsis.proposals.regions import Masks, measure, order, superpixels
+from wsis.types import Index, Proposals
 
-__all__ = ["convert", "proposals_of"]
+__all__ = ["convert", "from_records", "proposals_of"]
 
 Array = NDArray[Any]
 
 
-def convert(path: str | os.PathLike[str], index: Index, out: str | os.PathLike[str]) -> Path:
+def convert(
+    path: str | os.PathLike[str],
+    index: Index,
+    out: str | os.PathLike[str],
+    partial: bool = False,
+) -> Path:
     """Read proposals of any known format and write those of the images in `index` to `out`.
 
+    Args:
+        path: a file or folder.
+        index: the images.
+        out: the proposal file to write.
+        partial: whether images may lack proposals.
+
     Raises:
-        InputError: an unknown format, an image of another size, or images of `index` without
-            proposals.
+        InputError: an unknown format, an image of another size, an image that two files have, or
+            images of `index` without proposals.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(f"no proposals {path}; give an existing file or folder")
-    numbered = {image["id"]: image for image in index.images}
-    named = _by_name(index)
+    names, left_out, seen = Names(index), 0, set()
     provenance = {
         "made": "converted",
         "from": path.name,
@@ -42,53 +58,103 @@ def convert(path: str | os.PathLike[str], index: Index, out: str | os.PathLike[s
     }
     with write(out, provenance) as writer:
         for found in bar(read_foreign(path), "convert", unit="image"):
-            image = numbered.get(found.key) or named.get(_plain(str(found.key)))
+            image = names.find(found.key)
             if image is None:
                 continue
-            size = image["height"], image["width"]
-            if writer.files.get(image["file_name"]) != size:
-                writer.add(image["file_name"], size, proposals_of(found, size, image["file_name"]))
+            size, name = (image["height"], image["width"]), image["file_name"]
+            if name in seen:
+                raise InputError(
+                    f"{path} has proposals of {name} in two places; give one as a source of its "
+                    "own: --from A --from B"
+                )
+            seen.add(name)
+            left_out += found.left_out
+            if writer.files.get(name) != size:
+                writer.add(name, size, proposals_of(found, size, name))
         missing = [
             image["file_name"] for image in index.images if image["file_name"] not in writer.files
         ]
-    if missing:
+    if left_out:
+        print(f"{path}: {left_out} boxes without masks left out, beside masks", file=sys.stderr)
+    if missing and not partial:
         raise InputError(
             f"{path} has no proposals for {len(missing)} of {len(index.images)} images of "
-            f"{index.name}, such as {missing[0]}; those found are in {out}"
+            f"{index.name}, such as {missing[0]}; those found are in {out}; for the others, add a "
+            "source: --from segments"
         )
     return Path(out)
 
 
+def from_records(records: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> Proposals:
+    """Return the proposals of an image from records of a mask generator, wholes first.
+
+    Args:
+        records: of Segment Anything's form: `segmentation` is an array (H,W), a run length or
+            polygons; `predicted_iou` or `score`, and `stability_score`, are used if they are there.
+        size: (height, width) of the image.
+
+    Raises:
+        InputError: a record has another form, or a mask another size.
+    """
+    return proposals_of(of_records("image", records, "the mask generator"), size)
+
+
 def proposals_of(found: Found, size: tuple[int, int], name: str = "image") -> Proposals:
-    """Convert one image's proposals: clipped, sorted by score, without empty ones or duplicates."""
-    if found.masks is None:
+    """Convert one image's proposals: clipped, best first, without empty ones or duplicates.
+
+    Raises:
+        InputError: they are of an image of another size, or a mask is none.
+    """
+    _check_size(size, found.size or size, name)
+    masks = _masks(found, size, name)
+    if masks is None:
         boxes = _boxes(found, size)
         scores = _scores(found, len(boxes), name)
-        chosen = _choose(boxes, scores, boxes)
+        chosen = _choose(boxes, np.argsort(-scores, kind="stable"), boxes)
         return Proposals(torch.from_numpy(boxes[chosen]), torch.from_numpy(scores[chosen]))
-    masks = found.masks
-    if masks.labels.shape != tuple(size):
-        height, width = masks.labels.shape
-        raise InputError(
-            f"{name} is {size[1]} x {size[0]} pixels, its proposals {width} x {height}: made for "
-            "other images"
-        )
-    scores = _scores(found, len(masks.members), name)
-    labels, members = _compact(masks)
-    boxes = _mask_boxes(labels, members)
-    chosen = _choose(boxes, scores, np.packbits(members, axis=1))
+    scores, (boxes, areas) = _scores(found, len(masks.members), name), measure(masks)
+    ranking = np.argsort(-scores, kind="stable")
+    if not found.ranked:
+        ranking = _rank(found, masks.members, areas, scores)
+    chosen = _choose(boxes, ranking, np.packbits(masks.members, axis=1))
     return Proposals(
         torch.from_numpy(boxes[chosen]),
         torch.from_numpy(scores[chosen]),
-        torch.from_numpy(labels),
-        torch.from_numpy(members[chosen]),
+        torch.from_numpy(masks.labels),
+        torch.from_numpy(masks.members[chosen]),
     )
+
+
+def _masks(found: Found, size: tuple[int, int], name: str) -> Masks | None:
+    """Return masks without empty superpixels; None for boxes alone."""
+    if found.outlines is not None:
+        return superpixels(runs_of_masks(found.outlines.segmentations, size, found.outlines.places))
+    if found.masks is None:
+        return None
+    _check_size(size, found.masks.labels.shape, name)
+    return _compact(found.masks)
+
+
+def _check_size(size: tuple[int, ...], theirs: tuple[int, ...], name: str) -> None:
+    if tuple(theirs) != tuple(size):
+        raise InputError(
+            f"{name} is {size[1]} x {size[0]} pixels, its proposals {theirs[1]} x {theirs[0]}: "
+            "made for other images; make them at this size"
+        )
+
+
+def _rank(found: Found, members: Array, areas: Array, scores: Array) -> Array:
+    """Return the order of masks: by stability times size, else by score, else by size."""
+    sizes = members @ areas
+    if found.stability is not None:
+        return order(members, areas, found.stability * sizes)
+    return order(members, areas, sizes if found.scores is None else scores)
 
 
 def _boxes(found: Found, size: tuple[int, int]) -> Array:
     """Return clipped boxes as xyxy from 0, x2/y2 exclusive.
 
-    The axes are in the order of the format, unless only the other order fits the image.
+    The axes are in the order of the format, unless that is not sure and only the other order fits.
     """
     height, width = size
     if found.boxes is None:
@@ -96,9 +162,8 @@ def _boxes(found: Found, size: tuple[int, int]) -> Array:
     boxes = found.boxes.astype(np.float32)
     swapped = boxes[:, [1, 0, 3, 2]]
     first, second = (swapped, boxes) if found.rows_first else (boxes, swapped)
-    boxes = (
-        second if not _fits(first, size, found.base) and _fits(second, size, found.base) else first
-    )
+    other = not _fits(first, size, found.base) and _fits(second, size, found.base)
+    boxes = second if other and not found.sure else first
     ends = 1 if found.inclusive else 0
     boxes = boxes + np.array(
         [-found.base, -found.base, ends - found.base, ends - found.base], np.float32
@@ -123,76 +188,27 @@ def _scores(found: Found, count: int, name: str) -> Array:
     scores = found.scores.astype(np.float64)
     if len(scores) != count:
         raise InputError(
-            f"{name}: {count} proposals but {len(scores)} scores; fetch the file again"
+            f"{name}: {count} proposals but {len(scores)} scores; give each proposal its score"
         )
     if len(scores) and (scores.min() < 0 or scores.max() > 1):
         scores = 1 / (1 + np.exp(-scores))
     return scores.astype(np.float32)
 
 
-def _compact(masks: Masks) -> tuple[Array, Array]:
-    """Return the label map and memberships (P,S) without empty superpixels."""
-    numbers, labels = np.unique(masks.labels, return_inverse=True)
-    kept = numbers[numbers >= 0]
-    dense: Array = labels.reshape(masks.labels.shape).astype(np.int32) - int(numbers[0] < 0)
-    return dense, np.ascontiguousarray(masks.members[:, kept])
+def _compact(masks: Masks) -> Masks:
+    """Return label map and memberships without empty superpixels."""
+    kept = np.flatnonzero(np.bincount(masks.labels.ravel() + 1)[1:])
+    if len(kept) == masks.members.shape[1]:
+        return masks
+    numbers = np.full(masks.members.shape[1] + 1, -1, np.int32)
+    numbers[kept] = np.arange(len(kept))
+    return Masks(numbers[masks.labels], np.ascontiguousarray(masks.members[:, kept]))
 
 
-def _mask_boxes(labels: Array, members: Array) -> Array:
-    """Return boxes (P,4) around the masks; zeros for an empty mask."""
-    rows = _spans(labels, members)
-    columns = _spans(labels.T, members)
-    return np.stack([columns[0], rows[0], columns[1], rows[1]], 1).astype(np.float32)
-
-
-def _spans(labels: Array, members: Array) -> tuple[Array, Array]:
-    """Return the first row and the last row + 1 (P,) of each mask."""
-    count, height = members.shape[1], len(labels)
-    inside = labels >= 0
-    superpixel, row = labels[inside], np.nonzero(inside)[0]
-    low, high = np.full(count, height), np.zeros(count, np.int64)
-    np.minimum.at(low, superpixel, row)
-    np.maximum.at(high, superpixel, row + 1)
-    empty = ~members.any(1)
-    first = np.where(members, low, height).min(1, initial=height)
-    return np.where(empty, 0, first), np.where(members, high, 0).max(1, initial=0)
-
-
-def _choose(boxes: Array, scores: Array, identity: Array) -> Array:
-    """Return the rows to keep, best first: boxes with an area, one for each `identity` (P,K)."""
-    order: Array = np.argsort(-scores, kind="stable")
-    order = order[(boxes[order, 2] > boxes[order, 0]) & (boxes[order, 3] > boxes[order, 1])]
-    if not len(order):
-        return order
-    order = order[np.sort(np.unique(identity[order], axis=0, return_index=True)[1])]
-    return order
-
-
-def _by_name(index: Index) -> dict[str, Record]:
-    """Map the names that files use for images to the images.
-
-    Later kinds of name take precedence: id, last number in the stem, all its digits, the stem.
-    """
-    stems = [Path(image["file_name"]).stem for image in index.images]
-    kinds = (
-        [str(image["id"]) for image in index.images],
-        ["".join(re.findall(r"\d+", stem)[-1:]) for stem in stems],
-        [re.sub(r"\D", "", stem) for stem in stems],
-        stems,
-    )
-    return {
-        _plain(name): image
-        for names in kinds
-        for name, image in zip(names, index.images, strict=True)
-        if name
-    }
-
-
-def _plain(name: str) -> str:
-    """Return a number without leading zeros, any other name as it is.
-
-    COCO_train2014_000000000009 and 9 are the same image.
-    """
-    coco = re.fullmatch(r"COCO_\w+?_(\d+)", name)
-    name = coco[1] if coco else name
-    return str(int(name)) if name.isdecimal() else name
+def _choose(boxes: Array, ranking: Array, identity: Array) -> Array:
+    """Return the rows to keep in order: boxes with an area, one for each `identity` (P,K)."""
+    kept = (boxes[ranking, 2] > boxes[ranking, 0]) & (boxes[ranking, 3] > boxes[ranking, 1])
+    ranking = ranking[kept]
+    if not len(ranking):
+        return ranking
+    return ranking[np.sort(np.unique(identity[ranking], axis=0, return_index=True)[1])]

@@ -131,7 +131,7 @@ class ProposalFile:
         self,
         file_name: str,
         size: tuple[int, int],
-        segments: bool = False,
+        segments: bool | None = False,
         limit: int | None = None,
     ) -> Proposals:
         """Read the proposals of one image.
@@ -139,7 +139,7 @@ class ProposalFile:
         Args:
             file_name: name of the image relative to the image folder.
             size: (height, width) of the image.
-            segments: also return `labels` and `members`.
+            segments: also return `labels` and `members`; None returns them if there are any.
             limit: maximum number of proposals, highest ranked first.
 
         Raises:
@@ -150,7 +150,7 @@ class ProposalFile:
         width, height, blob = found[0] if found else (0, 0, b"")
         self._check(file_name, size, (height, width) if found else None)
         try:
-            proposals = _unpack(blob, (height, width), segments, limit)
+            proposals = _unpack(blob, (height, width), segments is not False, limit)
         except (zlib.error, struct.error, IndexError, ValueError, TypeError) as error:
             raise _broken(self.path, f"the entry of {file_name}") from error
         if segments and proposals.labels is None:
@@ -287,7 +287,9 @@ def pack(proposals: Proposals) -> bytes:
     if proposals.labels is not None and proposals.members is not None:
         superpixels = proposals.members.shape[1]
         width = 2 if superpixels < 2**15 else 4
-        steps = np.diff(proposals.labels.numpy(), axis=1, prepend=0).astype(f"<i{width}")
+        labels = proposals.labels.numpy()
+        steps = labels.astype(f"<i{width}")
+        np.subtract(labels[:, 1:], labels[:, :-1], out=steps[:, 1:], casting="unsafe")
         parts += [steps.tobytes(), np.packbits(proposals.members.numpy(), axis=1).tobytes()]
     return _HEADER.pack(len(boxes), superpixels, width) + b"".join(_chunk(part) for part in parts)
 

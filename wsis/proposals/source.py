@@ -14,14 +14,19 @@ from wsis.proposals import proposers
 from wsis.proposals.convert import convert
 from wsis.proposals.file import ProposalFile, forget
 from wsis.proposals.make import make
+from wsis.proposals.merge import merge
 from wsis.registry import suggest
 from wsis.types import Index, Record
 
-__all__ = ["content_of", "file_name", "proposals_of_index", "proposer_of"]
+__all__ = ["content_of", "file_name", "merge_sources", "proposals_of_index", "proposer_of"]
 
 
 def proposals_of_index(
-    index: Index, folder: Path, source: str, workers: int | None = None, beside: bool = True
+    index: Index,
+    folder: Path,
+    source: str | Sequence[str],
+    workers: int | None = None,
+    beside: bool = True,
 ) -> ProposalFile:
     """Return the proposals of the images of `index`, making or converting missing ones.
 
@@ -31,7 +36,8 @@ def proposals_of_index(
     Args:
         index: the images.
         folder: folder of the data set.
-        source: name of a proposer, or a file or folder of proposals in any known format.
+        source: name of a proposer, or a file or folder of proposals in any known format; several
+            are merged.
         workers: processes that make proposals; one per core if None.
         beside: whether a new file is kept in `folder`; if not, or if that is not writable, it is
             kept in the user's cache, and images that change get new proposals.
@@ -40,11 +46,46 @@ def proposals_of_index(
         InputError: no such proposer or file, an image without proposals in the file, or an image
             that cannot be read.
     """
+    if not isinstance(source, str):
+        name = file_name(source, _parts(index.root, folder))
+        out = _place(folder, name, beside) / name
+        return merge_sources(index, folder, source, out, workers, beside)
+    file = _of_one(index, folder, source, workers, beside)
+    file.check(index.images)  # now rather than hours into training
+    return file
+
+
+def merge_sources(
+    index: Index,
+    folder: Path,
+    sources: Sequence[str],
+    out: Path,
+    workers: int | None = None,
+    beside: bool = True,
+) -> ProposalFile:
+    """Return the merged proposals of the images of `index`, in the file `out`.
+
+    The proposals of each source are kept in a file of their own. Images may lack proposals in some
+    of the sources. Other arguments and errors are those of `proposals_of_index`.
+    """
+    if not _is_complete(out, index.images):
+        files = [_of_one(index, folder, source, workers, beside, True) for source in sources]
+        merge(files, index, out)
+    return ProposalFile(out)
+
+
+def _of_one(
+    index: Index,
+    folder: Path,
+    source: str,
+    workers: int | None,
+    beside: bool,
+    partial: bool = False,
+) -> ProposalFile:
+    """Return the proposals of one source, which may lack images if it is converted or `partial`."""
     path = None if source in proposers.names() else _existing(source)
     if path is not None and _is_ours(path):
-        file = ProposalFile(path)
-        file.check(index.images)  # now rather than hours into training
-        return file
+        return ProposalFile(path)
     name = file_name(source, _parts(index.root, folder))
     if _is_complete(folder / name, index.images):
         return ProposalFile(folder / name)
@@ -54,7 +95,7 @@ def proposals_of_index(
     if _is_complete(out, index.images):
         return ProposalFile(out)
     if path is not None:
-        return ProposalFile(convert(path, index, out))
+        return ProposalFile(convert(path, index, out, partial))
     return ProposalFile(make(index, out, workers, source))
 
 
@@ -77,24 +118,29 @@ def proposer_of(data: Mapping[str, Any]) -> str:
     return source if source in proposers.names() else proposers.BUILT_IN
 
 
-def file_name(source: str, parts: Sequence[str] = ()) -> str:
+def file_name(source: str | Sequence[str], parts: Sequence[str] = ()) -> str:
     """Return the name of the file for made or converted proposals.
 
     It has a digest of what they depend on, so that proposals of other settings or of another
     version are never taken for these.
 
     Args:
-        source: name of a proposer, or an existing file or folder.
+        source: name of a proposer, or an existing file or folder; or several of them, merged.
         parts: path of the image folder below the data set's folder, by component.
     """
+    known = [_named(one) for one in ([source] if isinstance(source, str) else source)]
+    title = "+".join(name for name, _ in known)
+    key = known[0][1] if isinstance(source, str) else digest([key for _, key in known])
+    return short_name("-".join(("proposals", title, key[:8], *parts))) + ".sqlite"
+
+
+def _named(source: str) -> tuple[str, str]:
+    """Return what to call a source, and a digest of what its proposals depend on."""
     if source in proposers.names():
-        key = digest(proposers.find(source).provenance)
-    else:
-        path = _existing(source)
-        state = path.stat()
-        key = digest([str(path.resolve()), state.st_size, state.st_mtime_ns])
-        source = path.stem
-    return short_name("-".join(("proposals", source, key[:8], *parts))) + ".sqlite"
+        return source, digest(proposers.find(source).provenance)
+    path = _existing(source)
+    state = path.stat()
+    return path.stem, digest([str(path.resolve()), state.st_size, state.st_mtime_ns])
 
 
 def _existing(source: str) -> Path:
