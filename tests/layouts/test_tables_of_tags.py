@@ -121,7 +121,7 @@ def test_left_out_columns_are_named(photos, read):
         ("a.jpg,1,0,0\nb.jpg,0,1,0\n", "are numbers; write a heading"),
         ("file,where,who\na.jpg,here,me\n", "columns where, who, any of which may be the tags"),
         ("a.jpg,\n", "has no label"),
-        ("", "has no label"),
+        ("", "is empty; export it again"),
         ("file,tags\n", "has no label"),
         (",cat\n", "no image"),
     ],
