@@ -15,11 +15,11 @@ predicts each object once and needs neither anchors nor suppression.
 | lambda_ce, lambda_dice, Mask2Former section 4.1 | `_WEIGHTS` | 5 and 5, and 2 for the class |
 | lambda_cls of "no object", section 4.1 | `no_object` | 0.1 |
 
-Different from the papers: queries start at fixed points of the image with the token there, so that
-networks that start from random weights learn in minutes; the map of pixels is enlarged once, with
-the backbone's finer maps where it has them, and what blocks make of the tokens is added to masks at
-the tokens' resolution. An object without a trusted mask is matched by its filled box and trains the
-class alone. Losses are divided by the number of masks of a process, not of all.
+Different from the papers: queries start at fixed points of the image, with the token there added to
+what is learned; the map of pixels is enlarged once, with the backbone's finer maps where it has
+them, and what blocks make of the tokens is added to masks at the tokens' resolution. An object
+without a trusted mask is matched by its filled box and trains the class alone. Losses are divided
+by the number of masks of a process, not of all.
 """
 
 from __future__ import annotations
@@ -189,16 +189,15 @@ class MaskTransformer(Method):
         (found,) = self._found([view.image])
         logits = self._without_padding(found.masks[0], size_of(view.image))
         scores = found.classes[0].float().softmax(1)[:, :-1] * _certainty(logits)[:, None]
-        most = min(self.hparams["max_detections"], scores.numel())
-        scores, index = scores.flatten().topk(most)
-        index = index[scores > self.hparams["score_threshold"]]
-        queries, labels = index // (found.classes.shape[2] - 1), index % (found.classes.shape[2] - 1)
+        best, index = scores.flatten().topk(min(self.hparams["max_detections"], scores.numel()))
+        best, index = (x[best > self.hparams["score_threshold"]].cpu() for x in (best, index))
+        queries, labels = index // scores.shape[1], index % scores.shape[1]
         # a rim of one cell, so that nothing beyond the map is read
-        rim = F.pad(logits[queries][None], (1, 1, 1, 1), mode="replicate")[0]
+        rim = F.pad(logits.cpu()[queries][None], (1, 1, 1, 1), mode="replicate")[0]
         height, width = size_of(rim)
         frame = torch.tensor([[-1.0, -1.0, width - 1, height - 1]]) * self.decoder.upscale.stride
         masks = paste(rim, view.view.to_original(frame).expand(len(rim), 4), size, threshold=0.0)
-        return _prediction(sample["image_id"], size, scores.cpu(), labels.cpu(), masks)
+        return _prediction(sample["image_id"], size, best, labels, masks)
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its schedule."""
