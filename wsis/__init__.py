@@ -5,8 +5,8 @@
     found = wsis.predict(model, "image.jpg")
 
 `wsis.build` makes a model and its data with the settings of their recipe. Methods are `wsis.PDSL`,
-`EMPaste`, `JTSM`, `CCGR`, `BoxCaseg`, `CAM` and `MaskRCNN`, all of them a `wsis.Method`; data sets
-are `wsis.Folder`, `COCO`, `VOC` and `Shapes`.
+`EMPaste`, `JTSM`, `CCGR`, `BoxCaseg`, `CAM`, `MaskRCNN` and `MaskTransformer`, all of them a
+`wsis.Method`; data sets are `wsis.Folder`, `COCO`, `VOC` and `Shapes`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from wsis.models.pdsl import PDSL as PDSL
     from wsis.parts.classifier import Classifier as Classifier
     from wsis.parts.mask_rcnn import MaskRCNN as MaskRCNN
+    from wsis.parts.mask_transformer import MaskTransformer as MaskTransformer
     from wsis.types import Prediction as Prediction
 
 __version__ = "0.1.0"

@@ -260,9 +260,7 @@ def _to_edges(
     return edged.view_as(grid), (cells + 0.5) / ends[:, None]
 
 
-def _attended(
-    masks: Tensor | None, known: Tensor, queries: int, share: float
-) -> Tensor | None:
+def _attended(masks: Tensor | None, known: Tensor, queries: int, share: float) -> Tensor | None:
     """Return what each query and token may attend to (N,1,Q+hw,Q+hw) bool; None for all.
 
     Tokens of padding are hidden from all. Of the queries, a `share` drawn at random sees only

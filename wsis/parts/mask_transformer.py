@@ -47,7 +47,7 @@ __all__ = ["MaskTransformer"]
 _WEIGHTS = {"class": 2.0, "mask": 5.0, "dice": 5.0}
 _SKIPPED = -100
 
-_BACKBONE = BackboneSettings("resnet50", output_stride=16, frozen_stages=2)
+_BACKBONE = BackboneSettings("resnet50", output_stride=32, frozen_stages=2)
 _OPTIMISATION = Optimisation("adamw", lr=2e-4, warmup=0.02, weight_decay=0.05, decay_at=(0.9, 0.95))
 
 
@@ -193,7 +193,7 @@ class MaskTransformer(Method):
         best, index = (x[best > self.hparams["score_threshold"]].cpu() for x in (best, index))
         queries, labels = index // scores.shape[1], index % scores.shape[1]
         # a rim of one cell, so that nothing beyond the map is read
-        rim = F.pad(logits.cpu()[queries][None], (1, 1, 1, 1), mode="replicate")[0]
+        rim = F.pad(logits.cpu()[queries][:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
         height, width = size_of(rim)
         frame = torch.tensor([[-1.0, -1.0, width - 1, height - 1]]) * self.decoder.upscale.stride
         masks = paste(rim, view.view.to_original(frame).expand(len(rim), 4), size, threshold=0.0)
