@@ -94,16 +94,29 @@ class Method(pl.LightningModule):
             setattr(self, name, getattr(model, name))
 
     def setup(self, stage: str) -> None:
-        """Take the class names of the data to train on."""
+        """Take the class names of the data to train on, and keep features where that is asked.
+
+        Raises:
+            InputError: features are to be kept, and training images vary by more than flips.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
         if stage == "fit":
-            data = self.trainer.datamodule  # type: ignore[attr-defined]
             self.class_names = tuple(getattr(data, "class_names", ()))
+        for backbone in self._backbones():
+            if not backbone.settings.stored or not backbone.frozen:
+                continue
+            if stage == "fit" and data is not None and not data.augment.only_flips:
+                raise InputError(
+                    "backbone.stored needs training images that vary by flips alone; give "
+                    "--data.augment.crop 1 --data.augment.jitter 1 and one short side, or leave it "
+                    "out"
+                )
+            self.print(f"features of {backbone.name} are kept in {backbone.keep_features()}")
 
     def on_fit_start(self) -> None:
         """Raise InputError for a backbone whose features are random and stay so."""
         for backbone in self._backbones():
-            trained = any(parameter.requires_grad for parameter in backbone.parameters())
-            if backbone.is_random and not trained:
+            if backbone.is_random and backbone.frozen:
                 raise InputError(
                     f"{type(self).__name__} would learn from random features: its backbone "
                     f"{backbone.name} has weights none and is frozen; give weights, or "

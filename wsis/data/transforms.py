@@ -62,6 +62,12 @@ class Augment:
                 "0.1 and 2"
             )
 
+    @property
+    def only_flips(self) -> bool:
+        """Whether an image looks the same in every epoch, but for flips."""
+        same = self.crop == 1 and self.jitter == 1 and not self.scales
+        return same and len(self.short_sides) <= 1
+
 
 PHOTOGRAPHS = Augment(short_sides=tuple(range(480, 1217, 32)), max_side=2000, crop=0.9, jitter=1.5)
 """The default augmentation of photographs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsis.errors import InputError
+from wsis.files import cache_folder
 from wsis.nn._own import OwnNetwork
 from wsis.nn._timm import PlainTransformer, build_timm
 from wsis.nn._weights import (
@@ -28,6 +30,7 @@ from wsis.nn._weights import (
     read_weights,
     reason,
 )
+from wsis.nn.feature_store import FeatureStore
 from wsis.nn.resnet_ws import ResNetWS, released_weights
 
 __all__ = ["Backbone", "BackboneSettings", "weights_follow"]
@@ -72,6 +75,9 @@ class BackboneSettings:
             the ResNet-WS authors.
         std: Standard deviation per channel that the weights expect; by default that of timm or
             the ResNet-WS authors.
+        stored: Whether training keeps the features of a frozen network in the user's cache, in half
+            precision, so that each image passes it once. Training images may be flipped, but not
+            cropped or jittered, and have one `short_sides`.
     """
 
     name: str = "resnet18_ws"
@@ -82,6 +88,7 @@ class BackboneSettings:
     model_args: dict[str, Any] | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    stored: bool = False
 
     def __post_init__(self) -> None:
         """Raise InputError if no network has this stride or this number of stages."""
@@ -152,6 +159,8 @@ class Backbone(nn.Module):
         self._freeze(every_norm=weights != "none")
         self.is_random = weights == "none"
         """Whether no weights were ever loaded."""
+        self.store: FeatureStore | None = None
+        """Where features are kept; None computes them each time."""
 
     def forward(self, images: Sequence[Tensor] | Tensor) -> Tensor:
         """Return features of images of any sizes.
@@ -163,7 +172,40 @@ class Backbone(nn.Module):
             (N,D,h,w); smaller images of a list are padded at the right and bottom with zeros after
             normalisation.
         """
+        if self.store is not None:
+            return self._stored(self.store, images)
         return self.network(self.normalise(images))[self.feature_level]
+
+    @property
+    def frozen(self) -> bool:
+        """Whether no part of the network is trained."""
+        return not any(parameter.requires_grad for parameter in self.parameters())
+
+    def keep_features(self) -> Path:
+        """Keep features from now on, in the file of the user's cache that is returned."""
+        settings = self.settings
+        shape = settings.output_stride, settings.feature_level, settings.model_args
+        content = hashlib.sha256(f"{shape}".encode())
+        for name, value in sorted(self.state_dict().items()):
+            content.update(name.encode() + value.cpu().numpy().tobytes())
+        path = cache_folder() / "features" / f"{self.name}-{content.hexdigest()[:12]}.sqlite"
+        self.store = FeatureStore(path)
+        return path
+
+    @torch.no_grad()
+    def _stored(self, store: FeatureStore, images: Sequence[Tensor] | Tensor) -> Tensor:
+        """Return features as `forward` does; each image passes the network by itself."""
+        device = self.mean.device.type
+        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else "float32"
+
+        def compute(image: Tensor) -> Tensor:
+            return self.network(self.normalise([image]))[self.feature_level][0]
+
+        maps = store.maps(list(images), compute, f"{device} {kind}")
+        height, width = (max(found.shape[i] for found in maps) for i in (1, 2))
+        room = [(0, width - found.shape[2], 0, height - found.shape[1]) for found in maps]
+        padded = [F.pad(found, sides) for found, sides in zip(maps, room, strict=True)]
+        return torch.stack(padded).to(self.mean.dtype)
 
     def load(self, path: Path) -> None:
         """Load the backbone of a checkpoint of this library.
