@@ -28,9 +28,11 @@ ROWS = {
     "roi_align": ["pooling", "roi_align"],
     "interpolated": ["pooling", "moi_pool_interpolated"],
     "none": ["instances", "false", "semantics", "false"],
-    "instances": ["semantics", "false", "reestimate", "false"],
-    "semantics": ["instances", "false", "reestimate", "false"],
-    "both": ["reestimate", "false"],
+    "instances": ["semantics", "false", "reestimate", "none"],
+    "semantics": ["instances", "false", "reestimate", "none"],
+    "both": ["reestimate", "none"],
+    "re-estimated from the box": ["reestimate", "box"],
+    "window of the region": ["window", "region"],
 }
 FIGURES = ("PQ", "PQ_things", "PQ_stuff", "SQ", "RQ", "AP50", "CorLoc")
 
@@ -54,7 +56,7 @@ def row(folder: Path, name: str, draw: int) -> dict[str, float]:
         "--trainer.accelerator",
         "cpu",
     ]
-    return fit(folder / name / str(draw), [*words, "--reuse", str(folder)])
+    return fit(folder / name.replace(" ", "-") / str(draw), [*words, "--reuse", str(folder)])
 
 
 def tables(folder: Path, draws: list[int], jobs: int) -> None:

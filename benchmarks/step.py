@@ -90,13 +90,14 @@ def timed(model: pl.LightningModule, seconds: dict[str, float]) -> None:
     if hasattr(model, "semantic"):
         wrap(model.masks[0], "forward", "instance head 1")
         wrap(model.masks[1], "forward", "instance head 2")
-        wrap(model.semantic, "forward", "semantic head")
+        if model.semantic is not None:
+            wrap(model.semantic, "forward", "semantic head")
         wrap(wsis.models.jtsm, "pool_segments", "MoIPool, with cells")
         wrap(wsis.nn.regions, "segment_cells", "cells")
     else:
         wrap(model.masks, "forward", "mask heads")
         wrap(model, "detection", "detection branch, with pooling and layers")
-    wrap(model, "evidence", "evidence")
+    wrap(model.pseudo_masks if hasattr(model, "semantic") else model, "evidence", "evidence")
 
 
 def main() -> None:

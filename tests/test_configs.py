@@ -54,8 +54,8 @@ BEST = {
     "pdsl": ("AP50", 47.8),
     "jtsm": ("PQ", 39.0),
     "boxcaseg": ("AP50", 67.6),
-    "ccgr": ("AP50", 35.3),
-    "em_paste": ("AP50", 58.4),
+    "ccgr": ("VOC_AP50", 35.3),
+    "em_paste": ("VOC_AP50", 58.4),
 }
 PAPER = ("--data", "voc", "--data.root", "/voc")
 

@@ -15,6 +15,8 @@ from wsis.losses import (
     mask_loss,
     mil_scores,
     neighbour_smoothness,
+    pairwise_loss,
+    projection_loss,
     refinement_loss,
     tightness_loss,
 )
@@ -99,6 +101,25 @@ def test_instance_activation_is_log_mean_exp_between_mean_and_maximum(tau):
     assert (found <= p.amax((1, 2)) + 1e-12).all()
 
 
+def test_a_sure_mask_has_an_activation_by_the_share_of_its_box():
+    """What eq. (8) asks of a right mask depends on the object's shape."""
+    masks = torch.zeros(3, 28, 28, dtype=torch.float64)
+    masks[0, :14], masks[1, :7], masks[2] = 1, 1, 1
+    expected = [math.log(1 + share * (math.exp(5) - 1)) / 5 for share in (0.5, 0.25, 1)]
+    assert instance_activation(masks).tolist() == pytest.approx(expected)
+    assert expected[0] == pytest.approx(0.863, abs=5e-4)
+
+
+def test_correlation_loss_may_teach_the_score_too():
+    activation = torch.tensor([0.2, 0.9], requires_grad=True)
+    score = torch.tensor([0.5, 0.5], requires_grad=True)
+    loss = correlation_loss(activation, score, "both")
+    assert loss.item() == pytest.approx((0.3 + 0.4) / 2)
+    loss.backward()
+    assert activation.grad.tolist() == [-0.5, 0.5]
+    assert score.grad.tolist() == [0.5, -0.5]
+
+
 def test_correlation_loss_teaches_only_the_mask():
     activation = torch.tensor([0.2, 0.9], requires_grad=True)
     score = torch.tensor([0.5, 0.5], requires_grad=True)
@@ -178,3 +199,69 @@ def test_log_mean_exp_lies_between_mean_and_maximum():
     torch.testing.assert_close(log_mean_exp(maps, 1e4), maps.amax((1, 2)), rtol=1e-3, atol=1e-3)
     expected = (maps * 2).exp().mean((1, 2)).log() / 2
     torch.testing.assert_close(log_mean_exp(maps, 2.0), expected)
+
+
+def test_projection_loss_by_hand():
+    """A mask that touches all sides of its box has no loss, whatever else it covers."""
+    inside = torch.zeros(2, 6, 8)
+    inside[:, 1:5, 2:7] = 1
+    cross = torch.zeros(6, 8)
+    cross[1:5, 4] = cross[2, 2:7] = 1
+    half = torch.zeros(6, 8)
+    half[1:3, 2:7] = 1  # two of four rows, all columns
+    assert projection_loss(cross[None], inside[:1]).item() == pytest.approx(0, abs=1e-6)
+    assert projection_loss(half[None], inside[:1]).item() == pytest.approx(1 - 2 * 2 / (2 + 4))
+    both = projection_loss(torch.stack([cross, half]), inside)
+    assert both.item() == pytest.approx((1 - 2 * 2 / (2 + 4)) / 2)
+
+
+def test_pairwise_loss_against_loops():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 7, 6, generator=generator).double()
+    colours = (3 * torch.randn(3, 3, 7, 6, generator=generator)).double()
+    inside = torch.rand(3, 7, 6, generator=generator) < 0.5
+    probabilities, terms = logits.sigmoid().numpy(), []
+    for n in range(3):
+        for y, x in np.ndindex(7, 6):
+            for dy, dx in ((0, 2), (2, 0), (2, 2), (2, -2)):
+                v, u = y + dy, x + dx
+                if not (0 <= v < 7 and 0 <= u < 6 and (inside[n, y, x] or inside[n, v, u])):
+                    continue
+                distance = np.linalg.norm(colours[n, :, y, x] - colours[n, :, v, u])
+                if math.exp(-distance / 2) >= 0.1:
+                    p, q = probabilities[n, y, x], probabilities[n, v, u]
+                    terms.append(-math.log(p * q + (1 - p) * (1 - q)))
+    assert 10 < len(terms) < 200
+    found = pairwise_loss(logits, colours, inside, threshold=0.1, dilation=2)
+    assert found.item() == pytest.approx(np.mean(terms))
+
+
+def test_pairwise_loss_is_finite_for_sure_masks_and_zero_without_edges():
+    logits = torch.full((1, 4, 4), 1e4).where(torch.eye(4).bool(), -1e4).requires_grad_()
+    same, inside = torch.zeros(1, 3, 4, 4), torch.ones(1, 4, 4, dtype=torch.bool)
+    loss = pairwise_loss(logits, same, inside, threshold=0.3, dilation=1)
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all()
+    for size in (4, 1):
+        nothing = torch.zeros(1, size, size, dtype=torch.bool)
+        zeros = torch.zeros(1, 3, size, size)
+        of_none = pairwise_loss(torch.zeros(1, size, size), zeros, nothing, 0.3)
+        assert of_none.item() == 0
+
+
+def test_boxinst_losses_find_a_disc_in_its_box():
+    """Logits alone, trained by both losses, become the disc; the box filled has an IoU of .785."""
+    y, x = torch.meshgrid(torch.arange(28) - 13.5, torch.arange(28) - 13.5, indexing="ij")
+    disc, inside = x * x + y * y <= 100, (x.abs() < 10) & (y.abs() < 10)
+    colours = torch.where(disc, 60.0, 20.0).expand(1, 3, 28, 28)
+    logits = torch.zeros(1, 28, 28, requires_grad=True)
+    optimiser = torch.optim.Adam([logits], lr=0.1)
+    for step in range(300):
+        loss = projection_loss(logits.sigmoid(), inside[None])
+        pairwise = pairwise_loss(logits, colours, inside[None], 0.3)
+        optimiser.zero_grad()
+        (loss + min(step / 100, 1) * pairwise).backward()
+        optimiser.step()
+    found = logits[0] > 0
+    assert (found & disc).sum() / (found | disc).sum() > 0.95

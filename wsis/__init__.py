@@ -1,12 +1,12 @@
-"""Weakly supervised instance segmentation: seven methods, from tags and boxes to masks.
+"""Weakly supervised instance segmentation: eight methods, from tags and boxes to masks.
 
     run = wsis.fit("pdsl", "folder", data={"root": "photos"})  # train, as `python -m wsis.fit`
     model, data, *_ = wsis.load(run)
     found = wsis.predict(model, "image.jpg")
 
 `wsis.build` makes a model and its data with the settings of their recipe. Methods are `wsis.PDSL`,
-`EMPaste`, `JTSM`, `CCGR`, `BoxCaseg`, `CAM`, `MaskRCNN` and `MaskTransformer`, all of them a
-`wsis.Method`; data sets are `wsis.Folder`, `COCO`, `VOC` and `Shapes`.
+`EMPaste`, `JTSM`, `CCGR`, `BoxCaseg`, `BoxInst`, `CAM`, `MaskRCNN` and `MaskTransformer`, all of
+them a `wsis.Method`; data sets are `wsis.Folder`, `COCO`, `VOC` and `Shapes`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from wsis.inference import predict as predict
     from wsis.method import Method as Method
     from wsis.models.boxcaseg import BoxCaseg as BoxCaseg
+    from wsis.models.boxinst import BoxInst as BoxInst
     from wsis.models.cam import CAM as CAM
     from wsis.models.ccgr import CCGR as CCGR
     from wsis.models.em_paste import EMPaste as EMPaste

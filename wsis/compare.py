@@ -25,6 +25,7 @@ from wsis.reports.runs import (
 )
 from wsis.reports.table import (
     METRICS,
+    VOC_METRICS,
     Row,
     csv_rows,
     find_place,
@@ -111,7 +112,7 @@ def compare_runs(
     place = out / (index.name + ("" if split == "val" else f"-{split}"))
     table, page, picture = (place.with_name(f"{place.name}.{k}") for k in ("csv", "html", "jpg"))
     _write_pictures(page, picture, rows, make_panels(rows, images, accelerator))
-    cells = csv_rows(rows, METRICS)
+    cells = csv_rows(rows, METRICS | VOC_METRICS)
     write_csv(table, cells)
     if write:
         write_into(write, markdown(rows))

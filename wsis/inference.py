@@ -28,6 +28,7 @@ from wsis.metrics.evaluation import Evaluation
 from wsis.nn.checkpoint import load_model, read_checkpoint
 from wsis.proposals.proposers import BUILT_IN, propose
 from wsis.runs.checkpoints import Which, intact
+from wsis.runs.classes import check_classes
 from wsis.runs.failures import Tolerant
 from wsis.runs.labels import Labeller, write_labels
 from wsis.runs.record import read_stage, stages
@@ -198,7 +199,11 @@ def store_predictions(
 
     Returns:
         `folder`/predictions.json on rank zero; None on the other ranks, whose work ends here.
+
+    Raises:
+        InputError: the data have other classes than the model.
     """
+    check_classes(model, data)
     trainer = new_trainer(
         default_root_dir=folder,
         accelerator=accelerator,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor
 
 __all__ = [
     "NO_STUFF",
+    "CorrelationGradient",
     "box_loss",
     "correlation_loss",
     "dice_loss",
@@ -25,6 +27,8 @@ __all__ = [
     "mean_losses",
     "mil_scores",
     "neighbour_smoothness",
+    "pairwise_loss",
+    "projection_loss",
     "refinement_loss",
     "semantic_loss",
     "tightness_loss",
@@ -32,6 +36,7 @@ __all__ = [
 
 NO_STUFF = 255
 """Label of pixels that have no stuff class."""
+CorrelationGradient = Literal["masks", "both"]
 
 
 def mil_scores(classification: Tensor, detection: Tensor) -> Tensor:
@@ -120,7 +125,9 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def instance_activation(probabilities: Tensor, tau: float = 5.0) -> Tensor:
     """Return the smooth maximum of each mask, PDSL eq. (7): the log-mean-exp at sharpness `tau`.
 
-    It lies between the mean and the maximum of the mask.
+    It lies between the mean and the maximum of the mask, and grows with the share of the box that
+    the mask fills: a mask that is sure has log(1 + s (e^tau - 1)) / tau at a share s, which is .86
+    for half of the box and 1 for all of it.
 
     Args:
         probabilities: (K,h,w) in [0, 1]; unbounded logits would not be comparable to a score.
@@ -141,16 +148,23 @@ def log_mean_exp(maps: Tensor, sharpness: float) -> Tensor:
     return (torch.logsumexp(sharpness * flat, -1) - math.log(flat.shape[-1])) / sharpness
 
 
-def correlation_loss(activation: Tensor, score: Tensor) -> Tensor:
+def correlation_loss(
+    activation: Tensor, score: Tensor, gradient: CorrelationGradient = "masks"
+) -> Tensor:
     """Return the mean distance between mask activation and detection score: PDSL eq. (8).
 
-    The score is the target and gets no gradient.
+    It is zero for a right mask only if the score equals the activation of that mask, which depends
+    on the object's shape (see `instance_activation`). A score below it asks for a smaller or less
+    certain mask, whether or not the mask is right.
 
     Args:
         activation: (K,), from `instance_activation`.
         score: (K,) in [0, 1].
+        gradient: "masks" takes the score as a target without gradient, as in the authors' code;
+            "both" moves the score towards the activation, too, as in the text.
     """
-    return (activation - score.detach()).abs().sum() / max(len(activation), 1)
+    target = score if gradient == "both" else score.detach()
+    return (activation - target).abs().sum() / max(len(activation), 1)
 
 
 def semantic_loss(logits: Tensor, canvas: Tensor) -> Tensor:
@@ -196,6 +210,73 @@ def neighbour_smoothness(probabilities: Tensor) -> Tensor:
     pairs += [(p[:, 1:, 1:], p[:, :-1, :-1]), (p[:, 1:, :-1], p[:, :-1, 1:])]
     total = torch.stack([(a - b).square().sum() for a, b in pairs]).sum()
     return total / max(sum(a.numel() for a, _ in pairs), 1)
+
+
+def projection_loss(probabilities: Tensor, inside: Tensor) -> Tensor:
+    """Return the Dice loss between the projections of masks and of their boxes: BoxInst eq. (3).
+
+    Tian et al., CVPR 2021. A mask's projection onto an axis is its maximum along the other.
+
+    Args:
+        probabilities: (N,h,w) in [0, 1].
+        inside: (N,h,w) 0 or 1, cells inside the box.
+
+    Returns:
+        The mean over masks of the sum over both axes.
+    """
+    loss = probabilities.new_zeros(len(probabilities))
+    for axis in (1, 2):
+        found, box = probabilities.amax(axis), inside.to(probabilities.dtype).amax(axis)
+        both = found.square().sum(1) + box.square().sum(1)
+        loss = loss + 1 - 2 * (found * box).sum(1) / both.clamp(min=1e-5)
+    return loss.sum() / max(len(loss), 1)
+
+
+def pairwise_loss(
+    logits: Tensor, colours: Tensor, inside: Tensor, threshold: float, dilation: int = 2
+) -> Tensor:
+    """Return the loss of neighbours of similar colour in different segments: BoxInst eqs. (4)-(7).
+
+    An edge joins two of 8 neighbours at distance `dilation`. Its colour similarity is S_e =
+    exp(-||c_i - c_j|| / 2). Edges with S_e of at least `threshold` should join two cells of the
+    object, or two of the background; about others nothing is known.
+
+    Args:
+        logits: (N,h,w).
+        colours: (N,3,h,w) in CIE L*a*b*.
+        inside: (N,h,w) bool, cells inside the box.
+        threshold: lowest similarity of cells that should agree, tau.
+        dilation: cells from a cell to its neighbours.
+
+    Returns:
+        The mean of -log P(y_e = 1) over similar edges with a cell inside the box, as in the
+        authors' code; the text divides by all edges with a cell inside the box.
+    """
+    loss, count = logits.new_zeros(()), logits.new_zeros(())
+    for one, other in _edges(logits.shape[-2:], dilation):
+        a, b = logits[:, *one], logits[:, *other]
+        both = F.logsigmoid(a) + F.logsigmoid(b)
+        neither = F.logsigmoid(-a) + F.logsigmoid(-b)
+        same = torch.logaddexp(both, neither)  # log P(y_e = 1), eq. (4)
+        distance = (colours[:, :, *one] - colours[:, :, *other]).norm(dim=1)
+        similar = torch.exp(-distance / 2) >= threshold  # eq. (6), theta = 2
+        wanted = similar & (inside[:, *one] | inside[:, *other])
+        loss, count = loss - same[wanted].sum(), count + wanted.sum()
+    return loss / count.clamp(min=1)  # eq. (7)
+
+
+def _edges(size: Sequence[int], step: int) -> list[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+    """Return slices of both ends of the edges to the right, below, and to both below corners."""
+    height, width = size
+    top, bottom = slice(0, max(height - step, 0)), slice(step, None)
+    left, right = slice(0, max(width - step, 0)), slice(step, None)
+    rows, columns = slice(None), slice(None)
+    return [
+        ((rows, left), (rows, right)),
+        ((top, columns), (bottom, columns)),
+        ((top, left), (bottom, right)),
+        ((top, right), (bottom, left)),
+    ]
 
 
 def mean_losses(losses: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

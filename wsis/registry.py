@@ -1,4 +1,4 @@
-"""Short names: `pdsl` is the class that `wsis/models/pdsl.py` lists first in its `__all__`.
+"""Short names: `cam` is the class that `wsis/models/cam.py` lists first in its `__all__`.
 
 A file (or a folder with an `__init__.py`) registers its class by its name. Files are parsed, not
 imported, until a class is needed, so that the heavy dependencies of one method do not slow down the

@@ -59,7 +59,7 @@ def evaluate(
     tags tell how well classes are found: tag_mAP.
 
     Args:
-        data: Data to evaluate on.
+        data: Data to evaluate on; classes are matched to those of the run by name.
         run: Folder of a finished run; its data is used unless told otherwise.
         predictions: A COCO results file instead of a run.
         split: Which images: val or train. CorLoc is usually reported on train.
@@ -76,7 +76,8 @@ def evaluate(
         devices: How many of them.
 
     Raises:
-        InputError: neither or both of run and predictions, or predictions of other data.
+        InputError: neither or both of run and predictions, predictions of other data, or classes
+            that the run has not learnt.
     """
     if (run is None) == (predictions is None):
         raise InputError("give either --run RUN, or --predictions FILE with --data NAME")

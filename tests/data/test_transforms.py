@@ -20,6 +20,7 @@ from wsis.data.transforms import (
     draw_cut,
     draw_factor,
     jitter_colours,
+    recolour,
 )
 from wsis.errors import InputError
 from wsis.types import Proposals, Target
@@ -153,6 +154,9 @@ def test_unsure_masks_need_not_be_seen() -> None:
         {"jitter": 0.5},
         {"short_sides": (0,)},
         {"max_side": 0},
+        {"brightness": (1.2, 0.8)},
+        {"contrast": (0.5,)},
+        {"recoloured": 1.5},
     ],
 )
 def test_impossible_settings(wrong: dict[str, Any]) -> None:
@@ -237,6 +241,34 @@ def test_colours_agree_with_hsv() -> None:
         np.testing.assert_allclose(
             jitter_colours(image, exposure, saturation).numpy(), expected * 255, atol=0.51
         )
+
+
+def test_brightness_and_contrast_by_closed_form() -> None:
+    """Blends with black and with the mean grey, each in about half of the images."""
+    image = torch.from_numpy(np.random.default_rng(0).integers(90, 160, (3, 9, 7), np.uint8))
+    grey = (torch.tensor([0.2989, 0.587, 0.114])[:, None, None] * image).sum(0).floor().mean()
+    for name, centre in (("brightness", torch.tensor(0.0)), ("contrast", grey)):
+        augment, factors = Augment(**{name: (0.6, 1.2)}), []
+        for seed in range(300):
+            seen = recolour(image, np.random.default_rng(seed), augment).float()
+            shift = image.float() - centre
+            factors.append(float(((seen - centre) * shift).sum() / shift.square().sum()))
+            assert (seen - centre - factors[-1] * shift).abs().max() < 1.5
+        changed = [f for f in factors if abs(f - 1) > 0.02]
+        assert 0.4 < len(changed) / 300 < 0.55
+        assert 0.58 < min(changed) < 0.65
+        assert 1.15 < max(changed) < 1.22
+        always = Augment(**{name: (0.5, 0.5)}, recoloured=1.0)
+        seen = recolour(image, np.random.default_rng(0), always)
+        assert torch.allclose(seen.float(), (image + centre) / 2, atol=1.1)
+
+
+def test_colours_are_kept_by_default() -> None:
+    image = torch.arange(300, dtype=torch.int64).fmod(256).byte().view(3, 10, 10)
+    rng = np.random.default_rng(0)
+    assert torch.equal(recolour(image, rng, Augment()), image)
+    never = Augment(brightness=(0.5, 0.6), contrast=(0.5, 0.6), recoloured=0.0)
+    assert torch.equal(recolour(image, rng, never), image)
 
 
 def test_factors_lie_in_range_on_both_sides() -> None:

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from wsis.errors import InputError
-from wsis.evidence.boxes import centre_context_gap, refine_boxes, refinement, surround_part
+from wsis.evidence.boxes import (
+    centre_context_gap,
+    merge_boxes,
+    refine_boxes,
+    refinement,
+    surround_part,
+)
 
 FORMS = ["ring", "printed"]
 
@@ -487,3 +493,68 @@ def test_boxes_around_parts_are_those_of_flooding():
         y1, x1, y2, x2 = regionprops(parts)[held.index(max(held))].bbox
         assert found.tolist() == [x1, y1, x2, y2]
     assert 5 < (drawn != boxes).any(1).sum() < 40
+
+
+def union_of(boxes: list[Tensor]) -> Tensor:
+    stacked = torch.stack(boxes)
+    return torch.cat([stacked[:, :2].amin(0), stacked[:, 2:].amax(0)])
+
+
+def merged_slowly(boxes: Tensor, scores: Tensor, form: str) -> tuple[list[list[int]], list[Tensor]]:
+    """Groups of boxes of one map and their unions: the best pair first, while it gains."""
+    groups, found = [[k] for k in range(len(boxes))], list(boxes)
+
+    def gap(box: Tensor) -> float:
+        return float(centre_context_gap(box[None], scores[None], form=form))
+
+    while True:
+        gains = {}
+        for i in range(len(found)):
+            for j in range(i + 1, len(found)):
+                both = union_of([found[i], found[j]])
+                gains[i, j] = min(gap(found[i]), gap(found[j])) - gap(both)
+        if max(gains.values(), default=-1.0) < 0:
+            return groups, found
+        i, j = max(gains, key=gains.get)
+        found[i] = union_of([found[i], found[j]])
+        groups[i] += groups[j]
+        del found[j], groups[j]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("seed", range(4))
+def test_boxes_are_merged_as_by_hand(form, seed):
+    maps = torch.stack([blobs(seed=seed), blobs(seed=seed + 10)])
+    boxes, index = random_boxes(7, 60, 80, seed), torch.tensor([0, 1, 0, 0, 1, 0, 1])
+    found, part = merge_boxes(boxes, maps, form=form, index=index)
+    assert torch.equal(boxes, random_boxes(7, 60, 80, seed)), "boxes that are given do not change"
+    assert form == "printed" or len(found) < len(boxes)
+    for number, scores in enumerate(maps):
+        own = (index == number).nonzero().flatten()
+        groups, unions = merged_slowly(boxes[own], scores, form)
+        for group, union in zip(groups, unions, strict=True):
+            (row,) = {int(part[own[k]]) for k in group}
+            torch.testing.assert_close(found[row], union)
+
+
+def test_halves_of_an_object_are_merged_and_neighbours_with_a_gap_are_not():
+    scores = torch.maximum(rectangle(10, 10, 50, 30), rectangle(60, 10, 78, 30))
+    halves = torch.tensor([[10.0, 10, 30, 30], [30, 10, 50, 30], [60, 10, 78, 30]])
+    found, part = merge_boxes(halves, scores[None], index=torch.zeros(3, dtype=torch.int64))
+    assert found.tolist() == [[10, 10, 50, 30], [60, 10, 78, 30]]
+    assert part.tolist() == [0, 0, 1]
+
+
+def test_a_box_takes_in_its_double_and_a_worse_part_of_it():
+    whole, part = [10.0, 10, 50, 30], [12.0, 12, 30, 28]
+    boxes, index = torch.tensor([part, whole, whole]), torch.zeros(3, dtype=torch.int64)
+    found, _ = merge_boxes(boxes, rectangle(10, 10, 50, 30)[None], index=index)
+    assert found.tolist() == [whole]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_one_box_or_none_stays(count):
+    boxes, index = random_boxes(count, 60, 80), torch.zeros(count, dtype=torch.int64)
+    found, part = merge_boxes(boxes, blobs()[None], index=index)
+    torch.testing.assert_close(found, boxes)
+    assert part.tolist() == [0] * count

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from wsis.errors import InputError
-from wsis.evidence.grabcut import SIZE, crops, foreground, resample
+from wsis.evidence.grabcut import SIZE, crops, foreground, resample, spread_masks
 from wsis.evidence.seed_masks import Evidence, Request
 
 COCO = Path(os.environ.get("WSIS_SHARED", Path(__file__).parents[3] / "shared")) / "data/coco"
@@ -122,6 +122,107 @@ def test_authors_setting_is_opencvs():
     np.testing.assert_array_equal(
         foreground(image, box[None], setting="authors")[0], np.isin(expected, [1, 3])
     )
+
+
+def opencv(image, box, sure, background) -> np.ndarray:
+    """cv2.grabCut itself: a box, and pixels known to be in or out."""
+    state = np.full(image.shape[:2], cv2.GC_BGD, np.uint8)
+    x1, y1, x2, y2 = (int(v) for v in box)
+    state[y1:y2, x1:x2] = cv2.GC_PR_FGD
+    state[sure] = cv2.GC_FGD
+    state[background] = cv2.GC_BGD
+    cv2.setRNGSeed(0)
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.grabCut(image, state, (0, 0, 1, 1), *models, 5, cv2.GC_INIT_WITH_MASK)
+    return np.isin(state, [cv2.GC_FGD, cv2.GC_PR_FGD])
+
+
+def test_authors_setting_is_opencvs_with_known_pixels_too():
+    image, disc, box = disc_image()
+    box = box + np.array([-20, -20, 20, 20])
+    sure, background = np.zeros_like(disc), np.zeros_like(disc)
+    sure[50:70, 60:80], background[30:60, 40:65] = True, True
+    found = foreground(image, box[None], sure[None], "authors", background[None])[0]
+    np.testing.assert_array_equal(found, opencv(image, box, sure & ~background, background))
+    assert not found[background].any()
+    assert found[sure & ~background].all()
+
+
+def test_a_segment_that_overshoots_is_corrected_from_the_box_alone():
+    """Sure pixels stay, in ours as in OpenCV's, so that what is mined too large stays too large."""
+    image, disc, box = disc_image()
+    segment = cv2.dilate(disc.astype(np.uint8), np.ones((7, 7))) > 0
+    box = box + np.array([-6, -6, 6, 6])
+    nothing = np.zeros_like(disc)
+    from_box, from_segment = (
+        foreground(image, box[None], sure)[0] for sure in (None, segment[None])
+    )
+    for found, sure in ((from_box, nothing), (from_segment, segment)):
+        theirs = opencv(image, box, sure, nothing)
+        assert iou(found, theirs) > 0.85
+    assert from_segment[segment].all()
+    assert iou(from_segment, disc) <= iou(segment, disc) < 0.85
+    assert iou(from_box, disc) > 0.9
+
+
+def ground() -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """A thing on grass under a sky, each of its own colour."""
+    image, thing, _ = disc_image(centre=(70, 70), radius=25)
+    y, _ = np.mgrid[:120, :160]
+    sky = (y < 50) & ~thing
+    noise = np.random.default_rng(1).normal(0, 15, image.shape)
+    image[sky] = (np.array([120, 170, 220]) + noise).clip(0, 255)[sky]
+    return image, {"thing": thing, "sky": sky, "grass": ~sky & ~thing}
+
+
+WHOLE = np.array([[0.0, 0, 160, 120]])
+
+
+@pytest.mark.parametrize("stuff", ["grass", "sky"])
+def test_stuff_is_completed_and_swallows_nothing(stuff):
+    """The box is the whole image; a part of the stuff is mined, and the thing on it is known."""
+    image, truth = ground()
+    mined = truth[stuff].copy()
+    mined[:, 80:] = False
+    thing = truth["thing"][None]
+    found = foreground(image, WHOLE, mined[None], "fast", thing, centred=False)[0]
+    assert iou(mined, truth[stuff]) < 0.6
+    assert iou(found, truth[stuff]) > 0.9
+    assert not found[truth["thing"]].any()
+    centred = foreground(image, WHOLE, mined[None], "fast", thing)[0]
+    assert iou(centred, truth[stuff]) < iou(found, truth[stuff])
+    theirs = opencv(image, WHOLE[0], mined, thing[0])
+    assert iou(theirs, truth[stuff]) < iou(found, truth[stuff]), "what is outside is missing"
+
+
+def test_stuff_from_its_box_alone():
+    image, truth = ground()
+    low = np.array([[0.0, 50, 160, 120]])
+    thing, nothing = truth["thing"], np.zeros_like(truth["thing"])
+    found = foreground(image, low, None, "fast", thing[None], centred=False)[0]
+    assert iou(found, truth["grass"]) > 0.9
+    assert iou(found, opencv(image, low[0], nothing, thing)) > 0.9
+    assert foreground(image, WHOLE, centred=False)[0].all(), "nothing is known to be outside"
+
+
+@pytest.mark.parametrize("setting", ["fast", "authors"])
+def test_everything_known_to_be_background(setting):
+    image, _, box = disc_image()
+    everything = np.ones((1, 120, 160), bool)
+    assert not foreground(image, box[None], everything, setting, everything).any()
+
+
+def test_spread_masks_against_a_loop():
+    boxes = np.array([[10.0, 20, 91, 100], [100, 20, 103, 61]])
+    grids = np.random.default_rng(0).random((2, SIZE, SIZE)) < 0.5
+    spread = spread_masks(grids, boxes, 120, 160)
+    for mask, grid, (x1, y1, x2, y2) in zip(spread, grids, boxes, strict=True):
+        for y in range(120):
+            for x in range(160):
+                inside = x1 < x + 0.5 < x2 and y1 < y + 0.5 < y2
+                row, column = ((y + 0.5 - y1) / (y2 - y1), (x + 0.5 - x1) / (x2 - x1))
+                expected = inside and grid[int(row * SIZE), int(column * SIZE)]
+                assert mask[y, x] == expected
 
 
 def test_authors_setting_falls_back_to_the_rectangle(monkeypatch):
@@ -252,6 +353,44 @@ def test_sure_cells_are_part_of_what_is_remembered():
     (_, before), (_, taught) = evidence([plain, plain._replace(sure=sure)])
     assert taught[sure].all()
     assert not before[sure].all()
+
+
+@pytest.mark.parametrize("setting", ["fast", "authors"])
+def test_evidence_uses_and_remembers_what_is_known(setting):
+    image, _, box = disc_image()
+    pixels = torch.from_numpy(image).permute(2, 0, 1)
+    wide = torch.from_numpy(box + np.array([-25, 0, 25, 0]))[None]
+    left, right = torch.zeros(2, 1, SIZE, SIZE, dtype=torch.bool)
+    left[..., 10:38, 2:9] = True  # green, as what surrounds the disc
+    right[..., 24:] = True
+    plain = Request(0, lambda: pixels, wide)
+    known = plain._replace(sure=left, background=right)
+    (_, before), (window, after) = Evidence(setting)([plain, known])
+    assert after[left].all()
+    assert not after[right].any()
+    assert not before[left].all()
+    assert before[right].any()
+    size = image.shape[:2]
+    sure, background = (spread_masks(m.numpy(), window.numpy(), *size) for m in (left, right))
+    full = foreground(image, window.numpy(), sure, setting, background)
+    x, y = (
+        (
+            window[0, i] + (torch.arange(SIZE) + 0.5) * (window[0, i + 2] - window[0, i]) / SIZE
+        ).long()
+        for i in (0, 1)
+    )
+    agree = full[0][y[:, None], x] == after[0].numpy()
+    assert agree.mean() > (0.98 if setting == "fast" else 0.999), "fast: pixels round cells"
+
+
+def test_evidence_of_stuff_is_remembered_apart():
+    evidence = Evidence()
+    plain = Request(0, lambda: scene(0), BOXES[:1])
+    (_, centred), (_, anywhere) = evidence([plain, plain._replace(centred=False)])
+    assert (centred != anywhere).any()
+    (_, again), (_, there) = evidence([plain._replace(centred=False), plain])
+    assert torch.equal(again, anywhere)
+    assert torch.equal(there, centred)
 
 
 def bilinear(mask: np.ndarray, x: float, y: float) -> float:

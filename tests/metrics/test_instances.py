@@ -245,8 +245,9 @@ def test_masks_are_judged_where_the_truth_has_them():
     assert boxes.compute()["box_VOC_AP50"].item() == pytest.approx(
         0.5 * 0.5
     )  # the best is wrong, the second right
-    with pytest.raises(ValueError, match="kind='box'"):
-        VOCAP().update([predictions[0]._replace(masks=[])], [with_masks])
+    without_masks = VOCAP()
+    without_masks.update([predictions[0]._replace(masks=[]), predictions[1]], [with_masks] * 2)
+    assert all(value.isnan().all() for value in without_masks.compute().values())
 
 
 def test_an_image_counts_once():
@@ -333,17 +334,32 @@ def brute_force_voc(predictions, truths, threshold, eleven):
 
 
 @pytest.mark.parametrize("points", ["all", "11"])
-@pytest.mark.parametrize("iou", [0.25, 0.5])
-def test_voc_ap_is_that_of_brute_force(points, iou):
+@pytest.mark.parametrize("kind", ["mask", "box"])
+def test_voc_ap_is_that_of_brute_force(points, kind):
     predictions, truths = scenes(5, 20)
-    metric = VOCAP(iou, points, num_classes=CLASSES)
+    metric = VOCAP(points=points, kind=kind, num_classes=CLASSES)
     metric.update(predictions[:9], truths[:9])
     metric.update(predictions[9:], truths[9:])
-    (name,) = [n for n in metric.compute() if "/" not in n]
-    assert name == f"VOC{'07' if points == '11' else ''}_AP{round(iou * 100)}"
-    assert metric.compute()[name].item() == pytest.approx(
-        brute_force_voc(predictions, truths, iou, points == "11"), abs=1e-6
-    )
+    found = {name: value for name, value in metric.compute().items() if "/" not in name}
+    prefix = ("box_" if kind == "box" else "") + ("VOC07_AP" if points == "11" else "VOC_AP")
+    assert list(found) == [prefix + str(percent) for percent in (25, 50, 70, 75)]
+    if kind == "box":
+        predictions = [p._replace(masks=filled(p)) for p in predictions]
+        truths = [t._replace(masks=filled(t)) for t in truths]
+    for iou, value in zip((0.25, 0.5, 0.7, 0.75), found.values(), strict=True):
+        expected = brute_force_voc(predictions, truths, iou, points == "11")
+        assert value.item() == pytest.approx(expected, abs=1e-6)
+    assert len(set(found.values())) > 2
+
+
+def filled(side):
+    """The boxes of a side as masks: their corners are whole pixels."""
+    masks = []
+    for x1, y1, x2, y2 in side.boxes.int().tolist():
+        mask = np.zeros(SIZE, np.uint8)
+        mask[y1:y2, x1:x2] = 1
+        masks.append(encode(mask))
+    return masks
 
 
 def test_voc_ap_nears_coco_ap_at_one_threshold():

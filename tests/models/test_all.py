@@ -63,6 +63,7 @@ TINY = {
     "crop": 64,
     "proxy_crop": 64,
     "num_stuff": 3,
+    "evidence": "fast",
     "pretraining": None,
     "segmentor": MASK_RCNN,
 }

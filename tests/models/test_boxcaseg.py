@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import pytorch_lightning as pl
@@ -175,15 +177,50 @@ def test_merge_gives_pixels_to_the_smallest_box():
             )
 
 
-def test_agreement_is_the_iou_of_boxes():
+def test_agreement_is_the_iou_of_whole_pixel_boxes():
     masks, tight = discs()
-    boxes = tight + torch.randn(len(tight), 4, generator=torch.Generator().manual_seed(1))
+    shift = torch.randint(-2, 3, tight.shape, generator=torch.Generator().manual_seed(1))
+    boxes = tight + shift
     torch.testing.assert_close(proxy_box_agreement(masks, boxes), box_iou(tight, boxes).diagonal())
     assert proxy_box_agreement(masks, tight).min() == 1
     assert (
         proxy_box_agreement(torch.zeros(1, 8, 8, dtype=torch.bool), torch.tensor([[1.0, 1, 4, 4]]))
         == 0
     )
+
+
+def test_a_mask_of_all_pixels_in_its_box_agrees_with_it():
+    """Boxes are drawn between pixels: small ones would be rejected at any threshold."""
+    g = torch.Generator().manual_seed(0)
+    corner, sides = 20 * torch.rand(400, 2, generator=g), 1.1 + 15 * torch.rand(400, 2, generator=g)
+    boxes = torch.cat([corner, corner + sides], 1)
+    centres = torch.arange(40) + 0.5
+    columns, rows = ((centres >= boxes[:, [i]]) & (centres < boxes[:, [i + 2]]) for i in (0, 1))
+    masks = rows[:, :, None] & columns[:, None]
+    assert proxy_box_agreement(masks, boxes).min() == 1
+    assert box_iou(masks_to_boxes(masks) + torch.tensor([0, 0, 1, 1]), boxes).diagonal().min() < 0.8
+    thin = torch.tensor([[3.6, 4, 4.4, 9]])  # holds no centre
+    masks = torch.zeros(1, 12, 12, dtype=torch.bool)
+    masks[0, 4:9, 4] = True
+    assert proxy_box_agreement(masks, thin) == 1
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+def test_the_rate_rises_and_decays_and_the_backbone_has_its_own(optimiser):
+    model = BoxCaseg(**SMALL, optimiser=optimiser, lr=0.2, backbone_lr=0.1, warmup=0.25)
+    model.trainer = SimpleNamespace(estimated_stepping_batches=8)
+    (made,), (schedule,) = model.configure_optimizers()
+    rates = []
+    for _ in range(8):
+        rates.append([group["lr"] for group in made.param_groups])
+        made.step()
+        schedule["scheduler"].step()
+    wanted = [0.2 * min(1, (i + 1) / 2) * (1 - i / 8) ** 0.9 for i in range(8)]
+    assert [heads for heads, _ in rates] == pytest.approx(wanted)
+    assert [backbone for _, backbone in rates] == pytest.approx([0.1 * rate for rate in wanted])
+    heads, backbone = ({id(p) for p in group["params"]} for group in made.param_groups)
+    assert backbone == {id(p) for p in model.backbone.parameters() if p.requires_grad}
+    assert heads | backbone == {id(p) for p in model.parameters() if p.requires_grad}
 
 
 def test_predictions_are_masks_in_the_given_boxes(data):

@@ -12,7 +12,7 @@ from pycocotools import mask as rle
 from torch import Tensor, nn
 
 from wsis import fit
-from wsis.data.index import read_coco
+from wsis.data.index import keep_images, read_coco, write_coco
 from wsis.data.targets import cut_target
 from wsis.data.transforms import draw_cut
 from wsis.datasets.shapes import Augment, Shapes
@@ -20,9 +20,16 @@ from wsis.errors import InputError
 from wsis.evidence.affinity import AffinityNet
 from wsis.evidence.peaks import Bags
 from wsis.method import Method
-from wsis.models.ccgr import CCGR, Refinement, cut_out, segmented
-from wsis.models.ccgr.branches import BagDetector, Boxes, Segmentation, pixels_of
-from wsis.models.ccgr.pseudo_labels import _bag_records, write_first_labels, write_next_labels
+from wsis.models.ccgr import CCGR, Trained, trained_side
+from wsis.models.ccgr.branches import BagDetector, Boxes, Segmentation, pixels_of, scaled
+from wsis.models.ccgr.pseudo_labels import (
+    _bag_records,
+    first_evidence,
+    paint,
+    write_first_labels,
+    write_next_labels,
+)
+from wsis.models.ccgr.refinement import Refinement, cut_out, segmented
 from wsis.runs.run import Run
 from wsis.types import Prediction
 
@@ -154,6 +161,43 @@ def test_segmentation_starts_from_and_freezes_the_backbone_that_it_saves_once(tm
     assert (tmp_path / "model.pt").stat().st_size < 1.3 * parameters
 
 
+def test_in_batches_of_one_image_segmentation_learns_what_it_does_in_evaluation(tmp_path):
+    """Statistics of one image's 2 x 2 bins are no statistics."""
+    torch.manual_seed(0)
+    pspnet = {
+        "architecture": "PSPNet",
+        "architecture_args": {"encoder_depth": 3, "psp_out_channels": 32, "psp_dropout": 0.0},
+    }
+    model = Segmentation(3, BACKBONE | {"frozen_stages": 0}, **pspnet)
+    state = {f"backbone.{name}": value for name, value in model.backbone.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "last.ckpt")
+    model.backbone.load(tmp_path / "last.ckpt")
+    model.log = lambda *_, **__: None
+    learnt = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(learnt, lr=1e-3)
+    for seed in range(6):
+        g = torch.Generator().manual_seed(seed)
+        image = torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8, generator=g)
+        masks = torch.rand(1, 64, 64, generator=g) > 0.5
+        sample = {"image": image, "target": {"masks": masks, "labels": torch.tensor([1])}}
+        optimiser.zero_grad()
+        model.train().training_step([sample], 0).backward()
+        optimiser.step()
+    with torch.no_grad():
+        trained, judged = model.train()([image]), model.eval()([image])
+    torch.testing.assert_close(trained, judged)
+
+
+def test_norms_of_a_segmentation_are_those_asked_for():
+    by_batch, by_group = (Segmentation(3, BACKBONE, **UNET, norm=n) for n in ("batch", "group"))
+    for model, kind, other in (
+        (by_batch, nn.BatchNorm2d, nn.GroupNorm),
+        (by_group, nn.GroupNorm, nn.BatchNorm2d),
+    ):
+        assert any(isinstance(m, kind) for m in model.network.decoder.modules())
+        assert not any(isinstance(m, other) for m in model.network.decoder.modules())
+
+
 class Chooser(nn.Module):
     """Stands for a detector that chose these boxes."""
 
@@ -161,7 +205,7 @@ class Chooser(nn.Module):
         super().__init__()
         self.chosen = chosen
 
-    def choose(self, batch: list) -> list[Boxes]:
+    def choose(self, batch: list, side: int = 0) -> list[Boxes]:
         return self.chosen
 
 
@@ -268,6 +312,78 @@ def test_a_box_is_drawn_around_the_whole_of_its_part_at_last(tmp_path):
     assert rle.area(found.masks[0]) == 40 * 30
 
 
+def test_two_parts_of_one_object_are_merged_and_two_objects_are_not(tmp_path):
+    """A box stops at the other's peak; each merged box has the best score of its parts."""
+    scenes = [([(0, [20, 20, 100, 50]), (0, [20, 60, 50, 90]), (1, [70, 60, 110, 90])], (100, 120))]
+    halves = [(0, [22, 20, 58, 50]), (0, [62, 20, 98, 50])]
+    chosen = [[*halves, (0, [22, 62, 48, 88]), (1, [72, 62, 108, 88])]]
+    peaks = {"1": [[0, 40, 35], [0, 80, 35], [0, 35, 75], [1, 90, 75]]}
+    (apart,) = labelled(tmp_path, scenes, chosen, peaks)
+    (found,) = labelled(tmp_path, scenes, chosen, peaks, merge=True)
+    assert len(apart.boxes) == 4
+    assert found.labels.tolist() == [0, 0, 1]
+    true = torch.tensor([[20.0, 20, 100, 50], [20, 60, 50, 90], [70, 60, 110, 90]])
+    assert (found.boxes - true).abs().max() < 2
+
+
+def test_boxes_and_maps_are_made_at_the_labelling_side_and_given_in_the_image(tmp_path):
+    (tmp_path / "peaks.json").write_text(json.dumps({"1": [[0, 80, 60]]}))
+    seen = []
+
+    class Halves(nn.Module):
+        """The left half of what it is shown is of class 0."""
+
+        def forward(self, images: list[Tensor]) -> Tensor:
+            seen.append(tuple(images[0].shape[1:]))
+            height, width = seen[-1]
+            return scene([(0, [0, 0, width // 2, height])], (height, width))[None]
+
+    boxes = Boxes(torch.tensor([[10.0, 10, 90, 110]]), torch.tensor([0]), torch.ones(1))
+    model = Refinement(
+        Chooser([boxes]), Halves(), tmp_path / "peaks.json", sides=(0, 60), refinement=0
+    )
+    sample = {"image": torch.zeros(3, 120, 160, dtype=torch.uint8), "size": (120, 160)}
+    sample |= {"image_id": 1, "target": {"tags": torch.ones(3)}}
+    (found,) = model.label([sample])
+    assert seen == [(60, 80)]
+    assert found.boxes.tolist() == [[10, 10, 90, 110]]
+    assert rle.area(found.masks[0]) == pytest.approx(70 * 100, rel=0.02)
+
+
+def test_a_detector_chooses_among_the_boxes_of_the_scaled_image():
+    model, sample = detector().eval(), sample_of([4, 3], [0, 2])
+    (found,) = model.choose([sample], side=48)
+    small = scaled(sample, 48)
+    assert small["image"].shape == (3, 48, 64)
+    assert torch.equal(small["target"]["boxes"], sample["target"]["boxes"] / 2)
+    first, second = model([small])
+    at = [int(first[:, 0].argmax()), 4 + int(second[:, 2].argmax())]
+    assert torch.equal(found.boxes, sample["target"]["boxes"][at])
+
+
+@pytest.mark.parametrize(
+    ("augment", "side"),
+    [
+        (Augment(), 0),
+        (Augment(short_sides=(480, 576, 688)), 576),
+        (Augment(short_sides=(320,), crop=0.8), 400),
+    ],
+)
+def test_the_labelling_side_is_the_middle_of_those_trained_at(augment, side):
+    """The whole image is as much larger than the crop as the crop is smaller."""
+    assert trained_side(augment) == side
+
+
+def test_a_branch_labels_at_its_own_side_or_at_the_one_given(data):
+    model = CCGR(3, BACKBONE, segmentation={"augment": {"short_sides": [96]}})
+    assert model.label_side("segmentation", data) == 96
+    assert model.label_side("detector", data) == 0
+    given = CCGR(3, BACKBONE, segmentation={"augment": {"short_sides": [96]}}, label_side=64)
+    assert [given.label_side(name, data) for name in ("segmentation", "detector")] == [64, 64]
+    with pytest.raises(InputError, match="label_side -1"):
+        CCGR(3, BACKBONE, label_side=-1)
+
+
 def test_boxes_around_what_is_segmented(tmp_path):
     scenes = [([(0, [20, 20, 60, 50]), (0, [80, 60, 100, 90])], (100, 120))]
     (found,) = labelled(tmp_path, scenes, [[]], {"1": []}, boxes="segmentation", refinement=0)
@@ -321,7 +437,14 @@ class Sighted(AffinityNet):
         return self.maps(image, self.stride)
 
 
-SETTINGS = {"bag_size": 4, "penalty": 0.1, "min_peak": 0.5, "peak_window": 3, "peak_smoothing": 1}
+SETTINGS = {
+    "side": 0,
+    "bag_size": 4,
+    "penalty": 0.1,
+    "min_peak": 0.5,
+    "peak_window": 3,
+    "peak_smoothing": 1,
+}
 SETTINGS |= {"walk_steps": 0, "scales": (1.0,), "background_score": 0.25}
 
 
@@ -355,9 +478,88 @@ def test_first_labels_are_bags_around_peaks_and_pixels_of_tagged_classes(data, t
             )
 
 
+def test_first_evidence_at_another_side_is_that_of_the_image(data):
+    """Peaks and pixels are in pixels of the image, whatever the side they are found at."""
+    samples = data.samples("train", train=False, supervision={"tags"})
+    sample = next(
+        s
+        for s in (samples.sample(i) for i in range(len(samples)))
+        if s["target"]["tags"].sum() == 1
+    )
+
+    class Bright(AffinityNet):
+        """Every class's map is the image's brightness."""
+
+        def forward(self, images):
+            mean = images[0].float().mean(0)[None, None].expand(1, 8, -1, -1)
+            return torch.zeros(0), nn.functional.avg_pool2d(mean, self.backbone.stride)
+
+        def refine(self, image, tags, scales, power=8.0, steps=256):
+            return nn.functional.avg_pool2d(image.float().mean(0)[None], self.stride).expand(
+                8, -1, -1
+            )
+
+    height, width = sample["size"]
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    image[:, 64:128, 128:192] = 255
+    sample["image"], net = image, Bright(8, COARSE, width=8)
+    settings = SETTINGS | {"peak_smoothing": 5}
+    for side in (0, 2 * min(height, width)):
+        found = first_evidence(net, sample, **settings | {"side": side})
+        ((label, x, y),) = found.points
+        assert sample["target"]["tags"][int(label)] == 1
+        assert 128 < x < 192
+        assert 64 < y < 128
+        assert found.pixels.shape == (height, width)
+        inside = found.pixels[64:128, 128:192] == label
+        assert inside.float().mean() > 0.9
+        assert (found.pixels == label).sum() < 1.5 * 64 * 64
+
+
+def test_pixels_in_several_masks_are_of_the_highest_rank():
+    """By brute force, pixel by pixel."""
+    g = torch.Generator().manual_seed(0)
+    masks, labels = torch.rand(5, 6, 7, generator=g) > 0.5, torch.tensor([2, 0, 1, 2, 0])
+    rank = torch.tensor([0.3, 0.9, 0.5, 0.7, 0.1])
+    painted = paint(masks, labels, rank, 3)
+    for y in range(6):
+        for x in range(7):
+            covering = [(float(rank[k]), int(labels[k])) for k in range(5) if masks[k, y, x]]
+            assert painted[y, x] == max(covering, default=(0, 3))[1]
+
+
+@pytest.mark.parametrize(("overlaps", "owner"), [("score", 3), ("class", 5)])
+def test_next_labels_give_overlaps_to_the_better_score_and_peaks_to_detections(
+    data, tmp_path, overlaps, owner
+):
+    """Of two classes at the same place, the worse detection is of the class that is later."""
+    index = data.index("train")
+    image = index.images[0]
+    masks = np.zeros((image["height"], image["width"], 2), np.uint8, order="F")
+    masks[10:50, 10:50, 0], masks[20:60, 30:90, 1] = 1, 1
+    kept = [
+        {"bbox": rle.toBbox(mask).tolist(), "segmentation": mask, "category_id": category}
+        | {"score": s}
+        for mask, category, s in zip(rle.encode(masks), (3, 5), (0.9, 0.4), strict=True)
+    ]
+    path = tmp_path / "detections.json"
+    write_coco(path, keep_images(index, {image["id"]})._replace(annotations={image["id"]: kept}))
+    write_next_labels(tmp_path, path, data, 3, overlaps)
+    written = read_coco(tmp_path / "pixels.json", index.root).annotations[image["id"]]
+    areas = {a["category_id"]: int(rle.area(a["segmentation"])) for a in written}
+    both = 30 * 20
+    assert areas == {3: 40 * 40 - both * (owner == 5), 5: 40 * 60 - both * (owner == 3)}
+    peaks = json.loads((tmp_path / "peaks.json").read_text())[str(image["id"])]
+    assert peaks == [[2, 30, 30], [4, 60, 40]]
+
+
 def test_next_labels_are_bags_around_detections_and_unions_of_masks(data, tmp_path):
     write_next_labels(
-        tmp_path, data.index("train").root.parent / "annotations/instances_train2017.json", data, 3
+        tmp_path,
+        data.index("train").root.parent / "annotations/instances_train2017.json",
+        data,
+        3,
+        "score",
     )
     index = data.index("train")
     bags, pixels = (read_coco(tmp_path / f"{name}.json", index.root) for name in ("bags", "pixels"))
@@ -421,6 +623,57 @@ def test_a_bag_without_proposals_is_left_out(data):
 def test_a_classifier_without_any_peak_is_told(data, tmp_path):
     with pytest.raises(InputError, match="no image has a peak"):
         write_first_labels(tmp_path, Sighted(data, blind=True), data, **SETTINGS)
+
+
+class Untrained:
+    """A run that trains nothing: it notes what each network begins with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.begun = folder, {}
+
+    def fit(self, name: str, model: Method, data: Shapes, weights_of: str = "", **_) -> Path:
+        weights = [p.detach().clone() for p in model.parameters() if p.requires_grad]
+        self.begun[name] = weights_of, weights
+        for parameter in model.parameters():
+            parameter.data += 1
+        path = self.folder / name / "checkpoints/last.ckpt"
+        path.parent.mkdir(parents=True)
+        torch.save({"state_dict": model.state_dict()}, path)
+        return path
+
+    def label(self, name: str, *_, **__) -> Path:
+        return self.folder / "bags.json"
+
+
+@pytest.mark.slow
+def test_a_later_round_begins_with_the_weights_of_the_one_before(data, tmp_path):
+    annotations = data.index("train").root.parent / "annotations/instances_train2017.json"
+    write_next_labels(tmp_path, annotations, data, 3, "score")
+    narrow = {"features": 8, "hidden": 8}
+    model = CCGR(
+        8,
+        BACKBONE | {"output_stride": 32, "frozen_stages": 0},
+        detector={"steps": 1, "backbone": {"feature_level": 2}, **narrow},
+        segmentation={"steps": 1, **UNET},
+        segmentor={"steps": 1, "mask_width": 8, **narrow},
+    )
+    classifier = tmp_path / "classifier.ckpt"
+    state = model.branches().segmentation.model.backbone.state_dict()
+    torch.save({"state_dict": {f"backbone.{name}": v for name, v in state.items()}}, classifier)
+    run, rest = Untrained(tmp_path), (classifier, tmp_path, tmp_path / "peaks.json")
+    trained = model.train_round(run, data, "round-1", model.branches(), *rest, Trained())
+    model.train_round(run, data, "round-2", model.branches(), *rest, trained)
+    model.train_round(run, data, "round-3", model.branches(), *rest, Trained())
+    for part in ("detector", "segmentation", "segmentor"):
+        (none, first), (before, carried) = (
+            run.begun[f"round-1-{part}"],
+            run.begun[f"round-2-{part}"],
+        )
+        assert (none, before) == ("", f"round-1-{part}")
+        assert len(first) == len(carried)
+        for one, other in zip(first, carried, strict=True):
+            torch.testing.assert_close(one + 1, other)
+        assert run.begun[f"round-3-{part}"][0] == ""
 
 
 @pytest.mark.parametrize(

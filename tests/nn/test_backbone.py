@@ -143,6 +143,24 @@ def test_read_weights_freeze_batchnorm_everywhere(tmp_path):
     assert not backbone.network.layer1[0].conv1.weight.requires_grad
 
 
+@pytest.mark.parametrize("frozen", [0, 2])
+def test_loaded_weights_freeze_batchnorm_everywhere(tmp_path, frozen):
+    """As read ones do: features of one image in training are those of evaluation."""
+    torch.manual_seed(0)
+    teacher = build("resnet18")
+    state = {f"backbone.{key}": value for key, value in teacher.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "last.ckpt")
+    backbone, batch = build("resnet18", frozen_stages=frozen), images((64, 64))
+    backbone.load(tmp_path / "last.ckpt")
+    norms = [m for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    before = [norm.running_mean.clone() for norm in norms]
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.train()(batch), teacher.eval()(batch))
+    assert all(torch.equal(norm.running_mean, m) for norm, m in zip(norms, before, strict=True))
+    assert not any(norm.weight.requires_grad for norm in norms)
+    assert backbone.network.layer4[0].conv1.weight.requires_grad
+
+
 def full(name: str) -> torch.nn.Module:
     torch.manual_seed(1)
     network = timm.create_model(name).eval()

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import pytest
 import torch
+from torch import nn
 from torchvision.ops import box_iou
 
 from wsis.losses import refinement_loss
 from wsis.nn.detection import (
     Detection,
+    Detector,
     MaskSamples,
     _regression_loss,
     mask_samples,
@@ -33,7 +36,7 @@ def pseudo_of(boxes: torch.Tensor, labels: list[int]) -> Pseudo:
 def test_foreground_holds_what_was_matched_and_no_more_than_asked():
     proposals, pseudo = boxes_of(200), pseudo_of(boxes_of(3, 1), [5, 0, 2])
     matched = match(proposals, pseudo, 8)
-    found = mask_samples(proposals, pseudo, matched, 10_000)
+    found = mask_samples(proposals, pseudo, matched, 10_000, 1)
     assert sorted(found.proposals.tolist()) == matched.foreground.nonzero().flatten().tolist()
     assert torch.equal(found.boxes, proposals[found.proposals])
     assert torch.equal(found.labels, pseudo.labels[found.pseudo])
@@ -41,8 +44,48 @@ def test_foreground_holds_what_was_matched_and_no_more_than_asked():
     assert torch.allclose(
         found.overlap, box_iou(found.boxes, pseudo.boxes).gather(1, found.pseudo[:, None])[:, 0]
     )
-    few = mask_samples(proposals, pseudo, matched, 5)
+    few = mask_samples(proposals, pseudo, matched, 5, 1)
     assert len(few.boxes) == 5 == len(set(few.proposals.tolist()))
+
+
+@pytest.mark.parametrize("seeds", [1, 3, 50])
+def test_seeds_are_chosen_among_all_matched_and_kept(seeds):
+    """Against a search over all proposals, however few of the others are drawn."""
+    torch.manual_seed(0)
+    proposals, pseudo = boxes_of(300), pseudo_of(boxes_of(3, 1), [5, 0, 2])
+    matched, overlap = match(proposals, pseudo, 8), box_iou(proposals, pseudo.boxes)
+    best, nearest = overlap.argmax(1).tolist(), set()
+    for g in range(3):
+        mine = [p for p in range(300) if best[p] == g and overlap[p, g] >= 0.5]
+        nearest |= set(sorted(mine, key=lambda p: -overlap[p, g])[:seeds])
+    drawn = [mask_samples(proposals, pseudo, matched, 12, seeds) for _ in range(20)]
+    for found in drawn:
+        chosen = set(found.proposals.tolist())
+        assert len(chosen) == len(found.boxes) == max(12, len(nearest))
+        assert nearest <= chosen
+        assert {found.proposals[k].item() for k in nearest_seeds(found, seeds)} == nearest
+    others = set().union(*(set(found.proposals.tolist()) - nearest for found in drawn))
+    expected = set(matched.foreground.nonzero().flatten().tolist()) - nearest
+    assert others <= expected
+    assert (len(others) > 20) == (len(nearest) < 12), "20 draws at random"
+
+
+@pytest.mark.parametrize("heads", [0, 2])
+def test_activations_are_the_gradient_times_the_features(heads):
+    """Of a linear detector: its weights."""
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Flatten(), nn.Dropout(0.9))
+    detector = Detector(trunk, 3 * 4, 5, heads, False).train()
+    pooled, objectness, labels = torch.randn(6, 3, 2, 2), torch.rand(6), torch.arange(6) % 5
+    last = detector.refinements[-1].logits if heads else detector.mil.classification
+    with torch.no_grad():
+        found = detector.activations(pooled, objectness, labels)
+    for k in range(6):
+        weight = last.weight[labels[k]].view(3, 2, 2).detach() * (objectness[k] + 1)
+        heat = (weight * pooled[k]).sum(0).clamp(min=0)
+        torch.testing.assert_close(found[k], heat / heat.max().clamp(min=1e-12))
+    assert trunk.training
+    assert all(parameter.grad is None for parameter in detector.parameters())
 
 
 def test_seeds_are_each_pseudo_labels_nearest_foreground():

@@ -13,6 +13,23 @@ def test_pool_takes_the_maximum_of_each_bin():
     assert found.flatten().tolist() == [27, 31, 59, 63]
 
 
+def test_roi_align_takes_a_sample_for_each_cell_of_a_bin():
+    """Against loops: the mean of bilinear values at the centres of equal parts of a bin."""
+    features = torch.rand(1, 1, 12, 16, generator=torch.Generator().manual_seed(0))
+    box, size = torch.tensor([[9.0, 20, 119, 84]]), 3  # 13.75 x 8 cells of 8 pixels
+    counts = {0: (5, 3), 2: (2, 2), 7: (7, 7)}  # across and down
+    for samples, (across, down) in counts.items():
+        found = pool(features, [box], 8, size, "roi_align", samples)[0, 0]
+        left, top, width, height = 9 / 8 - 0.5, 20 / 8 - 0.5, 110 / 8 / size, 64 / 8 / size
+        for row in range(size):
+            for column in range(size):
+                x = left + width * (column + (torch.arange(across) + 0.5) / across)
+                y = top + height * (row + (torch.arange(down) + 0.5) / down)
+                grid = torch.stack(torch.meshgrid(x / 7.5 - 1, y / 5.5 - 1, indexing="xy"), -1)
+                values = F.grid_sample(features, grid[None], align_corners=True)
+                assert found[row, column].item() == pytest.approx(values.mean().item(), abs=1e-5)
+
+
 def test_pool_of_several_images_keeps_their_order_and_takes_none():
     features = torch.rand(3, 2, 6, 6)
     boxes = [

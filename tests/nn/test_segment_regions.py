@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from pycocotools import mask as rle
+from torchvision.ops import roi_pool
 
 from wsis.errors import InputError
 from wsis.nn.masks import segment_masks
@@ -47,24 +48,15 @@ def test_segment_masks_are_their_superpixels():
     assert torch.equal(decoded, masks_of(proposals)[which])
 
 
-def test_paint_takes_the_best_proposal_of_each_pixel():
-    proposals = proposals_of()
-    scores = torch.rand(12, 3, generator=torch.Generator().manual_seed(1))
-    expected = torch.full(proposals.labels.shape, 255)
-    best = torch.zeros(proposals.labels.shape)
-    for mask, row in zip(masks_of(proposals), scores, strict=True):
-        for c in range(3):
-            better = mask & (row[c] > best)
-            best[better], expected[better] = row[c], c
-    assert torch.equal(paint(proposals, scores), expected)
-    assert (paint(proposals, torch.zeros(12, 3)) == 255).all()
-    assert (
-        paint(
-            Proposals(*(part if part is proposals.labels else part[:0] for part in proposals)),
-            scores[:0],
-        )
-        == 255
-    ).all()
+def test_paint_puts_later_masks_on_top():
+    masks, labels = masks_of(proposals_of()), torch.tensor([2, 0, 1] * 4)
+    expected = torch.full(masks.shape[1:], 255)
+    for y in range(masks.shape[1]):
+        for x in range(masks.shape[2]):
+            covering = masks[:, y, x].nonzero()[:, 0]
+            expected[y, x] = labels[covering.max()] if len(covering) else 255
+    assert torch.equal(paint(masks, labels), expected)
+    assert (paint(masks[:0], labels[:0]) == 255).all()
 
 
 def test_pooled_segments_of_a_batch_are_those_of_each_image():
@@ -85,6 +77,64 @@ def test_pooled_segments_of_a_batch_are_those_of_each_image():
     assert torch.equal(
         pool_segments(features, inside, 8, compensation=None), pool(features, boxes, 8)
     )
+
+
+def rectangle(box: tuple[int, int, int, int], size: tuple[int, int]) -> Proposals:
+    """One rectangular segment of whole pixels."""
+    x1, y1, x2, y2 = box
+    labels = torch.full(size, -1, dtype=torch.int32)
+    labels[y1:y2, x1:x2] = 0
+    return Proposals(
+        torch.tensor([box]).float(), torch.ones(1), labels, torch.ones(1, 1, dtype=torch.bool)
+    )
+
+
+def test_a_rectangular_segment_is_roi_pool_on_its_cells_at_any_position():
+    """JTSM, section 3.3. The rounded box leaves bins empty, unless it fits by chance."""
+    features = torch.rand(1, 3, 12, 14, generator=torch.Generator().manual_seed(0)) + 1
+    equal = {"region": 0, "box": 0}
+    boxes = [
+        (x, y, x + w, y + h)
+        for x in range(8, 17)
+        for y in (8, 13)
+        for w, h in ((17, 25), (80, 56), (5, 9))
+    ]
+    for box in boxes:
+        proposals = rectangle(box, (96, 112))
+        cells = torch.tensor([[box[0] // 8, box[1] // 8, -(-box[2] // 8) - 1, -(-box[3] // 8) - 1]])
+        expected = roi_pool(features, [cells.float()], 7, 1.0)
+        for window in equal:
+            found = pool_segments(features, [proposals], 8, window=window)
+            equal[window] += torch.equal(found, expected)
+        released = pool_segments(features, [proposals], 8, compensation="released", window="region")
+        torch.testing.assert_close(released, expected * 49 / 50)
+    assert equal["region"] == len(boxes) > 2 * equal["box"]
+
+
+@pytest.mark.parametrize("compensation", ["bins", "released", None])
+def test_a_window_around_the_regions_cells_against_loops(compensation):
+    proposals, features = proposals_of(), torch.randn(1, 2, 7, 9)
+    proposals.members[3] = False  # a segment without pixels
+    found = pool_segments(features, [proposals], 8, compensation=compensation, window="region")
+    padded = torch.zeros(12, 56, 72, dtype=torch.bool)
+    padded[:, :50, :70] = masks_of(proposals)
+    for region, mask in zip(found, padded, strict=True):
+        blocks = mask.view(7, 8, 9, 8).any(3).any(1)
+        ys, xs = blocks.nonzero(as_tuple=True)
+        expected, filled = torch.zeros(2, 7, 7), 0
+        if len(ys):
+            top, left = int(ys.min()), int(xs.min())
+            rows, columns = int(ys.max()) - top + 1, int(xs.max()) - left + 1
+        for u in range(7 * bool(len(ys))):
+            for v in range(7):
+                down = slice(top + u * rows // 7, top - (-(u + 1) * rows // 7))
+                across = slice(left + v * columns // 7, left - (-(v + 1) * columns // 7))
+                inside = blocks[down, across]
+                filled += bool(inside.any())
+                if inside.any():
+                    expected[:, u, v] = features[0, :, down, across][:, inside].amax(1)
+        factor = {"bins": 49 / max(filled, 1), "released": 49 / (filled + 1), None: 1}[compensation]
+        torch.testing.assert_close(region, expected * factor)
 
 
 @pytest.mark.parametrize("how", ["moi_pool", "moi_pool_interpolated"])

@@ -139,8 +139,7 @@ def test_backends_agree_to_the_bit(seed, height, width, channels, size, double):
         torch.testing.assert_close(maps.cpu(), back, rtol=1e-5, atol=1e-5)  # sums in another order
 
 
-def test_full_rectangle_is_roi_pool(pool):
-    """JTSM, section 3.3: MoIPool degenerates to RoIPool when the segment is a rectangle."""
+def test_a_region_that_fills_its_rounded_box_is_roi_pool(pool):
     features, boxes, cells = some(200, 3, 30, 40)
     boxes[:, 1:] = boxes[:, 1:].clamp(min=0)  # torchvision rounds negative halves away from zero
     full = torch.ones_like(cells)

@@ -47,6 +47,54 @@ def test_the_rate_ends_low_after_any_number_of_steps(steps):
     assert 0 <= optimiser.param_groups[0]["lr"] < 1e-5
 
 
+def test_sgd_rises_and_falls_as_a_cosine():
+    (optimiser,), (scheduled,) = Classifier(**SMALL, optimiser="sgd", lr=0.1, warmup=0.1).optimiser(
+        101
+    )
+    rates = []
+    for _ in range(101):
+        rates.append(optimiser.param_groups[0]["lr"])
+        assert optimiser.param_groups[0]["momentum"] == 0.9
+        optimiser.step()
+        if len(rates) < 101:
+            scheduled["scheduler"].step()
+    peak = max(range(101), key=rates.__getitem__)
+    assert peak in (9, 10)
+    assert rates[peak] == pytest.approx(0.1, rel=0.01)
+    middle = (peak + 100) // 2
+    assert rates[middle] == pytest.approx(0.05, rel=0.03)
+    assert rates[:peak] == sorted(rates[:peak])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[-1] < 1e-5
+
+
+def test_softmax_is_the_cross_entropy_of_the_one_class():
+    torch.manual_seed(0)
+    model = Classifier(**SMALL, loss="softmax").eval()
+    batch = [
+        {
+            "image": torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8),
+            "target": {"tags": torch.eye(3)[k]},
+        }
+        for k in (2, 0)
+    ]
+    with torch.no_grad():
+        logits = model.logits(batch).double()
+        expected = -(logits[0, 2] + logits[1, 0] - logits.exp().sum(1).log().sum()) / 2
+        assert model.loss(batch).item() == pytest.approx(expected.item(), rel=1e-5)
+        logged = {}
+        model.log = lambda name, value, **_: logged.update({name: float(value)})
+        model.validation_step(batch)
+    right = [logits[0].argmax() == 2, logits[1].argmax() == 0]
+    assert logged == {"val/top1": sum(map(float, right)) / 2}
+
+
+@pytest.mark.parametrize("warmup", [0.0, 1.0])
+def test_a_rate_that_never_rises_or_falls(warmup):
+    with pytest.raises(InputError, match="warmup"):
+        Classifier(**SMALL, warmup=warmup)
+
+
 @pytest.mark.parametrize("sharpness", [0.0, -1.0])
 def test_a_sharpness_that_divides_by_nothing(sharpness):
     with pytest.raises(InputError, match="pooling average"):

@@ -353,6 +353,22 @@ def test_poisson_takes_the_colours_around() -> None:
     )
 
 
+def test_each_object_draws_its_blending() -> None:
+    """An edge is hard or soft: with two blendings, an image has objects of both kinds."""
+    image, mask = whole(20, 250)
+    background = torch.zeros((3, 90, 90), dtype=torch.uint8)
+    softness = []
+    for seed in range(60):
+        result = compose(
+            background, [image], [mask], "space", ("gaussian", "none"), seed, rotation=0
+        )
+        softness.append(bool(((result.image > 0) & (result.image < 250)).any()))
+    assert 15 < sum(softness) < 45
+    for way in ("gaussian", "none"):
+        listed = compose(background, [image], [mask], "random", (way,), 5)
+        assert same(listed, compose(background, [image], [mask], "random", way, 5))
+
+
 def test_nothing_to_paste() -> None:
     background = noise(0, 8, 9)
     image, masks, boxes, existing = compose(background, [], [])
@@ -420,6 +436,8 @@ def test_tight_boxes_are_torchvisions(seed: int, count: int, size: tuple[int, in
         ),
         ({"where": "left"}, 'where "left" is unknown; take one of random, space'),
         ({"blend": "soft"}, 'blend "soft" is unknown'),
+        ({"blend": ("none", "soft")}, 'blend "soft" is unknown'),
+        ({"blend": ()}, "blend is empty"),
         ({"scale": (1.0, 0.3)}, "factors above 0, the least first"),
         ({"scale": (0.0, 0.3)}, "factors above 0"),
         ({"scale": (0.3, float("nan"))}, "factors above 0"),

@@ -16,7 +16,7 @@ from wsis.registry import names
 from wsis.reports import papers
 from wsis.reports.runs import Entry, EvaluationSet
 from wsis.reports.settings import departures, row_key
-from wsis.reports.table import make_rows, markdown
+from wsis.reports.table import known_metrics, lines_of, make_rows, markdown
 from wsis.types import Index
 
 
@@ -141,6 +141,49 @@ def test_the_papers_figures_go_to_runs_in_their_setting():
     ] == pytest.approx(0.496)
 
 
+def test_figures_by_vocs_protocol_are_shown_beside_ours_where_a_paper_has_them():
+    """COCO's AP50 has no figure of a paper that reports VOC's, and a table without it no column."""
+    shapes = {"AP50": 0.5, "VOC_AP25": 0.7, "VOC_AP50": 0.6, "box_VOC_AP50": 0.4}
+    ccgr = entry(
+        config("--model", "ccgr", "--data", "voc"),
+        "voc",
+        1449,
+        20,
+        "resnet50",
+        "ccgr",
+        metrics=shapes,
+    )
+    pdsl = entry(
+        config("--model", "pdsl", "--data", "voc"),
+        *("voc", 1449, 20, "resnet18_ws", "pdsl"),
+        metrics=shapes,
+    )
+    assert papers.published(ccgr).metrics == pytest.approx({"VOC_AP25": 0.536, "VOC_AP50": 0.353})
+    both, alone = make_rows([ccgr, pdsl]), make_rows([pdsl])
+    assert list(known_metrics(both)) == ["AP50", "VOC_AP25", "VOC_AP50"]
+    assert list(known_metrics(alone)) == ["AP50"]
+    head, *lines = lines_of(both, known_metrics(both))
+    cells = {line[0]: dict(zip(head, line, strict=True)) for line in lines}
+    assert cells["ccgr"]["VOC_AP50"] == "60.0 [35.3]"
+    assert cells["ccgr"]["AP50"] == "50.0"
+    assert cells["pdsl"]["AP50"] == "50.0 [47.8]"
+
+
+@pytest.mark.parametrize(
+    ("data", "images", "classes", "joint", "things"),
+    [
+        ("voc", 1449, 20, {"PQ": 0.39}, {"AP50": 0.442, "AP75": 0.12}),
+        ("coco", 5000, 80, {"PQ": 0.053}, {"AP50": 0.121, "AP75": 0.05, "AP": 0.061}),
+    ],
+)
+def test_things_alone_have_figures_of_their_own(data, images, classes, joint, things):
+    """JTSM's Tables 4 and 5 are of the joint method, Tables 6 and 7 of things alone."""
+    for words, expected in (((), joint), (("--model.stuff", "false"), things)):
+        found = config("--model", "jtsm", "--data", data, *words)
+        run = entry(found, data, images, classes, "resnet18_ws_v2", "jtsm")
+        assert papers.published(run).metrics == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("words", "images", "classes", "backbone", "changes"),
     [
@@ -162,14 +205,15 @@ def test_other_settings_are_not_compared_with_papers(words, images, classes, bac
 @pytest.mark.slow
 def test_every_paper_row_can_be_met_by_a_recipe():
     """Its method, data and classes exist, figures are percentages, and a recipe or a known departure has its backbone."""
-    for (method, data, backbone, images, classes), row in papers._rows().items():
+    for (method, data, backbone, images, classes, departs), row in papers._rows().items():
         assert (method in names("model"), data in ("voc", "coco")) == (True, True)
         assert (images, classes) == {"voc": ("1449", "20"), "coco": ("5000", "80")}[data]
         values = [float(v) for k, v in row.items() if v and k not in (*papers._PLACE, "source")]
         assert values
         assert all(0 < value < 100 for value in values)
         assert row["source"]
-        usual = config("--model", method, "--data", data)["model"]["init_args"]
+        words = [f"--{setting}" for setting in departs.split()]
+        usual = config("--model", method, "--data", data, *words)["model"]["init_args"]
         assert usual["backbone"]["name"] == backbone.split(", ")[0] or backbone in (
             "resnet50_ws",
             "resnet101_ws",

@@ -28,8 +28,7 @@ from wsis.data.transforms import (
     cut_image,
     cut_proposals,
     draw_cut,
-    draw_factor,
-    jitter_colours,
+    recolour,
 )
 from wsis.images.read import read_image
 from wsis.types import Batch, GroundTruth, Index, Record, Sample, View, class_of
@@ -157,10 +156,8 @@ def truth_of(
 def _vary(sample: Sample, augment: Augment, rng: np.random.Generator) -> Sample:
     """Crop, scale, flip and recolour a sample at random."""
     cut = draw_cut(rng, sample["size"], augment)
-    exposure, saturation = draw_factor(rng, augment.jitter), draw_factor(rng, augment.jitter)
-    image = sample["image"]
-    if augment.jitter > 1:  # before scaling, which typically makes four times as many pixels
-        image = jitter_colours(image, exposure, saturation)
+    # before scaling, which typically makes four times as many pixels
+    image = recolour(sample["image"], rng, augment)
     varied: Sample = {
         **sample,
         "image": cut_image(image, cut),

@@ -22,6 +22,7 @@ __all__ = [
     "cut_proposals",
     "draw_cut",
     "jitter_colours",
+    "recolour",
     "visible",
 ]
 
@@ -37,6 +38,9 @@ class Augment:
         scales: Range of the factor on max_side for large-scale jitter; empty turns it off.
         flip: Probability of a horizontal flip.
         jitter: Maximum factor (or divisor) on exposure and saturation; 1 keeps the colours.
+        brightness: Range of the factor on all channels, as in EM-Paste; empty keeps them.
+        contrast: Range of the factor on the difference to the image's mean grey, likewise.
+        recoloured: Probability of changing brightness and, drawn apart, contrast.
         min_proposal_side: Minimum width and height of a proposal in pixels of the network's input.
     """
 
@@ -46,6 +50,9 @@ class Augment:
     scales: tuple[float, ...] = ()
     flip: float = 0.5
     jitter: float = 1.0
+    brightness: tuple[float, ...] = ()
+    contrast: tuple[float, ...] = ()
+    recoloured: float = 0.5
     min_proposal_side: float = 0.0
 
     def __post_init__(self) -> None:
@@ -56,11 +63,15 @@ class Augment:
                 f"{self}: sides must be at least 1, crop in (0, 1], flip in [0, 1], jitter at "
                 "least 1"
             )
-        if self.scales and not (len(self.scales) == 2 and 0 < self.scales[0] <= self.scales[1]):
-            raise InputError(
-                f"{self}: scales must be two factors above 0, the least and the largest, such as "
-                "0.1 and 2"
-            )
+        if not 0 <= self.recoloured <= 1:
+            raise InputError(f"{self}: recoloured must be in [0, 1]")
+        for name in ("scales", "brightness", "contrast"):
+            span = getattr(self, name)
+            if span and not (len(span) == 2 and 0 < span[0] <= span[1]):
+                raise InputError(
+                    f"{self}: {name} must be two factors above 0, the least and the largest, such "
+                    "as 0.5 and 1.5"
+                )
 
     @property
     def only_flips(self) -> bool:
@@ -182,6 +193,20 @@ def jitter_colours(image: Tensor, exposure: float, saturation: float) -> Tensor:
     coloured = value - factor * (value - channels)
     brighter = coloured * torch.clamp(255 / value.clamp(min=1e-6), max=exposure)
     return brighter.round().clamp(0, 255).to(torch.uint8)
+
+
+def recolour(image: Tensor, rng: np.random.Generator, augment: Augment) -> Tensor:
+    """Change the colours of an image (3,H,W) uint8 at random, as `augment` asks."""
+    exposure, saturation = draw_factor(rng, augment.jitter), draw_factor(rng, augment.jitter)
+    if augment.jitter > 1:
+        image = jitter_colours(image, exposure, saturation)
+    if augment.brightness and rng.random() < augment.recoloured:
+        low, high = augment.brightness
+        image = functional.adjust_brightness(image, float(rng.uniform(low, high)))
+    if augment.contrast and rng.random() < augment.recoloured:
+        low, high = augment.contrast
+        image = functional.adjust_contrast(image, float(rng.uniform(low, high)))
+    return image
 
 
 def draw_factor(rng: np.random.Generator, jitter: float) -> float:

@@ -12,9 +12,9 @@ from wsis.datasets.voc import VOC_CLASSES
 from wsis.errors import InputError
 from wsis.types import Index, Record
 
-__all__ = ["COCO", "COCO_VOC_CLASSES"]
+__all__ = ["COCO", "COCO_VOC_CLASSES", "VOC_AS_COCO"]
 
-_VOC_AS_COCO = {
+VOC_AS_COCO = {
     "aeroplane": "airplane",
     "diningtable": "dining table",
     "motorbike": "motorcycle",
@@ -22,6 +22,7 @@ _VOC_AS_COCO = {
     "sofa": "couch",
     "tvmonitor": "tv",
 }
+"""COCO's names of VOC's classes, where they differ."""
 # DeepCO3's COCO-VOC set has 12 of VOC's classes; neither its paper nor CCGR's lists them. The
 # animals and the vehicles except boat are exactly twelve.
 # fmt: off
@@ -72,7 +73,7 @@ class COCO(DataModule):
         """Read a split's instances file."""
         annotations, images_dir = self._find(split)
         names = _SUBSETS.get(self.classes)
-        wanted = None if names is None else [_VOC_AS_COCO.get(name, name) for name in names]
+        wanted = None if names is None else [VOC_AS_COCO.get(name, name) for name in names]
         index = read_coco(annotations, images_dir, wanted)
         if names is not None:
             renamed = [

@@ -23,7 +23,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from wsis.errors import InputError
 
-__all__ = ["Form", "centre_context_gap", "refine_boxes", "refinement", "surround_part"]
+__all__ = [
+    "Form",
+    "centre_context_gap",
+    "merge_boxes",
+    "refine_boxes",
+    "refinement",
+    "surround_part",
+]
 
 Form = Literal["ring", "printed"]
 
@@ -107,6 +114,54 @@ def refine_boxes(
     """
     *_, refined = refinement(boxes, maps, steps, context, form, peaks, index, sizes, rate, min_side)
     return refined
+
+
+def merge_boxes(
+    boxes: Tensor,
+    maps: Tensor,
+    context: float = 1.5,
+    form: Form = "ring",
+    index: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Merge two boxes of a map while their union has no higher gap than the better of them.
+
+    Two peaks on one object leave two boxes that stop at each other's peak; the gap of their union
+    is lower. Boxes of separate objects stay apart, because the union has background inside; those
+    of objects that touch are merged. The pair that gains most is merged first.
+
+    Args:
+        boxes: (K,4) float xyxy in pixels.
+        maps: (M,H,W) scores.
+        context: side of the surrounding box over that of the box, above 1.
+        form: "ring" or "printed", as in `centre_context_gap`.
+        index: (K,) map of each box, as in `centre_context_gap`.
+
+    Returns:
+        boxes (L,4), and (K,) int64, the one of them that each given box is part of.
+
+    Raises:
+        InputError: as `centre_context_gap`.
+    """
+    sums = _sums(boxes, maps.detach(), index, None)
+    joined, part = boxes.detach().double().clone(), torch.arange(len(boxes), device=boxes.device)
+    while True:
+        one, other = torch.combinations(torch.unique(part)).unbind(1)
+        together = sums.which[one] == sums.which[other]
+        one, other = one[together], other[together]
+        if not len(one):
+            break
+        low = torch.minimum(joined[one, :2], joined[other, :2])
+        union = torch.cat([low, torch.maximum(joined[one, 2:], joined[other, 2:])], 1)
+        apart = _gap(joined, sums, context, form)
+        better = torch.minimum(apart[one], apart[other])
+        gain = better - _gap(union, sums.of(one), context, form)
+        best = gain.argmax()
+        if gain[best] < 0:
+            break
+        joined[one[best]] = union[best]
+        part = part.where(part != other[best], one[best])
+    kept, part = torch.unique(part, return_inverse=True)
+    return joined[kept].to(boxes.dtype), part
 
 
 def surround_part(boxes: Tensor, masks: Tensor, context: float = 1.5) -> Tensor:
@@ -197,6 +252,10 @@ class _Sums(NamedTuple):
     """(K,) int64, the map of each box."""
     limits: Tensor
     """(K,4) float64: width, height, width, height."""
+
+    def of(self, rows: Tensor) -> _Sums:
+        """Return the sums for other boxes, on the maps of these boxes (L,)."""
+        return _Sums(self.table, self.which[rows], self.limits[rows])
 
 
 def _sums(boxes: Tensor, maps: Tensor, index: Tensor | None, sizes: Tensor | None) -> _Sums:

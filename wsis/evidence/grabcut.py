@@ -2,8 +2,13 @@
 
 The fast setting works on a small grid over each box, all boxes at once. It alternates between
 colour histograms inside and outside the foreground and the foreground probability under them and a
-centre prior; a guided filter then aligns the map with the image's edges. A graph cut at this size
-would return empty masks, because OpenCV's fixed smoothness outweighs the few pixels.
+prior on places; a guided filter then aligns the map with the image's edges. A graph cut at this
+size would return empty masks, because OpenCV's fixed smoothness outweighs the few pixels.
+
+Things are expected at the centre of their box. Stuff may be anywhere in it: without a centre prior,
+all pixels start alike, as foreground if nothing is known (as GrabCut starts from a rectangle), and
+undecided beside sure pixels, which tell what foreground looks like. So stuff whose box is the whole
+image, with nothing outside to learn from, does not swallow colours that its sure pixels lack.
 """
 
 from __future__ import annotations
@@ -20,7 +25,15 @@ from torch import Tensor
 from wsis.errors import InputError
 from wsis.proposals.objectness import lab_bins
 
-__all__ = ["SIZE", "clip", "crops", "foreground", "resample", "sample_masks"]
+__all__ = [
+    "SIZE",
+    "clip",
+    "crops",
+    "foreground",
+    "resample",
+    "sample_masks",
+    "spread_masks",
+]
 
 
 SIZE = 48
@@ -35,15 +48,28 @@ _EDGE = 1e-3  # variance of grey (0 to 1) that counts as an edge in the guided f
 Array = NDArray[Any]
 
 
-def foreground(image: Any, boxes: Any, sure: Any = None, setting: str = "fast") -> Any:
+def foreground(
+    image: Any,
+    boxes: Any,
+    sure: Any = None,
+    setting: str = "fast",
+    background: Any = None,
+    centred: bool = True,
+) -> Any:
     """Return foreground masks at image size.
+
+    Sure pixels are kept (JTSM, section 3.4), so that a segment that overshoots stays too large; the
+    box alone can correct it.
 
     Args:
         image: (H,W,3) uint8 RGB, array or tensor.
         boxes: (K,4) xyxy in pixels, array or tensor.
-        sure: (K,H,W) bool, pixels known to be foreground (JTSM section 3.4).
+        sure: (K,H,W) bool, pixels known to be foreground.
         setting: "fast", or "authors": cv2.grabCut as in the releases of JTSM and PDSL (400 px, 5
             iterations).
+        background: (K,H,W) bool, pixels known to be background, even where `sure` says otherwise.
+        centred: whether foreground is expected at the centre of the box, as things are; False for
+            stuff. Without effect on "authors".
 
     Returns:
         (K,H,W) bool, False outside each box, which masks of "authors" may exceed by one pixel of
@@ -56,20 +82,25 @@ def foreground(image: Any, boxes: Any, sure: Any = None, setting: str = "fast") 
     height, width = image.shape[:2]
     corners = clip(_array(boxes).astype(np.float64).reshape(-1, 4), height, width)
     known = None if sure is None else _array(sure).astype(bool)
+    never = None if background is None else _array(background).astype(bool)
+    if known is not None and never is not None:
+        known = known & ~never
     if setting == "authors":
-        masks = _as_authors(image, corners, known)
+        masks = _as_authors(image, corners, known, never)
     elif setting == "fast":
-        masks = _fast(image, corners, known)
+        masks = _fast(image, corners, known, never, centred)
     else:
         raise InputError(f'evidence {setting!r}: choose "fast" or "authors"')
     return torch.from_numpy(masks).to(boxes.device) if isinstance(boxes, Tensor) else masks
 
 
-def _fast(image: Array, boxes: Array, sure: Array | None) -> Array:
-    """Return the masks of `crops` at image size, with sure pixels added."""
+def _fast(
+    image: Array, boxes: Array, sure: Array | None, background: Array | None, centred: bool
+) -> Array:
+    """Return the masks of `crops` at image size, with known pixels as they are known."""
     height, width = image.shape[:2]
-    grids = None if sure is None else sample_masks(sure, boxes)
-    _, small_masks = crops(image, boxes, grids)
+    known, never = (None if m is None else sample_masks(m, boxes) for m in (sure, background))
+    _, small_masks = crops(image, boxes, known, never, centred)
     masks = np.zeros((len(boxes), height, width), dtype=bool)
     corners = _pixels(boxes, height, width)
     for mask, (x1, y1, x2, y2), small in zip(masks, corners, small_masks, strict=True):
@@ -77,16 +108,25 @@ def _fast(image: Array, boxes: Array, sure: Array | None) -> Array:
             mask[y1:y2, x1:x2] = cv2.resize(small.astype(np.float32), (x2 - x1, y2 - y1)) >= 0.5
     if sure is not None:
         masks |= sure & _rectangles(boxes, height, width)
-    return masks
+    return masks if background is None else masks & ~background
 
 
-def crops(image: Array, boxes: Array, sure: Array | None = None) -> tuple[Array, Array]:
+def crops(
+    image: Array,
+    boxes: Array,
+    sure: Array | None = None,
+    background: Array | None = None,
+    centred: bool = True,
+) -> tuple[Array, Array]:
     """Return foreground masks on a small grid over each box, without any array of image size.
 
     Args:
         image: (H,W,3) uint8 RGB.
         boxes: (K,4) xyxy in pixels.
         sure: (K,SIZE,SIZE) bool on the same grids, cells known to be foreground.
+        background: (K,SIZE,SIZE) bool, cells known to be background, even where `sure` says
+            otherwise.
+        centred: whether foreground is expected at the centre, as in `foreground`.
 
     Returns:
         windows (K,4) float32, the boxes, at least one pixel wide and high; masks (K,SIZE,SIZE) bool
@@ -98,12 +138,15 @@ def crops(image: Array, boxes: Array, sure: Array | None = None) -> tuple[Array,
     masks = np.zeros((len(windows), SIZE, SIZE), dtype=bool)
     for start in range(0, len(windows), _CHUNK):
         part = slice(start, start + _CHUNK)
-        known = None if sure is None else sure[part]
         pixels, valid = _sample(image, windows[part])
-        masks[part] = _separate(pixels, valid, known) > 0
-        if known is not None:
-            masks[part] |= known
-        masks[part] &= _inner(valid)
+        known, never = np.zeros_like(valid), np.zeros_like(valid)
+        if background is not None:
+            _inner(never)[:] = background[part]
+        if sure is not None:
+            _inner(known)[:] = sure[part] & ~_inner(never)
+        prior = _place_prior() if centred else _even_prior(valid, 1.0 if sure is None else 0.0)
+        logits = _separate(pixels, valid, known, never, prior)
+        masks[part] = ((logits > 0) | _inner(known)) & ~_inner(never) & _inner(valid)
     return windows.astype(np.float32), masks
 
 
@@ -167,6 +210,22 @@ def _rectangles(boxes: Array, height: int, width: int) -> Array:
     return ((x >= x1) & (x < x2))[:, None, :] & ((y >= y1) & (y < y2))[:, :, None]
 
 
+def spread_masks(grids: Array, boxes: Array, height: int, width: int) -> Array:
+    """Return masks (K,H,W) with the cell (K,SIZE,SIZE) that holds each pixel's centre.
+
+    The inverse of `sample_masks`; False outside the boxes.
+    """
+    masks = np.zeros((len(boxes), height, width), dtype=bool)
+    for mask, grid, box, (x1, y1, x2, y2) in zip(
+        masks, grids, boxes, _pixels(boxes, height, width), strict=True
+    ):
+        scale = SIZE / (box[2:] - box[:2])
+        column = ((np.arange(x1, x2) + 0.5 - box[0]) * scale[0]).astype(int)
+        row = ((np.arange(y1, y2) + 0.5 - box[1]) * scale[1]).astype(int)
+        mask[y1:y2, x1:x2] = grid[np.minimum(row, SIZE - 1)[:, None], np.minimum(column, SIZE - 1)]
+    return masks
+
+
 def sample_masks(masks: Array, boxes: Array) -> Array:
     """Sample masks (K,H,W) at the cell centres of the boxes' grids."""
     centres = (np.arange(SIZE) + 0.5) / SIZE
@@ -194,18 +253,23 @@ def _sample(image: Array, windows: Array) -> tuple[Array, Array]:
     return pixels.reshape(*valid.shape, 3), valid
 
 
-def _separate(pixels: Array, valid: Array, sure: Array | None) -> Array:
-    """Return the log odds of foreground (K,SIZE,SIZE), smoothed within edges."""
+def _separate(pixels: Array, valid: Array, known: Array, never: Array, prior: Array) -> Array:
+    """Return the log odds of foreground (K,SIZE,SIZE), smoothed within edges.
+
+    Args:
+        pixels: (K,M,M,3) of grids with margin.
+        valid: (K,M,M) bool, cells inside the image.
+        known: (K,M,M) bool, cells known to be foreground.
+        never: (K,M,M) bool, cells known to be background.
+        prior: (M,M) or (K,M,M) log odds of places.
+    """
     count, side = pixels.shape[:2]
     flat = pixels.reshape(count * side, side, 3)
     colours = lab_bins(cv2.cvtColor(flat, cv2.COLOR_RGB2LAB).reshape(count, -1, 3), _BINS)
-    prior = _place_prior()
-    known = np.zeros(valid.shape, dtype=bool)
-    if sure is not None:
-        _inner(known)[:] = sure
     logits = np.broadcast_to(prior, valid.shape)
     for _ in range(_ROUNDS):
         probability = np.where(known, 1.0, 1 / (1 + np.exp(-np.clip(logits, -30, 30))))
+        probability[never] = 0.0
         inside = _histogram(colours, probability * valid)
         outside = _histogram(colours, (1 - probability) * valid)
         evidence = np.take_along_axis(np.log(inside) - np.log(outside), colours, 1)
@@ -219,6 +283,16 @@ def _place_prior() -> Array:
     steps = 2 * (np.arange(-_MARGIN, SIZE + _MARGIN) + 0.5) / SIZE - 1
     prior = 1 - steps[:, None] ** 2 - steps[None, :] ** 2
     prior[np.maximum(abs(steps[:, None]), abs(steps[None, :])) > 1] = -30
+    return prior
+
+
+def _even_prior(valid: Array, inside: float) -> Array:
+    """Return prior log odds (K,M,M): `inside` anywhere in the box, -30 outside.
+
+    Cells beyond the image repeat its border, so that the filter does not see background there.
+    """
+    prior = np.where(valid, -30.0, inside)
+    _inner(prior)[:] = inside
     return prior
 
 
@@ -261,7 +335,7 @@ def _guided(values: Array, grey: Array) -> Array:
     return np.moveaxis(smooth, -1, 0)
 
 
-def _as_authors(image: Array, boxes: Array, sure: Array | None) -> Array:
+def _as_authors(image: Array, boxes: Array, sure: Array | None, background: Array | None) -> Array:
     """Apply cv2.grabCut to an image of at most 400 px, as the PDSL and JTSM releases do."""
     height, width = image.shape[:2]
     scale = min(400 / max(height, width), 1)
@@ -269,28 +343,33 @@ def _as_authors(image: Array, boxes: Array, sure: Array | None) -> Array:
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     masks = np.zeros((len(boxes), height, width), dtype=bool)
     for k, box in enumerate(boxes):
-        known = None
-        if sure is not None:
-            known = cv2.resize(sure[k].astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
-        mask = _cut(small, box * scale, known).astype(np.float32)
+        known, never = (None if m is None else _shrink(m[k], size) for m in (sure, background))
+        mask = _cut(small, box * scale, known, never).astype(np.float32)
         masks[k] = cv2.resize(mask, (width, height)) >= 0.5
     return masks
 
 
-def _cut(image: Array, box: Array, sure: Array | None) -> Array:
-    """Return one mask (H,W) bool of cv2.grabCut, started from the rectangle and sure pixels."""
+def _shrink(mask: Array, size: tuple[int, int]) -> Array:
+    """Resize a mask (H,W) to (width, height) by its nearest pixels."""
+    return cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+
+
+def _cut(image: Array, box: Array, sure: Array | None, background: Array | None) -> Array:
+    """Return one mask (H,W) bool of cv2.grabCut, started from the rectangle and known pixels."""
     height, width = image.shape[:2]
+    never = np.zeros((height, width), bool) if background is None else background
     x1, y1 = np.clip(np.floor(box[:2]), 0, [width - 1, height - 1]).astype(int)
     x2, y2 = np.clip(np.ceil(box[2:]), [x1 + 1, y1 + 1], [width, height]).astype(int)
-    if (x1, y1, x2, y2) == (0, 0, width, height):  # a cut needs some background
+    if (x1, y1, x2, y2) == (0, 0, width, height) and not never.any():  # a cut needs some background
         x1, y1 = min(3, width // 4), min(3, height // 4)
         x2, y2 = max(width - 3, 1), max(height - 3, 1)
     state = np.full((height, width), cv2.GC_BGD, np.uint8)
     state[y1:y2, x1:x2] = cv2.GC_PR_FGD
+    state[never] = cv2.GC_BGD
     if sure is not None:
         state[sure & (state == cv2.GC_PR_FGD)] = cv2.GC_FGD
     rectangle = state != cv2.GC_BGD
-    if rectangle.all():
+    if rectangle.all() or not rectangle.any():
         return rectangle
     cv2.setRNGSeed(0)  # for its k-means
     models = np.zeros((1, 65)), np.zeros((1, 65))

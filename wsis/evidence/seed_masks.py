@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsis.errors import InputError
-from wsis.evidence.grabcut import SIZE, clip, crops, foreground, sample_masks
+from wsis.evidence.grabcut import SIZE, clip, crops, foreground, sample_masks, spread_masks
 
 __all__ = ["Evidence", "Request"]
 
@@ -29,10 +29,23 @@ class Request(NamedTuple):
     boxes: Tensor
     """(K,4) xyxy in pixels of the original image, inside it."""
     sure: Tensor | None = None
-    """(K,SIZE,SIZE) bool as in `crops`."""
+    """(K,SIZE,SIZE) bool, cells known to be foreground, as in `crops`."""
+    background: Tensor | None = None
+    """(K,SIZE,SIZE) bool, cells known to be background."""
+    centred: bool = True
+    """Whether foreground is expected at the centre of each box."""
 
 
-_Key = tuple[Any, ...]
+class _Key(NamedTuple):
+    """What a mask depends on."""
+
+    image: int
+    corners: tuple[int, ...]
+    """x1, y1, x2, y2 in whole pixels."""
+    sure: bytes
+    """Packed cells; empty if none are given."""
+    background: bytes
+    centred: bool
 
 
 class Evidence:
@@ -42,7 +55,7 @@ class Evidence:
     cache. Results do not depend on the contents of the cache.
 
     Args:
-        setting: "fast" or "authors", as in `foreground`; "authors" ignores sure cells here.
+        setting: "fast" or "authors", as in `foreground`.
         megabytes: Memory for masks; 1000 hold about 1.5 million masks.
         threads: Number of images processed in parallel.
     """
@@ -92,35 +105,58 @@ class Evidence:
 
 
 def _keys(request: Request) -> list[_Key]:
-    """Return the key of each box: image, corners in whole pixels, packed sure cells."""
+    """Return the key of each box, its corners in whole pixels."""
     corners = request.boxes.detach().cpu().double().round().int()
     low, high = corners[:, :2], corners[:, 2:]
     boxes = torch.cat([low, torch.maximum(high, low + 1)], 1).tolist()
-    image = request.image_id
-    if request.sure is None:
-        return [(image, *box, b"") for box in boxes]
-    sure = np.packbits(request.sure.cpu().numpy().reshape(-1, SIZE * SIZE), axis=1)
-    return [(image, *box, cells.tobytes()) for box, cells in zip(boxes, sure, strict=True)]
+    known = [_packed(cells, len(boxes)) for cells in (request.sure, request.background)]
+    return [
+        _Key(request.image_id, tuple(box), sure, background, request.centred)
+        for box, sure, background in zip(boxes, *known, strict=True)
+    ]
+
+
+def _packed(cells: Tensor | None, count: int) -> list[bytes]:
+    """Return the packed cells (K,SIZE,SIZE) of each box; empty ones if None."""
+    if cells is None:
+        return [b""] * count
+    packed = np.packbits(cells.cpu().numpy().reshape(-1, SIZE * SIZE), axis=1)
+    return [row.tobytes() for row in packed]
 
 
 def _size(key: _Key, mask: bytes) -> int:
     """Return the bytes that an entry of the cache takes."""
-    return len(mask) + len(key[-1]) + 400  # 400: Python's tuple, numbers and table entry
+    known = len(key.sure) + len(key.background)
+    return len(mask) + known + 500  # 500: Python's tuples, numbers and table entry
 
 
 def _make(request: Request, keys: list[_Key]) -> dict[_Key, bytes]:
     keys = list(dict.fromkeys(keys))
-    sure = None if request.sure is None else np.stack([_bits(key[-1]) for key in keys])
-    image = np.ascontiguousarray(request.image().permute(1, 2, 0).numpy())
-    return _pack(keys, crops(image, np.array([key[1:5] for key in keys]), sure)[1])
+    image, boxes = _image(request), np.array([key.corners for key in keys])
+    known = _cells([key.sure for key in keys]), _cells([key.background for key in keys])
+    return _pack(keys, crops(image, boxes, *known, request.centred)[1])
 
 
 def _make_as_authors(request: Request, keys: list[_Key]) -> dict[_Key, bytes]:
     keys = list(dict.fromkeys(keys))
-    image = np.ascontiguousarray(request.image().permute(1, 2, 0).numpy())
-    boxes = np.array([key[1:5] for key in keys], dtype=np.float64)
-    masks = foreground(image, boxes, setting="authors")
-    return _pack(keys, sample_masks(masks, clip(boxes, *image.shape[:2])))
+    image, boxes = _image(request), np.array([key.corners for key in keys], dtype=np.float64)
+    size = image.shape[:2]
+    known = _cells([key.sure for key in keys]), _cells([key.background for key in keys])
+    sure, background = (None if m is None else spread_masks(m, boxes, *size) for m in known)
+    masks = foreground(image, boxes, sure, "authors", background)
+    return _pack(keys, sample_masks(masks, clip(boxes, *size)))
+
+
+def _image(request: Request) -> Array:
+    return np.ascontiguousarray(request.image().permute(1, 2, 0).numpy())
+
+
+def _cells(packed: list[bytes]) -> Array | None:
+    """Return the cells (K,SIZE,SIZE) of keys; None if none are given."""
+    if not all(packed):
+        return None
+    bits = np.unpackbits(np.frombuffer(b"".join(packed), np.uint8))
+    return bits.reshape(-1, SIZE, SIZE).astype(bool)
 
 
 def _pack(keys: list[_Key], masks: Array) -> dict[_Key, bytes]:
@@ -128,12 +164,8 @@ def _pack(keys: list[_Key], masks: Array) -> dict[_Key, bytes]:
     return {key: mask.tobytes() for key, mask in zip(keys, packed, strict=True)}
 
 
-def _bits(packed: bytes) -> Array:
-    return np.unpackbits(np.frombuffer(packed, np.uint8)).reshape(SIZE, SIZE).astype(bool)
-
-
 def _unpack(keys: list[_Key], masks: dict[_Key, bytes]) -> tuple[Tensor, Tensor]:
-    windows = torch.tensor([key[1:5] for key in keys], dtype=torch.float32).reshape(-1, 4)
+    windows = torch.tensor([key.corners for key in keys], dtype=torch.float32).reshape(-1, 4)
     packed = np.frombuffer(b"".join(masks[key] for key in keys), np.uint8)
     cells = np.unpackbits(packed).reshape(len(keys), SIZE, SIZE).astype(bool)
     return windows, torch.from_numpy(cells)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from wsis.metrics.instances import CorLoc, InstanceAP
+from wsis.metrics.instances import detection_metrics
 from wsis.metrics.panoptic import PanopticQuality
 from wsis.metrics.panoptic_results import store_map, write_panoptic
 from wsis.metrics.results import to_results, write_results
@@ -41,8 +41,8 @@ class Evaluation(Callback):
     found.
 
     Args:
-        metrics: metrics to compute; by default InstanceAP and CorLoc, and PanopticQuality for a
-            model with `panoptic = True`.
+        metrics: metrics to compute; by default `detection_metrics`, and PanopticQuality for a model
+            with `panoptic = True`.
         pictures: number of images to draw in each validation, at most 8.
     """
 
@@ -65,7 +65,7 @@ class Evaluation(Callback):
         if self.metrics is None:
             data = _data(trainer)
             classes = getattr(data, "num_classes", None)
-            self.metrics = [InstanceAP(classes), CorLoc(classes)]
+            self.metrics = detection_metrics(classes)
             if classes and pl_module.panoptic:
                 self.metrics.append(PanopticQuality(classes, getattr(data, "num_stuff", 0)))
 

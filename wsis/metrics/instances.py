@@ -9,6 +9,7 @@ state to exchange. Values without any ground truth are nan.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +31,11 @@ from wsis.metrics.states import (
 )
 from wsis.types import GroundTruth, Prediction
 
-__all__ = ["VOCAP", "CorLoc", "InstanceAP", "MaskIoU"]
+__all__ = ["VOCAP", "VOC_IOUS", "CorLoc", "InstanceAP", "MaskIoU", "detection_metrics"]
+
+VOC_IOUS = (0.25, 0.5, 0.7, 0.75)
+"""IoUs at which CCGR, BoxCaseg and EM-Paste publish VOC's average precision."""
+_NO_MASK = -2
 
 
 class InstanceAP(Metric):
@@ -79,16 +84,17 @@ class InstanceAP(Metric):
 
 
 class VOCAP(Metric):
-    """PASCAL VOC average precision at one IoU.
+    """PASCAL VOC average precision at some IoUs.
 
     Of masks this is the AP^r of SDS (Hariharan et al., ECCV 2014). In order of score each detection
     is matched to the object that it overlaps most; a second match of the same object is a false
     positive; one with a crowd or difficult object is ignored. Masks are evaluated on the images
-    whose ground truth has masks. `compute()` returns `VOC_AP50` and (C,) `per_class/VOC_AP50`, the
-    number being the IoU in percent (`VOC07_AP50` for 11 points, `box_VOC_AP50` for boxes).
+    whose ground truth has masks; their values are nan if a prediction has none. `compute()` returns
+    `VOC_AP50` and (C,) `per_class/VOC_AP50`, ..., the number being the IoU in percent (`VOC07_AP50`
+    for 11 points, `box_VOC_AP50` for boxes).
 
     Args:
-        iou: lowest IoU of a true positive.
+        ious: lowest IoUs of a true positive.
         points: "all" for the area under the precision envelope (VOC 2010 on), "11" for the 11-point
             mean (VOC 2007).
         kind: "mask" or "box", the shapes that are compared.
@@ -102,23 +108,19 @@ class VOCAP(Metric):
 
     def __init__(
         self,
-        iou: float = 0.5,
+        ious: Sequence[float] = VOC_IOUS,
         points: Literal["all", "11"] = "all",
         kind: Literal["mask", "box"] = "mask",
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        self.iou, self.points, self.kind, self.num_classes = iou, points, kind, num_classes
+        self.ious, self.points, self.kind, self.num_classes = tuple(ious), points, kind, num_classes
         for state in ("found", "scores", "wanted"):
             self.add_state(state, [], dist_reduce_fx="cat")
 
     def update(self, predictions: list[Prediction], truths: list[GroundTruth]) -> None:
-        """Add images, one truth per prediction.
-
-        Raises:
-            ValueError: masks are compared and a prediction has none.
-        """
-        found = [np.empty((0, 4), np.int64)]
+        """Add images, one truth per prediction."""
+        found = [np.empty((0, 3 + len(self.ious)), np.int64)]
         scores = [torch.empty(0)]
         wanted = [np.empty((0, 3), np.int64)]
         for prediction, truth in zip(predictions, truths, strict=True):
@@ -126,7 +128,7 @@ class VOCAP(Metric):
                 continue
             hits, labels = self._hits(prediction, truth), prediction.labels.cpu().numpy()
             image = np.full(len(hits), prediction.image_id)
-            found.append(np.stack([image, np.arange(len(hits)), labels, hits], 1))
+            found.append(np.column_stack([image, np.arange(len(hits)), labels, hits]))
             scores.append(prediction.scores.detach().float().cpu())
             objects = truth.labels[~truth.crowd].cpu().numpy()
             classes, counts = np.unique(objects, return_counts=True)
@@ -138,47 +140,51 @@ class VOCAP(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return the average precision of all images so far."""
-        found, wanted = array(self.found).reshape(-1, 4), array(self.wanted).reshape(-1, 3)
+        found = array(self.found).reshape(-1, 3 + len(self.ious))
+        wanted = array(self.wanted).reshape(-1, 3)
         once = first_of_each(found[:, :2])
-        labels, hits, scores = found[once, 2], found[once, 3], array(self.scores)[once]
+        once = once[np.argsort(-array(self.scores)[once], kind="stable")]
+        labels, hits = found[once, 2], found[once, 3:]
         wanted = wanted[first_of_each(wanted[:, :2])]
         highest = int(max(labels.max(initial=0), wanted[:, 1].max(initial=0)))
         classes = self.num_classes or highest + 1
         totals = np.bincount(wanted[:, 1], wanted[:, 2], classes)
-        order = np.argsort(-scores, kind="stable")
-        labels, hits = labels[order], hits[order]
-        each = [
-            voc_average_precision(hits[(labels == c) & (hits >= 0)], totals[c], self.points)
-            for c in range(classes)
-        ]
         prefix, year = "box_" if self.kind == "box" else "", "07" if self.points == "11" else ""
-        name = f"{prefix}VOC{year}_AP{round(100 * self.iou)}"
-        return {name: mean(each), f"per_class/{name}": torch.tensor(each)}
+        figures: dict[str, Tensor] = {}
+        for iou, column in zip(self.ious, hits.T, strict=True):
+            each = [
+                voc_average_precision(column[(labels == c) & (column >= 0)], totals[c], self.points)
+                for c in range(classes)
+            ]
+            each = [math.nan] * classes if (column == _NO_MASK).any() else each
+            name = f"{prefix}VOC{year}_AP{round(100 * iou)}"
+            figures |= {name: mean(each), f"per_class/{name}": torch.tensor(each)}
+        return figures
 
     def _hits(self, prediction: Prediction, truth: GroundTruth) -> Array:
-        """Return for each detection of an image 1 if true, 0 if false, -1 if ignored."""
-        masks = self.kind == "mask"
-        if masks and len(prediction.masks) < len(prediction.labels):
-            raise ValueError(
-                f"image {prediction.image_id} has boxes without masks; judge it with "
-                "VOCAP(kind='box')"
-            )
-        if masks:
+        """Return for each detection of an image and each IoU 1 if true, 0 if false, -1 if ignored.
+
+        It is _NO_MASK where masks are compared and the prediction has none.
+        """
+        labels, wanted = prediction.labels.cpu().numpy(), truth.labels.cpu().numpy()
+        hits = np.zeros((len(labels), len(self.ious)), np.int64)
+        if self.kind == "mask" and len(prediction.masks) < len(labels):
+            return hits + _NO_MASK
+        if self.kind == "mask":
             iou = mask_iou(prediction.masks, truth.masks)
         else:
             iou = box_iou(prediction.boxes, truth.boxes)
-        labels, wanted = prediction.labels.cpu().numpy(), truth.labels.cpu().numpy()
         iou = np.where(labels[:, None] == wanted, iou, -1.0)
-        hits = np.zeros(len(labels), np.int64)
         if not iou.size:
             return hits
         order = np.argsort(-prediction.scores.detach().cpu().numpy(), kind="stable")
-        best = iou[order].argmax(1)
-        near = np.flatnonzero(iou[order].max(1) >= self.iou)
-        _, first = np.unique(best[near], return_index=True)
-        hits[order[near[first]]] = 1
+        best, highest = iou[order].argmax(1), iou[order].max(1)
         crowd = truth.crowd.cpu().numpy()
-        hits[order[near[crowd[best[near]]]]] = -1
+        for column, lowest in enumerate(self.ious):
+            near = np.flatnonzero(highest >= lowest)
+            _, first = np.unique(best[near], return_index=True)
+            hits[order[near[first]], column] = 1
+            hits[order[near[crowd[best[near]]]], column] = -1
         return hits
 
 
@@ -280,6 +286,21 @@ class MaskIoU(Metric):
             "IoU75": mean(iou >= 0.75),
             "per_class/mIoU": torch.from_numpy(each),
         }
+
+
+def detection_metrics(num_classes: int | None = None) -> list[Metric]:
+    """Return the metrics of detections that the papers report.
+
+    These are COCO's average precision, CorLoc, VOC's average precision of masks and boxes at
+    `VOC_IOUS`, and that of VOC 2007 of boxes at .5.
+    """
+    return [
+        InstanceAP(num_classes),
+        CorLoc(num_classes),
+        VOCAP(kind="mask", num_classes=num_classes),
+        VOCAP(kind="box", num_classes=num_classes),
+        VOCAP((0.5,), "11", "box", num_classes),
+    ]
 
 
 def voc_average_precision(hits: Array, total: float, points: Literal["all", "11"] = "all") -> float:

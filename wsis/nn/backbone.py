@@ -110,7 +110,8 @@ class Backbone(nn.Module):
     `network` returns every map up to `feature_level` from `normalise`d images; `widths` and
     `strides` list their channels and strides. H and W are padded to a multiple of `divisor`.
 
-    BatchNorm layers are fixed in frozen stages, and everywhere if weights were read.
+    BatchNorm layers are fixed in frozen stages, and everywhere once weights were read or loaded:
+    their statistics are better than those of a few images.
 
     Args:
         settings: see `BackboneSettings`.
@@ -219,6 +220,7 @@ class Backbone(nn.Module):
         names = self.state_dict()
         known = {name: value for name, value in state.items() if name in names}
         load_state(self, known, self.name, str(path))
+        self._freeze(every_norm=True)
         self.is_random = False
 
     def holds(self, other: Backbone) -> bool:
@@ -287,7 +289,7 @@ def _resnet_ws(
     if weights == "imagenet" and not _follow.get():
         raise InputError(
             f"no ImageNet weights of {name} can be downloaded; give the authors' file as weights, "
-            "or a timm network as name"
+            "train them (wsis.fit --model classifier --data imagenet), or name a timm network"
         )
     network = ResNetWS(depth, settings.output_stride, pool_first)
     if state is not None:

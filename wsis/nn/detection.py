@@ -106,6 +106,32 @@ class Detector(nn.Module):
             for i, mil in enumerate(self.mil(regions, counts))
         ]
 
+    def activations(self, pooled: Tensor, objectness: Tensor, labels: Tensor) -> Tensor:
+        """Return where regions speak for their classes: (P,h,w), from 0 to a maximum of 1.
+
+        The positive part of gradient times feature, summed over channels (Grad-CAM within a
+        region), of the last refinement head's logit, or of the classification stream's without
+        heads; without dropout.
+
+        Args:
+            pooled: (P,D,h,w).
+            objectness: (P,), as in `forward`.
+            labels: (P,) int64, class of each region.
+        """
+        training = self.trunk.training
+        self.trunk.eval()
+        with torch.enable_grad():
+            pooled = pooled.detach().requires_grad_()
+            regions = self.trunk(pooled * (objectness + 1)[:, None, None, None])
+            if len(self.refinements):
+                logits = self.refinements[-1](regions)[0]
+            else:
+                logits = self.mil.classification(regions)
+            (slope,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), pooled)
+        self.trunk.train(training)
+        heat = (slope * pooled.detach()).sum(1).relu()
+        return heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)
+
 
 class Refined(NamedTuple):
     """Losses of one image's refinement heads, and the pseudo-labels of the last head."""
@@ -150,7 +176,7 @@ def refine(
         if deltas is not None:
             boxes = boxes + _regression_loss(deltas, proposals, pseudo, matched)
             boxes_before = decode(deltas.detach(), proposals, size)
-        scores = logits.detach().softmax(1)
+        scores = logits.softmax(1)
     pseudo = mine(scores, tags, image_scores, boxes_before, prior)
     return Refined(classes, boxes, scores, pseudo, match(proposals, pseudo, len(tags)))
 
@@ -165,19 +191,28 @@ class MaskSamples(NamedTuple):
     labels: Tensor
     """(K,) int64."""
     scores: Tensor
-    """(K,) detached score of the pseudo-label."""
+    """(K,) score of the pseudo-label."""
     pseudo: Tensor
     """(K,) int64, index of the pseudo-label."""
     overlap: Tensor
     """(K,) box IoU with it."""
 
 
-def mask_samples(proposals: Tensor, pseudo: Pseudo, matched: Match, most: int) -> MaskSamples:
-    """Draw at most `most` of the foreground proposals (P,4) at random."""
+def mask_samples(
+    proposals: Tensor, pseudo: Pseudo, matched: Match, most: int, seeds: int
+) -> MaskSamples:
+    """Choose foreground proposals: those nearest to the pseudo-labels, and others at random.
+
+    Args:
+        proposals: (P,4).
+        pseudo: pseudo-labels of the image.
+        matched: assignment of the proposals to them.
+        most: largest number of proposals, unless there are more seeds.
+        seeds: number of proposals nearest to each pseudo-label, all of which are kept.
+    """
     index = matched.foreground.nonzero().flatten()
-    index = index[torch.randperm(len(index), device=index.device)[:most]]
     assigned = matched.pseudo[index]
-    return MaskSamples(
+    found = MaskSamples(
         boxes=proposals[index],
         proposals=index,
         labels=matched.labels[index],
@@ -185,6 +220,11 @@ def mask_samples(proposals: Tensor, pseudo: Pseudo, matched: Match, most: int) -
         pseudo=assigned,
         overlap=matched.overlap[index],
     )
+    nearest = nearest_seeds(found, seeds)
+    rank = torch.randperm(len(index), device=index.device)
+    rank[nearest] = -1
+    kept = rank.argsort(stable=True)[: max(most, len(nearest))]
+    return MaskSamples(*(part[kept] for part in found))
 
 
 def nearest_seeds(found: MaskSamples, seeds: int) -> Tensor:

@@ -8,10 +8,9 @@ from pycocotools import mask as rle
 from torch import Tensor
 
 from wsis.losses import NO_STUFF
-from wsis.nn.masks import segments_of
-from wsis.types import Prediction, Proposals
+from wsis.types import Prediction
 
-__all__ = ["merge", "paint"]
+__all__ = ["best_as_sum", "merge", "paint"]
 
 
 def merge(
@@ -67,20 +66,29 @@ def merge(
     return torch.from_numpy(np.stack([classes, instances], -1).astype(np.int32))
 
 
-def paint(proposals: Proposals, scores: Tensor) -> Tensor:
-    """Label each pixel with the stuff class of the best proposal on it (JTSM, section 3.2).
-
-    Args:
-        proposals: P segments of an image.
-        scores: (P,S) of stuff classes.
+def paint(masks: Tensor, labels: Tensor) -> Tensor:
+    """Paint masks (G,H,W) bool of classes (G,), each on top of those before it.
 
     Returns:
-        (H,W) int64; 255 where there is no proposal.
+        (H,W) int64; 255 where there is no mask.
     """
-    labels, members = segments_of(proposals)
-    none = scores.new_zeros(1, members.shape[1])
-    columns = scores.unbind(1)
-    best = [torch.cat([none, members * column[:, None]]).amax(0) for column in columns]
-    score, label = torch.stack(best).max(0)
-    label = label.where(score > 0, NO_STUFF)
-    return torch.cat([label, label.new_tensor([NO_STUFF])])[labels.long()]  # label -1 is the last
+    canvas = torch.full(masks.shape[1:], NO_STUFF, device=masks.device)
+    for label, mask in zip(labels.tolist(), masks, strict=True):
+        canvas[mask] = label
+    return canvas
+
+
+def best_as_sum(prediction: Prediction, scores: Tensor) -> Tensor:
+    """Scale the scores of instances so that the best proposal of a class has the class's sum.
+
+    Args:
+        prediction: N instances, with scores out of `scores`.
+        scores: (P,C) of all proposals of the image.
+
+    Returns:
+        (N,).
+    """
+    if not len(scores):
+        return prediction.scores
+    factor = scores.sum(0) / scores.amax(0).clamp(min=1e-12)
+    return prediction.scores * factor.to(prediction.scores)[prediction.labels]

@@ -10,13 +10,14 @@ from torch import Tensor
 from torchvision.ops import box_area, roi_align, roi_pool
 
 from wsis.errors import InputError
-from wsis.nn.masks import segments_of
+from wsis.nn.masks import segments_of, tight_boxes
 from wsis.ops import moi_pool, moi_pool_interpolated, segment_cells
 from wsis.ops.moi_pool import Compensation
 from wsis.types import Proposals
 
 __all__ = [
     "Pooling",
+    "Window",
     "enlarge",
     "mean_and_contrast",
     "pool",
@@ -24,10 +25,16 @@ __all__ = [
 ]
 
 Pooling = Literal["roi_pool", "roi_align"]
+Window = Literal["box", "region"]
 
 
 def pool(
-    features: Tensor, boxes: list[Tensor], stride: int, size: int = 7, how: Pooling = "roi_pool"
+    features: Tensor,
+    boxes: list[Tensor],
+    stride: int,
+    size: int = 7,
+    how: Pooling = "roi_pool",
+    samples: int = 2,
 ) -> Tensor:
     """Pool boxes of a batch of feature maps to a grid.
 
@@ -38,6 +45,8 @@ def pool(
         size: side of the grid in bins.
         how: "roi_pool" takes the maximum of each bin, "roi_align" interpolates with half-pixel
             offsets (detectron2's ROIAlignV2).
+        samples: of "roi_align", per side of a bin; 0 takes one for each cell that the side covers,
+            rounded up, which is detectron2's default.
 
     Returns:
         (P_1 + ... + P_N, D, size, size).
@@ -48,7 +57,7 @@ def pool(
     if how == "roi_pool":
         pooled = roi_pool(exact, boxes, size, 1 / stride)
     else:
-        pooled = roi_align(exact, boxes, size, 1 / stride, sampling_ratio=2, aligned=True)
+        pooled = roi_align(exact, boxes, size, 1 / stride, sampling_ratio=samples, aligned=True)
     return pooled.to(features.dtype)
 
 
@@ -68,8 +77,13 @@ def pool_segments(
     how: Literal["moi_pool", "moi_pool_interpolated"] = "moi_pool",
     compensation: Compensation = "bins",
     size: int = 7,
+    window: Window = "box",
 ) -> Tensor:
     """Pool segments of a batch to a grid, from cells of the segment only (JTSM, section 3.3).
+
+    A rounded box and the cells that a segment touches may differ by a row or a column at each end.
+    Bins of the window "box" are then empty even for a rectangle, whose factor psi is 1 to 2. In the
+    window "region", a rectangular segment pools as RoIPool does on its cells.
 
     Args:
         features: (N,D,H,W).
@@ -79,6 +93,8 @@ def pool_segments(
             rectangles.
         compensation: factor for empty bins, as in `wsis.ops.moi_pool`.
         size: side of the grid in bins.
+        window: where "moi_pool" has its bins: in the segment's box, rounded to cells as by RoIPool,
+            or in the smallest rectangle around the segment's own cells.
 
     Returns:
         (P_1 + ... + P_N, D, size, size).
@@ -102,6 +118,10 @@ def pool_segments(
     regions, region_cells = torch.cat(boxes), torch.cat(cells)
     if how == "moi_pool_interpolated":
         return moi_pool_interpolated(features, regions, region_cells, size, 1 / stride)
+    if window == "region":
+        tight = tight_boxes(region_cells)
+        last = (tight[:, 2:] - 1) * stride
+        regions = torch.cat([regions[:, :1], tight[:, :2] * stride, last], 1)
     return moi_pool(features, regions, region_cells, size, 1 / stride, compensation)
 
 

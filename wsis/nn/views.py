@@ -135,6 +135,7 @@ def mean_masks(
     boxes: Tensor,
     stride: int,
     logits: Callable[[Tensor], Tensor],
+    samples: int = 2,
 ) -> Tensor:
     """Return the mean mask probabilities (N,h,w) of boxes over the views of an image.
 
@@ -144,10 +145,11 @@ def mean_masks(
         boxes: (N,4) in the image.
         stride: input pixels per feature cell.
         logits: function from pooled regions (N,D,14,14) to mask logits (N,h,w).
+        samples: of RoIAlign, as in `pool`.
     """
     masks = []
     for feature, view in zip(features, views, strict=True):
-        regions = pool(feature, [view.view.to_input(boxes)], stride, 14, "roi_align")
+        regions = pool(feature, [view.view.to_input(boxes)], stride, 14, "roi_align", samples)
         of_view = logits(regions)
         masks.append((of_view.flip(-1) if view.view.flip else of_view).sigmoid())
     return torch.stack(masks).mean(0)

@@ -47,8 +47,10 @@ def moi_pool(
     """Return the maximum over a region's cells in each bin of its box (JTSM, eqs. 5-8).
 
     Bins are those of Caffe's RoIPool: corners are rounded to cells, halves up, the last one
-    inclusive. A bin without cells of the region is 0. Among equal values the first in row-major
-    order gets the gradient.
+    inclusive. A bin without cells of the region is 0. If all cells of the box belong to the region,
+    the result is RoIPool's; a rectangular segment need not fill its rounded box, see
+    `wsis.nn.regions.pool_segments`. Among equal values the first in row-major order gets the
+    gradient.
 
     Args:
         features: (N,D,H,W) of any float type.

@@ -3,6 +3,9 @@
 Its last layer is a 1 x 1 convolution. It is the first stage of several methods: it trains the
 backbone if there are no ImageNet weights, and CAM, CCGR and EM-Paste start from its maps. Zhou et
 al., CVPR 2016; log-mean-exp pooling from Pinheiro and Collobert, CVPR 2015.
+
+With `--data imagenet` it makes ImageNet weights of a backbone: a method takes the checkpoint as
+`--model.backbone.weights`.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from wsis.losses import log_mean_exp
 from wsis.method import Method, Stages, filled
 from wsis.metrics.tags import TagAP
 from wsis.nn.backbone import Backbone, BackboneSettings
+from wsis.nn.views import resize
 from wsis.runs.stage import Stage
 from wsis.types import Batch
 
@@ -40,11 +44,18 @@ class Classifier(Method):
             vanish in a mean.
         sharpness: Sharpness of log-mean-exp pooling, above 0; it tends to the mean towards 0, and
             to the maximum towards infinity.
-        lr: Peak learning rate of AdamW, reached after a fifth of the steps.
-        weight_decay: Weight decay of AdamW.
+        loss: "binary", a cross-entropy for each class, or "softmax", over all classes, where each
+            image has one.
+        optimiser: AdamW, or SGD with momentum 0.9.
+        lr: Peak learning rate.
+        warmup: Fraction of the steps over which the learning rate rises to its peak; it then falls
+            to 0 as a cosine.
+        weight_decay: Weight decay of all weights.
+        test_side: Short side in pixels that validation images are scaled to; 0 keeps their size.
     """
 
     needs_proposals = False
+    main_metrics = ("mAP", "top1")
 
     def __init__(
         self,
@@ -52,14 +63,20 @@ class Classifier(Method):
         backbone: BackboneSettings = _BACKBONE,
         pooling: MapPooling = "average",
         sharpness: float = 4.0,
+        loss: Literal["binary", "softmax"] = "binary",
+        optimiser: Literal["adamw", "sgd"] = "adamw",
         lr: float = 1e-3,
+        warmup: float = 0.2,
         weight_decay: float = 1e-2,
+        test_side: int = 0,
     ) -> None:
         super().__init__()
         backbone = filled(_BACKBONE, backbone)
         self.save_hyperparameters()
         if sharpness <= 0:
             raise InputError(f"sharpness {sharpness}: give a number above 0, or pooling average")
+        if not 0 < warmup < 1:
+            raise InputError(f"warmup {warmup}: give a fraction of the steps between 0 and 1")
         self.backbone = Backbone(backbone)
         self.head = nn.Conv2d(self.backbone.channels, num_classes, 1)
         self.precision = TagAP()
@@ -83,8 +100,11 @@ class Classifier(Method):
         return torch.stack(pooled)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the binary cross-entropy of the tags, mean over images and classes."""
-        return F.binary_cross_entropy_with_logits(self.logits(batch), tags(batch))
+        """Return the cross-entropy of the tags: mean over images and, if binary, over classes."""
+        logits, wanted = self.logits(batch), tags(batch)
+        if self.hparams["loss"] == "softmax":
+            return F.cross_entropy(logits, wanted.argmax(1))
+        return F.binary_cross_entropy_with_logits(logits, wanted)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Train on the tags."""
@@ -93,8 +113,18 @@ class Classifier(Method):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int = 0) -> None:
-        """Log the average precision of the tags, mean over the classes that some image has."""
-        self.precision(self.logits(batch), tags(batch), [sample["image_id"] for sample in batch])
+        """Log the average precision of the tags, or with one class an image how many are right."""
+        side = self.hparams["test_side"]
+        if side:
+            batch = [
+                {**sample, "image": resize(sample["image"], side, 2 * side)} for sample in batch
+            ]
+        logits, wanted = self.logits(batch), tags(batch)
+        if self.hparams["loss"] == "softmax":
+            right = (logits.argmax(1) == wanted.argmax(1)).float().mean()
+            self.log("val/top1", right, prog_bar=True, batch_size=len(batch), sync_dist=True)
+            return
+        self.precision(logits, wanted, [sample["image_id"] for sample in batch])
         self.log("val/mAP", self.precision, prog_bar=True, batch_size=len(batch))
 
     def configure_optimizers(self) -> Any:
@@ -102,18 +132,25 @@ class Classifier(Method):
         return self.optimiser(int(self.trainer.estimated_stepping_batches))
 
     def optimiser(self, steps: int) -> Any:
-        """Return AdamW with a learning rate that rises for a fifth of the steps, then falls to 0.
+        """Return AdamW or SGD with a learning rate that rises, then falls to 0.
 
         Args:
             steps: number of optimiser steps.
         """
+        given, lr = self.hparams, self.hparams["lr"]
         parameters = [p for p in self.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(
-            parameters, lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
-        )
-        rise = 0.25 if steps == 5 else 0.2  # OneCycleLR divides by 0.2 * 5 - 1 steps
+        settings = {"lr": lr, "weight_decay": given["weight_decay"]}
+        is_sgd = given["optimiser"] == "sgd"
+        optimiser: torch.optim.Optimizer
+        if is_sgd:
+            optimiser = torch.optim.SGD(parameters, momentum=0.9, **settings)
+        else:
+            optimiser = torch.optim.AdamW(parameters, **settings)
+        rise = given["warmup"]
+        if math.isclose(rise * steps, 1):  # OneCycleLR divides by rise * steps - 1
+            rise *= 1.25
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, self.hparams["lr"], total_steps=steps, pct_start=rise
+            optimiser, lr, total_steps=steps, pct_start=rise, cycle_momentum=not is_sgd
         )
         return [optimiser], [{"scheduler": schedule, "interval": "step"}]
 

@@ -7,7 +7,7 @@ box head, but is excluded from the mask loss.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,15 @@ from wsis.nn.views import Inference, image_views
 from wsis.types import Batch, Prediction, Sample, Target, size_of
 
 __all__ = ["MaskRCNN"]
+
+MaskLosses = Callable[
+    [Tensor, list[Tensor], list[dict[str, Tensor]], list[Tensor]], dict[str, Tensor]
+]
+"""Losses of mask logits (R,C+1,h,w), each with its name.
+
+Given are the logits, the regions of each image (R_i,4) that they are of, the images' targets, and
+the object of each region (R_i,).
+"""
 
 _RATIOS = (0.5, 1.0, 2.0)
 # torchvision samples mask targets with a pixel's centre at its index; masks pasted with this shift
@@ -131,27 +140,29 @@ class MaskRCNN(Method):
         self.log_losses(losses, loss, len(batch))
         return loss
 
-    def losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def losses(
+        self,
+        images: list[Tensor],
+        targets: list[dict[str, Tensor]],
+        mask_losses: MaskLosses | None = None,
+    ) -> dict[str, Tensor]:
         """Return the losses of images (3,H,W).
 
         Args:
             images: of any sizes.
             targets: boxes (M,4), labels (M,) from 1, masks (M,H,W), ignore_mask (M,) bool; and
                 `skipped` boxes (N,4), if any, in which background is excluded from the loss.
+            mask_losses: how the mask head learns; None learns `masks`.
         """
         features, padded = self._features(images)
         # torchvision rounds boxes to the features' precision
         with torch.autocast(self.device.type, enabled=False):
             proposals, losses = self.rpn(padded, features, targets)
             sizes = padded.image_sizes
-            classes, boxes, masks = self._region_losses(features, proposals, sizes, targets)
-        return {
-            "objectness": losses["loss_objectness"],
-            "proposal": losses["loss_rpn_box_reg"],
-            "class": classes,
-            "box": boxes,
-            "mask": masks,
-        }
+            learn = mask_losses or _from_masks
+            of_regions = self._region_losses(features, proposals, sizes, targets, learn)
+        first = {"objectness": losses["loss_objectness"], "proposal": losses["loss_rpn_box_reg"]}
+        return first | of_regions
 
     def _region_losses(
         self,
@@ -159,7 +170,8 @@ class MaskRCNN(Method):
         proposals: list[Tensor],
         sizes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]],
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        mask_losses: MaskLosses,
+    ) -> dict[str, Tensor]:
         """Return class, box and mask loss as torchvision's RoIHeads, without ignore_mask masks."""
         heads = self.roi_heads
         proposals = [p[~skipped(p, t)] for p, t in zip(proposals, targets, strict=True)]
@@ -174,9 +186,8 @@ class MaskRCNN(Method):
         boxes = [of_image[kept] for of_image, kept in zip(regions, trusted, strict=True)]
         objects = [of_image[kept] for of_image, kept in zip(matched, trusted, strict=True)]
         logits = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(features, boxes, sizes)))
-        masks = [target["masks"] for target in targets]
-        classes = [target["labels"] for target in targets]
-        return class_loss, box_loss, maskrcnn_loss(logits, boxes, masks, classes, objects)
+        masks = mask_losses(logits, boxes, targets, objects)
+        return {"class": class_loss, "box": box_loss, **masks}
 
     def _features(self, images: Sequence[Tensor]) -> tuple[dict[str, Tensor], ImageList]:
         """Return the pyramid's maps in full precision, and the padded batch with image sizes."""
@@ -230,6 +241,17 @@ def skipped(boxes: Tensor, target: dict[str, Tensor]) -> Tensor:
     high = torch.minimum(boxes[:, None, 2:], regions[:, 2:])
     inside = (high - low).clamp(min=0).prod(2).amax(1) > box_area(boxes) / 2
     return inside & (box_iou(boxes, objects) < 0.5).all(1)
+
+
+def _from_masks(
+    logits: Tensor,
+    boxes: list[Tensor],
+    targets: list[dict[str, Tensor]],
+    objects: list[Tensor],
+) -> dict[str, Tensor]:
+    """Return the mask loss of Mask R-CNN; see `MaskLosses`."""
+    masks, labels = ([target[name] for target in targets] for name in ("masks", "labels"))
+    return {"mask": maskrcnn_loss(logits, boxes, masks, labels, objects)}
 
 
 def _learnable(target: Target, skip_crowds: bool = False) -> dict[str, Tensor]:

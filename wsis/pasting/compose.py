@@ -53,7 +53,7 @@ def compose(
     foregrounds: Sequence[Tensor],
     masks: Sequence[Tensor],
     where: Where = "random",
-    blend: Blend = "gaussian",
+    blend: Blend | Sequence[Blend] = "gaussian",
     seed: int | np.random.Generator = 0,
     scale: tuple[float, float] = (0.3, 1.0),
     rotation: float = 30.0,
@@ -75,7 +75,7 @@ def compose(
             pasted objects; without such a circle it stays hidden.
         blend: "gaussian" blends with the mask blurred by 5 x 5 pixels of sigma 2, "poisson" keeps
             the object's gradients and takes the colours from the surroundings of its box, "none"
-            copies. The mask is binary in all cases.
+            copies. Of several, each object draws one. The mask is binary in all cases.
         seed: seed of rotations, scales and locations.
         scale: min and max factor, relative to the foreground's own size.
         rotation: maximum rotation in either direction, in degrees.
@@ -86,7 +86,8 @@ def compose(
             range.
     """
     height, width = _check(background, foregrounds, masks, existing)
-    _check_settings(where, blend, scale, rotation)
+    blends: tuple[Blend, ...] = (blend,) if isinstance(blend, str) else tuple(blend)
+    _check_settings(where, blends, scale, rotation)
     rng = np.random.default_rng(seed)
     canvas = background.permute(1, 2, 0).numpy().copy(order="C")
     owner = np.full((height, width), -1, np.int32)
@@ -109,7 +110,8 @@ def compose(
         pixels, covered = _warp(image, mask, matrix, (y2 - y1, x2 - x1))
         if where == "space":
             covered &= free[window].astype(bool)  # pixels of touching circles may overlap
-        _blend(canvas[window], pixels, covered, blend)
+        which = int(rng.integers(len(blends))) if len(blends) > 1 else 0
+        _blend(canvas[window], pixels, covered, blends[which])
         owner[window][covered], free[window][covered] = number, 0
     visible = torch.from_numpy(owner == np.arange(len(masks))[:, None, None])
     composed = torch.from_numpy(canvas).permute(2, 0, 1).contiguous()
@@ -253,8 +255,13 @@ def _check(
     return height, width
 
 
-def _check_settings(where: str, blend: str, scale: tuple[float, float], rotation: float) -> None:
-    choices = [("where", where, get_args(Where)), ("blend", blend, get_args(Blend))]
+def _check_settings(
+    where: str, blends: Sequence[str], scale: tuple[float, float], rotation: float
+) -> None:
+    if not blends:
+        raise InputError("blend is empty; give at least one of " + ", ".join(get_args(Blend)))
+    choices = [("where", where, get_args(Where))]
+    choices += [("blend", blend, get_args(Blend)) for blend in blends]
     for name, value, known in choices:
         if value not in known:
             raise InputError(f'{name} "{value}" is unknown; take one of {", ".join(known)}')

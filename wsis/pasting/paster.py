@@ -41,7 +41,7 @@ class Paste:
         objects: Min and max number of objects pasted on an image.
         select: "uniform" draws foregrounds uniformly, "balanced" draws classes uniformly.
         where: "random" pastes anywhere, "space" in the largest free circle.
-        blend: "gaussian", "poisson" or "none".
+        blend: "gaussian", "poisson" or "none", or several, of which each object draws one.
         scale: Min and max factor on the foreground's own size.
         rotation: Maximum rotation in either direction, in degrees.
         least_area: Minimum box area of a foreground in square pixels.
@@ -55,7 +55,7 @@ class Paste:
     objects: tuple[int, int] = (4, 4)
     select: Literal["uniform", "balanced"] = "uniform"
     where: Where = "random"
-    blend: Blend = "gaussian"
+    blend: Blend | tuple[Blend, ...] = "gaussian"
     scale: tuple[float, float] = (0.3, 1.0)
     rotation: float = 30.0
     least_area: float = 700.0

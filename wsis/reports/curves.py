@@ -29,7 +29,8 @@ class Curve(NamedTuple):
 def read_curves(run: Path) -> list[Curve]:
     """Read metrics.csv of all stages of a run: a curve for each column with at least two values.
 
-    A column that is always 0, such as a loss that is switched off, has none.
+    A column that is always 0, such as a loss that is switched off, has none, and neither have VOC's
+    average precisions, beside COCO's.
     """
     curves = []
     for path in sorted(run.glob("*/metrics.csv")):
@@ -39,7 +40,7 @@ def read_curves(run: Path) -> list[Curve]:
                 step = _number(row["step"]) or 0.0
                 for name, text in row.items():
                     value = _number(text)
-                    if name not in ("step", "epoch") and value is not None:
+                    if name not in ("step", "epoch") and "VOC" not in name and value is not None:
                         columns.setdefault(name, []).append((step, value))
         stage = path.parent.name
         told = {name: line for name, line in columns.items() if any(v for _, v in line)}

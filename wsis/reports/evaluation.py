@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torchmetrics import Metric
@@ -16,11 +16,13 @@ from wsis.errors import InputError
 from wsis.files import atomic_write, read_json
 from wsis.images.panoptic import PanopticMaps
 from wsis.inference import load, store_predictions
-from wsis.metrics import VOCAP, CorLoc, InstanceAP, MaskIoU, PanopticQuality
+from wsis.metrics import VOCAP, MaskIoU, PanopticQuality
+from wsis.metrics.instances import detection_metrics
 from wsis.metrics.panoptic_results import PANOPTIC, read_panoptic
 from wsis.metrics.results import read_results
 from wsis.metrics.tags import DetectionTags
 from wsis.runs.checkpoints import Which
+from wsis.runs.classes import for_classes_of
 from wsis.types import GroundTruth, Index, Prediction, class_of
 
 __all__ = [
@@ -104,6 +106,9 @@ def evaluate_run(
 ) -> Metrics | None:
     """Predict a split with a trained run and write predictions.json and metrics.json.
 
+    Where the data have some of the run's classes, or the same in another order, they are matched by
+    name, and detections of other classes are left out.
+
     Args:
         run: folder of the run.
         data: module with the annotations to compare with.
@@ -119,7 +124,8 @@ def evaluate_run(
         The metrics; None on all ranks but the first.
 
     Raises:
-        InputError: nothing to compare with, or no boxes for a model that needs them.
+        InputError: nothing to compare with, no boxes for a model that needs them, or classes that
+            the run has not learnt.
     """
     index = evaluation_index(data, split)
     model = load(run, stage, checkpoint).model
@@ -129,7 +135,8 @@ def evaluate_run(
             f"its {split} split; annotate some images"
         )
     place = folder or results_folder(run, split, stage, checkpoint)
-    file = store_predictions(model, data, split, place, accelerator, devices)
+    judged = for_classes_of(model, data)
+    file = store_predictions(judged, data, split, place, accelerator, devices)
     if file is None:
         return None
     return evaluate_file(file, data, split, place, panoptic, model.needs_boxes, run)
@@ -196,11 +203,8 @@ def evaluate(
     if given_boxes:
         metrics: list[Metric] = [MaskIoU(classes)]
     else:
-        masked = all(len(p.masks) == len(p.labels) for p in predictions)
-        kinds: tuple[Literal["mask", "box"], ...] = ("mask", "box") if masked else ("box",)
-        metrics = [InstanceAP(classes), CorLoc(classes)]
-        for kind in kinds:
-            metrics += [VOCAP(0.5, "all", kind, classes), VOCAP(0.5, "11", kind, classes)]
+        metrics = detection_metrics(classes)
+        metrics.append(VOCAP((0.5,), "11", "mask", classes))
     values: dict[str, Any] = {}
     for metric in metrics:
         metric.update(list(predictions), list(truths))

@@ -24,18 +24,21 @@ class Published(NamedTuple):
 
 
 def published(entry: Entry) -> Published | None:
-    """Return the paper's metrics; None unless recipe, classes and images are the paper's."""
+    """Return the paper's metrics; None unless settings, classes and images are the paper's.
+
+    Settings are those of the recipe, but for the departures that a row of papers.csv names.
+    """
     index = entry.evaluation_set.index
-    if entry.supervision.startswith("labels by") or any(
-        not name.endswith(FREE) for name in entry.departures
-    ):
+    if entry.supervision.startswith("labels by"):
         return None
+    changed = [f"{k}={v}" for k, v in entry.departures.items() if not k.endswith(FREE)]
     place = (
         entry.method,
         index.name,
         entry.backbone,
         str(len(index.images)),
         str(len(index.categories)),
+        " ".join(changed),
     )
     row = _rows().get(place)
     if row is None:
@@ -44,10 +47,11 @@ def published(entry: Entry) -> Published | None:
     return Published({name: float(value) / 100 for name, value in known.items()}, row["source"])
 
 
-_PLACE = ("method", "data", "backbone", "images", "classes")
+_PLACE = ("method", "data", "backbone", "images", "classes", "departures")
 
 
 @cache
 def _rows() -> dict[tuple[str, ...], dict[str, str]]:
     text = (files("wsis.reports") / "papers.csv").read_text(encoding="utf-8")
-    return {tuple(row[name] for name in _PLACE): row for row in csv.DictReader(text.splitlines())}
+    rows = csv.DictReader(text.splitlines(), restval="")
+    return {tuple(row[name] for name in _PLACE): row for row in rows}

@@ -20,6 +20,7 @@ from wsis.reports.runs import Entry
 
 __all__ = [
     "METRICS",
+    "VOC_METRICS",
     "Row",
     "complete",
     "csv_rows",
@@ -40,6 +41,11 @@ __all__ = [
 METRICS = {name: name for name in ("AP25", "AP50", "AP70", "AP75", "AP", "PQ", "CorLoc")}
 METRICS |= {"mIoU": "mIoU*", "tag_mAP": "tag_mAP"}
 """Metrics that runs are compared by, in order, and their headings."""
+VOC_METRICS = {
+    **{name: name for name in ("VOC_AP25", "VOC_AP50", "VOC_AP70", "VOC_AP75")},
+    **{name: name for name in ("box_VOC_AP50", "box_VOC_AP75", "box_VOC07_AP50")},
+}
+"""Metrics that are shown where a paper has reported them; in a csv file always."""
 FACTS = {"supervision": "learns from", "segments": "segments", "weights": "weights"}
 FACTS |= {"backbone": "backbone", "commit": "commit", "config": "settings"}
 """Facts of a row that are shown beside its metrics, and their headings."""
@@ -174,9 +180,14 @@ def _words(value: Any) -> str:
 
 
 def known_metrics(rows: Sequence[Row]) -> dict[str, str]:
-    """Return those of METRICS that any row has, with their headings."""
+    """Return the metrics to show, with their headings.
+
+    These are those of METRICS that any row has, and those of VOC_METRICS that its paper has, too.
+    """
     known = {name for row in rows for name, values in row.metrics.items() if values}
-    return {name: heading for name, heading in METRICS.items() if name in known}
+    reported = {name for row in rows if row.paper for name in row.paper.metrics}
+    shown = {name for name in known if name in METRICS or name in reported}
+    return {name: text for name, text in (METRICS | VOC_METRICS).items() if name in shown}
 
 
 def lines_of(
@@ -228,7 +239,7 @@ def mean_and_range(values: Sequence[float | None]) -> str:
 
 
 def metric_tables(metrics: Mapping[str, float]) -> list[list[list[str]]]:
-    """Return all metrics of a run as tables in percent: masks and boxes, CorLoc, panoptic; tags."""
+    """Return all metrics of a run as tables in percent: COCO's, VOC's, CorLoc, panoptic; tags."""
     if "tag_mAP" in metrics and "AP" not in metrics:
         return [[["", "tag_mAP"], ["images ranked by tags", percent(metrics["tag_mAP"])]]]
     if "mIoU" in metrics and "AP" not in metrics:
@@ -236,10 +247,12 @@ def metric_tables(metrics: Mapping[str, float]) -> list[list[list[str]]]:
         kinds = [("masks in given boxes", "", "")]
     else:
         names = ["AP", "AP25", "AP50", "AP70", "AP75", "APs", "APm", "APl"]
-        names += ["VOC_AP50", "VOC07_AP50"]
         kinds = [("masks", "", ""), ("boxes", "box_", "")]
     panoptic = [("panoptic", "", ""), ("things", "", "_things"), ("stuff", "", "_stuff")]
     tables = [_metric_table(metrics, names, kinds)]
+    of_voc = ["VOC_AP25", "VOC_AP50", "VOC_AP70", "VOC_AP75", "VOC07_AP50"]
+    if not metrics.keys().isdisjoint(of_voc):
+        tables.append(_metric_table(metrics, of_voc, kinds))
     if "CorLoc" in metrics:
         found = [percent(metrics[name]) for name in ("CorLoc", "CorLoc_images")]
         tables.append([["", "mean of classes", "over images"], ["CorLoc", *found]])

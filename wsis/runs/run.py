@@ -98,7 +98,14 @@ class Run:
     _history: list[str] = field(default_factory=list)
     _since: float = 0.0
 
-    def fit(self, name: str, model: Method, data: pl.LightningDataModule, **trainer: Any) -> Path:
+    def fit(
+        self,
+        name: str,
+        model: Method,
+        data: pl.LightningDataModule,
+        weights_of: str = "",
+        **trainer: Any,
+    ) -> Path:
         """Train `model` to the end, validate it, and return its last checkpoint.
 
         `best.ckpt` is kept beside it where validation ran more than once, and no stage reads it.
@@ -107,6 +114,7 @@ class Run:
             name: of the stage and its folder.
             model: what to train.
             data: what to train on.
+            weights_of: stage whose weights `model` begins with, if any.
             **trainer: Trainer settings of this stage, such as `max_steps`.
         """
         self._check_supervision(name, model, data)
@@ -117,6 +125,7 @@ class Run:
         made = self.make_trainer(self.folder / name, callbacks, **trainer)
         later = (*model.label_settings, *model.later_settings)
         settings = describe(model, data, later) | shaping(made)
+        settings |= {"weights_of": weights_of} if weights_of else {}
         if rank() == 0:
             reopen_if_lost(last)
         if not self._begin(name, settings, steps=made.max_steps):

@@ -77,7 +77,14 @@ class Stage(NamedTuple):
         _check_labels(model, default, place)
         return cls(model, steps, augment, batch_size, accumulate)
 
-    def train(self, run: Stages, name: str, data: Any, labels: Path | None = None) -> Path:
+    def train(
+        self,
+        run: Stages,
+        name: str,
+        data: Any,
+        labels: Path | None = None,
+        start: Path | None = None,
+    ) -> Path:
         """Train as a stage of a run and return the checkpoint.
 
         The model has the trained weights afterwards, even if the stage was finished before.
@@ -87,13 +94,17 @@ class Stage(NamedTuple):
             name: of the stage.
             data: the data module.
             labels: a COCO json whose annotations replace the data's own.
+            start: checkpoint of an earlier stage of the same network, whose weights it begins with.
         """
         if labels or self.augment or self.batch_size:
             data = data.variant(labels, self.augment, self.batch_size)
-        trainer = {"max_steps": self.steps}
+        settings: dict[str, Any] = {"max_steps": self.steps}
         if self.accumulate:
-            trainer["accumulate_grad_batches"] = self.accumulate
-        checkpoint = run.fit(name, self.model, data, **trainer)
+            settings["accumulate_grad_batches"] = self.accumulate
+        if start:
+            load_weights(self.model, start)
+            settings["weights_of"] = start.parents[1].name
+        checkpoint = run.fit(name, self.model, data, **settings)
         load_weights(self.model, checkpoint)
         return checkpoint
 

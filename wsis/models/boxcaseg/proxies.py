@@ -35,6 +35,10 @@ def merge_masks(masks: Tensor, boxes: Tensor) -> Tensor:
 def proxy_box_agreement(masks: Tensor, boxes: Tensor) -> Tensor:
     """Return the IoU of each mask's bounding box with the given box (section 3.4).
 
+    A mask has whole pixels, so its box is compared with the whole pixels that the given box has:
+    those whose centres it holds, at least one in each direction. Otherwise a true mask of a small
+    object, whose box annotators draw between pixels, would not agree with it.
+
     Args:
         masks: (K,H,W) bool.
         boxes: (K,4) xyxy.
@@ -43,6 +47,7 @@ def proxy_box_agreement(masks: Tensor, boxes: Tensor) -> Tensor:
         (K,), 0 for an empty mask.
     """
     tight = tight_boxes(masks).to(boxes)
+    boxes = _whole(boxes)
     low = torch.maximum(tight[:, :2], boxes[:, :2])
     high = torch.minimum(tight[:, 2:], boxes[:, 2:])
     inside = (high - low).clamp(min=0).prod(1)
@@ -64,3 +69,10 @@ def merged(prediction: Prediction, merge: bool = True) -> Prediction:
     masks = merge_masks(masks, prediction.boxes) if merge else masks
     encoded = [run_lengths(mask) for mask in masks]
     return prediction._replace(scores=proxy_box_agreement(masks, prediction.boxes), masks=encoded)
+
+
+def _whole(boxes: Tensor) -> Tensor:
+    """Return the pixels whose centres boxes (K,4) hold, as boxes; at least one each way."""
+    corners = (boxes - 0.5).ceil()
+    low, high = corners[:, :2], corners[:, 2:]
+    return torch.cat([low, torch.maximum(high, low + 1)], 1)

@@ -21,15 +21,24 @@ Where the paper is silent, or cannot be meant:
 
     eq. (3)     Phi(C) is the mean over the ring; the printed difference of two means is no mean,
                 and shrinks boxes
-    "ADAM"      with the momentum given, AdamW; "epochs" are iterations
+    "ADAM"      AdamW for detector and segmentation, and for Mask R-CNN its usual SGD, which the
+                rate of .01 and the momentum fit; "epochs" are iterations
+    networks    each branch has its own copy of the layers that the paper shares, because two
+                branches label together; `carry` hands each on to the next round
+    norms       with one image in a batch those of the backbone are fixed, and those of the
+                segmentation are by groups
+    sizes       images are labelled at the middle of the sizes that a branch trains at
     10 boxes    a bag without ten proposals has fewer; a peak without any is dropped
     peaks       those of the classifier's maps, not of back-propagated ones: only their positions
                 matter
     shape       boxes end inside round objects, whatever the form: `whole` draws them around the
                 object's connected part
-    stop        a box stops before it takes in a second peak of its own class
+    stop        a box stops before it takes in a second peak of its own class; from the second round
+                on the peaks are the centres of the detections that bags lie around
+    parts       an object with two peaks has two boxes; `merge` makes them one where eq. (3) says so
     detections  of tagged classes, the best of each and those above `score_threshold`, are the bags
                 of the next round
+    unions      a pixel in masks of several classes is labelled by the detection of highest score
 """
 
 from __future__ import annotations
@@ -38,24 +47,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from pycocotools import mask as rle
-from torch import Tensor
-from torchvision.ops import masks_to_boxes
-
+from wsis.data.transforms import Augment
 from wsis.errors import InputError
 from wsis.evidence.affinity import AffinityNet
-from wsis.evidence.boxes import Form, refine_boxes, surround_part
-from wsis.files import read_json
+from wsis.evidence.boxes import Form
 from wsis.method import Method, Stages, filled
-from wsis.models.ccgr.branches import BagDetector, Boxes, Segmentation
-from wsis.models.ccgr.pseudo_labels import write_first_labels, write_next_labels
+from wsis.models.ccgr.branches import BagDetector, Segmentation
+from wsis.models.ccgr.pseudo_labels import Overlaps, write_first_labels, write_next_labels
+from wsis.models.ccgr.refinement import Refinement
 from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.parts.classifier import pretrain
 from wsis.runs.stage import Stage
-from wsis.types import Batch, Prediction, Sample
 
 __all__ = ["CCGR", "Refinement", "Segmentation"]
 
@@ -70,7 +72,8 @@ FIRST_LABELS = (
     "background_score",
 )
 """Settings that the first round's peaks, bags and pixel labels depend on."""
-
+REFINEMENT = ("boxes", "refinement", "context", "form", "merge", "whole")
+"""Settings that the boxes of the segmentor's labels depend on."""
 
 _BACKBONE = BackboneSettings("resnet50", output_stride=16)
 
@@ -81,9 +84,15 @@ class CCGR(Method):
     Args:
         num_classes: Number of thing classes; taken from the data.
         backbone: The network under classifier, detector and segmentation, with five feature maps;
-            `feature_level` and `frozen_stages` are set for each of them. The classifier starts from
-            its weights, the others from the classifier.
+            `feature_level` and `frozen_stages` are set for each of them. Classifier and Mask R-CNN
+            start from its weights, detector and segmentation from the classifier.
         rounds: Number of times the branches are trained; the paper has three to five.
+        carry: Whether each branch begins a round with its weights of the round before, as in the
+            paper, or as it began the first.
+        fresh_peaks: Whether boxes of later rounds stop at centres of the detections that they come
+            from, or still at the classifier's peaks.
+        overlaps: Class of a pixel in detections of several classes, as a label of the next round:
+            that of the best "score", or the highest "class".
         bag_size: Largest number of proposals in a bag.
         penalty: Weight of a proposal's background in its rank, eq. (4).
         min_peak: Lowest peak of a class map, as a fraction of its maximum.
@@ -93,11 +102,16 @@ class CCGR(Method):
         walk_steps: Steps of the random walk along affinities; 0 takes class activation maps as they
             are.
         background_score: Score of background where pixels are labelled by class activation maps.
+        label_side: Short side in pixels that images are scaled to where classifier, detector and
+            segmentation label them; 0 keeps their size. By default the middle of the sides that the
+            branch trains at.
         boxes: Boxes that are refined: those chosen by the detector, or one around each class of the
             segmentation.
         refinement: Steps of gradient descent on the centre-context gap; 0 leaves boxes as they are.
         context: Side of the surrounding box, in sides of the box.
         form: Form of the gap: "ring", or "printed" as in the paper.
+        merge: Whether two boxes of a class are merged where the gap of their union is no higher
+            than that of either; objects that touch are then one.
         whole: Whether a box is finally drawn around the connected part that it holds most of.
         score_threshold: Lowest score of a detection that makes a bag, unless it is the best of its
             class.
@@ -114,6 +128,9 @@ class CCGR(Method):
         num_classes: int = 20,
         backbone: BackboneSettings = _BACKBONE,
         rounds: int = 3,
+        carry: bool = True,
+        fresh_peaks: bool = True,
+        overlaps: Overlaps = "score",
         bag_size: int = 10,
         penalty: float = 0.1,
         min_peak: float = 0.5,
@@ -122,10 +139,12 @@ class CCGR(Method):
         scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0),
         walk_steps: int = 256,
         background_score: float = 0.25,
+        label_side: int | None = None,
         boxes: Literal["detector", "segmentation"] = "detector",
         refinement: int = 200,
         context: float = 1.5,
         form: Form = "ring",
+        merge: bool = False,
         whole: bool = False,
         score_threshold: float = 0.5,
         pretraining: dict[str, Any] | None = None,
@@ -137,6 +156,8 @@ class CCGR(Method):
         super().__init__()
         self.settings = backbone = filled(_BACKBONE, backbone)
         self.save_hyperparameters()
+        if label_side is not None and label_side < 0:
+            raise InputError(f"model.label_side {label_side}: give pixels, or 0 to keep the size")
 
     def stages(self, run: Stages, data: Any) -> None:
         """Train the classifier and affinities, then three branches and the segmentor in rounds."""
@@ -146,14 +167,16 @@ class CCGR(Method):
         affinity.model.start(classifier)
         affinity.train(run, "2-affinity", data)
         settings = {name: self.hparams[name] for name in FIRST_LABELS}
+        settings["side"] = self.label_side("pretraining", data)
         produce = partial(write_first_labels, net=affinity.model, data=data, **settings)
         labels = run.make("3-evidence", produce, **settings)
-        peaks = labels / "peaks.json"
+        peaks, trained = labels / "peaks.json", Trained()
         for number in range(1, self.hparams["rounds"] + 1):
-            self.train_round(run, data, f"round-{number}", branches, classifier, labels, peaks)
+            name, start = f"round-{number}", trained if self.hparams["carry"] else Trained()
+            trained = self.train_round(run, data, name, branches, classifier, labels, peaks, start)
             if number < self.hparams["rounds"]:
-                segmentor = branches.segmentor.model
-                labels = self.next_labels(run, data, f"round-{number}", segmentor)
+                labels = self.next_labels(run, data, name, branches.segmentor.model)
+                peaks = labels / "peaks.json" if self.hparams["fresh_peaks"] else peaks
                 branches = self.branches()
 
     def stage_names(self) -> list[str]:
@@ -172,25 +195,37 @@ class CCGR(Method):
         classifier: Path,
         labels: Path,
         peaks: Path,
-    ) -> None:
+        start: Trained,
+    ) -> Trained:
         """Train detector and segmentation on a round's labels, the segmentor on refined boxes."""
         detector, segmentation, segmentor = branches
         detector.model.backbone.load(classifier)
         segmentation.model.backbone.load(classifier)
-        detector.train(run, f"{name}-detector", data, labels / "bags.json")
-        segmentation.train(run, f"{name}-segmentation", data, labels / "pixels.json")
-        settings = ("boxes", "refinement", "context", "form", "whole")
-        chosen = (self.hparams[setting] for setting in settings)
-        refinement = Refinement(detector.model, segmentation.model, peaks, *chosen)
-        masks = run.label(f"{name}-labels", refinement, data.variant(labels / "bags.json"))
-        segmentor.train(run, f"{name}-segmentor", data, masks)
+        bags, pixels = labels / "bags.json", labels / "pixels.json"
+        one = detector.train(run, f"{name}-detector", data, bags, start.detector)
+        two = segmentation.train(run, f"{name}-segmentation", data, pixels, start.segmentation)
+        sides = self.label_side("detector", data), self.label_side("segmentation", data)
+        chosen = {setting: self.hparams[setting] for setting in REFINEMENT}
+        refinement = Refinement(detector.model, segmentation.model, peaks, sides, **chosen)
+        masks = run.label(f"{name}-labels", refinement, data.variant(bags))
+        three = segmentor.train(run, f"{name}-segmentor", data, masks, start.segmentor)
+        return Trained(one, two, three)
 
     def next_labels(self, run: Stages, data: Any, name: str, segmentor: Method) -> Path:
         """Write the next round's labels from the segmentor's detections on training images."""
-        threshold, size = self.hparams["score_threshold"], self.hparams["bag_size"]
-        detections = run.label(f"{name}-detections", segmentor, data, threshold)
-        produce = partial(write_next_labels, detections=detections, data=data, size=size)
-        return run.make(f"{name}-evidence", produce, size=size)
+        detections = run.label(
+            f"{name}-detections", segmentor, data, self.hparams["score_threshold"]
+        )
+        settings = {"size": self.hparams["bag_size"], "overlaps": self.hparams["overlaps"]}
+        produce = partial(write_next_labels, detections=detections, data=data, **settings)
+        return run.make(f"{name}-evidence", produce, **settings)
+
+    def label_side(self, branch: str, data: Any) -> int:
+        """Return the short side in pixels at which the branch of a setting labels; 0 for any."""
+        if (given := self.hparams["label_side"]) is not None:
+            return int(given)
+        augment = (self.hparams[branch] or {}).get("augment")
+        return trained_side(Augment(**augment) if augment else data.augment)
 
     def affinity(self) -> Stage:
         """Return the affinity network, on the classifier's features."""
@@ -222,86 +257,21 @@ class Branches(NamedTuple):
     segmentor: Stage
 
 
-class Refinement(Method):
-    """Label images by boxes of a trained detector, refined on maps of a trained segmentation.
+class Trained(NamedTuple):
+    """Checkpoints of the networks of one round; None where there is none to begin with."""
 
-    Args:
-        detector: chooses a box of each bag.
-        segmentation: makes the score maps.
-        peaks: file of the images' peaks.
-        boxes: "detector", or "segmentation" for one box around all pixels of a class.
-        refinement: steps of gradient descent.
-        context: side of the surrounding box, in sides of the box.
-        form: of the gap.
-        whole: whether boxes are finally drawn around connected parts.
+    detector: Path | None = None
+    segmentation: Path | None = None
+    segmentor: Path | None = None
+
+
+def trained_side(augment: Augment) -> int:
+    """Return the middle short side (px) of whole images in training; 0 if images keep their size.
+
+    A crop of a fraction of the image is scaled to these sides, so the whole is larger by as much.
     """
-
-    supervision = frozenset({"tags", "boxes"})
-    needs_proposals = False
-
-    def __init__(
-        self,
-        detector: BagDetector,
-        segmentation: Segmentation,
-        peaks: Path,
-        boxes: str = "detector",
-        refinement: int = 200,
-        context: float = 1.5,
-        form: Form = "ring",
-        whole: bool = False,
-    ) -> None:
-        super().__init__()
-        self.save_hyperparameters("boxes", "refinement", "context", "form", "whole")
-        self.detector, self.segmentation = detector, segmentation
-        self.peaks = {
-            int(image): torch.tensor(found).view(-1, 3) for image, found in read_json(peaks).items()
-        }
-
-    def label(self, batch: Batch, score_threshold: float = 0.0) -> list[Prediction]:
-        """Return masks of refined boxes: the pixels in a box that are segmented as its class."""
-        maps = [self.maps(sample) for sample in batch]
-        if self.hparams["boxes"] == "detector":
-            chosen = self.detector.choose(batch)
-        else:
-            chosen = [segmented(m) for m in maps]
-        refined = self.refine(maps, chosen, [sample["image_id"] for sample in batch])
-        if self.hparams["whole"]:
-            context = self.hparams["context"]
-            pairs = zip(maps, refined, strict=True)
-            refined = [around_parts(m, boxes, context) for m, boxes in pairs]
-        return [cut_out(s, m, b) for s, m, b in zip(batch, maps, refined, strict=True)]
-
-    def maps(self, sample: Sample) -> Tensor:
-        """Return probabilities (C+1,H,W) of tagged classes and background, 0 for other classes."""
-        logits, (height, width) = self.segmentation([sample["image"]])[0], sample["size"]
-        absent = F.pad(sample["target"]["tags"] == 0, (0, 1), value=False)
-        return logits[:, :height, :width].masked_fill(absent[:, None, None], -torch.inf).softmax(0)
-
-    def refine(self, maps: list[Tensor], chosen: list[Boxes], images: list[int]) -> list[Boxes]:
-        """Refine the boxes of all images at once, each on its class's map up to a second peak."""
-        pairs = torch.cat([F.pad(b.labels[:, None], (1, 0), value=n) for n, b in enumerate(chosen)])
-        used, index = torch.unique(pairs, dim=0, return_inverse=True)
-        needed = [maps[n][label] for n, label in used.tolist()]
-        height, width = (max([m.shape[d] for m in needed], default=1) for d in (0, 1))
-        padded = [F.pad(m, (0, width - m.shape[1], 0, height - m.shape[0])) for m in needed]
-        table = torch.stack(padded) if padded else maps[0][:0]
-        sizes = torch.tensor([m.shape for m in needed], device=table.device).view(-1, 2)
-        peaks = [
-            own
-            for image, b in zip(images, chosen, strict=True)
-            for own in self.peaks_of(image, b.labels)
-        ]
-        steps, context, form = (self.hparams[name] for name in ("refinement", "context", "form"))
-        boxes = refine_boxes(
-            torch.cat([b.boxes for b in chosen]), table, steps, context, form, peaks, index, sizes
-        )
-        parts = torch.split(boxes, [len(b.boxes) for b in chosen])
-        return [b._replace(boxes=part) for b, part in zip(chosen, parts, strict=True)]
-
-    def peaks_of(self, image: int, labels: Tensor) -> list[Tensor]:
-        """For each box the peaks (n,2) of its class."""
-        found = self.peaks[image]
-        return [found[found[:, 0] == label, 1:].to(self.device) for label in labels.tolist()]
+    sides = sorted(augment.short_sides)
+    return round(sides[len(sides) // 2] / augment.crop) if sides else 0
 
 
 def check_depth(classifier: Backbone, branches: Branches) -> None:
@@ -315,44 +285,3 @@ def check_depth(classifier: Backbone, branches: Branches) -> None:
                 f"that it starts from has {known}; give a higher "
                 f"model.pretraining.backbone.feature_level, or a smaller depth to model.{setting}"
             )
-
-
-def segmented(maps: Tensor) -> Boxes:
-    """A box around all that is segmented (C+1,H,W) as each class; none where nothing is."""
-    best = maps.argmax(0)
-    labels = [label for label in torch.unique(best).tolist() if label < len(maps) - 1]
-    masks = (
-        torch.stack([best == label for label in labels])
-        if labels
-        else best.new_zeros(0, *best.shape).bool()
-    )
-    boxes = masks_to_boxes(masks) + masks.new_tensor([0, 0, 1, 1], dtype=torch.float32)
-    scores = [maps[label][mask].mean() for label, mask in zip(labels, masks, strict=True)]
-    return Boxes(
-        boxes,
-        torch.tensor(labels, device=maps.device, dtype=torch.int64),
-        torch.tensor(scores, device=maps.device),
-    )
-
-
-def around_parts(maps: Tensor, boxes: Boxes, context: float) -> Boxes:
-    """Draw boxes around the connected parts of what is segmented (C+1,H,W) as their classes."""
-    masks = maps.argmax(0) == boxes.labels[:, None, None]
-    return boxes._replace(boxes=surround_part(boxes.boxes, masks, context))
-
-
-def cut_out(sample: Sample, maps: Tensor, chosen: Boxes) -> Prediction:
-    """Return the pixels (C+1,H,W) in each box segmented as its class, without empty boxes."""
-    best, masks, kept = maps.argmax(0).cpu().numpy(), [], []
-    for k, ((x1, y1, x2, y2), label) in enumerate(
-        zip(chosen.boxes.round().int().tolist(), chosen.labels.tolist(), strict=True)
-    ):
-        mask = np.zeros(best.shape, np.uint8, order="F")
-        mask[y1:y2, x1:x2] = best[y1:y2, x1:x2] == label
-        if mask.any():
-            masks.append(rle.encode(mask))
-            kept.append(k)
-    left = Boxes(*(column[kept].cpu() for column in chosen))
-    return Prediction(
-        sample["image_id"], sample["size"], left.boxes, left.scores, left.labels, masks
-    )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsis.losses import image_loss
 from wsis.method import Method, filled
@@ -17,9 +18,10 @@ from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.nn.mil import MILHead, MLPHead
 from wsis.nn.optimisation import Optimisation, optimise
 from wsis.nn.regions import pool
+from wsis.nn.views import Inference, image_views
 from wsis.types import Batch, Sample, Target
 
-__all__ = ["BagDetector", "Boxes", "Segmentation", "pixels_of"]
+__all__ = ["BagDetector", "Boxes", "Segmentation", "pixels_of", "scaled"]
 
 
 class Boxes(NamedTuple):
@@ -87,9 +89,14 @@ class BagDetector(Method):
         self.log_losses({}, loss, len(batch))
         return loss
 
-    def choose(self, batch: Batch) -> list[Boxes]:
-        """Return the box of each bag with the highest score for the bag's class."""
-        scores, chosen = iter(self(batch)), []
+    def choose(self, batch: Batch, side: int = 0) -> list[Boxes]:
+        """Return the box of each bag with the highest score for the bag's class.
+
+        Args:
+            batch: whole images with bags.
+            side: short side in pixels that images are scaled to first; 0 keeps their size.
+        """
+        scores, chosen = iter(self([scaled(sample, side) for sample in batch])), []
         for sample in batch:
             target = sample["target"]
             labels, start, rows = _labels(target), 0, []
@@ -115,6 +122,8 @@ class Segmentation(Method):
         architecture: Network of segmentation_models_pytorch: PSPNet, DeepLabV3Plus, FPN, Unet, ...
         architecture_args: Further arguments of the network, such as {encoder_depth: 5,
             output_stride: 8, upsampling: 8} of PSPNet.
+        norm: Normalisation of the network's own layers, without the encoder: "group" (GroupNorm, Wu
+            and He, ECCV 2018), which does not depend on the size of a batch, or "batch".
         optimisation: How weights are optimised.
     """
 
@@ -127,6 +136,7 @@ class Segmentation(Method):
         backbone: BackboneSettings = _BACKBONE,
         architecture: str = "PSPNet",
         architecture_args: dict[str, Any] | None = None,
+        norm: Literal["group", "batch"] = "group",
         optimisation: Optimisation = _OPTIMISATION,
     ) -> None:
         super().__init__()
@@ -140,6 +150,8 @@ class Segmentation(Method):
             classes=num_classes + 1,
             **(architecture_args or {}),
         )
+        if norm == "group":
+            _norm_by_groups(self.network.decoder)
         encoder = self.network.encoder
         level = len(encoder.model.feature_info.channels()) - 1
         stride = max(encoder.output_stride, 8)
@@ -174,6 +186,28 @@ def pixels_of(sample: Sample, background: int) -> Tensor:
     for mask, label in zip(target["masks"], target["labels"], strict=True):
         pixels[mask] = label
     return pixels
+
+
+def scaled(sample: Sample, side: int) -> Sample:
+    """Return a sample with image and boxes at a short side in pixels; 0 keeps their size."""
+    if not side:
+        return sample
+    (seen,) = image_views(sample["image"], Inference((side,), flip=False))
+    target = sample["target"]
+    if "boxes" in target:
+        target = {**target, "boxes": seen.view.to_input(target["boxes"])}
+    return {**sample, "image": seen.image, "target": target}
+
+
+def _norm_by_groups(module: nn.Module, width: int = 16) -> None:
+    """Replace BatchNorm layers by GroupNorm in groups of about so many channels."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            channels = child.num_features
+            groups = math.gcd(channels, max(channels // width, 1))
+            setattr(module, name, nn.GroupNorm(groups, channels))
+        else:
+            _norm_by_groups(child, width)
 
 
 def _bag_sizes(target: Target) -> list[int]:

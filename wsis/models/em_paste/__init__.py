@@ -22,6 +22,8 @@ Where we follow the released code instead of the text, and why:
     segments    1 to 80 % of the image may be a first choice
     scale       foregrounds are pasted at 0.3 to 1 of their size, rotated by up to 30 degrees
     small       foregrounds with a box under 700 pixels are not pasted
+    colours     brightness by 0.9 to 1.1 and contrast by 0.5 to 1.5, each in half of the images (in
+                the recipes; the text has no ranges)
 
 Where we differ from both:
 
@@ -90,7 +92,8 @@ class EMPaste(Method):
         select: Sampling of foregrounds: "uniform" over foregrounds, or "balanced" over classes, for
             long tails.
         where: Place of a pasted object: "random", or "space" where most room is left.
-        blend: Blending of the edges of pasted objects.
+        blend: Blending of the edges of pasted objects; of several, each object draws one, the
+            text's "any combination".
         scale: Smallest and largest factor on a foreground's size.
         rotation: Largest rotation of a foreground in either direction, in degrees.
         min_area: Smallest area in square pixels of the box of a foreground.
@@ -123,7 +126,7 @@ class EMPaste(Method):
         objects: int | tuple[int, int] = 4,
         select: Literal["uniform", "balanced"] = "uniform",
         where: Where = "random",
-        blend: Blend = "gaussian",
+        blend: Blend | tuple[Blend, ...] = "gaussian",
         scale: tuple[float, float] = (0.3, 1.0),
         rotation: float = 30.0,
         min_area: float = 700.0,

@@ -16,7 +16,8 @@ activation of a proposal's mask equal the score of its detection.
     a, a-hat   activation, scores  (K,)        eq. (7), and the score it should equal
     n^r, n^m   refinements, mask_heads         number of refinement heads and of class-specific mask
                                                heads
-    n^seed     seeds_per_class                 proposals per class that get a GrabCut mask
+    n^seed     seeds_per_class                 proposals per class that get a GrabCut mask; all of
+                                               them train masks
 
 Where we follow the released code instead of the text, and why:
 
@@ -24,18 +25,29 @@ Where we follow the released code instead of the text, and why:
                classes
     eq. (3)    cross-entropy divided by the number of weighted proposals, L1 by the number of all;
                the printed sums grow with P
-    eq. (5)    a sign in L_BCE is wrong as printed; mean over proposals and pixels, unweighted;
-               targets have no gradient and are cut at 0.5; `mask_target="soft"` is the text's. Cut
-               targets need a long schedule: after 300 steps on the generated data hard heads say
-               "everywhere" (IoU .62 in right boxes, as filled boxes have), soft ones .79
+    eq. (5)    a sign in L_BCE is wrong as printed; mean over proposals and pixels, unweighted; a
+               gradient into the target would pull each head towards the next
     eq. (6)    the class-agnostic head takes part in the correlation, too
     eq. (7)    on sigmoid probabilities; on logits the activation has no bound and cannot equal a
                score
     eq. (8)    absolute value, mean over proposals; the 2-norm of a number is that
-    a-hat      the pseudo-label's score; the proposal's own score, as in the text, is
-               `correlation_target="own"`
+    a-hat      the pseudo-label's score, and without gradient: a proposal that fits worse should
+               not have a smaller mask, and scores should not follow how much of a box an object
+               fills. The text's are `correlation_target="own"` and `correlation_gradient="both"`
+    RoIAlign   has a sample for each cell in a bin (`roi_samples: 0`), where the text has no number
     features   pooled features are multiplied by the proposal's objectness + 1 (in neither text)
     NMS        0.3; the text says 0.5
+
+Where we follow the text instead of the code:
+
+    eq. (5)    the target is what the head before predicts; the code cuts it at 0.5, as
+               `mask_target="cut"` does, and needs a long schedule: a mask that is not yet sure
+               fills its box once it is cut, each head learns that from the one before, and unlearns
+               it late
+    head 0     is class-agnostic as the text means it; the code sets a misspelt key
+
+What eq. (8) asks for is a property of the loss, not of the data: a right mask that fills half of
+its box has an activation of .86, and no score knows the object's shape (`wsis.losses`).
 
 Beyond both, for small data sets, and off by default:
 
@@ -52,11 +64,13 @@ Beyond both, for small data sets, and off by default:
 
 Where we differ from both:
 
-    head 0       is class-agnostic as the text means it; the release sets a misspelt key
-    mask target  is cut at 0.5 on its own 28 x 28 grid; the release pastes it into the image and
-                 cuts the same box out again
-    samples      masks and the choice of seeds use at most `max_mask_samples` matched proposals,
-                 drawn at random
+    mask target  stays on its own 28 x 28 grid; the release pastes it into the image and cuts the
+                 same box out again
+    samples      masks are learnt by the seeds, which are chosen among all matched proposals, and
+                 others at random, `max_mask_samples` in all
+    cascade      Fig. 3 compares with learning masks from the gradient of detections, and does not
+                 say how: `evidence="detector"`, without correlation, takes the gradient on the
+                 seed's own pooled features
     views        deltas are averaged over views and decoded once; the code averages boxes
 """
 
@@ -69,12 +83,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_iou
 
-from wsis.evidence.grabcut import resample
-from wsis.evidence.seed_masks import Evidence, Request
-from wsis.images.read import read_image
+from wsis.errors import InputError
 from wsis.losses import (
+    CorrelationGradient,
     correlation_loss,
     image_loss,
     instance_activation,
@@ -82,6 +94,8 @@ from wsis.losses import (
     mean_losses,
 )
 from wsis.method import Method, Stages, filled
+from wsis.models.pdsl.first_masks import FirstMasks, Source
+from wsis.models.pdsl.pixels import pixels_loss
 from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.nn.checkpoint import read_checkpoint
 from wsis.nn.detection import (
@@ -89,19 +103,12 @@ from wsis.nn.detection import (
     Detector,
     HeadWidths,
     MaskSamples,
+    Refined,
     mask_samples,
     nearest_seeds,
     refine,
 )
-from wsis.nn.masks import (
-    MaskHeads,
-    MaskTarget,
-    along_segments,
-    next_target,
-    of_class,
-    paste,
-    segments_in,
-)
+from wsis.nn.masks import MaskHeads, MaskTarget, along_segments, next_target, of_class, paste
 from wsis.nn.mil import MLPHead, detect
 from wsis.nn.optimisation import Optimisation, optimise
 from wsis.nn.pixels import PixelClassifier
@@ -112,6 +119,8 @@ from wsis.types import Batch, Prediction, Proposals, Sample, size_of
 
 __all__ = ["PDSL"]
 
+
+CorrelationTarget = Literal["pseudo", "own"]
 
 _WIDTHS = HeadWidths()
 _INFERENCE = Inference()
@@ -133,8 +142,11 @@ class PDSL(Method):
             one.
         seeds_per_class: Number of proposals per class whose first mask is bottom-up evidence,
             n^seed.
-        evidence: Masks of seeds by fast colour models, by GrabCut as the authors run it, or the
-            pixels of the seeds' own segments (section 4.5).
+        evidence: Masks of seeds by GrabCut as the authors run it, by fast colour models, the
+            segments of the seeds (section 4.5), or by the gradient of the detector, as in a cascade
+            (Fig. 3).
+        evidence_masks: COCO file of masks of the training images that are the evidence instead
+            (section 4.5), such as one of wsis.label.
         mask_target: What a mask head teaches the next one, eq. (5): its probabilities, as in the
             text, or those cut at 0.5, as in the authors' code.
         mask_source: What predicts masks: the mask "heads", or "pixels", a classifier of pixels that
@@ -142,16 +154,20 @@ class PDSL(Method):
         correlation_weight: Weight of the correlation loss, eq. (6); 0 switches it off.
         correlation_target: Score that a mask's activation should equal: the pseudo-label's or the
             proposal's own.
+        correlation_gradient: What the correlation loss teaches: masks, as in the authors' code, or
+            both masks and scores, as in the text.
         image_weight: Weight of the image loss, which is a mean; `num_classes` makes it the text's
             sum.
         pooling: How regions are pooled for detection; the paper has roi_pool.
+        roi_samples: Samples of RoIAlign per side of a bin; 0 takes one for each cell that the side
+            covers, as the authors' code does.
         objectness_power: Power of objectness in the scores that select proposals; 0 in the paper.
         context: Side of the ring, in sides of the region, whose contrast linear heads read; 0 has
             the paper's layers.
         background_weight: Weight of background proposals in the refinement loss; 1 in the paper.
         widths: Widths of the heads.
-        max_mask_samples: Largest number of proposals of an image that train masks; the paper uses
-            all matched ones.
+        max_mask_samples: Largest number of proposals of an image that train masks, if it has no
+            more seeds; the paper uses all matched ones.
         optimisation: How weights are optimised.
         inference: How images are predicted.
     """
@@ -165,13 +181,16 @@ class PDSL(Method):
         regression: bool = True,
         mask_heads: int = 4,
         seeds_per_class: int = 10,
-        evidence: Literal["fast", "authors", "segments"] = "fast",
-        mask_target: MaskTarget = "cut",
+        evidence: Source = "authors",
+        evidence_masks: str = "",
+        mask_target: MaskTarget = "soft",
         mask_source: Literal["heads", "pixels"] = "heads",
         correlation_weight: float = 1.0,
-        correlation_target: Literal["pseudo", "own"] = "pseudo",
+        correlation_target: CorrelationTarget = "pseudo",
+        correlation_gradient: CorrelationGradient = "masks",
         image_weight: float = 1.0,
         pooling: Pooling = "roi_pool",
+        roi_samples: int = 0,
         objectness_power: float = 0.0,
         context: float = 0.0,
         background_weight: float = 1.0,
@@ -199,11 +218,23 @@ class PDSL(Method):
         self.pixels = None
         if mask_source == "pixels":
             self.pixels = PixelClassifier(self.backbone.channels, widths.mask, num_classes)
-        self.needs_segments = evidence == "segments" or mask_source == "pixels"
-        self.evidence = None if evidence == "segments" else Evidence(evidence)
+        if evidence == "detector" and context:
+            raise InputError(
+                "evidence detector needs regions pooled to a grid, and context leaves their mean; "
+                "set model.context 0 or another model.evidence"
+            )
+        self.evidence = FirstMasks(evidence, evidence_masks)
+        self.needs_segments = self.evidence.needs_segments or mask_source == "pixels"
+
+    def setup(self, stage: str) -> None:
+        """Read the masks of a file, if they are the evidence."""
+        super().setup(stage)
+        if stage == "fit":
+            self.evidence.read(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def stages(self, run: Stages, data: Any) -> None:
         """Train a classifier first if `pretraining` asks for one, then PDSL."""
+        self.evidence.read(data)  # reports wrong masks before anything is trained
         if self.hparams["pretraining"]:
             linear = bool(self.hparams["context"])
             settings = self.backbone.settings
@@ -230,22 +261,12 @@ class PDSL(Method):
         features = self.backbone([sample["image"] for sample in batch])
         heads = self.detection(features, [sample["proposals"] for sample in batch])
         pairs = [self.detection_losses(h, s) for h, s in zip(heads, batch, strict=True)]
-        total = mean_losses([losses for losses, _ in pairs])  # eq. (4)
+        total = mean_losses([losses for losses, _ in pairs])  # L_OD, eq. (4)
         samples = [matched for _, matched in pairs]
-        labels = torch.cat([s.labels for s in samples])
-        scores = torch.cat([s.scores for s in samples])
-        target = self.seed_masks(samples, batch)
-        regions = pool(features, [s.boxes for s in samples], self.backbone.stride, 14, "roi_align")
-        total["mask"] = total["correlation"] = features.new_zeros(())
-        for channels in self.masks(regions):
-            logits = of_class(channels, labels)
-            activation = instance_activation(logits.sigmoid())  # eq. (7)
-            total["mask"] = total["mask"] + mask_loss(logits, target)  # eq. (5)
-            correlation = correlation_loss(activation, scores)  # eq. (8)
-            total["correlation"] = total["correlation"] + correlation  # eq. (6)
-            target = next_target(logits, self.hparams["mask_target"])
+        total |= self.mask_losses(features, samples, batch)  # L_IS and L_CL
         if self.pixels is not None:
-            total["pixels"] = self.pixels_loss(self.pixels, features, samples, batch)
+            cell = self.backbone.stride / 4
+            total["pixels"] = pixels_loss(self.pixels, features, samples, batch, cell)
         weights = {"correlation": self.hparams["correlation_weight"]}
         loss = torch.stack([weights.get(name, 1.0) * value for name, value in total.items()]).sum()
         self.log_losses(total, loss, len(batch))
@@ -253,12 +274,17 @@ class PDSL(Method):
 
     def detection(self, features: Tensor, proposals: list[Proposals]) -> list[Detection]:
         """Run the detection branch (section 3.2) on proposals, from features (N,D,H,W)."""
-        boxes, stride = [p.boxes for p in proposals], self.backbone.stride
-        if self.hparams["context"]:
-            pooled = mean_and_contrast(features, boxes, stride, self.hparams["context"])
+        boxes, reach = [p.boxes for p in proposals], self.hparams["context"]
+        if reach:
+            pooled = mean_and_contrast(features, boxes, self.backbone.stride, reach)
         else:
-            pooled = pool(features, boxes, stride, how=self.hparams["pooling"])
+            pooled = self.pooled(features, boxes)
         return self.detector(pooled, boxes, torch.cat([p.scores for p in proposals]))
+
+    def pooled(self, features: Tensor, boxes: list[Tensor]) -> Tensor:
+        """Pool boxes (P_i,4) of each image for the detection branch, (P,D,7,7)."""
+        how, samples = self.hparams["pooling"], self.hparams["roi_samples"]
+        return pool(features, boxes, self.backbone.stride, how=how, samples=samples)
 
     def detection_losses(
         self, heads: Detection, sample: Sample
@@ -273,52 +299,51 @@ class PDSL(Method):
             "refinement": learnt.refinement,
             "box": learnt.box,
         }
-        most = self.hparams["max_mask_samples"]
-        samples = mask_samples(proposals, learnt.pseudo, learnt.matched, most)
-        if self.hparams["correlation_target"] == "own":
-            own = learnt.scores[samples.proposals, samples.labels]
-            samples = samples._replace(scores=own)
-        elif not heads.logits:  # without refinement heads S^0 sums to y: y is the comparable score
-            samples = samples._replace(scores=learnt.pseudo.weights[samples.pseudo])
-        return losses, samples
+        most, seeds = self.hparams["max_mask_samples"], self.hparams["seeds_per_class"]
+        samples = mask_samples(proposals, learnt.pseudo, learnt.matched, most, seeds)
+        scores = target_scores(heads, learnt, samples, self.hparams["correlation_target"])
+        return losses, samples._replace(scores=scores)
 
-    def seed_masks(self, samples: Sequence[MaskSamples], batch: Batch) -> Tensor:
+    def mask_losses(
+        self, features: Tensor, samples: Sequence[MaskSamples], batch: Batch
+    ) -> dict[str, Tensor]:
+        """Teach each mask head the masks of the one before, and its activations the scores."""
+        boxes, stride = [s.boxes for s in samples], self.backbone.stride
+        regions = pool(features, boxes, stride, 14, "roi_align", self.hparams["roi_samples"])
+        labels = torch.cat([s.labels for s in samples])
+        scores = torch.cat([s.scores for s in samples])
+        target = self.seed_masks(features, samples, batch)
+        correlates = bool(self.hparams["correlation_weight"])
+        gradient = self.hparams["correlation_gradient"]
+        masks = correlation = features.new_zeros(())
+        for channels in self.masks(regions):
+            logits = of_class(channels, labels)
+            masks = masks + mask_loss(logits, target)  # eq. (5)
+            if correlates:
+                activation = instance_activation(logits.sigmoid())  # eq. (7)
+                distance = correlation_loss(activation, scores, gradient)  # eq. (8)
+                correlation = correlation + distance  # eq. (6)
+            target = next_target(logits, self.hparams["mask_target"])
+        return {"mask": masks} | ({"correlation": correlation} if correlates else {})
+
+    def seed_masks(self, features: Tensor, samples: Sequence[MaskSamples], batch: Batch) -> Tensor:
         """Return the first masks (K,28,28), section 3.3.
 
         n^seed proposals per class get bottom-up evidence, the others the mask of their nearest
         seed.
         """
         seeds = [nearest_seeds(s, self.hparams["seeds_per_class"]) for s in samples]
-        if self.evidence is None:
-            rows = zip(samples, seeds, batch, strict=True)
-            return torch.cat([segments_of_seeds(m, index, s["proposals"]) for m, index, s in rows])
-        boxes = [s["view"].to_original(m.boxes) for m, s in zip(samples, batch, strict=True)]
-        chosen = [b[index] for b, index in zip(boxes, seeds, strict=True)]
-        requests = [
-            Request(s["image_id"], partial(read_image, s["path"], s["size"]), c)
-            for s, c in zip(batch, chosen, strict=True)
-        ]
-        found = self.evidence(requests)
-        masks = []
-        for (windows, evidence), b, c, s in zip(found, boxes, chosen, batch, strict=True):
-            nearest = box_iou(b, c).argmax(1) if len(c) else b.new_zeros(0, dtype=torch.int64)
-            target = resample(windows.to(b.device), evidence.to(b.device), nearest, b, 28)
-            masks.append(target.flip(-1) if s["view"].flip else target)
-        return torch.cat(masks).round()
+        return self.evidence(samples, seeds, batch, partial(self.activations, features, batch))
 
-    def pixels_loss(
-        self,
-        pixels: PixelClassifier,
-        features: Tensor,
-        samples: Sequence[MaskSamples],
-        batch: Batch,
-    ) -> Tensor:
-        """Learn the segments of the best proposals, from features (N,D,H,W) of whole images."""
-        cell = self.backbone.stride / 4
-        for maps, found, sample in zip(features, samples, batch, strict=True):
-            height, width = (round(side / cell) for side in size_of(sample["image"]))
-            pixels.remember(maps, *best_segments(found, sample["proposals"], (height, width), cell))
-        return pixels.loss()
+    def activations(
+        self, features: Tensor, batch: Batch, regions: Sequence[MaskSamples]
+    ) -> Sequence[Tensor]:
+        """Return where the detector finds the classes of regions, (S,7,7) of each image."""
+        pooled = self.pooled(features, [r.boxes for r in regions])
+        scores = [s["proposals"].scores[r.proposals] for s, r in zip(batch, regions, strict=True)]
+        labels = torch.cat([r.labels for r in regions])
+        active = self.detector.activations(pooled, torch.cat(scores), labels)
+        return torch.split(active, [len(r.labels) for r in regions])
 
     def predict(self, sample: Sample) -> Prediction:
         """Average scores and boxes over views of the image, suppress, then average masks."""
@@ -328,7 +353,8 @@ class PDSL(Method):
         objectness = proposals.scores[:, None] ** self.hparams["objectness_power"]
         boxes, scores, labels, _ = detect(scores * objectness, boxes, self.inference.nms)
         logits = partial(self.mask_logits, labels=labels)
-        masks = mean_masks(features, views, boxes, self.backbone.stride, logits)
+        stride, count = self.backbone.stride, self.hparams["roi_samples"]
+        masks = mean_masks(features, views, boxes, stride, logits, count)
         if self.pixels is not None:
             masks = along_segments(masks, boxes, proposals)
         found = boxes.cpu(), scores.cpu(), labels.cpu(), paste(masks, boxes, size)
@@ -349,33 +375,20 @@ class PDSL(Method):
         return optimise(self, self.optimisation)
 
 
-def segments_of_seeds(samples: MaskSamples, seeds: Tensor, proposals: Proposals) -> Tensor:
-    """Return first masks (K,28,28): in each box, the segment of its nearest seed.
+def target_scores(
+    heads: Detection, learnt: Refined, samples: MaskSamples, whose: CorrelationTarget
+) -> Tensor:
+    """Return the scores (K,) that masks' activations should equal, a-hat in eq. (8).
 
     Args:
+        heads: of an image.
+        learnt: scores and pseudo-labels of its last head.
         samples: K proposals that train masks.
-        seeds: (S,) int64, positions in `samples`.
-        proposals: of the image, with segments.
+        whose: the score of the "pseudo" label in the sample's class, or the sample's "own".
     """
-    nearest = box_iou(samples.boxes, samples.boxes[seeds]).argmax(1) if len(seeds) else seeds
-    index = samples.proposals[seeds[nearest]]
-    return segments_in(proposals, index, samples.boxes, (28, 28)).to(samples.boxes.dtype)
-
-
-def best_segments(
-    samples: MaskSamples, proposals: Proposals, size: tuple[int, int], cell: float
-) -> tuple[Tensor, Tensor]:
-    """Return the classes (G,) of pseudo-labels, and the segment (G,h,w) of each in 0 and 1.
-
-    It is that of the proposal nearest to the pseudo-label.
-
-    Args:
-        samples: K proposals that train masks.
-        proposals: of the image, with segments.
-        size: (h, w) of the segments, which begin at the image's top left corner.
-        cell: side in pixels of one element.
-    """
-    best = nearest_seeds(samples, 1)
-    area = samples.boxes.new_tensor([0, 0, size[1] * cell, size[0] * cell])
-    masks = segments_in(proposals, samples.proposals[best], area.expand(len(best), 4), size)
-    return samples.labels[best], masks.to(area.dtype)
+    if whose == "own":
+        return learnt.scores[samples.proposals, samples.labels]
+    if not heads.logits:  # S^0 sums to y over the proposals: y is the comparable score
+        return heads.mil.sum(0).clamp(1e-6, 1 - 1e-6)[samples.labels]
+    best = learnt.pseudo.proposals[samples.pseudo]
+    return learnt.scores[best, samples.labels]

@@ -19,26 +19,41 @@ Where we follow the released code instead of the text, and why:
     eq. (2)     mean over classes with clamped scores; a sum would grow with the number of classes
     eq. (3)     softmax (the text lacks an exponential), divided by the number of weighted proposals
     n^r heads   things only: a box cannot tell stuff from the things on it, and boxes decide which
-                proposals are positive
+                proposals are positive; `refine_stuff` has the text's n^c + 1 classes
     seeds       ten proposals per thing get evidence, the others that of the nearest one; the text
                 has one mask per class
     eq. (9)     mean over proposals and pixels, unweighted; a second head learns the first's masks
+    eq. (10)    is exactly 0 for one stuff class, as on VOC: there is no branch then, and what is no
+                thing is stuff, as with the code's dummy
     stuff       the best proposal by S^MIL, painted in ascending order of score
     regression  boxes are regressed; the text has none
     features    pooled features are multiplied by the proposal's objectness + 1 (in neither text)
     NMS         0.3; the text says 0.5
     test sides  eight; the text has five (480, 576, 688, 864, 1200), which the recipes take
 
-As in PDSL, at most `max_mask_samples` matched proposals, drawn at random, train masks and are
-seeds, and deltas, not boxes, are averaged over views.
+As in PDSL, all seeds train masks, with others at random up to `max_mask_samples`, and deltas, not
+boxes, are averaged over views.
 
 Where we follow the text instead of the code:
 
     eq. (5)     the maximum over a bin's own cells, 0 where it has none; half-open bins
-    eq. (7)     s^2 over non-empty bins, so that a full rectangle equals RoIPool;
-                `compensation="released"` counts one more
-    GrabCut     pixels of the mined segment are sure foreground; the code starts from the box alone
-    semantics   a learned head; with one stuff class it predicts it everywhere, as the code's dummy
+    eq. (7)     s^2 over non-empty bins; `compensation="released"` counts one more, so that a full
+                rectangle has 49/50
+    GrabCut     pixels of the mined segment are sure foreground, and stay so where it overshoots;
+                `reestimate="box"` starts from the box alone, as the code
+
+Where the paper is silent:
+
+    eq. (5)     the window: the rounded box, as in the code, or the region's own cells (`window`).
+                Only there does MoIPool of a rectangular segment equal RoIPool, as section 3.3 says
+    GrabCut     of stuff: pixels of mined things are background; box and image often end together,
+                and outside there is nothing to learn from
+    n^r = 0     S^MIL sums to y, and hardly a proposal reaches the threshold of the panoptic map; in
+                it, the best proposal of a class counts as y
+    no branch   without the semantic branch, classes whose y is at least 0.5 are painted as in
+                training: each with its best segment
+    things      `things_class` is a class of the semantic branch for all things, as the released
+                label maps of COCO have it; here mined segments teach it, and it is void in the map
 
 `objectness_power`, `background_weight`, `image_weight` and AdamW with warm-up are as in PDSL, and
 off by default.
@@ -48,29 +63,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import box_iou
 
 from wsis.errors import InputError
-from wsis.evidence.grabcut import SIZE, resample
-from wsis.evidence.seed_masks import Evidence, Request
-from wsis.images.read import read_image
 from wsis.losses import NO_STUFF, image_loss, mask_loss, mean_losses, semantic_loss
 from wsis.method import Method, Stages, filled
-from wsis.nn.backbone import Backbone, BackboneSettings
-from wsis.nn.detection import (
-    Detection,
-    Detector,
-    HeadWidths,
-    MaskSamples,
-    mask_samples,
-    nearest_seeds,
-    refine,
+from wsis.models.jtsm._pseudo_masks import (
+    EvidenceSource,
+    Mined,
+    PseudoMasks,
+    Reestimate,
+    best_of_stuff,
+    first_classes,
+    things_of,
 )
+from wsis.models.jtsm._semantic import SemanticHead
+from wsis.nn.backbone import Backbone, BackboneSettings
+from wsis.nn.detection import Detection, Detector, HeadWidths, mask_samples, refine
 from wsis.nn.masks import (
     MaskHeads,
     MaskTarget,
@@ -82,8 +94,8 @@ from wsis.nn.masks import (
 )
 from wsis.nn.mil import MLPHead, detect
 from wsis.nn.optimisation import Optimisation, optimise
-from wsis.nn.panoptic import merge, paint
-from wsis.nn.regions import Pooling, enlarge, pool, pool_segments
+from wsis.nn.panoptic import best_as_sum, merge, paint
+from wsis.nn.regions import Pooling, Window, pool, pool_segments
 from wsis.nn.views import ImageView, Inference, average, mean_masks, over_views
 from wsis.ops.moi_pool import Compensation
 from wsis.parts.classifier import pretrain
@@ -106,15 +118,22 @@ class JTSM(Method):
         num_stuff: Number of stuff classes, S; taken from the data.
         stuff: Whether stuff is mined; without it things alone are detected and segmented.
         instances: Whether the instance branch refines masks; else they are the mined segments.
-        semantics: Whether the semantic branch refines stuff; else it is painted from mined
-            segments.
-        reestimate: Whether GrabCut re-estimates mined segments before they train a branch.
+        semantics: Whether the semantic branch refines stuff; else the best segment of each class is
+            painted.
+        things_class: Whether the semantic branch also has a class for things.
+        reestimate: What mined segments are before they train a branch: "none" for the segments
+            themselves, or masks cut out again from the "box" alone or with the "segment" as sure
+            foreground.
+        evidence: What cuts masks out again: fast colour models, GrabCut as the authors run it, or
+            the seeds' own segments.
         backbone: The network that computes features.
         pretraining: Settings of a classifier that first trains the backbone, with its `steps`; null
             trains none.
         pooling: How segments or boxes are pooled; the paper has moi_pool, shape-invariant.
         compensation: Factor of MoIPool for empty bins, eq. (7): bins, released or null.
+        window: Where MoIPool has its bins: in the box of the segment, or around its own cells.
         refinements: Number of refinement heads, n^r in eq. (4).
+        refine_stuff: Whether refinement heads have stuff classes, too.
         regression: Whether refinement heads regress boxes.
         mask_target: What an instance head teaches the next one: its probabilities, as in PDSL's
             text, or those cut at 0.5, as in its code.
@@ -143,13 +162,17 @@ class JTSM(Method):
         stuff: bool = True,
         instances: bool = True,
         semantics: bool = True,
-        reestimate: bool = True,
+        things_class: bool = False,
+        reestimate: Reestimate = "segment",
+        evidence: EvidenceSource = "authors",
         mask_target: MaskTarget = "cut",
         backbone: BackboneSettings = _BACKBONE,
         pretraining: dict[str, Any] | None = None,
         pooling: Pooling | Literal["moi_pool", "moi_pool_interpolated"] = "moi_pool",
         compensation: Compensation = "bins",
+        window: Window = "box",
         refinements: int = 4,
+        refine_stuff: bool = False,
         regression: bool = True,
         mask_heads: int = 2,
         seeds_per_class: int = 10,
@@ -178,16 +201,15 @@ class JTSM(Method):
         self.backbone = Backbone(backbone)
         channels, classes = self.backbone.channels, num_classes + num_stuff * stuff
         trunk = MLPHead(channels * 49, widths.hidden, widths.features)
-        self.detector = Detector(
-            trunk, widths.features, classes, refinements, regression, num_classes
-        )
+        refined = classes if refine_stuff else num_classes
+        self.detector = Detector(trunk, widths.features, classes, refinements, regression, refined)
         self.masks = nn.ModuleList(
             MaskHeads(channels, [num_classes], widths.mask) for _ in range(mask_heads * instances)
         )
-        self.semantic = (
-            SemanticHead(channels, num_stuff, widths.mask) if stuff and semantics else None
-        )
-        self.evidence = Evidence()
+        outputs = num_stuff + things_class if stuff and semantics else 0
+        self.semantic = SemanticHead(channels, outputs, widths.mask) if outputs > 1 else None
+        things_label = num_stuff if things_class else None
+        self.pseudo_masks = PseudoMasks(reestimate, evidence, seeds_per_class, things_label)
 
     def stages(self, run: Stages, data: Any) -> None:
         """Train a classifier first if `pretraining` asks for one, then JTSM."""
@@ -208,9 +230,12 @@ class JTSM(Method):
         total = mean_losses([losses for losses, _ in pairs])  # L_PM, eq. (4)
         mined = [found for _, found in pairs]
         if self.masks:
-            total["instance"] = self.instance_loss(features, mined, batch)
+            total["instance"] = self.instance_loss(features, mined, batch)  # (9)
         if self.semantic is not None:
-            canvas = [self.canvas(m, s, features) for m, s in zip(mined, batch, strict=True)]
+            make = partial(
+                self.pseudo_masks.canvas, size=size_of(features), stride=self.backbone.stride
+            )
+            canvas = [make(m, s) for m, s in zip(mined, batch, strict=True)]
             total["semantic"] = semantic_loss(self.semantic(features), torch.stack(canvas))  # (10)
         loss = torch.stack(list(total.values())).sum()
         self.log_losses(total, loss, len(batch))
@@ -223,30 +248,36 @@ class JTSM(Method):
         if pooling in ("roi_pool", "roi_align"):
             pooled = pool(features, boxes, stride, how=pooling)
         else:
-            compensation = self.hparams["compensation"]
-            pooled = pool_segments(features, proposals, stride, pooling, compensation)
+            how = pooling, self.hparams["compensation"]
+            window = self.hparams["window"]
+            pooled = pool_segments(features, proposals, stride, *how, window=window)
         return self.detector(pooled, boxes, torch.cat([p.scores for p in proposals]))
 
     def mining_losses(self, heads: Detection, sample: Sample) -> tuple[dict[str, Tensor], Mined]:
         """Train both streams on things and stuff, and refinement heads on things; sample masks."""
         tags, proposals = sample["target"]["tags"], sample["proposals"]
-        things = heads._replace(mil=heads.mil[:, : len(tags)])
-        objectness = proposals.scores ** self.hparams["objectness_power"]
-        background, size = self.hparams["background_weight"], size_of(sample["image"])
-        learnt = refine(things, tags, proposals.boxes, size, objectness, background)  # (3), (4)
         stuff_tags = sample["target"].get("stuff_tags", tags[:0])[: heads.mil.shape[1] - len(tags)]
         known = torch.cat([tags, stuff_tags])
         image = image_loss(heads.mil[:, : len(known)], known)  # eq. (2)
+        objectness = proposals.scores ** self.hparams["objectness_power"]
+        background, size = self.hparams["background_weight"], size_of(sample["image"])
+        refined = known if self.hparams["refine_stuff"] else tags
+        own = first_classes(heads, len(refined))
+        learnt = refine(own, refined, proposals.boxes, size, objectness, background)  # (3), (4)
         image = self.hparams["image_weight"] * image
         losses = {"mil": image, "refinement": learnt.refinement, "box": learnt.box}
-        most = self.hparams["max_mask_samples"]
-        samples = mask_samples(proposals.boxes, learnt.pseudo, learnt.matched, most)
-        stuff, best = best_of_stuff(heads.mil.detach()[:, len(tags) :], stuff_tags)
-        return losses, Mined(samples, learnt.pseudo.proposals[samples.pseudo], stuff, best)
+        pseudo, matched = things_of(learnt, proposals.boxes, len(tags))
+        most, seeds = self.hparams["max_mask_samples"], self.hparams["seeds_per_class"]
+        samples = mask_samples(proposals.boxes, pseudo, matched, most, seeds)
+        scores = learnt.scores.detach() if self.hparams["refine_stuff"] else heads.mil.detach()
+        stuff, best = best_of_stuff(scores[:, len(tags) : len(known)], stuff_tags)
+        of_samples = pseudo.proposals[samples.pseudo]
+        return losses, Mined(samples, of_samples, pseudo.proposals, stuff, best)
 
     def instance_loss(self, features: Tensor, mined: Sequence[Mined], batch: Batch) -> Tensor:
         """Train the first instance head on mined masks, each other on the one before, eq. (9)."""
-        target = torch.cat([self.instance_masks(m, s) for m, s in zip(mined, batch, strict=True)])
+        make = self.pseudo_masks.instances
+        target = torch.cat([make(m, s) for m, s in zip(mined, batch, strict=True)])
         labels = torch.cat([m.things.labels for m in mined])
         boxes = [m.things.boxes for m in mined]
         regions = pool(features, boxes, self.backbone.stride, 14, "roi_align")
@@ -256,50 +287,6 @@ class JTSM(Method):
             loss = loss + mask_loss(logits, target)
             target = next_target(logits, self.hparams["mask_target"])
         return loss
-
-    def instance_masks(self, mined: Mined, sample: Sample) -> Tensor:
-        """Return M-hat^IS (K,28,28): things' best segments, re-estimated at nearest seeds (3.4)."""
-        things, view = mined.things, sample["view"]
-        if not self.hparams["reestimate"]:
-            found = segments_in(sample["proposals"], mined.best, things.boxes, (28, 28))
-            return found.to(things.boxes.dtype)
-        seeds = nearest_seeds(things, self.hparams["seeds_per_class"])
-        windows, evidence = self.reestimate(sample, mined.best[seeds], things.boxes[seeds])
-        nearest = box_iou(things.boxes, things.boxes[seeds]).argmax(1) if len(seeds) else seeds
-        masks = resample(windows, evidence, nearest, view.to_original(things.boxes), 28).round()
-        return masks.flip(-1) if view.flip else masks
-
-    def canvas(self, mined: Mined, sample: Sample, features: Tensor) -> Tensor:
-        """Return M-hat^SS (H,W) int64: stuff's best segments, re-estimated, best score on top."""
-        size, count = size_of(features), len(mined.stuff)
-        extent = torch.tensor([[0, 0, size[1], size[0]]]) * self.backbone.stride
-        whole = extent.to(mined.things.boxes).expand(count, 4)
-        if self.hparams["reestimate"]:
-            boxes, view = sample["proposals"].boxes[mined.stuff_best], sample["view"]
-            windows, evidence = self.reestimate(sample, mined.stuff_best, boxes)
-            each = torch.arange(count, device=boxes.device)
-            masks = resample(windows, evidence, each, view.to_original(whole), size) >= 0.5
-            masks = masks.flip(-1) if view.flip else masks
-        else:
-            masks = segments_in(sample["proposals"], mined.stuff_best, whole, size)
-        canvas = torch.full(size, NO_STUFF, device=features.device)
-        for label, mask in zip(mined.stuff.tolist(), masks, strict=True):
-            canvas[mask] = label
-        return canvas
-
-    def reestimate(self, sample: Sample, segments: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Run GrabCut in boxes (B,4) with the pixels of segments (B,) as sure foreground.
-
-        Returns:
-            windows (B,4) in the original image, and masks (B,m,m) over them.
-        """
-        sure = segments_in(sample["proposals"], segments, boxes, (SIZE, SIZE))
-        sure = sure.flip(-1) if sample["view"].flip else sure
-        image = partial(read_image, sample["path"], sample["size"])
-        original = sample["view"].to_original(boxes)
-        request = Request(sample["image_id"], image, original, sure)
-        ((windows, masks),) = self.evidence([request])
-        return windows.to(boxes.device), masks.to(boxes.device)
 
     def predict(self, sample: Sample) -> Prediction:
         """Average scores and boxes over views, suppress, segment, and merge with stuff."""
@@ -319,11 +306,13 @@ class JTSM(Method):
         prediction = Prediction(sample["image_id"], size, *found)
         if not self.hparams["stuff"]:
             return prediction
+        if not self.hparams["refinements"]:
+            prediction = prediction._replace(scores=best_as_sum(prediction, things))
         stuff = self.stuff_map(features, views, heads, proposals, size)
         classes, area = self.hparams["num_classes"], self.hparams["min_stuff_area"]
         threshold = self.hparams["score_threshold"]
         merged = merge(prediction, stuff, classes, threshold, stuff_area=area)
-        return prediction._replace(panoptic=merged)
+        return Prediction(sample["image_id"], size, *found, merged)
 
     def mask_logits(self, regions: Tensor, labels: Tensor) -> Tensor:
         """Return masks (N,28,28) of regions (N,D,14,14), in the channels of their classes."""
@@ -338,63 +327,23 @@ class JTSM(Method):
         size: tuple[int, int],
     ) -> Tensor:
         """Return pixels' stuff classes (H,W), of the semantic branch or of the best proposals."""
-        if self.semantic is None:
-            mil = torch.stack([h.mil for h in heads]).mean(0)
-            return paint(proposals, mil[:, self.hparams["num_classes"] :])
-        maps = [
-            self.semantic.over(feature, view, self.backbone.stride, size)
-            for feature, view in zip(features, views, strict=True)
-        ]
-        return torch.stack(maps).mean(0).argmax(0)
+        if self.semantic is not None:
+            maps = [
+                self.semantic.over(feature, view, self.backbone.stride, size)
+                for feature, view in zip(features, views, strict=True)
+            ]
+            found = torch.stack(maps).mean(0).argmax(0)
+            return found.where(found < self.hparams["num_stuff"], NO_STUFF)
+        if self.hparams["semantics"]:  # one class: where no thing is
+            return torch.zeros(size, dtype=torch.int64)
+        things = self.hparams["num_classes"]
+        mil = torch.stack([h.mil for h in heads]).mean(0)
+        scores = torch.stack([h.scores() for h in heads]).mean(0)
+        scores = scores if self.hparams["refine_stuff"] else mil
+        labels, best = best_of_stuff(scores[:, things:], mil[:, things:].sum(0) >= 0.5)
+        whole = proposals.boxes.new_tensor([0, 0, size[1], size[0]]).expand(len(best), 4)
+        return paint(segments_in(proposals, best, whole, size), labels)
 
     def configure_optimizers(self) -> Any:
         """Optimise as `optimisation` says."""
         return optimise(self, self.optimisation)
-
-
-class Mined(NamedTuple):
-    """What the mining branch finds in one image, for the segmentation branches to learn."""
-
-    things: MaskSamples
-    best: Tensor
-    """(K,) int64, the proposal that is the pseudo-label of each sample."""
-    stuff: Tensor
-    """(G,) int64, the stuff classes of the image in ascending order of score."""
-    stuff_best: Tensor
-    """(G,) int64, the best proposal of each."""
-
-
-def best_of_stuff(scores: Tensor, tags: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the tagged stuff classes (G,), in ascending order of best score, and best proposals.
-
-    Args:
-        scores: (P,S).
-        tags: (S,) 1 where the image holds the class.
-    """
-    labels = tags.nonzero().flatten() if len(scores) else tags.new_zeros(0).long()
-    if not len(labels):
-        return labels, labels
-    tagged = scores[:, labels]
-    order = tagged.amax(0).argsort()
-    return labels[order], tagged.argmax(0)[order]
-
-
-class SemanticHead(nn.Sequential):
-    """Two 3 x 3 convolutions and a prediction of stuff, on features of the whole image (3.4)."""
-
-    def __init__(self, channels: int, classes: int, width: int) -> None:
-        layers = (
-            nn.Conv2d(channels, width, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1),
-            nn.ReLU(),
-        )
-        super().__init__(*layers, nn.Conv2d(width, classes, 1))
-
-    def over(self, features: Tensor, view: ImageView, stride: int, size: tuple[int, int]) -> Tensor:
-        """Probabilities (S,H,W) over the image of `size` that `view` is of."""
-        height, width = view.image.shape[-2:]
-        probabilities = self(features).softmax(1)
-        padded = enlarge(probabilities, stride, (height, width))
-        seen = padded.flip(-1) if view.view.flip else padded
-        return F.interpolate(seen, size=size, mode="bilinear")[0]
