@@ -165,32 +165,31 @@ class Upscaler(nn.Module):
         level_of = {stride: level for level, stride in enumerate(backbone.strides)}
         self.levels: list[int | None] = []
         self.strides: list[float] = []
-        steps, laterals = [], []
+        enlarge, smooth, laterals = [], [], []
         while stride > 4:
             stride /= 2
-            level = level_of.get(stride)  # type: ignore[call-overload]
+            level = level_of.get(stride)
             self.levels.append(level)
             self.strides.append(stride)
             channels = 0 if level is None else backbone.widths[level]
             laterals.append(nn.Conv2d(channels, width, 1) if channels else nn.Identity())
-            smooth = nn.Conv2d(width, width, 3, padding=1, groups=width)
-            steps.append(
-                nn.ModuleList([nn.ConvTranspose2d(width, width, 2, 2), smooth, LayerNorm2d(width)])
-            )
-        self.stride, self.steps = stride, nn.ModuleList(steps)
-        self.laterals = nn.ModuleList(laterals)
+            enlarge.append(nn.ConvTranspose2d(width, width, 2, 2))
+            depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
+            smooth.append(nn.Sequential(depthwise, LayerNorm2d(width)))
+        self.stride, self.laterals = stride, nn.ModuleList(laterals)
+        self.enlarge, self.smooth = nn.ModuleList(enlarge), nn.ModuleList(smooth)
 
     def forward(
         self, grid: Tensor, maps: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> Tensor:
         """The map to enlarge (N,D,h,w), all maps, and sizes of images -> pixels (N,D,h',w')."""
-        layers = zip(self.steps, self.laterals, self.levels, self.strides, strict=True)
-        for (enlarge, smooth, norm), lateral, level, stride in layers:
-            grid = enlarge(grid)
+        layers = zip(self.enlarge, self.laterals, self.smooth, strict=True)
+        for i, (enlarge, lateral, smooth) in enumerate(layers):
+            grid, level = enlarge(grid), self.levels[i]
             if level is not None:
                 grid = grid + lateral(maps[level])
             # padding is 0, as it is beyond the map of an image alone
-            grid = norm(smooth(F.gelu(grid) * inside(sizes, stride, grid)))
+            grid = smooth(F.gelu(grid) * inside(sizes, self.strides[i], grid))
         return grid
 
 
