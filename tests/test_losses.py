@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from wsis.losses import (
     box_loss,
     correlation_loss,
+    dice_loss,
     image_loss,
     instance_activation,
     log_mean_exp,
@@ -75,6 +76,19 @@ def test_mask_loss_by_hand_and_empty():
     mask_loss(logits[:0], targets[:0]).backward()
     assert logits.grad is not None
     assert not logits.grad.any()
+
+
+def test_dice_loss_by_hand_and_at_its_ends():
+    logits = torch.tensor([[math.log(3), -50.0, 0.0], [50.0, 50.0, -50.0]])
+    targets = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
+    first = 1 - (2 * 0.75 + 1) / (0.75 + 0.5 + 2 + 1)
+    assert dice_loss(logits, targets).item() == pytest.approx(first / 2)
+    assert dice_loss(logits[1:], targets[1:]).item() == pytest.approx(0, abs=1e-6)
+    wrong = dice_loss(-logits[1:], targets[1:]).item()
+    assert wrong == pytest.approx(1 - 1 / (1 + 2 + 1))
+    nothing = torch.zeros(0, 5, requires_grad=True)
+    dice_loss(nothing, torch.zeros(0, 5)).backward()
+    assert nothing.grad is not None
 
 
 @pytest.mark.parametrize("tau", [0.5, 5.0, 50.0])

@@ -19,6 +19,7 @@ __all__ = [
     "CorrelationGradient",
     "box_loss",
     "correlation_loss",
+    "dice_loss",
     "image_loss",
     "instance_activation",
     "log_mean_exp",
@@ -105,6 +106,20 @@ def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """
     total = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
     return total / max(logits.numel(), 1)
+
+
+def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean over masks of 1 - (2 p t + 1) / (p + t + 1), sums over points.
+
+    Milletari et al., 3DV 2016, as Mask2Former has it, with one point more on either side.
+
+    Args:
+        logits: (K,P) at points of each mask.
+        targets: (K,P) in [0, 1].
+    """
+    filled = logits.sigmoid()
+    alike = (2 * (filled * targets).sum(1) + 1) / (filled.sum(1) + targets.sum(1) + 1)
+    return (1 - alike).sum() / max(len(logits), 1)
 
 
 def instance_activation(probabilities: Tensor, tau: float = 5.0) -> Tensor:

@@ -128,7 +128,7 @@ def paste(
     """Resample masks over their boxes, threshold and encode them, one at a time.
 
     Args:
-        probabilities: (N,h,w) in [0, 1].
+        probabilities: (N,h,w) in [0, 1]; or logits, with a threshold of 0.
         boxes: (N,4) image pixels.
         size: (H, W) of the image.
         threshold: lowest probability of a mask pixel.
