@@ -36,16 +36,16 @@ def test_settings_are_laid_over_those_below():
     assert laid_over(None, "model", {"width": 4}) == {"width": 4}
 
 
-def test_groups_in_files_are_laid_over_those_below():
+def test_groups_from_python_are_laid_over_those_below_and_those_of_files_replace_them():
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--wandb.group", type=dict, default={})
 
-    def over(below, merge=True, **group):
+    def over(below, merge=False, **group):
         return overlay(parser, {"wandb": {"group": group}}, "a.yaml", below, merge)
 
     below = over(None, steps=9, lr=0.1)
-    assert over(below, steps=5).wandb.group == {"steps": 5, "lr": 0.1}
-    assert over(below, merge=False, steps=5).wandb.group == {"steps": 5}
+    assert over(below, merge=True, steps=5).wandb.group == {"steps": 5, "lr": 0.1}
+    assert over(below, steps=5).wandb.group == {"steps": 5}
 
 
 @pytest.mark.slow

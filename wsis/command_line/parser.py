@@ -79,7 +79,7 @@ def overlay(
     config: Config,
     place: str,
     below: Namespace | None = None,
-    merge: bool = True,
+    merge: bool = False,
 ) -> Namespace:
     """Parse the settings of a file on top of those below.
 
@@ -230,10 +230,9 @@ class CLI(LightningCLI):
         below = None
         for path in self.files:
             config = self._for_this(read_config(path, self.typed), path)
-            of_run = {"seed_everything", "trainer", "data", "model"} <= config.keys()  # is complete
-            below = overlay(parser, config, str(path), below, not of_run)
+            below = overlay(parser, config, str(path), below)
         if self.given:
-            below = overlay(parser, self.given, "the settings given", below)
+            below = overlay(parser, self.given, "the settings given", below, merge=True)
         if self.help:
             parser.set_defaults({k: v for k, v in (below or {}).items() if k != "config"})
             print(parser.format_help(), end="")
