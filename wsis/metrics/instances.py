@@ -177,7 +177,7 @@ class VOCAP(Metric):
         iou = np.where(labels[:, None] == wanted, iou, -1.0)
         if not iou.size:
             return hits
-        order = np.argsort(-prediction.scores.detach().cpu().numpy(), kind="stable")
+        order = np.argsort(-prediction.scores.detach().float().cpu().numpy(), kind="stable")
         best, highest = iou[order].argmax(1), iou[order].max(1)
         crowd = truth.crowd.cpu().numpy()
         for column, lowest in enumerate(self.ious):
