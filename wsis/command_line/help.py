@@ -60,7 +60,7 @@ def list_names(verb: str, kinds: Sequence[str]) -> str:
     lines = [f"{usage} [--config FILE ...]"]
     for kind in kinds:
         lines += ["", f"--{kind} NAME, one of:"]
-        lines += [f"  {name:<14}{registry.summary(kind, name)}" for name in registry.names(kind)]
+        lines += [f"  {name:<18}{registry.summary(kind, name)}" for name in registry.names(kind)]
     lines += ["", f"settings: python -m wsis.{verb} --model NAME --help"]
     lines += ["more: --help data, --help trainer, --help wandb"]
     return "\n".join(lines)
