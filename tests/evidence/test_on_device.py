@@ -39,6 +39,7 @@ def same(found: Tensor, expected: np.ndarray) -> float:
     return (found.cpu().numpy() == expected).mean()
 
 
+@pytest.mark.skipif(cv2.__version__ < "5", reason="before 5, OpenCV samples at 1/32 of a pixel")
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("given", ["none", "sure", "both"])
 @pytest.mark.parametrize("centred", [True, False])
