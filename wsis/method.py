@@ -120,7 +120,8 @@ class Method(pl.LightningModule):
                     "--data.augment.crop 1 --data.augment.jitter 1 and one short side, or leave it "
                     "out"
                 )
-            self.print(f"features of {backbone.name} are kept in {backbone.keep_features()}")
+            if backbone.store is None:  # weights are hashed and the place is told once
+                self.print(f"features of {backbone.name} are kept in {backbone.keep_features()}")
 
     def on_fit_start(self) -> None:
         """Raise InputError for a backbone whose features are random and stay so."""

@@ -162,6 +162,7 @@ def test_a_second_run_computes_none_and_ends_as_the_first(cache, tmp_path, monke
         assert torch.equal(value, states[1]["state_dict"][name]), name
 
 
-def test_images_that_vary_are_refused(cache, tmp_path):
+@pytest.mark.parametrize("augment", [{"jitter": 1.5}, {"contrast": [0.5, 1.5]}])
+def test_images_that_vary_are_refused(cache, tmp_path, augment):
     with pytest.raises(InputError, match=r"backbone\.stored needs .* --data\.augment\.jitter 1"):
-        train(tmp_path, "varied", jitter=1.5)
+        train(tmp_path, "varied", **augment)

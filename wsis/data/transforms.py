@@ -76,8 +76,9 @@ class Augment:
     @property
     def only_flips(self) -> bool:
         """Whether an image looks the same in every epoch, but for flips."""
-        same = self.crop == 1 and self.jitter == 1 and not self.scales
-        return same and len(self.short_sides) <= 1
+        same_colours = self.jitter == 1 and not self.brightness and not self.contrast
+        same_size = self.crop == 1 and not self.scales and len(self.short_sides) <= 1
+        return same_colours and same_size
 
 
 PHOTOGRAPHS = Augment(short_sides=tuple(range(480, 1217, 32)), max_side=2000, crop=0.9, jitter=1.5)

@@ -214,6 +214,7 @@ class Backbone(nn.Module):
         names = self.state_dict()
         known = {name: value for name, value in state.items() if name in names}
         load_state(self, known, self.name, str(path))
+        self.store = None  # of the weights before
         self._freeze(every_norm=True)
         self.is_random = False
 

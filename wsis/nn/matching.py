@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-__all__ = ["costs", "match", "random_points", "sample", "uncertain_points"]
+__all__ = ["WEIGHTS", "costs", "match", "random_points", "sample", "uncertain_points"]
 
-_WEIGHTS = (2.0, 5.0, 5.0)
+WEIGHTS = {"class": 2.0, "mask": 5.0, "dice": 5.0}
+"""Of the terms of a cost and, alike, of the losses."""
 _OVERSAMPLED, _UNCERTAIN = 3, 0.75  # PointRend's k and beta
 
 
@@ -75,7 +76,7 @@ def costs(classes: Tensor, masks: Tensor, labels: Tensor, truth: Tensor) -> Tens
     filled = masks.sigmoid()
     sizes = filled.sum(1)[:, None] + truth.sum(1)
     dice = 1 - (2 * filled @ truth.T + 1) / (sizes + 1)
-    terms = zip(_WEIGHTS, (-probability, cross_entropy, dice), strict=True)
+    terms = zip(WEIGHTS.values(), (-probability, cross_entropy, dice), strict=True)
     return torch.stack([weight * term for weight, term in terms]).sum(0)
 
 

@@ -12,7 +12,7 @@ predicts each object once and needs neither anchors nor suppression.
 | M_{l-1}, Mask2Former eqs. (2)-(3) | `_attended` | masked attention |
 | P_mask, EoMT section 3.3 | `mask_share` | probability of it, annealed to 0 block by block |
 | K, Mask2Former section 3.3 | `points` | points of each mask in matching and losses |
-| lambda_ce, lambda_dice, Mask2Former section 4.1 | `_WEIGHTS` | 5 and 5, and 2 for the class |
+| lambda_ce, lambda_dice, Mask2Former section 4.1 | `WEIGHTS` | 5 and 5, and 2 for the class |
 | lambda_cls of "no object", section 4.1 | `no_object` | 0.1 |
 
 Different from the papers: queries start at fixed points of the image, with the token there added to
@@ -37,14 +37,13 @@ from wsis.method import Method, filled
 from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.nn.mask_decoder import Found, MaskDecoder
 from wsis.nn.masks import paste
-from wsis.nn.matching import match, random_points, sample, uncertain_points
+from wsis.nn.matching import WEIGHTS, match, random_points, sample, uncertain_points
 from wsis.nn.optimisation import Optimisation, optimise
 from wsis.nn.views import Inference, image_views
 from wsis.types import Batch, Prediction, Sample, Target, size_of
 
 __all__ = ["MaskTransformer"]
 
-_WEIGHTS = {"class": 2.0, "mask": 5.0, "dice": 5.0}
 _SKIPPED = -100
 
 _BACKBONE = BackboneSettings("resnet50", output_stride=32, frozen_stages=2)
@@ -125,7 +124,7 @@ class MaskTransformer(Method):
             each = [self._losses_of(step, sizes, targets) for step in found]
         return {
             name: weight * torch.stack([losses[name] for losses in each]).sum()
-            for name, weight in _WEIGHTS.items()
+            for name, weight in WEIGHTS.items()
         }
 
     def _losses_of(
