@@ -47,7 +47,7 @@ def run(verb: str, words: list[str], environment: dict[str, str], folder: Path) 
 
 
 def test_help_finds_the_example(installed, tmp_path):
-    assert "  wsddn         WSDDN (Bilen and Vedaldi" in run("fit", ["--help"], installed, tmp_path)
+    assert "WSDDN (Bilen and Vedaldi" in run("fit", ["--help"], installed, tmp_path)
     assert "--model.lr 0.001" in run("fit", ["--model", "wsddn", "--help"], installed, tmp_path)
 
 
