@@ -38,6 +38,7 @@ from wsis.reports.table import (
     write_into,
 )
 from wsis.runs.loggers import WandB
+from wsis.runs.progress import say_notes
 
 __all__ = ["compare_runs", "main"]
 
@@ -102,6 +103,7 @@ def compare_runs(
     known: dict[str, EvaluationSet] = {}
     sets = {folder: read_evaluation_set(read_run(folder), split, known) for folder in folders}
     check_alike(list(sets.items()))
+    say_notes(*(known_set.index for known_set in sets.values()))
     for number, folder in enumerate(folders, 1):
         if not _is_evaluated(folder, split):
             which = f"{number} of {len(folders)}"

@@ -11,7 +11,8 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from types import MappingProxyType
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -23,6 +24,7 @@ from wsis.errors import InputError
 from wsis.metrics import Evaluation
 from wsis.nn.backbone import Backbone
 from wsis.types import Batch, Prediction, Sample
+from wsis.values import Ranges, check_ranges
 
 __all__ = ["Method", "Stages", "describe_supervision", "filled", "tagged"]
 
@@ -76,6 +78,8 @@ class Method(pl.LightningModule):
 
     data_settings: tuple[str, ...] = ()
     """Constructor arguments that only select data in `training_data`; its fingerprint has them."""
+    ranges: ClassVar[Ranges] = MappingProxyType({})
+    """What numbers constructor arguments may be; checked by `save_hyperparameters`."""
 
     @classmethod
     def check_data(cls, data: Any, settings: Mapping[str, Any]) -> None:
@@ -90,12 +94,24 @@ class Method(pl.LightningModule):
         """Save hyperparameters as Lightning does, but groups of settings as dictionaries.
 
         Checkpoints then hold plain values only.
+
+        Raises:
+            InputError: a number is not in its range.
         """
         options.setdefault("frame", inspect.currentframe().f_back)  # type: ignore[union-attr]
         super().save_hyperparameters(*names, **options)
         for name, value in self.hparams.items():
             self.hparams[name] = registry.as_dict(value)
         self._hparams_initial = copy.deepcopy(self.hparams)
+        check_ranges(type(self).__name__, self.hparams, self.ranges)
+
+    def idle(self) -> dict[str, str]:
+        """Return the constructor arguments that have no effect beside the others.
+
+        The reason of each ends a sentence: {"alpha": "with heads [weak]"}. Whoever gives one of
+        them is told so; those of a recipe are not counted.
+        """
+        return {}
 
     def treat_as(self, model: Method) -> None:
         """Take the declared attributes of a model that this one wraps, so that data fit it."""

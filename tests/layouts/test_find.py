@@ -292,3 +292,21 @@ def test_fractions_where_pixels_belong(photos, read, shape):
     (root / "metadata.jsonl").write_text(json.dumps({"file_name": "a.jpg", "objects": box}))
     with pytest.raises(InputError, match="lie between 0 and 1; multiply them"):
         read(root)
+
+
+def voc(*corners: float) -> str:
+    sides = zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
+    box = "".join(f"<{name}>{value}</{name}>" for name, value in sides)
+    return (
+        "<annotation><filename>a.jpg</filename><object><name>cat</name>"
+        f"<bndbox>{box}</bndbox></object></annotation>"
+    )
+
+
+def test_fractions_where_xml_has_pixels(photos, read):
+    root = photos("a.jpg")
+    (root / "a.xml").write_text(voc(0.1, 0.2, 0.5, 1))
+    with pytest.raises(InputError, match="lie between 0 and 1; multiply them"):
+        read(root)
+    (root / "a.xml").write_text(voc(1, 1, 1, 1))  # the first pixel
+    assert read(root).annotations[1][0]["bbox"] == [0, 0, 1, 1]

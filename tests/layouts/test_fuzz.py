@@ -1,8 +1,12 @@
-"""Whatever is in a label file, reading gives an index or one line."""
+"""Whatever is in a label file, reading gives an index or one line.
+
+WSIS_FUZZ=10000 sets the number of files of each kind.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import string
 import warnings
 from pathlib import Path
@@ -15,6 +19,8 @@ from PIL import Image
 from wsis.errors import InputError
 from wsis.layouts.find import read_split
 from wsis.types import Index
+
+pytestmark = pytest.mark.timeout(0 if "WSIS_FUZZ" in os.environ else 300)
 
 BOX = {"x": 25, "y": 32, "width": 30, "height": 24}
 REGION = {
@@ -130,7 +136,7 @@ def texts(draw: st.DrawFn) -> tuple[str, bytes]:
 
 
 FAST = settings(
-    max_examples=80,
+    max_examples=int(os.environ.get("WSIS_FUZZ", 80)),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from jsonargparse import ArgumentError
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from wsis.errors import InputError
 
-__all__ = ["gist", "plain_errors", "quiet", "quietly"]
+__all__ = ["plain_errors", "quiet", "quietly"]
 
 LOUD = {
     "pytorch_lightning": logging.WARNING,
@@ -69,28 +68,6 @@ def _starved(message: str) -> str:
     if re.search(r"(CUDA|MPS|HIP|XPU).* out of memory|can't allocate memory", message):
         return "out of memory; use smaller batches or images, or fewer proposals"
     return ""
-
-
-def gist(error: ArgumentError) -> str:
-    """Return the one thing to know of jsonargparse's paragraph about a value."""
-    text = re.sub(r"<class ('.*?')>", r"\1", str(error)).replace("typing.", "")
-    named = re.search(r"""(?:Parser key|Key|Option) ["']([\w.]+)["']""", text)
-    if named and "required" in text:
-        return f"give --{named[1]}"
-    value = re.search(r"(?:Given|Got) value: (.*)", text)
-    nested = re.search(r"NestedArg\(key='(\w+)'", text)
-    if named and nested:
-        return f"--{named[1]} has no setting '{nested[1]}'"
-    union = re.search(r"Subtypes: \[(.*)\]", text)
-    if named and value and union:
-        return f"--{named[1]} {value[1]}: expected one of {union[1][:200]}"
-    expected = re.search(r"Expected an? (.*?)\. Got value", text)
-    if named and value and expected:
-        return f"--{named[1]} {value[1]}: expected {expected[1]}"
-    limit = re.search(r"Not of type \w+: (.*)", text)
-    if named and limit:
-        return f"--{named[1]}: {limit[1]}"
-    return " ".join(text.split())[:300]
 
 
 def _stop(code: int, line: str) -> NoReturn:

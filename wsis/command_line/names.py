@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
+from wsis.data.module import DataModule
 from wsis.errors import InputError
+from wsis.method import Method
 from wsis.registry import suggest
+from wsis.values import check_idle
 
-__all__ = ["check_known"]
+__all__ = ["check_effects", "check_known"]
 
 ELSEWHERE = MappingProxyType(
     {
@@ -28,6 +32,19 @@ def check_known(name: str, known: Collection[str], place: str = "") -> None:
     parts = name.removesuffix("+").split(".")
     if not any(".".join(parts[: i + 1]) in known for i in range(len(parts))):
         raise InputError(f"unknown setting '{name}'{place}{_meant(name, known)}")
+
+
+def check_effects(made: Mapping[str, Any], typed: Sequence[str]) -> None:
+    """Raise InputError for a setting of model or data that was typed and has no effect.
+
+    Args:
+        made: model and data, by their section.
+        typed: dotted names of settings.
+    """
+    for kind, thing in made.items():
+        if isinstance(thing, Method | DataModule):
+            own = [name[len(kind) + 1 :] for name in typed if name.startswith(f"{kind}.")]
+            check_idle(kind, own, thing.idle())
 
 
 def _meant(name: str, known: Collection[str]) -> str:

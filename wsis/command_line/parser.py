@@ -21,8 +21,7 @@ from pytorch_lightning.loggers import Logger
 
 from wsis import registry
 from wsis.command_line.help import Help, list_names
-from wsis.command_line.messages import gist
-from wsis.command_line.names import check_known
+from wsis.command_line.names import check_effects, check_known
 from wsis.command_line.settings import (
     Config,
     arrange,
@@ -39,6 +38,7 @@ from wsis.errors import InputError
 from wsis.method import Method
 from wsis.runs.loggers import CSV, WandB
 from wsis.runs.progress import Bar, Lines, title
+from wsis.values import gist
 
 __all__ = ["CLI", "Help", "overlay", "parse"]
 
@@ -297,6 +297,9 @@ class CLI(LightningCLI):
                 raise error.__cause__ from None
             raise
         self.model, self.datamodule = self.config_init.get("model"), self.config_init.get("data")
+        typed = [word[2:].partition("=")[0] for word in self.words if word.startswith("--")]
+        given = [*typed, *_dotted(self.given, _keys(self.parser))]
+        check_effects({"model": self.model, "data": self.datamodule}, given)
 
     def _ask_data(self, data: Any, name: str, model: type[Any]) -> Any:
         """Return what a model asks of the data, which are looked at before weights are fetched."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wsis.errors import InputError
+from wsis.values import COUNT, WHOLE, check_ranges
 
 __all__ = ["Loading"]
 
@@ -25,7 +25,4 @@ class Loading:
 
     def __post_init__(self) -> None:
         """Raise InputError for impossible counts."""
-        if self.batch_size < 1 or self.workers < 0 or self.seed < 0:
-            raise InputError(
-                f"{self}: batch_size must be at least 1, workers and seed not negative"
-            )
+        check_ranges("loading", vars(self), {COUNT: ("batch_size",), WHOLE: ("workers", "seed")})

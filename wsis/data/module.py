@@ -26,6 +26,7 @@ from wsis.errors import InputError
 from wsis.fingerprint import digest
 from wsis.method import Method
 from wsis.types import Batch, Index, Record
+from wsis.values import COUNT, check_ranges
 
 if TYPE_CHECKING:
     from wsis.proposals.file import ProposalFile
@@ -68,6 +69,7 @@ class DataModule(pl.LightningDataModule):
         loading: Loading = _LOADING,
     ) -> None:
         super().__init__()
+        check_ranges("data", {"max_proposals": max_proposals}, {COUNT: ("max_proposals",)})
         self.name, self.folder = name, Path(folder)
         self.relabelled = Path(labels) if labels else None
         self.proposals, self.max_proposals = proposals, max_proposals
@@ -89,6 +91,10 @@ class DataModule(pl.LightningDataModule):
         except InputError as error:
             content = str(error)
         return f"{type(self).__name__}({str(self.folder)!r}: {content})"
+
+    def idle(self) -> dict[str, str]:
+        """Return the constructor arguments that have no effect beside the others, as `Method`'s."""
+        return {f"augment.{name}": reason for name, reason in self.augment.idle().items()}
 
     def read(self, split: str) -> Index:
         """Read the index of a split from disk."""

@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional
 
 from wsis.errors import InputError
 from wsis.types import Proposals, View
+from wsis.values import COUNT, FRACTION, NOT_NEGATIVE, PART, POSITIVE, Range, check_ranges
 
 __all__ = [
     "PHOTOGRAPHS",
@@ -25,6 +26,15 @@ __all__ = [
     "recolour",
     "visible",
 ]
+
+_RANGES = {
+    COUNT: ("short_sides", "max_side"),
+    PART: ("crop",),
+    FRACTION: ("flip", "recoloured"),
+    POSITIVE: ("scales", "brightness", "contrast"),
+    NOT_NEGATIVE: ("min_proposal_side",),
+    Range(1): ("jitter",),
+}
 
 
 @dataclass(frozen=True)
@@ -57,21 +67,28 @@ class Augment:
 
     def __post_init__(self) -> None:
         """Raise InputError for impossible values."""
-        sizes = (*self.short_sides, self.max_side)
-        if min(sizes) < 1 or not 0 < self.crop <= 1 or not 0 <= self.flip <= 1 or self.jitter < 1:
-            raise InputError(
-                f"{self}: sides must be at least 1, crop in (0, 1], flip in [0, 1], jitter at "
-                "least 1"
-            )
-        if not 0 <= self.recoloured <= 1:
-            raise InputError(f"{self}: recoloured must be in [0, 1]")
+        check_ranges("augment", vars(self), _RANGES)
         for name in ("scales", "brightness", "contrast"):
             span = getattr(self, name)
-            if span and not (len(span) == 2 and 0 < span[0] <= span[1]):
+            if span and not (len(span) == 2 and span[0] <= span[1]):
                 raise InputError(
-                    f"{self}: {name} must be two factors above 0, the least and the largest, such "
-                    "as 0.5 and 1.5"
+                    f"augment: {name} {list(span)}: give two factors, the least and the largest, "
+                    "such as [0.5, 1.5]"
                 )
+        if self.short_sides and min(self.short_sides) > self.max_side:
+            raise InputError(
+                f"augment: short_sides {list(self.short_sides)}: all are longer than max_side "
+                f"{self.max_side}; give shorter ones, or a larger max_side"
+            )
+
+    def idle(self) -> dict[str, str]:
+        """Return the settings that have no effect beside the others, each with the reason."""
+        found = {}
+        if self.scales:
+            found |= dict.fromkeys(("short_sides", "crop"), "with augment.scales")
+        if not self.brightness and not self.contrast:
+            found["recoloured"] = "without augment.brightness or augment.contrast"
+        return found
 
     @property
     def only_flips(self) -> bool:

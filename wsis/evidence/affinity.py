@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.nn.checkpoint import read_checkpoint
 from wsis.nn.regions import enlarge
 from wsis.types import Batch, size_of
+from wsis.values import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, Range, Ranges
 
 __all__ = [
     "AffinityNet",
@@ -63,6 +64,14 @@ class AffinityNet(Method):
     """
 
     needs_proposals = False
+    ranges: ClassVar[Ranges] = {
+        COUNT: ("min_stride",),
+        Range(4, whole=True): ("width",),
+        Range(2, whole=True): ("radius",),
+        FRACTION: ("foreground_threshold", "background_threshold"),
+        POSITIVE: ("lr",),
+        NOT_NEGATIVE: ("weight_decay",),
+    }
 
     def __init__(
         self,
@@ -79,9 +88,12 @@ class AffinityNet(Method):
         super().__init__()
         backbone = replace(filled(_BACKBONE, backbone), weights="none", frozen_stages=5)
         self.save_hyperparameters()
-        if radius < 2:
+        if width % 4:
+            raise InputError(f"width {width}: give a multiple of 4")
+        if background_threshold > foreground_threshold:
             raise InputError(
-                f"radius {radius}: no cell has a neighbour nearer than that; give at least 2"
+                f"background_threshold {background_threshold}: above foreground_threshold "
+                f"{foreground_threshold}; give a smaller one"
             )
         self.backbone = Backbone(backbone)
         self.head = nn.Conv2d(self.backbone.channels, num_classes, 1).requires_grad_(False)

@@ -25,6 +25,7 @@ from wsis.generate.backgrounds import Backgrounds, found_in
 from wsis.generate.captions import Captioner, read_captions
 from wsis.generate.pictures import Painter
 from wsis.generate.similarity import Clip
+from wsis.runs.progress import say_notes
 from wsis.types import Index
 
 __all__ = ["generate", "main"]
@@ -190,7 +191,9 @@ def _images(folder: Path | None, data: Any, limit: int | None) -> dict[str, Path
     """Return the paths of the images to caption, by their names relative to their folder."""
     if limit is not None and limit < 1:
         raise InputError(f"--limit {limit}: give at least 1")
-    paths = list(_paths(data.index("train") if folder is None else index_of_folder(folder)).items())
+    index = data.index("train") if folder is None else index_of_folder(folder)
+    say_notes(index)
+    paths = list(_paths(index).items())
     count = min(limit or len(paths), len(paths))
     return dict(paths[i * len(paths) // count] for i in range(count))
 

@@ -207,6 +207,8 @@ def _of(
             f'--data.{flag} "{names[0]}"'
         )
     if found:
+        if given is None:
+            _refuse_strays(*found[0])
         return found[0]
     for source in sources:
         if class_folders.LAYOUT.matches(source):
@@ -219,6 +221,23 @@ def _of(
         f"{given} has no known layout; known are "
         f"{', '.join(f'{layout.name} ({layout.example})' for layout in LAYOUTS)}"
     )
+
+
+def _refuse_strays(layout: Layout, source: Source) -> None:
+    """Raise InputError for label files of some images only, in folders that may be classes."""
+    if not layout.suffix or not source.path.is_dir() or not class_folders.LAYOUT.matches(source):
+        return
+    files = source.of_kind(layout.suffix)
+    pictures = [path for path in source.files if path.suffix.lower() in SUFFIXES]
+    if len(files) < len(pictures):
+        pattern = _written(layout, source, source.root)
+        flag = "labels" if source.split == "train" else "val_labels"
+        labels = f"{counted(len(files), 'label file')} in {layout.name} format"
+        raise InputError(
+            f"{source.path} has folders of classes and {labels}, such as {files[0]}, for "
+            f"{counted(len(pictures), 'image')}; if the folders are the classes, delete the label "
+            f'files, else give --data.{flag} "{pattern}"'
+        )
 
 
 def _fitting(source: Source) -> list[Layout]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from wsis.data.index import refuse_fractions
 from wsis.layouts.labels import Labels, Layout, Photo, Source, read_text, refuse_damaged, size_of
 from wsis.layouts.shapes import around, outline, turned
 from wsis.layouts.xml import Element, number_of, parse_xml, text_of
@@ -39,7 +40,11 @@ def _read(source: Source) -> Labels:
     if _list(source).is_file():
         stems = {line.split()[0] for line in read_text(_list(source)).splitlines() if line.strip()}
         files = [path for path in files if path.stem in stems]
-    return Labels([_photo(path, source.path) for path in files], source.path)
+    photos = [_photo(path, source.path) for path in files]
+    boxes = [annotation["bbox"] for photo in photos for annotation in photo.objects]
+    ends = ({"bbox": [x + width, y + height]} for x, y, width, height in boxes)
+    refuse_fractions(ends, source.path)  # their beginnings, counted from 1, are below 0
+    return Labels(photos, source.path)
 
 
 def _photo(path: Path, folder: Path) -> Photo:

@@ -30,7 +30,7 @@ Where we differ from both:
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,7 @@ from wsis.nn.masks import of_class
 from wsis.nn.optimisation import Optimisation, optimise
 from wsis.parts.mask_rcnn import MaskRCNN
 from wsis.types import Batch, Prediction, Sample, Target
+from wsis.values import COUNT, FRACTION, NOT_NEGATIVE, Ranges, check_arguments
 
 __all__ = ["BoxInst"]
 
@@ -68,6 +69,11 @@ class BoxInst(Method):
 
     supervision = frozenset({"tags", "boxes"})
     needs_proposals = False
+    ranges: ClassVar[Ranges] = {
+        COUNT: ("dilation",),
+        NOT_NEGATIVE: ("pairwise_weight",),
+        FRACTION: ("pairwise_warmup", "threshold"),
+    }
 
     def __init__(
         self,
@@ -84,8 +90,15 @@ class BoxInst(Method):
         backbone = filled(_BACKBONE, backbone)
         self.optimisation = optimisation = filled(_OPTIMISATION, optimisation)
         self.save_hyperparameters()
+        own = ("num_classes", "backbone", "optimisation")  # settings of BoxInst itself
+        check_arguments(MaskRCNN, "model.network", network or {}, without=own)
         self.network = MaskRCNN(num_classes, backbone, **(network or {}))
         self.warmup_steps = 0.0
+
+    def idle(self) -> dict[str, str]:
+        """Return the settings that have no effect beside the others, each with the reason."""
+        names = () if self.hparams["pairwise_weight"] else ("threshold", "dilation")
+        return dict.fromkeys(names, "with pairwise_weight 0")
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """L = L_detector + L_proj + L_pairwise, eq. (2)."""

@@ -7,7 +7,7 @@ with proposals as in the "CAM + MCG" rows of the papers' tables.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -21,9 +21,10 @@ from wsis.nn.backbone import BackboneSettings
 from wsis.nn.masks import run_lengths, segment_masks
 from wsis.nn.mil import detect
 from wsis.nn.regions import enlarge
-from wsis.nn.views import Inference, image_views
+from wsis.nn.views import Inference, check_sides, image_views
 from wsis.parts.classifier import Classifier, MapPooling
 from wsis.types import RLE, Batch, Prediction, Proposals, Sample, size_of
+from wsis.values import COUNT, FRACTION, PART, POSITIVE, WHOLE, Ranges
 
 __all__ = ["CAM"]
 
@@ -46,6 +47,13 @@ class CAM(Method):
     """
 
     needs_segments = True
+    ranges: ClassVar[Ranges] = {
+        POSITIVE: ("lr",),
+        PART: ("threshold",),
+        FRACTION: ("nms",),
+        WHOLE: ("test_side",),
+        COUNT: ("test_max_side",),
+    }
 
     def __init__(
         self,
@@ -61,6 +69,7 @@ class CAM(Method):
         super().__init__()
         backbone = filled(_BACKBONE, backbone)
         self.save_hyperparameters()
+        check_sides(test_side, test_max_side)
         self.classifier = Classifier(num_classes, backbone, pooling, lr=lr)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:

@@ -32,6 +32,7 @@ from wsis.nn._weights import (
 )
 from wsis.nn.feature_store import FeatureStore
 from wsis.nn.resnet_ws import ResNetWS, released_weights
+from wsis.values import FRACTION, POSITIVE, check_ranges
 
 __all__ = ["Backbone", "BackboneSettings", "weights_follow"]
 
@@ -85,12 +86,13 @@ class BackboneSettings:
     stored: bool = False
 
     def __post_init__(self) -> None:
-        """Raise InputError if no network has this stride or this number of stages."""
+        """Raise InputError for impossible numbers, such as a stride that no network has."""
         if self.output_stride not in (8, 16, 32) or not 0 <= self.frozen_stages <= 5:
             raise InputError(
                 f"backbone output_stride {self.output_stride}, frozen_stages {self.frozen_stages}: "
                 "give a stride of 8, 16 or 32, and 0 to 5 stages"
             )
+        check_ranges("backbone", vars(self), {FRACTION: ("mean",), POSITIVE: ("std",)})
 
     def shared(self, *more: str) -> dict[str, Any]:
         """Return the settings that define weights and input, and those named in `more`."""
@@ -152,6 +154,11 @@ class Backbone(nn.Module):
             load_state(self, checkpoint, name, weights)
         self._frozen = _leading_modules(network, settings.frozen_stages, name)
         self._freeze(every_norm=weights != "none")
+        if settings.stored and not self.frozen:
+            raise InputError(
+                f"backbone.stored keeps features of a frozen network, and {name} is trained; give "
+                "frozen_stages 5, or leave stored out"
+            )
         self.is_random = weights == "none"
         """Whether no weights were ever loaded."""
         self.store: FeatureStore | None = None

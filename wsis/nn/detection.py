@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from wsis.losses import box_loss, refinement_loss
 from wsis.nn.mil import Match, MILHead, Pseudo, RefinementHead, decode, encode, match, mine
+from wsis.values import COUNT, check_ranges
 
 __all__ = [
     "Detection",
@@ -40,6 +41,10 @@ class HeadWidths:
     hidden: int = 4096
     features: int = 4096
     mask: int = 256
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a width below 1."""
+        check_ranges("widths", vars(self), {COUNT: ("hidden", "features", "mask")})
 
 
 class Detection(NamedTuple):

@@ -13,7 +13,15 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 
-__all__ = ["Optimisation", "optimise", "rate"]
+from wsis.values import FRACTION, NOT_NEGATIVE, POSITIVE, check_ranges
+
+__all__ = ["Optimisation", "falling", "optimise", "rate"]
+
+_RANGES = {
+    POSITIVE: ("lr",),
+    NOT_NEGATIVE: ("weight_decay",),
+    FRACTION: ("warmup", "decay_at"),
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,10 @@ class Optimisation:
     warmup: float = 0.0
     weight_decay: float = 5e-4
     decay_at: tuple[float, ...] = (0.7,)
+
+    def __post_init__(self) -> None:
+        """Raise InputError for impossible numbers."""
+        check_ranges("optimisation", vars(self), _RANGES)
 
 
 def optimise(module: pl.LightningModule, settings: Optimisation) -> Any:
@@ -67,3 +79,8 @@ def rate(step: int, steps: int, warmup: float, decay_at: Sequence[float]) -> flo
     """
     rising = min(1.0, (step + 1) / (warmup * steps)) if warmup else 1.0
     return rising * 0.1 ** sum(step >= round(at * steps) for at in decay_at)
+
+
+def falling(step: int, steps: int, warmup: float) -> float:
+    """Return the factor that rises as in `rate`, and falls to 0 with a power of 0.9."""
+    return rate(step, steps, warmup, ()) * max(0.0, 1 - step / steps) ** 0.9

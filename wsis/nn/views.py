@@ -10,16 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wsis.errors import InputError
 from wsis.images.scale import scaled_size
 from wsis.nn.detection import Detection
 from wsis.nn.mil import decode
 from wsis.nn.regions import pool
 from wsis.types import Proposals, Sample, View
+from wsis.values import COUNT, FRACTION, check_ranges
 
 __all__ = [
     "ImageView",
     "Inference",
     "average",
+    "check_sides",
     "image_views",
     "mean_masks",
     "over_views",
@@ -42,6 +45,19 @@ class Inference:
     short_sides: tuple[int, ...] = (480, 576, 672, 768, 864, 960, 1056, 1152)
     flip: bool = True
     nms: float = 0.3
+
+    def __post_init__(self) -> None:
+        """Raise InputError for impossible numbers."""
+        check_ranges("inference", vars(self), {COUNT: ("short_sides",), FRACTION: ("nms",)})
+
+
+def check_sides(test_side: int, test_max_side: int) -> None:
+    """Raise InputError if a short side (px) is longer than the longest side that is allowed."""
+    if test_side > test_max_side:
+        raise InputError(
+            f"test_side {test_side}: longer than test_max_side {test_max_side}; give a shorter "
+            "one, or a larger test_max_side"
+        )
 
 
 class ImageView(NamedTuple):

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +27,17 @@ from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.nn.views import resize
 from wsis.runs.stage import Stage
 from wsis.types import Batch
+from wsis.values import NOT_NEGATIVE, POSITIVE, WHOLE, Ranges
 
-__all__ = ["Classifier", "pretrain"]
+__all__ = ["SET_FOR_EACH", "Classifier", "pretrain"]
 
+SET_FOR_EACH = MappingProxyType(
+    dict.fromkeys(
+        ("backbone.feature_level", "backbone.frozen_stages", "backbone.stored"),
+        "as each network has its own: give it to pretraining.backbone or segmentor.backbone",
+    )
+)
+"""Settings of a backbone that several networks share, by the reason that they have no effect."""
 MapPooling = Literal["average", "lse", "max"]
 
 _BACKBONE = BackboneSettings("resnet50", output_stride=16, frozen_stages=1)
@@ -56,6 +65,11 @@ class Classifier(Method):
 
     needs_proposals = False
     main_metrics = ("mAP", "top1")
+    ranges: ClassVar[Ranges] = {
+        POSITIVE: ("sharpness", "lr"),
+        NOT_NEGATIVE: ("weight_decay",),
+        WHOLE: ("test_side",),
+    }
 
     def __init__(
         self,
@@ -73,13 +87,16 @@ class Classifier(Method):
         super().__init__()
         backbone = filled(_BACKBONE, backbone)
         self.save_hyperparameters()
-        if sharpness <= 0:
-            raise InputError(f"sharpness {sharpness}: give a number above 0, or pooling average")
         if not 0 < warmup < 1:
             raise InputError(f"warmup {warmup}: give a fraction of the steps between 0 and 1")
         self.backbone = Backbone(backbone)
         self.head = nn.Conv2d(self.backbone.channels, num_classes, 1)
         self.precision = TagAP()
+
+    def idle(self) -> dict[str, str]:
+        """Return the settings that have no effect beside the others, each with the reason."""
+        pooling = self.hparams["pooling"]
+        return {} if pooling == "lse" else {"sharpness": f"with pooling {pooling}"}
 
     def forward(self, images: list[Tensor]) -> Tensor:
         """Images (3,H,W) -> class activation maps, logits (N,C,h,w)."""

@@ -8,7 +8,7 @@ box head, but is excluded from the mask loss.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,8 +25,9 @@ from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.nn.masks import paste
 from wsis.nn.optimisation import Optimisation, optimise
 from wsis.nn.pyramid import level_pooler, pyramid
-from wsis.nn.views import Inference, image_views
+from wsis.nn.views import Inference, check_sides, image_views
 from wsis.types import Batch, Prediction, Sample, Target, size_of
+from wsis.values import COUNT, FRACTION, POSITIVE, WHOLE, Range, Ranges
 
 __all__ = ["MaskRCNN"]
 
@@ -75,6 +76,14 @@ class MaskRCNN(Method):
 
     supervision = frozenset({"tags", "boxes", "masks"})
     needs_proposals = False
+    ranges: ClassVar[Ranges] = {
+        COUNT: ("features", "hidden", "mask_width", "test_max_side", "max_detections"),
+        Range(2, whole=True): ("anchors_per_image", "max_proposals"),
+        Range(4, whole=True): ("regions_per_image",),
+        POSITIVE: ("anchor_size",),
+        WHOLE: ("test_side",),
+        FRACTION: ("nms", "score_threshold"),
+    }
 
     def __init__(
         self,
@@ -99,6 +108,7 @@ class MaskRCNN(Method):
         backbone = filled(_BACKBONE, backbone)
         self.optimisation = optimisation = filled(_OPTIMISATION, optimisation)
         self.save_hyperparameters()
+        check_sides(test_side, test_max_side)
         self.backbone = Backbone(backbone)
         self.pyramid = pyramid(self.backbone, features)
         strides = self.pyramid.strides[:-1]

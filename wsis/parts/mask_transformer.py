@@ -25,7 +25,7 @@ by the number of masks of a process, not of all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -39,8 +39,9 @@ from wsis.nn.mask_decoder import Found, MaskDecoder
 from wsis.nn.masks import paste
 from wsis.nn.matching import WEIGHTS, match, random_points, sample, uncertain_points
 from wsis.nn.optimisation import Optimisation, optimise
-from wsis.nn.views import Inference, image_views
+from wsis.nn.views import Inference, check_sides, image_views
 from wsis.types import Batch, Prediction, Sample, Target, size_of
+from wsis.values import COUNT, FRACTION, NOT_NEGATIVE, WHOLE, Ranges
 
 __all__ = ["MaskTransformer"]
 
@@ -73,6 +74,20 @@ class MaskTransformer(Method):
 
     supervision = frozenset({"tags", "boxes", "masks"})
     needs_proposals = False
+    ranges: ClassVar[Ranges] = {
+        COUNT: (
+            "features",
+            "queries",
+            "blocks",
+            "heads",
+            "points",
+            "test_max_side",
+            "max_detections",
+        ),
+        NOT_NEGATIVE: ("no_object",),
+        WHOLE: ("test_side",),
+        FRACTION: ("score_threshold",),
+    }
 
     def __init__(
         self,
@@ -95,6 +110,7 @@ class MaskTransformer(Method):
         backbone = filled(_BACKBONE, backbone)
         self.optimisation = optimisation = filled(_OPTIMISATION, optimisation)
         self.save_hyperparameters()
+        check_sides(test_side, test_max_side)
         self.backbone = Backbone(backbone)
         self.decoder = MaskDecoder(self.backbone, num_classes, features, queries, blocks, heads)
 

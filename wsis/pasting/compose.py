@@ -87,7 +87,7 @@ def compose(
     """
     height, width = _check(background, foregrounds, masks, existing)
     blends: tuple[Blend, ...] = (blend,) if isinstance(blend, str) else tuple(blend)
-    _check_settings(where, blends, scale, rotation)
+    check_settings(where, blends, scale, rotation)
     rng = np.random.default_rng(seed)
     canvas = background.permute(1, 2, 0).numpy().copy(order="C")
     owner = np.full((height, width), -1, np.int32)
@@ -255,9 +255,10 @@ def _check(
     return height, width
 
 
-def _check_settings(
+def check_settings(
     where: str, blends: Sequence[str], scale: tuple[float, float], rotation: float
 ) -> None:
+    """Raise InputError for unknown choices and impossible ranges; see `compose`."""
     if not blends:
         raise InputError("blend is empty; give at least one of " + ", ".join(get_args(Blend)))
     choices = [("where", where, get_args(Where))]

@@ -20,7 +20,7 @@ from wsis.files import atomic_write
 from wsis.fingerprint import file_hash
 from wsis.images.read import pictures, read_image
 from wsis.nn.masks import run_lengths
-from wsis.pasting.compose import Blend, Where, compose
+from wsis.pasting.compose import Blend, Where, check_settings, compose
 from wsis.pasting.pool import ForegroundPool, draw_foregrounds
 from wsis.types import Index, Record, Sample, Target
 
@@ -74,6 +74,8 @@ class Paste:
                 f"{self}: give objects from 0 up, the fewest first, a share in [0, 1], and a "
                 "known `own`"
             )
+        blends = (self.blend,) if isinstance(self.blend, str) else self.blend
+        check_settings(self.where, blends, self.scale, self.rotation)
 
     def content(self) -> list[Any]:
         """Return all that the pasted images depend on, without paths."""

@@ -13,6 +13,7 @@ from wsis.data.transforms import Augment
 from wsis.errors import InputError
 from wsis.method import Method, Stages
 from wsis.runs.checkpoints import load_weights
+from wsis.values import COUNT, check_arguments, check_idle, check_ranges
 
 __all__ = ["Stage"]
 
@@ -50,31 +51,37 @@ class Stage(NamedTuple):
                 precedence.
 
         Raises:
-            InputError: no network of that name, an unknown argument, no steps, or a network that
-                does not learn from the labels of this stage.
+            InputError: no network of that name, an unknown argument, one of the wrong type or
+                without effect, no steps, or a network that does not learn from the labels of this
+                stage.
         """
         settings, place = dict(given), f"model.{setting}"
         chosen = settings.pop("model", default)
+        if not isinstance(chosen, str | type):
+            raise InputError(f"{place}.model {chosen}: give the name of a network")
         network = registry.find("model", chosen) if isinstance(chosen, str) else chosen
         steps = settings.pop("steps", None)
-        augment = settings.pop("augment", None)
+        augment = _augment(settings.pop("augment", None), f"{place}.augment")
         batch_size = settings.pop("batch_size", None)
         accumulate = settings.pop("accumulate", None)
-        if not isinstance(steps, int):
+        if steps is None:
             raise InputError(
                 f"{place} needs `steps`, how long {network.__name__} is trained, as in "
                 "{steps: 1000}"
             )
-        _check_known(network, place, settings)
+        length = {"steps": steps, "batch_size": batch_size, "accumulate": accumulate}
+        check_ranges(place, length, {COUNT: tuple(length)})
+        check_arguments(network, place, settings)
         accepted = inspect.signature(network).parameters
         passed = {name: value for name, value in shared.items() if name in accepted}
         if "backbone" in passed:
             settings["backbone"] = _on_same(passed["backbone"], settings.get("backbone") or {})
-        if augment:
-            _check_known(Augment, f"{place}.augment", augment)
-            augment = Augment(**augment)
-        model = network(**(passed | settings))
+        try:
+            model = network(**(passed | settings))
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from error
         _check_labels(model, default, place)
+        check_idle(place, settings, model.idle())
         return cls(model, steps, augment, batch_size, accumulate)
 
     def train(
@@ -109,6 +116,16 @@ class Stage(NamedTuple):
         return checkpoint
 
 
+def _augment(given: Mapping[str, Any] | None, place: str) -> Augment | None:
+    """Return the augmentation that a stage has in place of the data's, if it has one."""
+    if not given:
+        return None
+    check_arguments(Augment, place, given)
+    augment = Augment(**given)
+    check_idle(place, given, augment.idle())
+    return augment
+
+
 def _check_labels(model: Method, default: str | type[Method], place: str) -> None:
     """Raise InputError if a network cannot take the place of another one in a run's stage."""
     other = registry.find("model", default) if isinstance(default, str) else default
@@ -131,11 +148,3 @@ def _on_same(shared: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
     """Return a backbone's settings: those given over those shared, if both name one network."""
     same = given.get("name", shared["name"]) == shared["name"]
     return {**(shared if same else {}), **given}
-
-
-def _check_known(cls: type, place: str, given: Mapping[str, Any]) -> None:
-    """Raise InputError, with the nearest name, for an argument that `cls` does not have."""
-    known = inspect.signature(cls).parameters
-    for name in given:
-        if name not in known:
-            raise InputError(f"unknown setting '{place}.{name}'{registry.suggest(name, known)}")

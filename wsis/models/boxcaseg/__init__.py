@@ -51,6 +51,7 @@ from wsis.errors import InputError
 from wsis.losses import mask_loss, neighbour_smoothness, tightness_loss
 from wsis.method import Method, Stages, filled
 from wsis.metrics import Evaluation, MaskIoU
+from wsis.models.boxcaseg._settings import RANGES, idle
 from wsis.models.boxcaseg.crops import Crop, jitter, lines, look, uncrowded
 from wsis.models.boxcaseg.heads import TransferredHead
 from wsis.models.boxcaseg.proxies import (
@@ -61,7 +62,7 @@ from wsis.models.boxcaseg.proxies import (
 )
 from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.nn.masks import PixelHead, paste
-from wsis.nn.optimisation import rate
+from wsis.nn.optimisation import falling
 from wsis.runs.checkpoints import load_weights
 from wsis.runs.stage import Stage
 from wsis.types import Batch, Prediction, Sample, size_of
@@ -127,6 +128,7 @@ class BoxCaseg(Method):
     label_settings = ("merge", "min_agreement")
     later_settings = ("segmentor",)
     data_settings = ("salient", "salient_limit")
+    ranges = RANGES
 
     def __init__(
         self,
@@ -184,6 +186,10 @@ class BoxCaseg(Method):
         self.weak = PixelHead(channels, width) if "weak" in heads else None
         self.salient = PixelHead(channels, width) if "salient" in heads else None
         self.transferred = TransferredHead(channels, width) if "transferred" in heads else None
+
+    def idle(self) -> dict[str, str]:
+        """Return the settings that have no effect beside the others, each with the reason."""
+        return idle(self.hparams)
 
     @classmethod
     def check_data(cls, data: Any, settings: Mapping[str, Any]) -> None:
@@ -378,11 +384,6 @@ class BoxCaseg(Method):
         else:
             optimiser = torch.optim.SGD(groups, momentum=0.9, **settings)
         steps = max(int(self.trainer.estimated_stepping_batches), 1)
-        factor = partial(_rate, steps=steps, warmup=given["warmup"])
+        factor = partial(falling, steps=steps, warmup=given["warmup"])
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
         return [optimiser], [{"scheduler": schedule, "interval": "step"}]
-
-
-def _rate(step: int, steps: int, warmup: float) -> float:
-    """Return the factor on the learning rate: it rises as in `rate`, and decays to 0."""
-    return rate(step, steps, warmup, ()) * max(0.0, 1 - step / steps) ** 0.9

@@ -45,7 +45,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from wsis.data.transforms import Augment
 from wsis.errors import InputError
@@ -56,8 +56,9 @@ from wsis.models.ccgr.branches import BagDetector, Segmentation
 from wsis.models.ccgr.pseudo_labels import Overlaps, write_first_labels, write_next_labels
 from wsis.models.ccgr.refinement import Refinement
 from wsis.nn.backbone import Backbone, BackboneSettings
-from wsis.parts.classifier import pretrain
+from wsis.parts.classifier import SET_FOR_EACH, pretrain
 from wsis.runs.stage import Stage
+from wsis.values import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, WHOLE, Range, Ranges
 
 __all__ = ["CCGR", "Refinement", "Segmentation"]
 
@@ -123,6 +124,15 @@ class CCGR(Method):
             another than mask_rcnn.
     """
 
+    ranges: ClassVar[Ranges] = {
+        COUNT: ("rounds", "bag_size", "peak_window", "peak_smoothing"),
+        WHOLE: ("walk_steps", "label_side", "refinement"),
+        NOT_NEGATIVE: ("penalty",),
+        POSITIVE: ("scales",),
+        FRACTION: ("min_peak", "background_score", "score_threshold"),
+        Range(1, above=True): ("context",),
+    }
+
     def __init__(
         self,
         num_classes: int = 20,
@@ -156,8 +166,22 @@ class CCGR(Method):
         super().__init__()
         self.settings = backbone = filled(_BACKBONE, backbone)
         self.save_hyperparameters()
-        if label_side is not None and label_side < 0:
-            raise InputError(f"model.label_side {label_side}: give pixels, or 0 to keep the size")
+        for name, side in (("peak_window", peak_window), ("peak_smoothing", peak_smoothing)):
+            if side % 2 == 0:
+                raise InputError(f"model.{name} {side}: give an odd number of cells")
+        if not scales:
+            raise InputError("model.scales is empty; give at least one factor, such as [1.0]")
+
+    def idle(self) -> dict[str, str]:
+        """Return the settings that have no effect beside the others, each with the reason."""
+        found = dict(SET_FOR_EACH)
+        if self.hparams["rounds"] == 1:
+            names = ("carry", "fresh_peaks", "overlaps", "score_threshold")
+            found |= dict.fromkeys(names, "with rounds 1")
+        if not self.hparams["refinement"] and not self.hparams["merge"]:
+            names = ("context", "form")
+            found |= dict.fromkeys(names, "with refinement 0 and merge false")
+        return found
 
     def stages(self, run: Stages, data: Any) -> None:
         """Train the classifier and affinities, then three branches and the segmentor in rounds."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsis.errors import InputError
 from wsis.losses import image_loss
 from wsis.method import Method, filled
 from wsis.nn.backbone import Backbone, BackboneSettings
@@ -20,6 +21,7 @@ from wsis.nn.optimisation import Optimisation, optimise
 from wsis.nn.regions import pool
 from wsis.nn.views import Inference, image_views
 from wsis.types import Batch, Sample, Target
+from wsis.values import COUNT, FRACTION, Ranges
 
 __all__ = ["BagDetector", "Boxes", "Segmentation", "pixels_of", "scaled"]
 
@@ -53,6 +55,7 @@ class BagDetector(Method):
 
     supervision = frozenset({"tags", "boxes"})
     needs_proposals = False
+    ranges: ClassVar[Ranges] = {COUNT: ("hidden", "features"), FRACTION: ("dropout",)}
 
     def __init__(
         self,
@@ -143,13 +146,7 @@ class Segmentation(Method):
         backbone = filled(_BACKBONE, backbone)
         self.optimisation = optimisation = filled(_OPTIMISATION, optimisation)
         self.save_hyperparameters()
-        self.network = smp.create_model(
-            architecture,
-            encoder_name=f"tu-{backbone.name}",
-            encoder_weights=None,
-            classes=num_classes + 1,
-            **(architecture_args or {}),
-        )
+        self.network = _network(architecture, backbone.name, num_classes + 1, architecture_args)
         if norm == "group":
             _norm_by_groups(self.network.decoder)
         encoder = self.network.encoder
@@ -158,6 +155,7 @@ class Segmentation(Method):
         settings = replace(backbone, output_stride=stride, feature_level=level)
         self.backbone = Backbone(settings)  # also the encoder: trained and saved once
         encoder.model = self.backbone.network
+        _check_size(self.network, 2 * self.backbone.divisor)
 
     def forward(self, images: Sequence[Tensor]) -> Tensor:
         """Images (3,H,W) of any sizes -> logits (N,C+1,H',W'), padded to the right and below."""
@@ -177,6 +175,33 @@ class Segmentation(Method):
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its schedule."""
         return optimise(self, self.optimisation)
+
+
+def _network(name: str, encoder: str, classes: int, given: dict[str, Any] | None) -> Any:
+    """Return a network of segmentation_models_pytorch; InputError if it cannot be built."""
+    try:
+        return smp.create_model(
+            name, f"tu-{encoder}", encoder_weights=None, classes=classes, **(given or {})
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"architecture {name} cannot be built with architecture_args {given or {}} ({reason}); "
+            "give others"
+        ) from error
+
+
+@torch.no_grad()
+def _check_size(network: Any, side: int) -> None:
+    """Raise InputError for a network whose maps have another size than its images."""
+    network.eval()
+    found = network(torch.zeros(1, 3, side, side)).shape[-1]
+    network.train()
+    if found != side:
+        raise InputError(
+            f"architecture_args make maps of {found} x {found} pixels of images of {side} x {side}; "
+            "give another upsampling"
+        )
 
 
 def pixels_of(sample: Sample, background: int) -> Tensor:

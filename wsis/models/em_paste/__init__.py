@@ -47,17 +47,18 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from wsis.evidence.em import Distance
 from wsis.method import Method, Stages, filled
 from wsis.models.em_paste.foregrounds import write_foregrounds
 from wsis.models.em_paste.segments import write_segments
 from wsis.nn.backbone import BackboneSettings
-from wsis.parts.classifier import pretrain
+from wsis.parts.classifier import SET_FOR_EACH, pretrain
 from wsis.pasting.compose import Blend, Where
 from wsis.pasting.paster import Own, Paste, Paster
 from wsis.runs.stage import Stage
+from wsis.values import COUNT, FRACTION, NOT_NEGATIVE, PART, POSITIVE, WHOLE, Range, Ranges
 
 __all__ = ["EMPaste"]
 
@@ -109,6 +110,16 @@ class EMPaste(Method):
             mask_rcnn, its `model`.
     """
 
+    ranges: ClassVar[Ranges] = {
+        COUNT: ("candidates", "patch_size"),
+        WHOLE: ("rounds", "objects"),
+        PART: ("cam_fraction", "object_like", "keep"),
+        FRACTION: ("min_probability", "background_fraction"),
+        POSITIVE: ("scale",),
+        NOT_NEGATIVE: ("min_area",),
+        Range(0, 180): ("rotation",),
+    }
+
     def __init__(
         self,
         num_classes: int = 20,
@@ -139,6 +150,21 @@ class EMPaste(Method):
         super().__init__()
         self.settings = backbone = filled(_BACKBONE, backbone)
         self.save_hyperparameters()
+
+    def idle(self) -> dict[str, str]:
+        """Return the settings that have no effect beside the others, each with the reason."""
+        found = dict(SET_FOR_EACH)
+        if not self.hparams["rounds"]:
+            names = ("keep", "distance", "centre", "every_segment")
+            found |= dict.fromkeys(names, "with rounds 0")
+        if self.hparams["backgrounds"] == "none":
+            found["background_fraction"] = "with backgrounds none"
+        if self.hparams["where"] == "space":
+            found["scale"] = "with where space"
+        if not self.hparams["objects"]:
+            names = ("select", "where", "blend", "scale", "rotation", "min_area")
+            found |= dict.fromkeys(names, "with objects 0")
+        return found
 
     def stages(self, run: Stages, data: Any) -> None:
         """Train a classifier, choose foregrounds by EM, and train the segmentor on pasted ones."""

@@ -63,7 +63,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +100,7 @@ from wsis.nn.views import ImageView, Inference, average, mean_masks, over_views
 from wsis.ops.moi_pool import Compensation
 from wsis.parts.classifier import pretrain
 from wsis.types import Batch, Prediction, Proposals, Sample, size_of
+from wsis.values import COUNT, FRACTION, NOT_NEGATIVE, WHOLE, Ranges
 
 __all__ = ["JTSM"]
 
@@ -155,6 +156,12 @@ class JTSM(Method):
 
     supervision = frozenset({"tags", "stuff_tags"})
     needs_segments = True
+    ranges: ClassVar[Ranges] = {
+        COUNT: ("mask_heads", "seeds_per_class", "max_mask_samples"),
+        WHOLE: ("refinements", "roi_samples", "min_stuff_area"),
+        NOT_NEGATIVE: ("image_weight", "objectness_power", "background_weight"),
+        FRACTION: ("score_threshold",),
+    }
 
     def __init__(
         self,
@@ -212,6 +219,30 @@ class JTSM(Method):
         self.semantic = SemanticHead(channels, outputs, widths.mask) if outputs > 1 else None
         things_label = num_stuff if things_class else None
         self.pseudo_masks = PseudoMasks(reestimate, evidence, seeds_per_class, things_label)
+
+    def idle(self) -> dict[str, str]:
+        """Return the settings that have no effect beside the others, each with the reason."""
+        given, found = self.hparams, {}
+        if not given["stuff"]:
+            names = ("semantics", "refine_stuff", "score_threshold", "min_stuff_area")
+            found |= dict.fromkeys(names, "with stuff false")
+        if not (given["stuff"] and given["semantics"]):
+            found["things_class"] = "without the semantic branch"
+        if not given["instances"]:
+            names = ("mask_heads", "mask_target", "seeds_per_class", "max_mask_samples")
+            found |= dict.fromkeys(names, "with instances false")
+            if not (given["stuff"] and given["semantics"]):
+                found |= dict.fromkeys(("reestimate", "evidence"), "without a branch for masks")
+        elif given["mask_heads"] == 1:
+            found["mask_target"] = "with mask_heads 1"
+        if given["reestimate"] == "none":
+            found["evidence"] = "with reestimate none"
+        if given["pooling"] in ("roi_pool", "roi_align"):
+            found |= dict.fromkeys(("window", "compensation"), f"with pooling {given['pooling']}")
+        if not given["refinements"]:
+            names = ("regression", "background_weight", "refine_stuff")
+            found |= dict.fromkeys(names, "with refinements 0")
+        return found
 
     def stages(self, run: Stages, data: Any) -> None:
         """Train a classifier first if `pretraining` asks for one, then JTSM."""

@@ -84,7 +84,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from wsis.errors import InputError
 from wsis.losses import (
     CorrelationGradient,
     correlation_loss,
@@ -94,6 +93,7 @@ from wsis.losses import (
     mean_losses,
 )
 from wsis.method import Method, Stages, filled
+from wsis.models.pdsl._settings import RANGES, check_context, idle
 from wsis.models.pdsl.first_masks import FirstMasks, Source
 from wsis.models.pdsl.pixels import pixels_loss
 from wsis.nn.backbone import Backbone, BackboneSettings
@@ -172,6 +172,8 @@ class PDSL(Method):
         inference: How images are predicted.
     """
 
+    ranges = RANGES
+
     def __init__(
         self,
         num_classes: int = 20,
@@ -205,6 +207,7 @@ class PDSL(Method):
         self.inference = inference = filled(_INFERENCE, inference)
         widths = filled(_WIDTHS, widths)
         self.save_hyperparameters()
+        check_context(context, evidence)
         self.backbone = Backbone(backbone)
         trunk: nn.Module = nn.Identity()
         features = 2 * self.backbone.channels
@@ -218,13 +221,12 @@ class PDSL(Method):
         self.pixels = None
         if mask_source == "pixels":
             self.pixels = PixelClassifier(self.backbone.channels, widths.mask, num_classes)
-        if evidence == "detector" and context:
-            raise InputError(
-                "evidence detector needs regions pooled to a grid, and context leaves their mean; "
-                "set model.context 0 or another model.evidence"
-            )
         self.evidence = FirstMasks(evidence, evidence_masks)
         self.needs_segments = self.evidence.needs_segments or mask_source == "pixels"
+
+    def idle(self) -> dict[str, str]:
+        """Return the settings that have no effect beside the others, each with the reason."""
+        return idle(self.hparams, self.backbone.frozen)
 
     def setup(self, stage: str) -> None:
         """Read the masks of a file, if they are the evidence."""
