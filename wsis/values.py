@@ -6,7 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from numbers import Real
 from typing import Any
 
@@ -103,20 +103,28 @@ def check_arguments(
     Args:
         cls: the class.
         place: what messages call the arguments, such as "model.segmentor".
-        given: the arguments; groups of settings that hold objects are not looked into.
+        given: the arguments; objects such as networks are not looked into.
         without: arguments that may not be given.
 
     Raises:
         InputError: an unknown argument, with the nearest name, or a value of the wrong type.
     """
-    known = inspect.signature(cls).parameters.keys() - {*without}
-    for name in given:
+    parameters = inspect.signature(cls).parameters
+    known, plain = parameters.keys() - {*without}, {}
+    for name, value in given.items():
         if name not in known:
             raise InputError(f"unknown setting '{place}.{name}'{suggest(name, known)}")
+        group = parameters[name].default
+        if not is_dataclass(group):
+            plain[name] = value
+        elif isinstance(value, Mapping):
+            check_arguments(type(group), f"{place}.{name}", value)
+        elif isinstance(value, str | int | float):
+            raise InputError(f"{place}.{name} {value}: give settings, as in {{NAME: VALUE}}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, fail_untyped=False)
     try:
-        parser.parse_object({name: value for name, value in given.items() if _is_plain(value)})
+        parser.parse_object({name: value for name, value in plain.items() if not callable(value)})
     except ArgumentError as error:
         raise InputError(gist(error).replace("--", f"{place}.", 1)) from error
 
@@ -157,9 +165,3 @@ def gist(error: ArgumentError) -> str:
     if named and limit:
         return f"--{named[1]}: {limit[1]}"
     return " ".join(text.split())[:300]
-
-
-def _is_plain(value: Any) -> bool:
-    """Return whether a value is such as a settings file has, without objects inside."""
-    inside = value.values() if isinstance(value, Mapping) else [value]
-    return not any(callable(part) for part in inside)

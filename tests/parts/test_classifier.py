@@ -97,5 +97,5 @@ def test_a_rate_that_never_rises_or_falls(warmup):
 
 @pytest.mark.parametrize("sharpness", [0.0, -1.0])
 def test_a_sharpness_that_divides_by_nothing(sharpness):
-    with pytest.raises(InputError, match="pooling average"):
+    with pytest.raises(InputError, match="sharpness"):
         Classifier(**SMALL, pooling="lse", sharpness=sharpness)

@@ -39,8 +39,22 @@ def test_how_a_stage_is_trained_is_no_argument_of_its_network():
         ({"steps": 1, "model": "mask_rcn"}, "mask_rcn.*did you mean 'mask_rcnn'"),
         ({"steps": 1, "hiden": 8}, r"'model\.segmentor\.hiden'; did you mean 'hidden'"),
         ({"steps": 1, "augment": {"flop": 1}}, r"'model\.segmentor\.augment\.flop'; did you mean 'flip'"),
-        ({"steps": 1, "backbone": {"nam": "x"}}, "no setting 'nam'; did you mean 'name'"),
+        ({"steps": 1, "backbone": {"nam": "x"}}, r"'model\.segmentor\.backbone\.nam'; did you mean 'name'"),
         ({}, r"model\.segmentor needs `steps`"),
+        ({"steps": 0}, r"model\.segmentor: steps 0: give a whole number"),
+        ({"steps": True}, r"model\.segmentor: steps True"),
+        ({"steps": 1, "batch_size": 0}, r"model\.segmentor: batch_size 0"),
+        ({"steps": 1, "accumulate": "x"}, r"model\.segmentor: accumulate x"),
+        ({"steps": 1, "model": 5}, r"model\.segmentor\.model 5: give the name"),
+        ({"steps": 1, "features": "x"}, r"model\.segmentor\.features x: expected 'int'"),
+        ({"steps": 1, "features": 0}, r"model\.segmentor: MaskRCNN: features 0"),
+        ({"steps": 1, "backbone": "resnet18"}, r"model\.segmentor\.backbone"),
+        ({"steps": 1, "optimisation": {"lr": "x"}}, r"model\.segmentor\.optimisation\.lr"),
+        ({"steps": 1, "augment": {"flip": 3}}, r"augment: flip 3: give a number of at least 0"),
+        (
+            {"steps": 1, "backbone": TINY, "augment": {"scales": [0.5, 2], "crop": 0.5}},
+            r"model\.segmentor\.augment\.crop has no effect with augment\.scales",
+        ),
     ],
 )  # fmt: skip
 def test_a_stage_that_cannot_be_made_is_told(given, message):
@@ -112,3 +126,9 @@ def test_a_network_without_the_argument_is_not_given_it():
         "pretraining", {"steps": 1, "backbone": TINY, "pooling": "lse"}, Classifier, **shared
     )
     assert given.model.hparams["pooling"] == "lse", "what is given takes precedence"
+
+
+def test_a_given_setting_without_effect_is_told():
+    given = {"steps": 1, "backbone": TINY, "pooling": "max", "sharpness": 2.0}
+    with pytest.raises(InputError, match=r"model\.pretraining\.sharpness has no effect with"):
+        Stage.of("pretraining", given, Classifier)

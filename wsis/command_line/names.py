@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -12,7 +12,7 @@ from wsis.method import Method
 from wsis.registry import suggest
 from wsis.values import check_idle
 
-__all__ = ["check_effects", "check_known"]
+__all__ = ["check_effects", "check_known", "dotted"]
 
 ELSEWHERE = MappingProxyType(
     {
@@ -45,6 +45,16 @@ def check_effects(made: Mapping[str, Any], typed: Sequence[str]) -> None:
         if isinstance(thing, Method | DataModule):
             own = [name[len(kind) + 1 :] for name in typed if name.startswith(f"{kind}.")]
             check_idle(kind, own, thing.idle())
+
+
+def dotted(config: Mapping[str, Any], known: Collection[str], above: str = "") -> Iterator[str]:
+    """Yield the dotted names of settings; one whose value is a dictionary is one setting."""
+    for key, value in config.items():
+        name = f"{above}{key}"
+        if isinstance(value, Mapping) and any(other.startswith(f"{name}.") for other in known):
+            yield from dotted(value, known, f"{name}.")
+        else:
+            yield name
 
 
 def _meant(name: str, known: Collection[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -21,7 +21,7 @@ from pytorch_lightning.loggers import Logger
 
 from wsis import registry
 from wsis.command_line.help import Help, list_names
-from wsis.command_line.names import check_effects, check_known
+from wsis.command_line.names import check_effects, check_known, dotted
 from wsis.command_line.settings import (
     Config,
     arrange,
@@ -102,7 +102,7 @@ def overlay(
         if content not in (None, {}):
             plain[section] = laid_over(below, section, content) if merge else content
     known = _keys(parser) - {"config"}
-    for key in _dotted(plain, known):
+    for key in dotted(plain, known):
         check_known(key, known, f" in {place}")
     try:
         return parser.parse_object(plain, below)
@@ -298,7 +298,7 @@ class CLI(LightningCLI):
             raise
         self.model, self.datamodule = self.config_init.get("model"), self.config_init.get("data")
         typed = [word[2:].partition("=")[0] for word in self.words if word.startswith("--")]
-        given = [*typed, *_dotted(self.given, _keys(self.parser))]
+        given = [*typed, *dotted(self.given, _keys(self.parser))]
         check_effects({"model": self.model, "data": self.datamodule}, given)
 
     def _ask_data(self, data: Any, name: str, model: type[Any]) -> Any:
@@ -390,13 +390,3 @@ def _help_topic(words: Sequence[str], sections: Sequence[str]) -> str:
 
 def _keys(parser: ArgumentParser) -> set[str]:
     return set(parser.get_defaults(skip_validation=True).keys())
-
-
-def _dotted(config: Mapping[str, Any], known: Collection[str], above: str = "") -> Iterator[str]:
-    """Yield the dotted names of settings; one whose value is a dictionary is one setting."""
-    for key, value in config.items():
-        name = f"{above}{key}"
-        if isinstance(value, Mapping) and any(other.startswith(f"{name}.") for other in known):
-            yield from _dotted(value, known, f"{name}.")
-        else:
-            yield name

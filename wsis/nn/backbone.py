@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import timm
@@ -34,7 +35,15 @@ from wsis.nn.feature_store import FeatureStore
 from wsis.nn.resnet_ws import ResNetWS, released_weights
 from wsis.values import FRACTION, POSITIVE, check_ranges
 
-__all__ = ["Backbone", "BackboneSettings", "weights_follow"]
+__all__ = ["SET_FOR_EACH", "Backbone", "BackboneSettings", "weights_follow"]
+
+SET_FOR_EACH = MappingProxyType(
+    dict.fromkeys(
+        ("backbone.feature_level", "backbone.frozen_stages", "backbone.stored"),
+        "as each network has its own: give it to pretraining.backbone or segmentor.backbone",
+    )
+)
+"""Settings of a backbone that several networks share, by the reason that they have no effect."""
 
 _RESNET_WS = re.compile(r"resnet(18|50|101)_ws(_v2)?")
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -29,15 +28,8 @@ from wsis.runs.stage import Stage
 from wsis.types import Batch
 from wsis.values import NOT_NEGATIVE, POSITIVE, WHOLE, Ranges
 
-__all__ = ["SET_FOR_EACH", "Classifier", "pretrain"]
+__all__ = ["Classifier", "pretrain"]
 
-SET_FOR_EACH = MappingProxyType(
-    dict.fromkeys(
-        ("backbone.feature_level", "backbone.frozen_stages", "backbone.stored"),
-        "as each network has its own: give it to pretraining.backbone or segmentor.backbone",
-    )
-)
-"""Settings of a backbone that several networks share, by the reason that they have no effect."""
 MapPooling = Literal["average", "lse", "max"]
 
 _BACKBONE = BackboneSettings("resnet50", output_stride=16, frozen_stages=1)

@@ -55,8 +55,8 @@ from wsis.method import Method, Stages, filled
 from wsis.models.ccgr.branches import BagDetector, Segmentation
 from wsis.models.ccgr.pseudo_labels import Overlaps, write_first_labels, write_next_labels
 from wsis.models.ccgr.refinement import Refinement
-from wsis.nn.backbone import Backbone, BackboneSettings
-from wsis.parts.classifier import SET_FOR_EACH, pretrain
+from wsis.nn.backbone import SET_FOR_EACH, Backbone, BackboneSettings
+from wsis.parts.classifier import pretrain
 from wsis.runs.stage import Stage
 from wsis.values import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, WHOLE, Range, Ranges
 

@@ -155,7 +155,7 @@ class Segmentation(Method):
         settings = replace(backbone, output_stride=stride, feature_level=level)
         self.backbone = Backbone(settings)  # also the encoder: trained and saved once
         encoder.model = self.backbone.network
-        _check_size(self.network, 2 * self.backbone.divisor)
+        _check_size(self, 2 * self.backbone.divisor)
 
     def forward(self, images: Sequence[Tensor]) -> Tensor:
         """Images (3,H,W) of any sizes -> logits (N,C+1,H',W'), padded to the right and below."""
@@ -192,15 +192,15 @@ def _network(name: str, encoder: str, classes: int, given: dict[str, Any] | None
 
 
 @torch.no_grad()
-def _check_size(network: Any, side: int) -> None:
+def _check_size(model: Segmentation, side: int) -> None:
     """Raise InputError for a network whose maps have another size than its images."""
-    network.eval()
-    found = network(torch.zeros(1, 3, side, side)).shape[-1]
-    network.train()
+    model.eval()
+    found = model.network(torch.zeros(1, 3, side, side)).shape[-1]
+    model.train()
     if found != side:
         raise InputError(
-            f"architecture_args make maps of {found} x {found} pixels of images of {side} x {side}; "
-            "give another upsampling"
+            f"architecture_args make maps of side {found} of images of side {side}; give another "
+            "upsampling"
         )
 
 

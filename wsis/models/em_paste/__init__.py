@@ -53,8 +53,8 @@ from wsis.evidence.em import Distance
 from wsis.method import Method, Stages, filled
 from wsis.models.em_paste.foregrounds import write_foregrounds
 from wsis.models.em_paste.segments import write_segments
-from wsis.nn.backbone import BackboneSettings
-from wsis.parts.classifier import SET_FOR_EACH, pretrain
+from wsis.nn.backbone import SET_FOR_EACH, BackboneSettings
+from wsis.parts.classifier import pretrain
 from wsis.pasting.compose import Blend, Where
 from wsis.pasting.paster import Own, Paste, Paster
 from wsis.runs.stage import Stage

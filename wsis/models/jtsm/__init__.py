@@ -237,7 +237,7 @@ class JTSM(Method):
             found["mask_target"] = "with mask_heads 1"
         if given["reestimate"] == "none":
             found["evidence"] = "with reestimate none"
-        if given["pooling"] in ("roi_pool", "roi_align"):
+        if given["pooling"] != "moi_pool":
             found |= dict.fromkeys(("window", "compensation"), f"with pooling {given['pooling']}")
         if not given["refinements"]:
             names = ("regression", "background_weight", "refine_stuff")

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+
+from wsis.command_line.parser import CLI
+from wsis.errors import InputError
+
+SMALL = "--data.train 4 --data.val 2 --data.salient 2 --model.backbone.weights none"
+
+
+def build(words: str, place) -> CLI:
+    return CLI("fit", [*words.split(), "--data", "shapes", "--data.root", str(place)])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--model jtsm --model.pooling roi_pool --model.window region", "model.window has no"),
+        ("--model jtsm --model.instances false --model.mask_heads 2", "model.mask_heads has no"),
+        (
+            "--model mask_rcnn --data.augment.recoloured 0.3",
+            "data.augment.recoloured has no effect",
+        ),
+        (
+            "--model mask_rcnn --data.augment.scales [0.5,2] --data.augment.crop 0.5",
+            "data.augment.crop has no effect with augment.scales",
+        ),
+    ],
+)
+def test_what_was_typed_has_an_effect(words, told, tmp_path):
+    with pytest.raises(InputError) as error:
+        build(f"{words} {SMALL}", tmp_path)
+    assert str(error.value).startswith(told)
+
+
+def test_settings_of_a_recipe_may_have_none(tmp_path):
+    made = build(f"--model jtsm --model.instances false {SMALL}", tmp_path)
+    assert made.config.model.mask_heads == 1  # the recipe's
+    assert "mask_heads" in made.model.idle()
