@@ -50,3 +50,29 @@ def test_a_failed_start_leaves_no_folder(photos, capsys):
     kept.mkdir()
     refused(f"{words} --run_dir kept", capsys)
     assert kept.is_dir(), "what was there before stays"
+
+
+SHAPES = "--model classifier --data shapes --data.root shapes --data.train 2 --data.val 1"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--trainer.max_steps 0", "trainer: max_steps 0: give a whole number of at least 1"),
+        ("--trainer.max_steps -5", "trainer: max_steps -5: give"),
+        ("--trainer.max_epochs 0 --trainer.max_steps -1", "trainer: max_epochs 0: give"),
+        ("--trainer.accumulate_grad_batches 0", "trainer: accumulate_grad_batches 0: give"),
+        ("--trainer.limit_train_batches 0", "trainer: limit_train_batches 0: give"),
+        ("--trainer.gradient_clip_val -1", "trainer: gradient_clip_val -1: give"),
+        ("--trainer.fast_dev_run true", "--trainer.fast_dev_run keeps no checkpoint"),
+        ("--stage nosuch", "no stage is called 'nosuch' (have: train)"),
+        ("--data.seed -1", "data: seed -1: give a whole number of at least 0"),
+        ("--data.train 0", "data: train 0: give a whole number of at least 1"),
+        ("--data.rotation -1", "data: rotation -1.0: give a number of at least 0"),
+        ("--data.mark 99", "data: mark 99.0: give a number of at least 0, at most 1"),
+    ],
+)
+def test_numbers_that_no_run_can_have(words, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert told in refused(f"{SHAPES} {words}", capsys)
+    assert not list(tmp_path.rglob("stage.json"))

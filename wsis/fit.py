@@ -86,6 +86,7 @@ def fit(
 
 def _train(cli: CLI, folder: Path) -> Run:
     """Train every stage, and leave no process group and no folder for other ranks behind."""
+    _check_stage(cli)
     page = LivePage(folder, f"{cli.names['model']} on {cli.names['data']}")
     run = _run(cli, folder, page.watching(cli.make_trainer))
     try:
@@ -128,6 +129,13 @@ def _parse(words: list[str]) -> tuple[CLI, Path]:
     if cli.config.list_stages and given is None:
         raise InputError("--list_stages lists those of a run: give --resume RUN or --run_dir RUN")
     return cli, given or run_folder(cli.names["model"], cli.names["data"], None)
+
+
+def _check_stage(cli: CLI) -> None:
+    """Raise InputError for a stage that the method does not have."""
+    wanted, planned = cli.config.stage, cli.model.stage_names()
+    if wanted is not None and planned and wanted not in planned:
+        raise InputError(f"no stage is called '{wanted}' (have: {', '.join(planned)})")
 
 
 def _open(cli: CLI, folder: Path) -> None:

@@ -31,7 +31,13 @@ from wsis.command_line.settings import (
     recipe,
     spelled,
 )
-from wsis.command_line.trainers import Record, check_loggers, check_precision, new_trainer
+from wsis.command_line.trainers import (
+    Record,
+    check_loggers,
+    check_numbers,
+    check_precision,
+    new_trainer,
+)
 from wsis.data.module import DataModule
 from wsis.data.targets import require_labels
 from wsis.errors import InputError
@@ -277,6 +283,7 @@ class CLI(LightningCLI):
         trainer = self.config.trainer
         check_loggers(trainer.logger)
         check_precision(trainer.precision)
+        check_numbers(trainer.as_dict())
         if trainer.max_steps == -1 and trainer.max_epochs is None and trainer.max_time is None:
             trainer.max_steps = STEPS
         elif trainer.max_steps != -1 and trainer.max_epochs not in (None, -1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,10 +17,12 @@ from wsis.command_line.settings import Config
 from wsis.errors import InputError
 from wsis.files import atomic_write
 from wsis.runs.run import rank
+from wsis.values import COUNT, NOT_NEGATIVE, POSITIVE, WHOLE, check_ranges
 
 __all__ = [
     "Record",
     "check_loggers",
+    "check_numbers",
     "check_precision",
     "new_trainer",
     "run_folder",
@@ -78,6 +81,31 @@ def check_precision(asked: Any) -> None:
             f"--trainer.precision {asked}: methods keep their weights in single precision; give "
             "bf16-mixed, 16-mixed or 32-true"
         )
+
+
+def check_numbers(trainer: Mapping[str, Any]) -> None:
+    """Check lengths and counts of the Trainer before anything takes long.
+
+    Raises:
+        InputError: with one of them, nothing would be trained or kept.
+    """
+    given = dict(trainer)
+    for name in ("max_steps", "max_epochs"):
+        if given[name] == -1:  # as long as others say
+            given[name] = None
+    ranges = {
+        COUNT: ("max_steps", "max_epochs", "accumulate_grad_batches"),
+        POSITIVE: ("limit_train_batches",),
+        WHOLE: ("log_every_n_steps",),
+        NOT_NEGATIVE: ("gradient_clip_val", "limit_val_batches"),
+    }
+    check_ranges("trainer", given, ranges)
+    for name in ("fast_dev_run", "barebones"):
+        if given[name]:
+            raise InputError(
+                f"--trainer.{name} keeps no checkpoint, and stages begin with those before; give "
+                "--trainer.max_steps 2 to try a run out"
+            )
 
 
 def check_loggers(asked: Any) -> None:

@@ -9,6 +9,7 @@ salient-object set (`images/`, `masks/`) is made on request, in a separate folde
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import uuid
@@ -41,6 +42,7 @@ from wsis.files import short_name
 from wsis.fingerprint import digest
 from wsis.nn.masks import run_lengths
 from wsis.types import Index, Record
+from wsis.values import COUNT, FRACTION, WHOLE, Range, check_ranges
 
 __all__ = ["Shapes"]
 
@@ -50,6 +52,13 @@ _AUGMENT = Augment()
 _LOADING = Loading(workers=0)  # a sample takes a millisecond, starting a worker takes seconds
 _CATEGORIES = [{"id": k + 1, "name": kind.name} for k, kind in enumerate(THINGS)]
 _STUFF_CATEGORIES = [{"id": 101 + k, "name": name} for k, name in enumerate(STUFF)]
+
+_RANGES = {
+    COUNT: ("train",),
+    WHOLE: ("val", "salient", "seed"),
+    FRACTION: ("mark",),
+    Range(0, round(math.pi, 2)): ("rotation",),
+}
 
 
 class Shapes(DataModule):
@@ -82,6 +91,8 @@ class Shapes(DataModule):
         loading: Loading = _LOADING,
         **settings: Any,
     ) -> None:
+        given = {"train": train, "val": val, "salient": salient, "seed": seed}
+        check_ranges("data", given | {"mark": mark, "rotation": rotation}, _RANGES)
         scenes = SceneSettings(mark=mark, rotation=rotation)
         self._scenes: Record = {
             "seed": seed,
