@@ -310,3 +310,28 @@ def test_fractions_where_xml_has_pixels(photos, read):
         read(root)
     (root / "a.xml").write_text(voc(1, 1, 1, 1))  # the first pixel
     assert read(root).annotations[1][0]["bbox"] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"PK\x03\x04\x14\x00\x08", "is a spreadsheet or an archive under another name"),
+        (b"file,tags\na.jpg,#N/A\n", r"labels\.csv:2: #N/A is an error of the spreadsheet"),
+        (b'file,tags\n"a.jpg,cat\nb.jpg,cat\n', "no image a.jpg,cat b.jpg,cat in"),
+    ],
+)
+def test_tables_that_are_no_tables_of_tags(photos, read, content, told):
+    root = photos("a.jpg", "b.jpg")
+    (root / "labels.csv").write_bytes(content)
+    with pytest.raises(InputError, match=told) as error:
+        read(root)
+    assert "\n" not in str(error.value)
+
+
+def test_links_that_lead_to_themselves(photos, read):
+    root = photos("a.jpg")
+    (root / "labels.csv").symlink_to(root / "labels.csv")
+    with pytest.raises(InputError, match="no train labels"):
+        read(root)
+    (root / "tags.csv").write_text("file,tags\na.jpg,cat\n")
+    assert read(root).images[0]["file_name"] == "a.jpg"

@@ -91,10 +91,10 @@ def _walk(folder: Path, without: Callable[[str], bool], visited: set[str]) -> It
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        if os.path.isdir(entry.path):  # entry.is_dir raises an error for a loop of links
             if not without(entry.name):
                 yield from _walk(Path(entry.path), without, visited)
-        elif entry.is_file():
+        elif os.path.isfile(entry.path):
             yield Path(entry.path)
 
 

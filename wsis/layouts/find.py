@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from os.path import exists, isdir, isfile  # pathlib's raise an error for a loop of links
 from pathlib import Path
 
 from wsis.errors import InputError
@@ -109,7 +110,7 @@ def read_split(
 def _nothing(root: Path, split: str) -> InputError:
     """Return an error that says what is there that is not read, or what was looked for."""
     for path in _candidates(root, split):
-        if path.is_file():
+        if isfile(path):
             _refuse_unread(path)
     for path in files_of(root, split):
         if path.suffix.lower() in _UNREAD:
@@ -129,7 +130,7 @@ def _nothing(root: Path, split: str) -> InputError:
 
 def _split_or_class(root: Path) -> Path | None:
     """Return a folder called train that holds images, beside folders that are no split."""
-    folders = [path for path in _entries(root) if path.is_dir()]
+    folders = [path for path in _entries(root) if isdir(path)]
     others = [path for path in folders if not split_of(path.name)]
     own = (path for path in folders if split_of(path.name) == "train")
     return next(
@@ -176,13 +177,13 @@ def find_labels(root: Path, split: str, given: str = "") -> Labelled | None:
         path = root / given
         if path.name in _patterns():
             return _of([Source(path.parent, root, split, path.suffix)], root, split, path)
-        if not path.exists():
+        if not exists(path):
             raise InputError(f"no label file {path}; give one that is there")
         return _of([Source(path, root, split)], root, split, path)
     home = _home(root)
     for suffix in _SUFFIXES:
         path = home / f"{_NAMES[split]}{suffix}"
-        if path.is_file():
+        if isfile(path):
             return _of([Source(path, home, split)], root, split, path)
     return _of([Source(path, home, split) for path in _candidates(home, split)], root, split)
 
@@ -195,7 +196,7 @@ def _of(
     Raises:
         InputError: several fit, or none fits what is given.
     """
-    if given is not None and given.is_file():
+    if given is not None and isfile(given):
         refuse_damaged(given)
     found = [(layout, source) for source in sources for layout in _fitting(source)]
     if len(found) > 1:
@@ -215,7 +216,7 @@ def _of(
             return class_folders.LAYOUT, source
     if given is None:
         return None
-    if given.is_file():
+    if isfile(given):
         _refuse_unread(given)
     raise InputError(
         f"{given} has no known layout; known are "
@@ -225,7 +226,7 @@ def _of(
 
 def _refuse_strays(layout: Layout, source: Source) -> None:
     """Raise InputError for label files of some images only, in folders that may be classes."""
-    if not layout.suffix or not source.path.is_dir() or not class_folders.LAYOUT.matches(source):
+    if not layout.suffix or not isdir(source.path) or not class_folders.LAYOUT.matches(source):
         return
     files = source.of_kind(layout.suffix)
     pictures = [path for path in source.files if path.suffix.lower() in SUFFIXES]
@@ -243,7 +244,7 @@ def _refuse_strays(layout: Layout, source: Source) -> None:
 def _fitting(source: Source) -> list[Layout]:
     """Return the first layout that fits a file, and all that fit a folder."""
     found = [layout for layout in LAYOUTS if layout.matches(source)]
-    return found if source.path.is_dir() else found[:1]
+    return found if isdir(source.path) else found[:1]
 
 
 def _patterns() -> set[str]:
@@ -252,7 +253,7 @@ def _patterns() -> set[str]:
 
 def _written(layout: Layout, source: Source, root: Path) -> str:
     """Return what chooses labels: a file, or a pattern of those beside the images."""
-    path = source.path / f"*{layout.suffix}" if source.path.is_dir() else source.path
+    path = source.path / f"*{layout.suffix}" if isdir(source.path) else source.path
     return str(path.relative_to(root))
 
 
@@ -271,7 +272,7 @@ def _refuse_unread(path: Path) -> None:
 def _home(folder: Path, split: str = "") -> Path:
     """Enter folders that hold nothing but another folder, for a split those that are named so."""
     inside = _entries(folder)
-    while len(inside) == 1 and inside[0].is_dir() and split in ("", split_of(inside[0].name)):
+    while len(inside) == 1 and isdir(inside[0]) and split in ("", split_of(inside[0].name)):
         folder = inside[0]
         inside = _entries(folder)
     return folder
@@ -279,7 +280,7 @@ def _home(folder: Path, split: str = "") -> Path:
 
 def _candidates(root: Path, split: str) -> Iterator[Path]:
     """Yield the files, then the folders, that may hold the labels of a split."""
-    folders = [path for path in _entries(root) if path.is_dir()]
+    folders = [path for path in _entries(root) if isdir(path)]
     own = [_home(path, split) for path in folders if split_of(path.name) == split]
     places = [path for path in folders if path.name.lower() in ("annotations", "labels")]
     for folder in (root, *places):
@@ -301,7 +302,7 @@ def _may_be_of(path: Path, split: str) -> bool:
 
 def _files(folder: Path) -> list[Path]:
     paths = [path for path in _entries(folder) if path.suffix.lower() in _SUFFIXES]
-    return [path for path in paths if path.is_file()]
+    return [path for path in paths if isfile(path)]
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -30,6 +30,8 @@ NEGATIVES = frozenset({
 })
 # fmt: on
 """Tags and folders of images that have none of the classes, in lower case."""
+CELL_ERRORS = frozenset({"#N/A", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NULL!", "#NUM!"})
+"""What spreadsheets write where a formula failed."""
 SHOWN = 5
 """Most names that a note lists."""
 
@@ -141,6 +143,8 @@ def _without_negatives(
 def _named(name: Any, photo: Photo) -> str:
     if not isinstance(name, str) or not tidy(name):
         raise InputError(f"{photo.where}: a label has no class but {name!r}; give it one")
+    if name.strip().upper() in CELL_ERRORS:
+        raise InputError(f"{photo.where}: {name} is an error of the spreadsheet; mend the cell")
     return tidy(name)
 
 

@@ -166,10 +166,15 @@ def read_text(path: Path) -> str:
 
 
 def refuse_damaged(path: Path) -> None:
-    """Raise InputError for an empty file, or a web page that was saved in place of labels."""
+    """Raise InputError for an empty file, or one of another kind than its name says."""
     head = Source(path, path.parent, "").head
     if not head:
         raise InputError(f"{path} is empty; export it again, or delete it")
+    if head.startswith("PK\x03\x04"):
+        raise InputError(
+            f"{path} is a spreadsheet or an archive under another name; save it as CSV, or "
+            "unpack it"
+        )
     if head[:14].lower().startswith(("<!doctype html", "<html")):
         raise InputError(f"{path} is a web page, perhaps of a login; download the labels again")
 

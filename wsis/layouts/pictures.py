@@ -122,7 +122,8 @@ class Pictures:
                 return fitting[0]
             if fitting:
                 raise InputError(
-                    f"{where}: {written} may be {fitting[0]} or {fitting[1]}; write its folder too"
+                    f"{where}: {_short(written)} may be {fitting[0]} or {fitting[1]}; write its "
+                    "folder too"
                 )
         near = self._by_stem.get(parts.stem)
         hint = f'did you mean "{near[0]}"?' if near else "add it or remove its label"
@@ -158,4 +159,5 @@ def _relative(path: Path, root: Path) -> str:
 
 
 def _short(written: str) -> str:
-    return written if len(written) < 200 else f"{written[:200]}..."
+    line = " ".join(written.split())
+    return line if len(line) < 200 else f"{line[:200]}..."
