@@ -20,7 +20,6 @@ from pytorch_lightning.utilities import rank_zero_only
 
 import wsis
 from wsis import fit, registry
-from wsis.data.loading import Loading
 from wsis.data.module import DataModule
 from wsis.data.targets import FIELDS
 from wsis.data.transforms import Augment
@@ -115,13 +114,13 @@ TRAINED = [
 ]
 PROPOSALS = 100
 """Of an image. Most of a step on a small network goes into pooling them."""
-SMALL = Augment(short_sides=(96,)), Loading(batch_size=2, workers=0)
+SMALL = Augment(short_sides=(96,))
+"""Steps on small images take less time, and nothing tested here depends on their size."""
 SMALL_FLAGS = [
     "--data.augment.short_sides=[96]",
     "--data.augment.scales=[]",
     "--data.loading.batch_size=2",
 ]
-"""What is tested does not depend on the size of images and batches, and steps take less time."""
 QUIET = {
     "logger": False,
     "enable_progress_bar": False,
@@ -136,9 +135,7 @@ def root(tmp_path_factory) -> Path:
 
 
 def shapes(root: Path) -> Shapes:
-    augment, loading = SMALL
-    counts = {"train": 8, "val": 2, "salient": 4, "max_proposals": PROPOSALS}
-    return Shapes(root, augment=augment, loading=loading, **counts)
+    return Shapes(root, train=8, val=2, salient=4, max_proposals=PROPOSALS, augment=SMALL)
 
 
 @pytest.fixture
