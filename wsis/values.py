@@ -51,9 +51,10 @@ class Range:
         """Return whether a value is such a number; NaN and infinity are not."""
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
             return False
-        if self.whole and value != int(value):
+        number = float(value)
+        if self.whole and number != round(number):
             return False
-        return self.lowest <= value <= self.highest and not (self.above and value == self.lowest)
+        return self.lowest <= number <= self.highest and not (self.above and number == self.lowest)
 
     def __str__(self) -> str:
         """Return the words for messages."""

@@ -83,7 +83,7 @@ class Augment:
 
     def idle(self) -> dict[str, str]:
         """Return the settings that have no effect beside the others, each with the reason."""
-        found = {}
+        found: dict[str, str] = {}
         if self.scales:
             found |= dict.fromkeys(("short_sides", "crop"), "with augment.scales")
         if not self.brightness and not self.contrast:

@@ -175,6 +175,7 @@ class CCGR(Method):
     def idle(self) -> dict[str, str]:
         """Return the settings that have no effect beside the others, each with the reason."""
         found = dict(SET_FOR_EACH)
+        names: tuple[str, ...]
         if self.hparams["rounds"] == 1:
             names = ("carry", "fresh_peaks", "overlaps", "score_threshold")
             found |= dict.fromkeys(names, "with rounds 1")

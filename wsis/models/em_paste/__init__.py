@@ -154,6 +154,7 @@ class EMPaste(Method):
     def idle(self) -> dict[str, str]:
         """Return the settings that have no effect beside the others, each with the reason."""
         found = dict(SET_FOR_EACH)
+        names: tuple[str, ...]
         if not self.hparams["rounds"]:
             names = ("keep", "distance", "centre", "every_segment")
             found |= dict.fromkeys(names, "with rounds 0")

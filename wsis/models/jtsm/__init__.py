@@ -222,7 +222,8 @@ class JTSM(Method):
 
     def idle(self) -> dict[str, str]:
         """Return the settings that have no effect beside the others, each with the reason."""
-        given, found = self.hparams, {}
+        given, found = self.hparams, dict[str, str]()
+        names: tuple[str, ...]
         if not given["stuff"]:
             names = ("semantics", "refine_stuff", "score_threshold", "min_stuff_area")
             found |= dict.fromkeys(names, "with stuff false")

@@ -43,6 +43,7 @@ def idle(settings: Mapping[str, Any], frozen: bool) -> dict[str, str]:
         frozen: whether no part of the backbone is trained.
     """
     found: dict[str, str] = {}
+    names: tuple[str, ...]
     if settings["context"]:
         found |= dict.fromkeys(("pooling", "widths.hidden", "widths.features"), "with context")
     if not settings["refinements"]:
