@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1] / "wsis"
 LAYERS = [
     {"errors"},
     {"files", "fingerprint", "machine", "registry"},
+    {"sharing"},
     {"images", "coco"},
     {"types", "losses", "ops"},
     {"nn", "metrics"},
