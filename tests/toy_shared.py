@@ -13,6 +13,7 @@ import yaml
 from wsis.datasets.shapes import Shapes
 from wsis.method import Method
 from wsis.registry import path_of
+from wsis.sharing.folder import CARD, MODEL, SETTINGS, WEIGHTS, write_digests
 
 STAGE = "1-net"
 BACKBONE = {"name": "test_byobnet", "weights": "none", "output_stride": 32, "frozen_stages": 0}
@@ -43,4 +44,13 @@ def make_run(folder: Path, model: Method, data: dict[str, Any] | None = None, **
     record = {"number": 1, "fingerprint": "0f", "finished": True, "steps": 5, "minutes": 2.5}
     record |= {"settings": {"model": path_of(model)}, "metrics": METRICS, "commit": "abc1234567"}
     (folder / STAGE / "stage.json").write_text(json.dumps(record | stage))
+    return folder
+
+
+def bare(folder: Path) -> Path:
+    """Write the files of a shared model, with nothing in them that could be loaded."""
+    (folder / STAGE).mkdir(parents=True)
+    for name in (WEIGHTS, MODEL, SETTINGS, CARD, f"{STAGE}/stage.json"):
+        (folder / name).write_text(f"content of {name}")
+    write_digests(folder)
     return folder

@@ -108,7 +108,7 @@ def unreadable(path: Path, what: str, error: Exception) -> InputError:
 
 def backbone_state(state: dict[str, Any] | None) -> dict[str, Any]:
     """Return the backbone's part of a checkpoint of this library; empty for other files."""
-    for prefix in ("backbone.", ""):
+    for prefix in ("backbone.", "classifier.backbone.", ""):
         if state and any(name.startswith(f"{prefix}network.") for name in state):
             return {
                 name.removeprefix(prefix): value

@@ -9,11 +9,12 @@ from typing import Any
 
 import yaml
 
-from wsis import __version__, registry
+from wsis import registry
 from wsis.command_line.settings import Config
 from wsis.reports.runs import Origin, describe_settings
 from wsis.reports.settings import departures
 from wsis.reports.table import markdown_table, percent
+from wsis.runs.cost import version
 from wsis.runs.record import StageRecord
 from wsis.sharing.folder import PICTURE
 
@@ -61,7 +62,7 @@ def write_card(shared: Shared) -> str:
 
 # {method} on {shared.data.partition(",")[0]}
 
-{what}, learned from {shared.origin.supervision} with wsis {__version__}.
+{what}, learned from {shared.origin.supervision} with wsis {version()}.
 {len(shared.class_names)} classes: {classes}.
 
 {picture}## Use

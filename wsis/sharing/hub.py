@@ -10,6 +10,7 @@ from typing import Any
 
 from wsis.errors import InputError
 from wsis.sharing.folder import (
+    CARD,
     DIGESTS,
     MODEL,
     PICTURE,
@@ -63,6 +64,7 @@ def upload(folder: Path, name: str, public: bool = False) -> str:
             repo_id=made.repo_id,
             folder_path=folder,
             commit_message="Share a model with wsis.share",
+            allow_patterns=[*LOADED, CARD, PICTURE],
             delete_patterns=[RECORD, PICTURE],  # of what was shared under this name before
         )
     except Exception as error:  # the client and what it builds on raise many kinds
