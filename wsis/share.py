@@ -90,15 +90,16 @@ def share(
         hub.check_name(name)
         hub.check_login()  # before anything takes long
     else:
-        name, target = "", Path(to)
+        name, target = "", Path(to).resolve()
         _check_free(run, target)
-        target.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=None if name else target.absolute().parent) as scratch:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    beside = None if name else target.parent
+    with TemporaryDirectory(dir=beside, prefix=".sharing-") as scratch:
         if is_shared(run):
             check_shared(run)
             folder = run
         else:
-            folder = Path(scratch, Path(to).name)
+            folder = Path(scratch, Path(name or target).name)
             _write(run, folder, to if name else folder.name, stage, checkpoint, picture, licence)
         if name:
             to = hub.upload(folder, name, public)
@@ -188,7 +189,8 @@ def _record(run: Path, stage: str, checkpoint: Which) -> StageRecord:
 def _describe(config: Config, data: Any) -> str:
     """Return the data set's name, and the number of its training images if it is there."""
     name = registry.short_name("data", config["data"]["class_path"])
-    if not getattr(data, "folder", Path("/nowhere")).is_dir():
+    folder = getattr(data, "folder", None)
+    if folder is None or not folder.is_dir():
         return name
     try:
         return f"{name}, {len(data.index('train').images)} training images"
