@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from sharing.test_archives import content_of, pack
 from toy_shared import bare
 
@@ -137,6 +138,8 @@ def test_weights(folder, archive, tmp_path):
     assert weights_file(folder) == folder / "model.safetensors"
     assert weights_file(archive) == find_run(archive) / "model.safetensors"
     assert weights_file(tmp_path / "last.ckpt") == tmp_path / "last.ckpt"
+    torch.save({"a": torch.zeros(1)}, tmp_path / "best.pth.tar")  # as many name their weights
+    assert weights_file(tmp_path / "best.pth.tar") == tmp_path / "best.pth.tar"
     (folder / "model.safetensors").write_text("other")
     with pytest.raises(InputError, match=r"model\.safetensors is damaged"):
         weights_file(folder)

@@ -18,7 +18,7 @@ from typing import IO, Any, NamedTuple
 from wsis.errors import InputError
 from wsis.sharing.folder import check_shared, is_shared, is_whole
 
-__all__ = ["SUFFIXES", "Limited", "is_archive", "unpack"]
+__all__ = ["SUFFIXES", "Limited", "holds_archive", "is_archive", "unpack"]
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 MOST_MEMBERS = 1000
@@ -38,6 +38,13 @@ class _Member(NamedTuple):
 def is_archive(name: str) -> bool:
     """Return whether a file's name is that of an archive."""
     return name.lower().endswith(SUFFIXES)
+
+
+def holds_archive(path: Path) -> bool:
+    """Return whether a file is an archive by name and content: `x.pth.tar` holds weights."""
+    if not path.is_file() or not is_archive(path.name):
+        return False
+    return path.suffix.lower() == ".zip" or tarfile.is_tarfile(path)
 
 
 def unpack(archive: Path, folder: Path, source: str) -> None:

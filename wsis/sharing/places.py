@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from wsis.errors import InputError
 from wsis.files import cache_folder
 from wsis.sharing import hub
-from wsis.sharing.archives import SUFFIXES, Limited, is_archive, unpack
+from wsis.sharing.archives import SUFFIXES, Limited, holds_archive, is_archive, unpack
 from wsis.sharing.folder import WEIGHTS, check_shared, is_shared, is_whole, sha256
 
 __all__ = ["find_run", "weights_file"]
@@ -60,8 +60,8 @@ def weights_file(place: str | os.PathLike[str]) -> Path:
         InputError: as `find_run`.
     """
     given = os.fspath(place)
-    elsewhere = given.startswith(hub.PREFIX) or "://" in given or is_archive(given)
-    if elsewhere or is_shared(Path(given)):
+    elsewhere = given.startswith(hub.PREFIX) or "://" in given
+    if elsewhere or is_shared(Path(given)) or holds_archive(Path(given)):
         return find_run(given) / WEIGHTS
     return Path(given)
 
