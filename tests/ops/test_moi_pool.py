@@ -322,6 +322,19 @@ def test_what_does_not_go_together_is_refused():
         moi_pool(features, boxes, cells)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_region_of_no_image_is_nan_on_cuda_and_ends_nothing():
+    features, boxes, cells = (t.cuda() for t in some())
+    expected = moi_pool(features, boxes, cells)
+    boxes[3, 0] = 7
+    features.requires_grad_()
+    found = moi_pool(features, boxes, cells)
+    assert found[3].isnan().all()
+    others = torch.arange(len(boxes)) != 3
+    assert torch.equal(found[others], expected[others])
+    assert torch.autograd.grad(found[others].sum(), features)[0].isfinite().all()
+
+
 def test_nan_is_passed_on(pool):
     features, boxes, cells = (
         torch.zeros(1, 2, 4, 4),

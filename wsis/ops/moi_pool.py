@@ -66,6 +66,8 @@ def moi_pool(
 
     Raises:
         InputError: shapes that do not match, or an unknown compensation.
+        RuntimeError: a box of an image that is not there. On CUDA its features are NaN instead,
+            because a check would wait for the device.
     """
     check(features, boxes, cells, output_size)
     if compensation not in _CODES:

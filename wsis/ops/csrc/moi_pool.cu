@@ -17,7 +17,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <cassert>
+#include <cmath>
 #include <tuple>
 #include <type_traits>
 
@@ -94,7 +94,14 @@ __global__ void __launch_bounds__(kWarp* kWarps)
   const int64_t region = blockIdx.x, area = int64_t(s.height) * s.width;
   const int first = blockIdx.y * kLanes, bins = s.side * s.side;
   const int32_t* window = windows + 5 * region;
-  assert(window[0] >= 0 && window[0] < s.images);
+  // A failed assertion on the device would end every later call of the process: a region of an image that is not there
+  // is NaN, and has no gradient.
+  if (window[0] < 0 || window[0] >= s.images) {
+    if constexpr (!Backward)
+      for (int i = threadIdx.x; i < min(kLanes, s.channels - first) * bins; i += kWarp * kWarps)
+        values[(region * s.channels + first) * bins + i] = static_cast<T>(NAN);
+    return;
+  }
   const bool* cells = all_cells + region * area;
   const int64_t map = window[0] * area * s.channels + first;
   const auto scale = wsis::factor<Exact<T>>(count_filled(s, window, cells), bins, compensation);
