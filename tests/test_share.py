@@ -152,6 +152,8 @@ def test_what_the_card_says_of_other_runs(run, place, tmp_path):
     shutil.copy(other / STAGE / "checkpoints/last.ckpt", other / STAGE / "checkpoints/best.ckpt")
     share(other, str(tmp_path / "out"), checkpoint="best", licence="apache-2.0")
     card = (tmp_path / "out/README.md").read_text()
+    assert str(tmp_path) not in card
+    assert "| segments | none |" in card
     assert "license: apache-2.0\n" in card
     assert "| licence of these weights | apache-2.0 |" in card
     assert "| licence of the data | unknown |" in card

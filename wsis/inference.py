@@ -33,7 +33,7 @@ from wsis.runs.failures import Tolerant
 from wsis.runs.labels import Labeller, write_labels
 from wsis.runs.record import read_stage, stages
 from wsis.runs.run import Split
-from wsis.sharing.folder import is_shared
+from wsis.sharing.folder import MODEL, WEIGHTS, is_shared
 from wsis.sharing.places import find_run
 from wsis.types import Index, Prediction, Proposals, Record, Sample, View
 
@@ -111,18 +111,29 @@ def load(
     path = _checkpoint(folder, name, checkpoint)
     given = config["model"].get("init_args") or {}
     later = {setting: given[setting] for setting in known[name].label_settings if setting in given}
-    kind = known[name]
-    if is_shared(folder):
-        section = {"class_path": f"{kind.__module__}.{kind.__qualname__}"}
-        model: Method = load_shared(
-            lambda arguments: _make("model", {**section, "init_args": arguments | later}),
-            path,
-            kind.__name__,
-        )
-    else:
-        model = load_model(kind, path, **later)
+    model = _model_of(known[name], path, later)
     threshold = _threshold(folder / name, checkpoint)
     return Loaded(model.eval(), make_data(config["data"]), config, threshold)
+
+
+def _model_of(kind: type[Method], path: Path, settings: Config) -> Method:
+    """Make a model from a checkpoint, or from shared weights, whose arguments are checked.
+
+    Args:
+        kind: class of the model.
+        path: the checkpoint or weights.
+        settings: constructor arguments that replace those of the file.
+    """
+    if path.name != WEIGHTS:
+        return load_model(kind, path, **settings)
+
+    def make(arguments: Config) -> Method:
+        class_path = f"{kind.__module__}.{kind.__qualname__}"
+        section = {"class_path": class_path, "init_args": arguments | settings}
+        made: Method = _make("model", section, str(path.with_name(MODEL)))
+        return made
+
+    return load_shared(make, path, kind.__name__)
 
 
 def _checkpoint(run: Path, stage: str, which: Which) -> Path:
@@ -183,15 +194,15 @@ def make_data(section: Config) -> pl.LightningDataModule:
     Raises:
         InputError: settings that it does not have or of the wrong type, or code not installed.
     """
-    made: pl.LightningDataModule = _make("data", section)
+    made: pl.LightningDataModule = _make("data", section, "the settings of the run")
     return made
 
 
-def _make(kind: Literal["model", "data"], section: Config) -> Any:
-    """Make what a section of settings describes, which is checked first."""
+def _make(kind: Literal["model", "data"], section: Config, place: str) -> Any:
+    """Make what a section of settings describes, which is checked first; messages name `place`."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(registry.find(kind, section["class_path"]), kind, fail_untyped=False)
-    settings = overlay(parser, {kind: section}, "the settings of the run")
+    settings = overlay(parser, {kind: section}, place)
     return parser.instantiate(settings)[kind]
 
 

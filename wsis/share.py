@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 from jsonargparse import ArgumentParser
 
@@ -20,7 +20,7 @@ from wsis.errors import InputError
 from wsis.files import atomic_write
 from wsis.images import draw
 from wsis.images.read import read_image
-from wsis.inference import Loaded, classes_of, load, read_run, store_predictions, trained
+from wsis.inference import Loaded, classes_of, load, store_predictions, trained
 from wsis.metrics.results import read_results
 from wsis.nn.checkpoint import read_checkpoint, write_shared
 from wsis.reports.card import Shared, write_card
@@ -127,37 +127,51 @@ def _write(
     licence: str,
 ) -> None:
     """Write all files of a shared model; its card says to load it from `place`."""
-    config, loaded = read_run(run), load(run, stage, checkpoint)
-    data: Any = loaded.data
+    loaded = load(run, stage, checkpoint)
     stage = stage or list(trained(run))[-1]
     content = read_checkpoint(checkpoint_of(run, stage, checkpoint), "hyper_parameters")
-    things, stuff = classes_of(run, data)
+    things, stuff = classes_of(run, loaded.data)
     facts = {
         "hyper_parameters": without_paths(dict(content["hyper_parameters"])),
         "classes": {"categories": things, "stuff": stuff},
     }
     folder.mkdir()
     write_shared({**facts, "state_dict": content["state_dict"]}, folder)
-    write_settings(folder / SETTINGS, _portable(config))
+    write_settings(folder / SETTINGS, _portable(loaded.config))
     record = _record(run, stage, checkpoint)
     write_stage(folder / stage, record)
-    card = Shared(
+    shown = _draw(loaded, folder / PICTURE, picture)
+    card = _card_of(loaded, stage, record, checkpoint == "best", shown, licence, place)
+    with atomic_write(folder / CARD) as scratch:
+        scratch.write_text(write_card(card), encoding="utf-8")
+    write_digests(folder)
+
+
+def _card_of(
+    loaded: Loaded,
+    stage: str,
+    record: StageRecord,
+    is_best: bool,
+    picture: str,
+    licence: str,
+    place: str,
+) -> Shared:
+    """Collect what the card tells."""
+    config, data = loaded.config, cast(Any, loaded.data)
+    return Shared(
         config=_portable(config),
         origin=origin_of(config, getattr(data, "relabelled", None)),
         stage=stage,
         record=record,
-        is_best=checkpoint == "best",
-        class_names=[category["name"] for category in things],
+        is_best=is_best,
+        class_names=loaded.model.class_names,
         given_boxes=loaded.model.needs_boxes,
         data=_describe(config, data),
         data_licence=getattr(data, "licence", "unknown"),
-        picture=_draw(loaded, folder / PICTURE, picture),
+        picture=picture,
         licence=licence,
         place=place,
     )
-    with atomic_write(folder / CARD) as scratch:
-        scratch.write_text(write_card(card), encoding="utf-8")
-    write_digests(folder)
 
 
 def _portable(config: Config) -> Config:
