@@ -153,7 +153,7 @@ def test_what_the_card_says_of_other_runs(run, place, tmp_path):
     share(other, str(tmp_path / "out"), checkpoint="best", licence="apache-2.0")
     card = (tmp_path / "out/README.md").read_text()
     assert str(tmp_path) not in card
-    assert "| segments | none |" in card
+    assert "| segments | segments.sqlite, trained from unknown |" in card
     assert "license: apache-2.0\n" in card
     assert "| licence of these weights | apache-2.0 |" in card
     assert "| licence of the data | unknown |" in card

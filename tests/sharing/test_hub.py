@@ -58,7 +58,7 @@ class Hub:
 
     def model_info(self, name, revision):
         files = sorted(self._there(name).rglob("*"))
-        texts = [path.read_text() for path in files if path.is_file()]
+        texts = [path.read_bytes() for path in files if path.is_file()]
         return SimpleNamespace(sha=revision or f"{hash(tuple(texts)):x}".strip("-"))
 
     def snapshot_download(self, name, revision, local_dir, allow_patterns):
