@@ -5,6 +5,7 @@ Never by the clock, because machines are busy; in CI with the same examples ever
 
 import gc
 import os
+import re
 import tempfile
 
 if (
@@ -17,6 +18,8 @@ if (
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 CACHE = tempfile.TemporaryDirectory(prefix="wsis-cache-")
 os.environ.setdefault("WSIS_CACHE", CACHE.name)  # not what the user of this machine has there
@@ -38,9 +41,29 @@ registry._is_installed = lambda kind, path: path.split(".")[0] in TOYS or is_ins
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that have a longer time-out, so that none of them is alone at the end."""
-    patient = {item.path for item in items if item.get_closest_marker("timeout")}
-    items.sort(key=lambda item: item.path not in patient)
+    """Begin with the tests that have a longer time-out, so that none of them is alone at the end."""
+    patience = {item: item.get_closest_marker("timeout") for item in items}
+    items.sort(key=lambda item: -patience[item].args[0] if patience[item] else 0)
+
+
+ALONE = ("test_learns.py", "test_notebooks.py")
+"""Files whose tests share nothing, and take minutes each."""
+
+
+class Units(LoadFileScheduling):
+    """Sends the tests of a file to one worker, but those of a long file in several parts."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, test = nodeid.partition("::")
+        if file.endswith(ALONE):
+            return nodeid
+        if file.endswith("models/test_all.py"):  # the runs that its tests share are of one method
+            return f"{file}::{re.split(r'[-[]', test)[-1]}"
+        return file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Units:
+    return Units(config, log)
 
 
 def pytest_collection_finish() -> None:

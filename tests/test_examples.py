@@ -16,7 +16,7 @@ from example_site import EXAMPLES, install_examples
 from PIL import Image
 from pycocotools import mask as rle
 
-from wsis import registry
+from wsis import fit, propose, registry
 from wsis.datasets.shapes import Shapes
 from wsis.errors import InputError
 from wsis.nn.masks import tight_boxes
@@ -37,19 +37,6 @@ def installed(paths, monkeypatch):
     registry._plugins.cache_clear()
     yield
     registry._plugins.cache_clear()
-
-
-def run(verb: str, words: list[str], paths: list[str], folder: Path) -> str:
-    search = os.pathsep.join([*paths, str(EXAMPLES.parent)])
-    done = subprocess.run(
-        [sys.executable, "-m", f"wsis.{verb}", *words],
-        env=os.environ | {"PYTHONPATH": search},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 # A data set
@@ -86,12 +73,12 @@ def test_a_photo_in_no_class_is_reported(installed, sorted_photos):
 
 
 @pytest.mark.slow
-def test_a_method_trains_on_the_folders(paths, sorted_photos, tmp_path):
+def test_a_method_trains_on_the_folders(installed, sorted_photos, tmp_path):
     words = ["--model", "cam", "--data", "class_folders", "--data.root", str(sorted_photos)]
     words += ["--config", str(EXAMPLES / "dataset/cam.yaml"), "--run_dir", str(tmp_path / "run")]
     words += ["--model.backbone.name", "test_byobnet", "--model.backbone.weights", "none"]
     words += ["--model.backbone.frozen_stages", "0", "--trainer.max_steps", "1"]
-    run("fit", [*words, "--trainer.accelerator", "cpu"], paths, tmp_path)
+    fit.main([*words, "--trainer.accelerator", "cpu"])
     stage = json.loads((tmp_path / "run/train/stage.json").read_text())
     assert stage["finished"]
     assert stage["steps"] == 1
@@ -128,10 +115,10 @@ def test_windows_are_sets_of_superpixels(installed, square):
 
 
 @pytest.mark.slow
-def test_a_proposer_is_chosen_by_its_name(paths, tmp_path):
+def test_a_proposer_is_chosen_by_its_name(installed, tmp_path):
     words = ["--data", "shapes", "--data.root", str(tmp_path / "data"), "--data.train", "2"]
     words += ["--data.proposals", "windows", "--out", str(tmp_path / "made.sqlite")]
-    run("propose", [*words, "--split", "train", "--workers", "1"], paths, tmp_path)
+    propose.main([*words, "--split", "train", "--workers", "1"])
     file = ProposalFile(tmp_path / "made.sqlite")
     assert len(file) == 2
     assert file.provenance["made"] == "windows"
@@ -311,13 +298,13 @@ def test_components_are_the_objects(installed, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_method_ends_with_the_segmentor(paths, tmp_path):
+def test_a_method_ends_with_the_segmentor(installed, tmp_path):
     segmentor = '{"model": "components", "steps": 1, "batch_size": 2}'
     words = ["--model", "boxcaseg", f"--model.segmentor={segmentor}", "--trainer.max_steps", "1"]
     words += ["--data.train", "4", "--data.val", "2", "--data.root", str(tmp_path / "data")]
     words += ["--model.salient_limit", "2", "--data.loading.batch_size", "4"]
     words += ["--trainer.accelerator", "cpu", "--run_dir", str(tmp_path / "run")]
-    run("fit", words, paths, tmp_path)
+    fit.main(words)
     metrics = json.loads((tmp_path / "run/3-segmentor/metrics.json").read_text())
     assert "val/AP50" in metrics
 

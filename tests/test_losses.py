@@ -250,6 +250,7 @@ def test_pairwise_loss_is_finite_for_sure_masks_and_zero_without_edges():
         assert of_none.item() == 0
 
 
+@pytest.mark.slow
 def test_boxinst_losses_find_a_disc_in_its_box():
     """Logits alone, trained by both losses, become the disc; the box filled has an IoU of .785."""
     y, x = torch.meshgrid(torch.arange(28) - 13.5, torch.arange(28) - 13.5, indexing="ij")

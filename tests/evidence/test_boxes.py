@@ -389,6 +389,7 @@ def test_sides_shrink_no_further_than_allowed():
     torch.testing.assert_close(sides, torch.tensor([[8.0, 8], [5, 5], [5, 8]]), rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_box_stops_before_its_second_peak():
     """Two rectangles side by side: free, the box takes both; held by the peaks, it ends between them."""
     maps = (rectangle(10, 20, 30, 40) + rectangle(30, 20, 50, 40))[None]

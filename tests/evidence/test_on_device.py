@@ -64,6 +64,7 @@ def test_cells_are_those_of_the_cpu_form(device, given, centred):
     assert min(agreement) > 0.999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 def test_masks_do_not_depend_on_the_other_boxes(device):
     image, asked = scene(5).to(device), boxes(6, 300).to(device)

@@ -22,6 +22,7 @@ import wsis
 from wsis import fit, registry
 from wsis.data.module import DataModule
 from wsis.data.targets import FIELDS
+from wsis.data.transforms import Augment
 from wsis.datasets.coco import COCO
 from wsis.datasets.shapes import Shapes
 from wsis.inference import trained as trained_stages
@@ -115,7 +116,13 @@ TRAINED = [
 ]
 PROPOSALS = 100
 """Of an image. Most of a step on a small network goes into pooling them."""
-SMALL_IMAGES = ["--data.augment.short_sides=[96]", "--data.augment.scales=[]"]
+SMALL = Augment(short_sides=(96,))
+"""Steps on small images take less time, and nothing tested here depends on their size."""
+SMALL_FLAGS = [
+    "--data.augment.short_sides=[96]",
+    "--data.augment.scales=[]",
+    "--data.loading.batch_size=2",
+]
 QUIET = {
     "logger": False,
     "enable_progress_bar": False,
@@ -130,7 +137,7 @@ def root(tmp_path_factory) -> Path:
 
 
 def shapes(root: Path) -> Shapes:
-    return Shapes(root=root, train=8, val=4, salient=4, max_proposals=PROPOSALS)
+    return Shapes(root, train=8, val=2, salient=4, max_proposals=PROPOSALS, augment=SMALL)
 
 
 @pytest.fixture
@@ -286,7 +293,7 @@ def test_poison_changes_no_bit_of_any_stage(name, data, tmp_path):
             for word in words(name, root, tmp_path / run)
             if not word.startswith(("--data.train", "--data.val", "--data.sal"))
         ]
-        fit.main(["--data", "coco", "--config", str(recipe), *flags, *SMALL_IMAGES])
+        fit.main(["--data", "coco", "--config", str(recipe), *flags])
     checkpoints = sorted(
         path.relative_to(tmp_path / "honest")
         for path in (tmp_path / "honest").glob("*/checkpoints/last.ckpt")
@@ -336,10 +343,11 @@ def words(name: str, root: Path, run: Path, steps: int = 4) -> list[str]:
     flags += [
         f"--data.root={root}",
         "--data.train=8",
-        "--data.val=4",
+        "--data.val=2",
         "--data.salient=4",
         f"--data.max_proposals={PROPOSALS}",
         f"--run_dir={run}",
+        *SMALL_FLAGS,
     ]
     return [
         "--model",
@@ -387,7 +395,7 @@ def test_one_class_is_enough(name, one_class, tmp_path):
         flags += [f"--model.salient={shapes(one_class).salient_folder()}"]
     if "stuff" in accepted:
         flags += ["--model.stuff=false"]
-    fit.main([*flags, *SMALL_IMAGES, "--data=folder", "--data.loading.batch_size=2"])
+    fit.main([*flags, "--data=folder"])
     last = list(run.glob("*/stage.json"))
     assert last
     assert all(json.loads(path.read_text())["finished"] for path in last)

@@ -243,6 +243,7 @@ def test_predictions_are_masks_in_the_given_boxes(data):
         model.predict(sample)
 
 
+@pytest.mark.slow
 def test_batches_hold_both_kinds_in_the_ratio_asked_for(data, tmp_path):
     data.loading = type(data.loading)(batch_size=8)
     model, seen = BoxCaseg(**SMALL, salient_fraction=0.375), []

@@ -294,6 +294,7 @@ def test_without_refinement_boxes_stay(tmp_path):
     assert rle.area(found.masks[0]) == (54 - 26) * (46 - 20)
 
 
+@pytest.mark.slow
 def test_a_box_stops_before_a_second_peak_of_its_class(tmp_path):
     """One region, two peaks: the box would grow over both; a peak of another class does not stop it."""
     scenes, chosen = [([(0, [20, 20, 100, 50])], (80, 120))], [[(0, [22, 22, 58, 48])]]
@@ -312,6 +313,7 @@ def test_a_box_is_drawn_around_the_whole_of_its_part_at_last(tmp_path):
     assert rle.area(found.masks[0]) == 40 * 30
 
 
+@pytest.mark.slow
 def test_two_parts_of_one_object_are_merged_and_two_objects_are_not(tmp_path):
     """A box stops at the other's peak; each merged box has the best score of its parts."""
     scenes = [([(0, [20, 20, 100, 50]), (0, [20, 60, 50, 90]), (1, [70, 60, 110, 90])], (100, 120))]
@@ -478,6 +480,7 @@ def test_first_labels_are_bags_around_peaks_and_pixels_of_tagged_classes(data, t
             )
 
 
+@pytest.mark.slow
 def test_first_evidence_at_another_side_is_that_of_the_image(data):
     """Peaks and pixels are in pixels of the image, whatever the side they are found at."""
     samples = data.samples("train", train=False, supervision={"tags"})

@@ -102,6 +102,7 @@ def _fill(path: Path) -> None:
         store.maps([image], Counting())
 
 
+@pytest.mark.slow
 def test_processes_share_a_file(tmp_path):
     path, context = tmp_path / "maps.sqlite", multiprocessing.get_context("spawn")
     both = [context.Process(target=_fill, args=(path,)) for _ in range(2)]
@@ -162,6 +163,7 @@ def test_a_second_run_computes_none_and_ends_as_the_first(cache, tmp_path, monke
         assert torch.equal(value, states[1]["state_dict"][name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", [{"jitter": 1.5}, {"contrast": [0.5, 1.5]}])
 def test_images_that_vary_are_refused(cache, tmp_path, augment):
     with pytest.raises(InputError, match=r"backbone\.stored needs .* --data\.augment\.jitter 1"):

@@ -35,6 +35,7 @@ def padded(small: Tensor, like: Tensor) -> Tensor:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [CONVOLUTIONAL, PLAIN], ids=["convolutional", "plain"])
 @pytest.mark.parametrize("progress", [0.0, 1.0])
 def test_padding_changes_nothing(settings, progress):

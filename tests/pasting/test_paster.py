@@ -91,6 +91,7 @@ def test_every_mask_shows_its_object_and_nothing_else(data, pool, where):
     assert len(counts) > 2
 
 
+@pytest.mark.slow
 def test_equal_draws_give_equal_bits_in_any_worker(data, pool):
     one = with_paste(data, plain(pool, blend="gaussian", objects=(1, 4)), batch_size=2)
     batches = []
@@ -234,6 +235,7 @@ def test_black_backgrounds_and_pictures_smaller_than_a_foreground(data, pool, tm
             assert sample["target"]["tags"].sum() == len(sample["target"]["labels"].unique())
 
 
+@pytest.mark.slow
 def test_the_share_of_other_backgrounds(data, pool):
     some = samples(data, plain(pool, backgrounds="black", share=0.25, objects=(0, 0)))
     blank = [not some.sample(0, draw)["image"].any() for draw in range(200)]
