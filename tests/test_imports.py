@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1] / "wsis"
 LAYERS = [
     {"errors"},
     {"files", "fingerprint", "machine", "registry"},
+    {"sharing"},
     {"images", "coco", "values"},
     {"types", "losses", "ops"},
     {"nn", "metrics"},

@@ -19,6 +19,7 @@ VERBS = {
     "propose": "propose",
     "compare": "compare",
     "ablate": "ablate",
+    "share": "share",
     "generate": "generate.__main__",
 }
 """Verbs and their modules, in the order in which one meets them."""

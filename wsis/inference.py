@@ -7,7 +7,7 @@ import sys
 from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, overload
 
 import numpy as np
 import pytorch_lightning as pl
@@ -25,14 +25,16 @@ from wsis.errors import InputError
 from wsis.images.read import as_pixels
 from wsis.method import Method
 from wsis.metrics.evaluation import Evaluation
-from wsis.nn.checkpoint import load_model, read_checkpoint
+from wsis.nn.checkpoint import load_model, load_shared, read_checkpoint
 from wsis.proposals.proposers import BUILT_IN, propose
-from wsis.runs.checkpoints import Which, intact
-from wsis.runs.classes import check_classes
+from wsis.runs.checkpoints import Which, checkpoint_of, intact
+from wsis.runs.classes import check_classes, classes_in
 from wsis.runs.failures import Tolerant
 from wsis.runs.labels import Labeller, write_labels
 from wsis.runs.record import read_stage, stages
 from wsis.runs.run import Split
+from wsis.sharing.folder import MODEL, WEIGHTS, is_shared
+from wsis.sharing.places import find_run
 from wsis.types import Index, Prediction, Proposals, Record, Sample, View
 
 if TYPE_CHECKING:
@@ -84,22 +86,23 @@ class Labelled(NamedTuple):
 def load(
     run: str | os.PathLike[str], stage: str | None = None, checkpoint: Which = "last"
 ) -> Loaded:
-    """Return the model, data and settings of a run's folder; neither data nor weights are read.
+    """Return the model, data and settings of a run or a shared model; data are not read.
 
     The last checkpoint is the default, as in the papers: which one is best depends on how often one
     looked, and where validation has masks, to choose by them is to learn from them.
 
     Args:
-        run: the folder.
+        run: folder of the run; or of a shared model, or its archive (.zip, .tar, .tar.gz), the
+            https URL of one, or `hub:USER/NAME`.
         stage: name of the stage whose model is wanted; by default the last that was trained, which
             of a method that ends with Mask R-CNN is Mask R-CNN.
         checkpoint: "last", or "best" for that of the best validation, if there were several.
 
     Raises:
-        InputError: not the folder of a run, the model is not trained yet, or it has no best
-            checkpoint.
+        InputError: not the folder of a run, the model is not trained yet, it has no best
+            checkpoint, or the shared model cannot be fetched or is not as it was shared.
     """
-    folder = Path(run)
+    folder = find_run(run)
     config = read_run(folder)
     known = trained(folder)
     if stage not in (None, *known):
@@ -108,16 +111,38 @@ def load(
     path = _checkpoint(folder, name, checkpoint)
     given = config["model"].get("init_args") or {}
     later = {setting: given[setting] for setting in known[name].label_settings if setting in given}
-    model = load_model(known[name], path, **later)
+    model = _model_of(known[name], path, later)
     threshold = _threshold(folder / name, checkpoint)
     return Loaded(model.eval(), make_data(config["data"]), config, threshold)
 
 
+def _model_of(kind: type[Method], path: Path, settings: Config) -> Method:
+    """Make a model from a checkpoint, or from shared weights, whose arguments are checked.
+
+    Args:
+        kind: class of the model.
+        path: the checkpoint or weights.
+        settings: constructor arguments that replace those of the file.
+    """
+    if path.name != WEIGHTS:
+        return load_model(kind, path, **settings)
+
+    def make(arguments: Config) -> Method:
+        class_path = f"{kind.__module__}.{kind.__qualname__}"
+        section = {"class_path": class_path, "init_args": arguments | settings}
+        made: Method = _make("model", section, str(path.with_name(MODEL)))
+        return made
+
+    return load_shared(make, path, kind.__name__)
+
+
 def _checkpoint(run: Path, stage: str, which: Which) -> Path:
     """Return the file of a stage's checkpoint."""
-    path = run / stage / "checkpoints" / f"{which}.ckpt"
+    path = checkpoint_of(run, stage, which)
     if which not in get_args(Which):
         raise InputError(f"no checkpoint is called '{which}'; give last or best")
+    if which == "best" and is_shared(run):
+        raise InputError(f"{run} is shared, with one checkpoint; leave out --checkpoint")
     if which == "best" and not path.is_file():
         raise InputError(
             f"{run} has no {stage}/checkpoints/best.ckpt, because validation ran at the end alone; "
@@ -152,7 +177,7 @@ def trained(run: Path) -> dict[str, type[Method]]:
     models = {
         place.name: registry.find("model", stage.model)
         for place, stage in finished
-        if (place / "checkpoints").is_dir()
+        if (place / "checkpoints").is_dir() or is_shared(run)
     }
     known = {name: model for name, model in models.items() if model is method or model.predicts()}
     if not known:
@@ -169,21 +194,25 @@ def make_data(section: Config) -> pl.LightningDataModule:
     Raises:
         InputError: settings that it does not have or of the wrong type, or code not installed.
     """
+    made: pl.LightningDataModule = _make("data", section, "the settings of the run")
+    return made
+
+
+def _make(kind: Literal["model", "data"], section: Config, place: str) -> Any:
+    """Make what a section of settings describes, which is checked first; messages name `place`."""
     parser = ArgumentParser(exit_on_error=False)
-    data = registry.find("data", section["class_path"])
-    parser.add_class_arguments(data, "data", fail_untyped=False)
-    settings = overlay(parser, {"data": section}, "the settings of the run")
-    return parser.instantiate(settings).data
+    parser.add_class_arguments(registry.find(kind, section["class_path"]), kind, fail_untyped=False)
+    settings = overlay(parser, {kind: section}, place)
+    return parser.instantiate(settings)[kind]
 
 
 def classes_of(run: Path, data: Any) -> tuple[list[Record], list[Record]]:
     """Return a run's thing and stuff classes, from a checkpoint or, without one, from the data."""
     for folder, _ in reversed(stages(run)):
-        path = folder / "checkpoints" / "last.ckpt"
-        if intact(path):
-            state = read_checkpoint(path).get(type(data).__qualname__) or {}
-            if "categories" in state:  # no data set is needed
-                return list(state["categories"]), list(state["stuff"])
+        path = checkpoint_of(run, folder.name)
+        known = classes_in(read_checkpoint(path)) if intact(path) else None
+        if known:  # no data set is needed
+            return list(known["categories"]), list(known["stuff"])
     return list(data.categories), list(data.stuff)
 
 
@@ -233,7 +262,7 @@ def store_labels(
     data: Any,
     split: str,
     out: Path,
-    run: Path,
+    run: str | os.PathLike[str],
     score_threshold: float = 0.5,
     accelerator: str = "auto",
     devices: int = 1,

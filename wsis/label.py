@@ -18,6 +18,7 @@ from wsis.reports.exports import Format, export
 from wsis.runs.checkpoints import Which
 from wsis.runs.failures import read_sizes, refuse_failed
 from wsis.runs.progress import say_notes
+from wsis.sharing.places import find_run
 
 __all__ = ["label_images", "main"]
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
 
 
 def label_images(
-    run: Path,
+    run: str,
     out: Path,
     images: Path | None = None,
     labels: str = "",
@@ -55,7 +56,8 @@ def label_images(
     and the others are done.
 
     Args:
-        run: Folder of a finished run.
+        run: Folder of a finished run; or a shared model: its folder, archive, URL, or
+            hub:USER/NAME.
         out: COCO instances json to write, with `score`, `source` and `ignore` of each annotation.
         images: Folder of images to label in place of the run's own.
         labels: Tags (.csv) or boxes (COCO json) of these images, relative to `images`; labels.csv
@@ -74,9 +76,10 @@ def label_images(
         InputError: not a finished run, its data is not there, or the file cannot be written; or,
             after the others are done, an image failed.
     """
-    model, data, *_ = load(run, stage or labelling_stage(run), checkpoint)
+    place = find_run(run)
+    model, data, *_ = load(place, stage or labelling_stage(place), checkpoint)
     if images is not None:
-        names = [category["name"] for category in classes_of(run, data)[0]]
+        names = [category["name"] for category in classes_of(place, data)[0]]
         wanted = () if model.needs_boxes else names
         data = _folder(images, labels, wanted, data.loading)  # type: ignore[attr-defined]
         split = "train"

@@ -28,6 +28,7 @@ from wsis.proposals.source import proposer_of
 from wsis.reports.exports import Format, export, file_names
 from wsis.runs.checkpoints import Which
 from wsis.runs.failures import Tolerant, TolerantReader, read_sizes, refuse_failed
+from wsis.sharing.places import find_run
 from wsis.types import Index, Prediction, Record
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
 
 def predict_images(
     images: list[Path],
-    run: Path,
+    run: str,
     out: Path = Path("predictions"),
     boxes: Path | None = None,
     stage: str | None = None,
@@ -70,7 +71,8 @@ def predict_images(
 
     Args:
         images: Images, and folders of images.
-        run: Folder of a finished run.
+        run: Folder of a finished run; or a shared model: its folder, archive, URL, or
+            hub:USER/NAME.
         out: Folder to write to.
         boxes: COCO json with boxes of the images, for a method that predicts the masks in them.
         stage: Trained stage to use; if not given the last, with `boxes` the last that takes boxes.
@@ -90,15 +92,16 @@ def predict_images(
         InputError: not a finished run, boxes that no stage takes or of other images; or, after the
             others are done, an image failed.
     """
-    stage = stage or (_stage_for_boxes(run) if boxes else None)
-    model, data, config, threshold = load(run, stage, checkpoint)
+    place = find_run(run)
+    stage = stage or (_stage_for_boxes(place) if boxes else None)
+    model, data, config, threshold = load(place, stage, checkpoint)
     threshold = threshold if score is None else score
     if model.needs_boxes != (boxes is not None):
         raise InputError(
             f"{type(model).__name__} of {run} {'does not take' if boxes else 'needs'} --boxes; "
             "choose a --stage of it"
         )
-    things, stuff = classes_of(run, data)
+    things, stuff = classes_of(place, data)
     files = _files(images)
     records, failed = _readable(files)
     index = Index(name="pictures", root=Path(), images=records, categories=things, stuff=stuff)

@@ -27,6 +27,8 @@ from wsis.reports.runs import Entry, EvaluationSet, entry_of_file, read_entry
 from wsis.reports.table import make_rows, metric_tables, percent, print_table
 from wsis.runs.checkpoints import Which
 from wsis.runs.progress import say_notes
+from wsis.sharing.folder import is_shared
+from wsis.sharing.places import find_run
 
 __all__ = ["evaluate", "main"]
 
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> Metrics | None:
 
 def evaluate(
     data: Any,
-    run: Path | None = None,
+    run: str | None = None,
     predictions: Path | None = None,
     split: str = "val",
     stage: str | None = None,
@@ -61,14 +63,15 @@ def evaluate(
 
     Args:
         data: Data to evaluate on; classes are matched to those of the run by name.
-        run: Folder of a finished run; its data is used unless told otherwise.
+        run: Folder of a finished run; its data is used unless told otherwise. Or a shared model:
+            its folder, archive, URL, or hub:USER/NAME.
         predictions: A COCO results file instead of a run.
         split: Which images: val or train. CorLoc is usually reported on train.
         stage: Trained stage of the run; the last if not given. One that segments given boxes is
             evaluated by mask IoU.
         checkpoint: Of the stage: last, or best, that of the best validation if there were several.
-        out: Folder to write to; RUN/test-SPLIT (-STAGE, -best), or that of the predictions, if not
-            given.
+        out: Folder to write to; RUN/test-SPLIT (-STAGE, -best), of a shared model ./test-SPLIT, or
+            that of the predictions, if not given.
         per_class: Print a line for each class.
         panoptic: A COCO panoptic json beside its folder of pngs; panoptic.json beside the
             predictions if not given.
@@ -89,9 +92,11 @@ def evaluate(
     labels, data = data.relabelled, data.as_annotated()
     say_notes(data.index(split))
     if run:
-        folder = out or results_folder(run, split, stage, checkpoint)
+        place = find_run(run)
+        where = Path() if is_shared(place) else place
+        folder = out or results_folder(where, split, stage, checkpoint)
         metrics = evaluate_run(
-            run, data, split, stage, folder, panoptic, accelerator, devices, checkpoint
+            place, data, split, stage, folder, panoptic, accelerator, devices, checkpoint
         )
     else:
         file = Path(str(predictions))
@@ -102,7 +107,7 @@ def evaluate(
     _print(metrics, per_class)
     trained_on = len(data.index("train").images) if run else None
     shown = EvaluationSet(data, split, data.index(split), trained_on, labels)
-    entry = read_entry(run, folder, shown) if run else entry_of_file(file, folder, shown)
+    entry = read_entry(place, folder, shown) if run else entry_of_file(file, folder, shown)
     which = ", ".join(filter(None, (stage, "best" if checkpoint == "best" else None)))
     _write_page(folder / "report.html", replace(entry, panoptic=panoptic), which, images)
     wrote = [folder / "metrics.json", folder / "report.html", *([entry.predictions] if run else [])]

@@ -25,8 +25,10 @@ from wsis.data.targets import FIELDS
 from wsis.data.transforms import Augment
 from wsis.datasets.coco import COCO
 from wsis.datasets.shapes import Shapes
+from wsis.inference import trained as trained_stages
 from wsis.method import Method
 from wsis.parts.mask_rcnn import MaskRCNN
+from wsis.share import share
 from wsis.types import Prediction, Proposals
 
 pytestmark = pytest.mark.timeout(900)  # a method may have ten stages
@@ -443,6 +445,27 @@ def test_saved_settings_give_the_same_run_and_it_loads(whole, data, tmp_path):
     )
     if predicts(name):
         assert same(predictions(a, data), predictions(b, data))
+
+
+@pytest.mark.slow
+def test_every_stage_predicts_the_same_once_shared(whole, tmp_path):
+    _, run = whole
+    pixels = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
+    stages = list(trained_stages(run))
+    for stage in stages:
+        share(run, str(tmp_path / stage), stage, picture=False)
+        one, two = wsis.load(run, stage), wsis.load(tmp_path / stage)
+        assert equal(one.model, two.model)
+        assert one.threshold == two.threshold
+        assert one.model.class_names == two.model.class_names
+        if one.model.predicts():
+            boxes = torch.tensor([[8.0, 8, 70, 60]]) if one.model.needs_boxes else None
+            a, b = (wsis.predict(loaded.model, pixels, boxes) for loaded in (one, two))
+            assert torch.equal(a.scores, b.scores)
+            assert torch.equal(a.boxes, b.boxes)
+            assert a.masks == b.masks
+            assert not one.model.panoptic or torch.equal(a.panoptic, b.panoptic)
+    assert stages
 
 
 def hard_cases(data: Shapes, model: Method) -> dict[str, dict]:

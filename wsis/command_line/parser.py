@@ -25,9 +25,9 @@ from wsis.command_line.names import check_effects, check_known, dotted
 from wsis.command_line.settings import (
     Config,
     arrange,
+    folder_of_run,
     laid_over,
     read_config,
-    read_run,
     recipe,
     spelled,
 )
@@ -149,7 +149,7 @@ class CLI(LightningCLI):
         if self.help:
             self.sections = (self.help,)
         chosen, run, files, self.words = arrange(self.typed, run_flag)
-        self.run = _folder_of_run(run, self.typed) if run and not self.help else None
+        self.run = folder_of_run(run, str(run_flag), self.typed) if run and not self.help else None
         self.files = [*([self.run / "config.yaml"] if self.run else []), *files]
         self.left_out: list[str] = []
         """Sections of files that are for other classes than the chosen ones."""
@@ -377,13 +377,6 @@ class CLI(LightningCLI):
             cls = getattr(importlib.import_module(module), name)
             loggers.append(cls(**(dict(spec.init_args) | place)))
         return loggers
-
-
-def _folder_of_run(folder: Path, typed: Sequence[str]) -> Path:
-    """Return the folder of a run, given it or that of one of its stages."""
-    folder = folder.parent if (folder / "stage.json").is_file() else folder
-    read_run(folder, typed)
-    return folder
 
 
 def _help_topic(words: Sequence[str], sections: Sequence[str]) -> str:

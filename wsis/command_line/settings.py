@@ -16,12 +16,15 @@ from jsonargparse import Namespace, get_loader
 from wsis import registry
 from wsis.command_line.trust import check_code
 from wsis.errors import InputError
+from wsis.sharing.folder import is_shared
+from wsis.sharing.places import find_run
 
 __all__ = [
     "Config",
     "Words",
     "arrange",
     "find_config",
+    "folder_of_run",
     "laid_over",
     "read_config",
     "read_run",
@@ -39,8 +42,8 @@ class Words(NamedTuple):
 
     chosen: dict[str, str]
     """Names of "model" and "data"."""
-    run: Path | None
-    """Folder of the run whose settings come first."""
+    run: str | None
+    """Run whose settings come first."""
     files: list[Path]
     """Settings files."""
     rest: list[str]
@@ -69,7 +72,7 @@ def arrange(argv: Sequence[str], run_flag: str | None = None) -> Words:
             raise InputError(f"{flag} needs a value")
         value = value if equals else todo.pop(0)
         if flag == run_flag:
-            run = Path(value)
+            run = value
             rest.append(f"{flag}={value}")
         elif flag in ("-c", "--config"):
             files.append(find_config(Path(value)))
@@ -150,6 +153,28 @@ def read_run(folder: Path, typed: Collection[str] = ()) -> Config:
             f"{path} does not name the model and data of a run; give the folder of another run"
         )
     return config
+
+
+def folder_of_run(place: str, flag: str, typed: Collection[str]) -> Path:
+    """Return the folder of a run, given it or that of a stage, or of a shared model.
+
+    Args:
+        place: what the user gave, as `find_run` takes it.
+        flag: with which it was given.
+        typed: as `read_config` takes it.
+
+    Raises:
+        InputError: no run, or a shared model that is to be trained further.
+    """
+    folder = find_run(place)
+    folder = folder.parent if (folder / "stage.json").is_file() else folder
+    read_run(folder, typed)
+    if flag == "--resume" and is_shared(folder):
+        raise InputError(
+            f"{place} is a shared model, which has not what training needs to go on; begin a run "
+            f"with its backbone: --model.backbone.weights {place}"
+        )
+    return folder
 
 
 def recipe(model: str, data: str) -> Path | None:

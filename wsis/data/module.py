@@ -56,6 +56,10 @@ class DataModule(pl.LightningDataModule):
 
     writes_beside: bool = True
     """Whether proposals are kept in the data set's folder; if not, in the user's cache."""
+    licence: str = "unknown"
+    """Of images and labels, for the card of a shared model."""
+    is_generated: bool = False
+    """Whether the images are nobody's photos, so that a shared model may show one."""
 
     def __init__(
         self,

@@ -57,6 +57,8 @@ class COCO(DataModule):
         long_tail: Draw a long-tailed training set of up to 1,200 images per class.
     """
 
+    licence = "MS COCO: annotations CC BY 4.0, images under Flickr's terms of use"
+
     def __init__(
         self,
         root: Path = Path("data/coco"),

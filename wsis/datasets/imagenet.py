@@ -26,6 +26,7 @@ class ImageNet(DataModule):
     """
 
     writes_beside = False
+    licence = "ImageNet: for research and education that are not commercial"
 
     def __init__(self, root: Path = Path("data/imagenet"), **settings: Any) -> None:
         super().__init__("imagenet", Path(root), **settings)

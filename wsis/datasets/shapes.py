@@ -77,6 +77,9 @@ class Shapes(DataModule):
         loading: Settings of the data loader.
     """
 
+    licence = "none: the images are generated"
+    is_generated = True
+
     def __init__(
         self,
         root: Path = Path("data/shapes"),

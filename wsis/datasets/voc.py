@@ -66,6 +66,8 @@ class VOC(DataModule):
         long_tail: Draw a long-tailed training set of up to 800 images per class.
     """
 
+    licence = "PASCAL VOC: images under Flickr's terms of use"
+
     def __init__(
         self,
         root: Path = Path("data/voc"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from wsis.errors import InputError
 from wsis.files import read_pickle
+from wsis.sharing.places import weights_file
 
 COMMON = (
     *("resnet50", "resnet18", "resnet34", "resnet101", "mobilenetv2_100", "mobilenetv3_large_100"),
@@ -62,12 +64,13 @@ def fraction_loaded(network: nn.Module, state: dict[str, Any]) -> float:
     return loaded / total
 
 
-def read_weights(path: Path) -> dict[str, Any]:
-    """Return the tensors of a file by name.
+def read_weights(place: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the tensors of a file, or of a shared model wherever it is, by name.
 
     Raises:
         InputError: no such file, or it is damaged or holds something else.
     """
+    path = weights_file(place)
     if not path.is_file():
         raise InputError(f'no weights at {path}; give a file, "imagenet" or "none"')
     if path.suffix == ".pkl":
@@ -105,7 +108,7 @@ def unreadable(path: Path, what: str, error: Exception) -> InputError:
 
 def backbone_state(state: dict[str, Any] | None) -> dict[str, Any]:
     """Return the backbone's part of a checkpoint of this library; empty for other files."""
-    for prefix in ("backbone.", ""):
+    for prefix in ("backbone.", "classifier.backbone.", ""):
         if state and any(name.startswith(f"{prefix}network.") for name in state):
             return {
                 name.removeprefix(prefix): value

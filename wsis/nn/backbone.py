@@ -70,8 +70,8 @@ class BackboneSettings:
         name: A timm network, or resnet18_ws, resnet50_ws, resnet101_ws (add _v2 for JTSM's
             pooling). From Python also an `nn.Module`, see docs/extending.
         weights: "imagenet" (downloaded by timm), "none" (random), or a file: safetensors, a PyTorch
-            state dict, the authors' pickle of a ResNet-WS, or a checkpoint of this library's
-            classifier.
+            state dict, the authors' pickle of a ResNet-WS, a checkpoint of this library's
+            classifier, or a shared model: its folder, archive, URL, or hub:USER/NAME.
         output_stride: Input pixels per cell of the last map; 8 and 16 use dilation, 32 none.
         feature_level: Index of the feature map, of a plain transformer the block; -1 is the last.
         frozen_stages: Number of leading stages that are not trained: 0 is none, 1 the stem, 5 all.
@@ -137,7 +137,7 @@ class Backbone(nn.Module):
         self.name = name = given if isinstance(given, str) else type(given).__name__
         """Of the network, or of the class of a module."""
         from_file = weights not in ("imagenet", "none") and not _follow.get()
-        state = read_weights(Path(weights)) if from_file else None
+        state = read_weights(weights) if from_file else None
         checkpoint = backbone_state(state)  # loaded last; other files are loaded as it is built
         network = _build(settings, None if checkpoint else state)
         if isinstance(network, (OwnNetwork, ResNetWS, PlainTransformer)):

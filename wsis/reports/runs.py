@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 
@@ -23,16 +23,20 @@ from wsis.proposals import proposers
 from wsis.proposals.file import ProposalFile
 from wsis.reports.evaluation import evaluation_index, read_metrics
 from wsis.reports.settings import departures, row_key
+from wsis.runs.checkpoints import checkpoint_of
 from wsis.runs.record import stages
 from wsis.types import Index
 
 __all__ = [
     "Entry",
     "EvaluationSet",
+    "Origin",
     "check_alike",
     "check_finished",
+    "describe_settings",
     "entry_of_file",
     "last_trained",
+    "origin_of",
     "read_entry",
     "read_evaluation_set",
 ]
@@ -174,6 +178,35 @@ def check_finished(folder: Path) -> None:
         raise InputError(f"{folder}: {what}; finish it with python -m wsis.fit --resume {folder}")
 
 
+class Origin(NamedTuple):
+    """What a run has learned from."""
+
+    supervision: str
+    segments: str
+    """Source of the proposals."""
+    weights: str
+    """Source of the initial weights, with their licence where it is known."""
+    backbone: str
+
+
+def origin_of(config: Config, labels: Path | None) -> Origin:
+    """Return what a run has learned from.
+
+    Args:
+        config: settings of the run.
+        labels: file that replaces the annotations of the training set.
+    """
+    given, data = (config[kind].get("init_args") or {} for kind in ("model", "data"))
+    cls = registry.find("model", config["model"]["class_path"])
+    backbones = _backbones(given)
+    return Origin(
+        _supervision(cls, given, labels),
+        _segments(cls, data),
+        _listed(map(_weights, backbones)),
+        _listed(backbone.get("name") for backbone in backbones),
+    )
+
+
 def read_entry(folder: Path, results: Path, evaluation_set: EvaluationSet) -> Entry:
     """Describe a run whose predictions have been evaluated.
 
@@ -186,29 +219,25 @@ def read_entry(folder: Path, results: Path, evaluation_set: EvaluationSet) -> En
         InputError: the metrics are of other images, or a file is damaged.
     """
     config = read_run(folder)
-    given, data = (config[kind].get("init_args") or {} for kind in ("model", "data"))
-    cls = registry.find("model", config["model"]["class_path"])
     done = [stage for _, stage in stages(folder)]
     metrics = read_metrics(results / "metrics.json", evaluation_set.index)
     overall = dict(metrics.overall)
     if results.name.startswith("test-val"):
         reached = [s.metrics["val/mIoU"] for s in done if "val/mIoU" in s.metrics]
         overall |= {"mIoU": reached[0]} if reached and "mIoU" not in overall else {}
-    supervision = _supervision(cls, given, evaluation_set.labels)
-    backbones = _backbones(given)
-    segments, weights = _segments(cls, data), _listed(map(_weights, backbones))
+    origin, changed = origin_of(config, evaluation_set.labels), departures(config)
+    data = config["data"].get("init_args") or {}
     loading_seed = (data.get("loading") or {}).get("seed")
-    changed = departures(config)
     return Entry(
         folder=folder,
         method=registry.short_name("model", config["model"]["class_path"]),
-        supervision=supervision,
-        segments=segments,
-        weights=weights,
-        backbone=_listed(backbone.get("name") for backbone in backbones),
+        supervision=origin.supervision,
+        segments=origin.segments,
+        weights=origin.weights,
+        backbone=origin.backbone,
         seed=(int(config.get("seed_everything") or 0), int(loading_seed or 0)),
-        key=row_key(config, supervision, segments, weights),
-        config=_config(config, changed),
+        key=row_key(config, origin.supervision, origin.segments, origin.weights),
+        config=describe_settings(config, changed),
         departures=changed,
         minutes=sum(math.nan if stage.minutes is None else stage.minutes for stage in done),
         memory=max((stage.memory or math.nan for stage in done), default=math.nan),
@@ -246,7 +275,8 @@ def entry_of_file(predictions: Path, results: Path, evaluation_set: EvaluationSe
     )
 
 
-def _config(config: Config, changed: Mapping[str, Any]) -> str:
+def describe_settings(config: Config, changed: Mapping[str, Any]) -> str:
+    """Return the recipe of a run, and the settings that differ from it."""
     names = {kind: registry.short_name(kind, config[kind]["class_path"]) for kind in registry.KINDS}
     path = recipe(**names)
     used = f"{path.parent.name}/{path.name}" if path else "no recipe"
@@ -255,7 +285,7 @@ def _config(config: Config, changed: Mapping[str, Any]) -> str:
 
 def last_trained(folder: Path) -> Path:
     """Return the checkpoint of the model that a run is evaluated with."""
-    return folder / list(trained(folder))[-1] / "checkpoints" / "last.ckpt"
+    return checkpoint_of(folder, list(trained(folder))[-1])
 
 
 def _supervision(cls: type[Method], given: Mapping[str, Any], labels: Path | None) -> str:

@@ -10,7 +10,7 @@ from wsis import registry
 from wsis.command_line.settings import Config, read_config, recipe
 from wsis.runs.dependencies import SHAPING
 
-__all__ = ["departures", "row_key"]
+__all__ = ["TRAINER", "departures", "row_key"]
 
 TRAINER = ("max_steps", *SHAPING)
 """Settings of the trainer that shape a result."""

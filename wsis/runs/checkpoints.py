@@ -25,12 +25,14 @@ from wsis.errors import InputError
 from wsis.files import atomic_write
 from wsis.nn.backbone import Backbone
 from wsis.nn.checkpoint import read_checkpoint
+from wsis.sharing.folder import WEIGHTS, is_shared
 
 __all__ = [
     "AtomicCheckpointIO",
     "CheckpointCallback",
     "Reseed",
     "Which",
+    "checkpoint_of",
     "intact",
     "load_weights",
     "newest",
@@ -84,6 +86,17 @@ def _save(checkpoint: dict[str, Any], file: Any) -> None:
         raise cause if isinstance(cause, OSError) else error from None
 
 
+def checkpoint_of(run: Path, stage: str, which: Which = "last") -> Path:
+    """Return the file with the weights of a trained stage, there or not.
+
+    Args:
+        run: folder of the run, or of a shared model, which has the weights of one stage.
+        stage: name of the stage.
+        which: "last" or "best".
+    """
+    return run / WEIGHTS if is_shared(run) else run / stage / "checkpoints" / f"{which}.ckpt"
+
+
 def newest(folder: Path) -> Path | None:
     """Return the newest undamaged checkpoint of a stage, None if there are no checkpoints.
 
@@ -104,7 +117,12 @@ def newest(folder: Path) -> Path | None:
 
 
 def intact(path: Path) -> bool:
-    """Return True if a checkpoint exists and its checksums are right."""
+    """Return True if a checkpoint exists and its checksums are right.
+
+    The digests of a shared model are checked where it is found.
+    """
+    if path.name == WEIGHTS:
+        return path.is_file()
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None

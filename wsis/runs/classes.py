@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from wsis.method import Method
 from wsis.metrics.evaluation import Evaluation
 from wsis.types import Batch, Prediction
 
-__all__ = ["check_classes", "for_classes_of"]
+__all__ = ["check_classes", "classes_in", "for_classes_of"]
 
 _NAMED = 8
 """Classes that an error names."""
@@ -91,6 +91,12 @@ def check_classes(model: Method, data: Any) -> None:
             f"the run knows the classes {_listed(ours)}, the data have {_listed(theirs)}; use the "
             "data it was trained on, as they were"
         )
+
+
+def classes_in(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the thing classes ("categories") and "stuff" that a data module wrote, if any."""
+    states = [state for state in checkpoint.values() if isinstance(state, dict)]
+    return next((state for state in states if "categories" in state), None)
 
 
 def _common(name: str) -> str:

@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-__all__ = ["Clock", "commit", "device", "peak_memory"]
+__all__ = ["Clock", "commit", "device", "peak_memory", "version"]
 
 
 class Clock(Callback):
@@ -75,12 +75,13 @@ def commit() -> str:
     root = _git(package, "rev-parse", "--show-toplevel")
     head = _git(package, "rev-parse", "--short=10", "HEAD")
     if not root or not head or Path(root).resolve() != package.resolve().parent:
-        return _version()
+        return version()
     changed = _git(package, "status", "--porcelain", "--untracked-files=no", ".")
     return f"{head}+" if changed else head
 
 
-def _version() -> str:
+def version() -> str:
+    """Return the version of the library."""
     try:
         return metadata.version("wsis")
     except metadata.PackageNotFoundError:  # a copied folder
