@@ -141,7 +141,7 @@ def test_the_best_of_a_class_is_a_label_whatever_its_score_and_one_of_equals_is(
     assert len(tagged(found([], []), torch.ones(2), 0.5).boxes) == 0
 
 
-OTHER = {
+OTHER = {  # `ranges` are of the model's own arguments
     "supervision": frozenset({"tags", "boxes"}),
     "needs_proposals": False,
     "needs_segments": True,
@@ -156,7 +156,7 @@ OTHER = {
 }
 
 
-@pytest.mark.parametrize("name", inspect.get_annotations(Method))
+@pytest.mark.parametrize("name", sorted({*inspect.get_annotations(Method)} - {"ranges"}))
 def test_data_treat_a_labeller_as_they_treat_its_model(name):
     model = Bare()
     assert getattr(model, name) != OTHER[name]

@@ -298,7 +298,7 @@ def test_settings_of_pasting_are_the_users():
     ("flag", "message"),
     [
         ("--model.backgrounds=nowhere", "no pictures in nowhere"),
-        ("--model.background_fraction=2", "a share in [0, 1]"),
+        ("--model.background_fraction=2", "at least 0, at most 1"),
         ('--model.segmentor={"steps": 2, "hiden": 8}', "did you mean 'hidden'?"),
     ],
 )

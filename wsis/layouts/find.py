@@ -124,7 +124,7 @@ def _nothing(root: Path, split: str) -> InputError:
     return InputError(
         f"no {split} labels in {root}; write {root / _NAMES[split]}.csv with lines like "
         f"image.jpg,cat;dog, or put there a folder for each class or an export as "
-        f"{', '.join(names)}"
+        f"{', '.join(names)}{'; or take the training images: --split train' * (split == 'val')}"
     )
 
 
