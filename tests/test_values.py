@@ -16,8 +16,8 @@ from wsis.values import (
     WHOLE,
     Range,
     check_arguments,
-    check_idle,
     check_ranges,
+    without_effect,
 )
 
 
@@ -74,7 +74,8 @@ def test_objects_among_arguments_are_not_looked_into():
     check_arguments(Net, "model.net", {"width": nn.Identity(), "group": {"name": nn.Identity()}})
 
 
-def test_a_setting_without_effect_is_told_if_it_is_given():
-    check_idle("model", ["width"], {"how": "with width 3"})
-    with pytest.raises(InputError, match=r"^model\.how has no effect with width 3; leave"):
-        check_idle("model", ["width", "how"], {"how": "with width 3"})
+def test_a_setting_without_effect_is_noted_if_it_is_given():
+    idle = {"how": "with width 3"}
+    assert without_effect("model", ["width"], idle) == []
+    note = "note: model.how has no effect with width 3"
+    assert without_effect("model", ["width", "how"], idle) == [note]

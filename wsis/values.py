@@ -25,9 +25,9 @@ __all__ = [
     "Range",
     "Ranges",
     "check_arguments",
-    "check_idle",
     "check_ranges",
     "gist",
+    "without_effect",
 ]
 
 
@@ -130,20 +130,16 @@ def check_arguments(
         raise InputError(gist(error).replace("--", f"{place}.", 1)) from error
 
 
-def check_idle(place: str, given: Collection[str], idle: Mapping[str, str]) -> None:
-    """Check that settings have an effect.
+def without_effect(place: str, given: Collection[str], idle: Mapping[str, str]) -> list[str]:
+    """Return a note for each setting that somebody has chosen and that has no effect.
 
     Args:
-        place: what messages call the settings, such as "model".
+        place: what notes call the settings, such as "model".
         given: names of settings that somebody has chosen.
         idle: settings without effect, each with the reason, as in "with heads [weak]".
-
-    Raises:
-        InputError: a given setting has no effect.
     """
-    for name in given:
-        if name in idle:
-            raise InputError(f"{place}.{name} has no effect {idle[name]}; leave one of them out")
+    chosen = [name for name in given if name in idle]
+    return [f"note: {place}.{name} has no effect {idle[name]}" for name in chosen]
 
 
 def gist(error: ArgumentError) -> str:

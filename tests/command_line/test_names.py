@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 
 from wsis.command_line.parser import CLI
-from wsis.errors import InputError
 
 SMALL = "--data.train 4 --data.val 2 --data.salient 2 --model.backbone.weights none"
 
@@ -27,13 +26,15 @@ def build(words: str, place) -> CLI:
         ),
     ],
 )
-def test_what_was_typed_has_an_effect(words, told, tmp_path):
-    with pytest.raises(InputError) as error:
-        build(f"{words} {SMALL}", tmp_path)
-    assert str(error.value).startswith(told)
+def test_what_was_typed_without_effect_is_noted(words, told, tmp_path, capsys):
+    build(f"{words} {SMALL}", tmp_path)
+    notes = [line for line in capsys.readouterr().out.splitlines() if "effect" in line]
+    assert len(notes) == 1
+    assert notes[0].startswith(f"note: {told}")
 
 
-def test_settings_of_a_recipe_may_have_none(tmp_path):
+def test_settings_of_a_recipe_are_not_noted(tmp_path, capsys):
     made = build(f"--model jtsm --model.instances false {SMALL}", tmp_path)
+    assert "effect" not in capsys.readouterr().out
     assert made.config.model.mask_heads == 1  # the recipe's
     assert "mask_heads" in made.model.idle()

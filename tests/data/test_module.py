@@ -205,6 +205,9 @@ def test_proposals_in_another_format_are_converted_once(root: Path, tmp_path: Pa
     data = Folder(root, proposals=str(path), loading=SERIAL, max_proposals=1)
     sample = data.samples("train", train=False).sample(1)
     assert sample["proposals"].boxes.tolist() == [[5, 6, 20, 20]]  # the best one
+    more = Folder(root, proposals=str(path), loading=SERIAL, max_proposals=1, max_test_proposals=2)
+    assert len(more.samples("train", train=False).sample(1)["proposals"].boxes) == 2
+    assert len(more.samples("train", train=True).sample(1)["proposals"].boxes) <= 1
     assert len(made(root)) == 1
     with pytest.raises(InputError, match=r"no proposals .*gone\.pkl"):
         Folder(root, proposals=str(tmp_path / "gone.pkl")).proposal_file("train")

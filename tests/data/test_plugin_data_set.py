@@ -109,7 +109,8 @@ def test_the_command_line_knows_its_settings_and_those_it_passes_on(plugin, tmp_
 
 def test_what_settings_there_are(plugin):
     assert [*registry.arguments(plugin.Colours)] == [
-        *("name", "folder", "labels", "proposals", "max_proposals", "augment", "loading"),
+        *("name", "folder", "labels", "proposals", "max_proposals", "max_test_proposals"),
+        *("augment", "loading"),
         *("root", "count"),
     ]
     with pytest.raises(TypeError, match="unexpected keyword argument 'proposal'"):

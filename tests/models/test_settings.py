@@ -31,7 +31,6 @@ REFUSED = {
     ],
     "cam": [
         *({"lr": -1}, {"threshold": 0}, {"nms": 2}, {"test_side": -1}, {"test_max_side": 0}),
-        {"test_side": 200, "test_max_side": 100},
     ],
     "ccgr": [
         *({"rounds": 0}, {"bag_size": 0}, {"penalty": -1}, {"min_peak": 2}, {"peak_window": 2}),
@@ -54,7 +53,7 @@ REFUSED = {
     "mask_rcnn": [
         *({"features": 0}, {"hidden": 0}, {"mask_width": 0}, {"anchor_size": 0}, {"nms": 2}),
         *({"anchors_per_image": 0}, {"max_proposals": 1}, {"regions_per_image": 3}),
-        *({"test_side": -1}, {"score_threshold": 2}, {"max_detections": 0}, {"test_side": 2000}),
+        *({"test_side": -1}, {"score_threshold": 2}, {"max_detections": 0}),
         *({"backbone": {"std": (0, 0, 0)}}, {"backbone": {"mean": (123, 116, 103)}}),
         {"backbone": {"frozen_stages": 6}},
     ],

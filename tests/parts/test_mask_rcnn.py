@@ -201,7 +201,7 @@ def test_prediction_of_a_scaled_image_is_in_its_own_pixels() -> None:
     torch.testing.assert_close(found.boxes, 2 * small.boxes)
     assert found.boxes[:, 2:].amax(0).tolist() > [96, 64]
     assert {tuple(mask["size"]) for mask in found.masks} == {(128, 192)}
-    limited = tiny(test_side=48, test_max_side=48).eval()
+    limited = tiny(test_side=64, test_max_side=48).eval()
     seen: list[Tensor] = []
     limited.backbone.network.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     with torch.no_grad():

@@ -10,9 +10,10 @@ from wsis.data.module import DataModule
 from wsis.errors import InputError
 from wsis.method import Method
 from wsis.registry import suggest
-from wsis.values import check_idle
+from wsis.runs.progress import say
+from wsis.values import without_effect
 
-__all__ = ["check_effects", "check_known", "dotted"]
+__all__ = ["check_known", "dotted", "say_effects"]
 
 ELSEWHERE = MappingProxyType(
     {
@@ -34,8 +35,8 @@ def check_known(name: str, known: Collection[str], place: str = "") -> None:
         raise InputError(f"unknown setting '{name}'{place}{_meant(name, known)}")
 
 
-def check_effects(made: Mapping[str, Any], typed: Sequence[str]) -> None:
-    """Raise InputError for a setting of model or data that was typed and has no effect.
+def say_effects(made: Mapping[str, Any], typed: Sequence[str]) -> None:
+    """Print a note for each setting of model or data that was typed and has no effect.
 
     Args:
         made: model and data, by their section.
@@ -44,7 +45,8 @@ def check_effects(made: Mapping[str, Any], typed: Sequence[str]) -> None:
     for kind, thing in made.items():
         if isinstance(thing, Method | DataModule):
             own = [name[len(kind) + 1 :] for name in typed if name.startswith(f"{kind}.")]
-            check_idle(kind, own, thing.idle())
+            for note in dict.fromkeys(without_effect(kind, own, thing.idle())):
+                say(note)
 
 
 def dotted(config: Mapping[str, Any], known: Collection[str], above: str = "") -> Iterator[str]:

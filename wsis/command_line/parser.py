@@ -21,7 +21,7 @@ from pytorch_lightning.loggers import Logger
 
 from wsis import registry
 from wsis.command_line.help import Help, list_names
-from wsis.command_line.names import check_effects, check_known, dotted
+from wsis.command_line.names import check_known, dotted, say_effects
 from wsis.command_line.settings import (
     Config,
     arrange,
@@ -306,7 +306,7 @@ class CLI(LightningCLI):
         self.model, self.datamodule = self.config_init.get("model"), self.config_init.get("data")
         typed = [word[2:].partition("=")[0] for word in self.words if word.startswith("--")]
         given = [*typed, *dotted(self.given, _keys(self.parser))]
-        check_effects({"model": self.model, "data": self.datamodule}, given)
+        say_effects({"model": self.model, "data": self.datamodule}, given)
 
     def _ask_data(self, data: Any, name: str, model: type[Any]) -> Any:
         """Return what a model asks of the data, which are looked at before weights are fetched."""

@@ -50,6 +50,8 @@ class DataModule(pl.LightningDataModule):
         labels: COCO json to train on, as wsis.label writes it; empty uses the data set's labels.
         proposals: Proposer ("segments" is built in), file or folder of proposals, or "none".
         max_proposals: Maximum number of proposals per image, highest ranked first.
+        max_test_proposals: The same of images that are evaluated or labelled; null for as many as
+            in training.
         augment: Augmentation of training images.
         loading: Settings of the data loader.
     """
@@ -69,14 +71,17 @@ class DataModule(pl.LightningDataModule):
         labels: str = "",
         proposals: str = "segments",
         max_proposals: int = 2000,
+        max_test_proposals: int | None = None,
         augment: Augment = PHOTOGRAPHS,
         loading: Loading = _LOADING,
     ) -> None:
         super().__init__()
-        check_ranges("data", {"max_proposals": max_proposals}, {COUNT: ("max_proposals",)})
+        limits = {"max_proposals": max_proposals, "max_test_proposals": max_test_proposals}
+        check_ranges("data", limits, {COUNT: tuple(limits)})
         self.name, self.folder = name, Path(folder)
         self.relabelled = Path(labels) if labels else None
         self.proposals, self.max_proposals = proposals, max_proposals
+        self.max_test_proposals = max_test_proposals or max_proposals
         self.augment, self.loading = augment, loading
         self.transform: Transform | None = None
         self.views = 1
@@ -117,8 +122,7 @@ class DataModule(pl.LightningDataModule):
                 index = relabel(index, self.relabelled)
             if not index.images:
                 raise InputError(
-                    f"{self.name} has no {split} images in {index.root}; check its lists and "
-                    "settings"
+                    f"{self.name} has no {split} images in {index.root}; check lists and settings"
                 )
             self._indices[split] = index
         return self._indices[split]
@@ -258,7 +262,7 @@ class DataModule(pl.LightningDataModule):
             self.augment if train else None,
             self.proposal_file(split),
             needs.needs_segments if segments is None else segments,
-            self.max_proposals,
+            self.max_proposals if train else self.max_test_proposals,
             needs.panoptic,
             self.transform if split == "train" else None,
             self.views,
@@ -273,16 +277,13 @@ class DataModule(pl.LightningDataModule):
             steps: Batches per epoch if the trainer counts epochs; 0 shows each image once.
         """
         samples, size = self.samples(split, train), self.loading.batch_size
-        rank, world = 0, 1
-        if self.trainer is not None:
-            rank, world = self.trainer.global_rank, self.trainer.world_size
+        trainer = self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         if self.loading.workers:
             cv2.setNumThreads(0)  # here, because a forked child that touches OpenCV's threads hangs
-        sampler: StepSampler | OrderSampler
+        sampler: StepSampler | OrderSampler = OrderSampler(len(samples), size, rank, world)
         if train:
             sampler = self._step_sampler(len(samples), rank, world, steps)
-        else:
-            sampler = OrderSampler(len(samples), size, rank, world)
         return DataLoader(
             samples,
             batch_size=None,  # a key of the sampler is already a batch
@@ -329,7 +330,7 @@ class DataModule(pl.LightningDataModule):
             asdict(self.augment),
             self.loading.batch_size,
             self.loading.seed,
-            self.max_proposals,
+            *(self.max_proposals, self.max_test_proposals),
             self.views,
             self.transform.content() if self.transform else None,
         ]

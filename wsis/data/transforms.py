@@ -75,11 +75,6 @@ class Augment:
                     f"augment: {name} {list(span)}: give two factors, the least and the largest, "
                     "such as [0.5, 1.5]"
                 )
-        if self.short_sides and min(self.short_sides) > self.max_side:
-            raise InputError(
-                f"augment: short_sides {list(self.short_sides)}: all are longer than max_side "
-                f"{self.max_side}; give shorter ones, or a larger max_side"
-            )
 
     def idle(self) -> dict[str, str]:
         """Return the settings that have no effect beside the others, each with the reason."""

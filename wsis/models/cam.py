@@ -21,7 +21,7 @@ from wsis.nn.backbone import BackboneSettings
 from wsis.nn.masks import run_lengths, segment_masks
 from wsis.nn.mil import detect
 from wsis.nn.regions import enlarge
-from wsis.nn.views import Inference, check_sides, image_views
+from wsis.nn.views import Inference, image_views
 from wsis.parts.classifier import Classifier, MapPooling
 from wsis.types import RLE, Batch, Prediction, Proposals, Sample, size_of
 from wsis.values import COUNT, FRACTION, PART, POSITIVE, WHOLE, Ranges
@@ -69,7 +69,6 @@ class CAM(Method):
         super().__init__()
         backbone = filled(_BACKBONE, backbone)
         self.save_hyperparameters()
-        check_sides(test_side, test_max_side)
         self.classifier = Classifier(num_classes, backbone, pooling, lr=lr)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:

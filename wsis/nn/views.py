@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsis.errors import InputError
 from wsis.images.scale import scaled_size
 from wsis.nn.detection import Detection
 from wsis.nn.mil import decode
@@ -22,7 +21,6 @@ __all__ = [
     "ImageView",
     "Inference",
     "average",
-    "check_sides",
     "image_views",
     "mean_masks",
     "over_views",
@@ -49,15 +47,6 @@ class Inference:
     def __post_init__(self) -> None:
         """Raise InputError for impossible numbers."""
         check_ranges("inference", vars(self), {COUNT: ("short_sides",), FRACTION: ("nms",)})
-
-
-def check_sides(test_side: int, test_max_side: int) -> None:
-    """Raise InputError if a short side (px) is longer than the longest side that is allowed."""
-    if test_side > test_max_side:
-        raise InputError(
-            f"test_side {test_side}: longer than test_max_side {test_max_side}; give a shorter "
-            "one, or a larger test_max_side"
-        )
 
 
 class ImageView(NamedTuple):

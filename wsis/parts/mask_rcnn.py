@@ -25,7 +25,7 @@ from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.nn.masks import paste
 from wsis.nn.optimisation import Optimisation, optimise
 from wsis.nn.pyramid import level_pooler, pyramid
-from wsis.nn.views import Inference, check_sides, image_views
+from wsis.nn.views import Inference, image_views
 from wsis.types import Batch, Prediction, Sample, Target, size_of
 from wsis.values import COUNT, FRACTION, POSITIVE, WHOLE, Range, Ranges
 
@@ -108,7 +108,6 @@ class MaskRCNN(Method):
         backbone = filled(_BACKBONE, backbone)
         self.optimisation = optimisation = filled(_OPTIMISATION, optimisation)
         self.save_hyperparameters()
-        check_sides(test_side, test_max_side)
         self.backbone = Backbone(backbone)
         self.pyramid = pyramid(self.backbone, features)
         strides = self.pyramid.strides[:-1]

@@ -39,7 +39,7 @@ from wsis.nn.mask_decoder import Found, MaskDecoder
 from wsis.nn.masks import paste
 from wsis.nn.matching import WEIGHTS, match, random_points, sample, uncertain_points
 from wsis.nn.optimisation import Optimisation, optimise
-from wsis.nn.views import Inference, check_sides, image_views
+from wsis.nn.views import Inference, image_views
 from wsis.types import Batch, Prediction, Sample, Target, size_of
 from wsis.values import COUNT, FRACTION, NOT_NEGATIVE, WHOLE, Ranges
 
@@ -110,7 +110,6 @@ class MaskTransformer(Method):
         backbone = filled(_BACKBONE, backbone)
         self.optimisation = optimisation = filled(_OPTIMISATION, optimisation)
         self.save_hyperparameters()
-        check_sides(test_side, test_max_side)
         self.backbone = Backbone(backbone)
         self.decoder = MaskDecoder(self.backbone, num_classes, features, queries, blocks, heads)
 

@@ -13,7 +13,8 @@ from wsis.data.transforms import Augment
 from wsis.errors import InputError
 from wsis.method import Method, Stages
 from wsis.runs.checkpoints import load_weights
-from wsis.values import COUNT, check_arguments, check_idle, check_ranges
+from wsis.runs.progress import say
+from wsis.values import COUNT, check_arguments, check_ranges, without_effect
 
 __all__ = ["Stage"]
 
@@ -81,7 +82,8 @@ class Stage(NamedTuple):
         except InputError as error:
             raise InputError(f"{place}: {error}") from error
         _check_labels(model, default, place)
-        check_idle(place, settings, model.idle())
+        for note in without_effect(place, settings, model.idle()):
+            say(note)
         return cls(model, steps, augment, batch_size, accumulate)
 
     def train(
@@ -122,7 +124,8 @@ def _augment(given: Mapping[str, Any] | None, place: str) -> Augment | None:
         return None
     check_arguments(Augment, place, given)
     augment = Augment(**given)
-    check_idle(place, given, augment.idle())
+    for note in without_effect(place, given, augment.idle()):
+        say(note)
     return augment
 
 
