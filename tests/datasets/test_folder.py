@@ -54,6 +54,21 @@ def test_validation_speaks_of_the_training_classes(root: Path) -> None:
         Folder(root, proposals="none").index("val")
 
 
+def test_validation_has_the_ids_of_the_training_classes(root: Path) -> None:
+    """Whatever the file of validation labels calls them: results are written with these ids."""
+    categories = [{"id": 4, "name": "cat"}, {"id": 2, "name": "eel"}, {"id": 9, "name": "dog"}]
+    boxes = [
+        {"id": 1, "image_id": 1, "category_id": 9, "bbox": [0, 0, 4, 4]},
+        {"id": 2, "image_id": 1, "category_id": 2, "bbox": [0, 0, 5, 5]},
+    ]
+    images = [{"id": 1, "file_name": "a.jpg"}]
+    content = {"images": images, "annotations": boxes, "categories": categories}
+    (root / "val.json").write_text(json.dumps(content))
+    data = Folder(root, proposals="none")
+    assert data.index("val").categories == data.index("train").categories
+    assert [a["category_id"] for a in data.index("val").annotations[1]] == [2]  # dog
+
+
 def test_classes_give_the_order(root: Path) -> None:
     assert Folder(root, classes=("dog", "cat", "emu"), proposals="none").index("train").tags[1] == [
         0,

@@ -29,4 +29,9 @@ def photos(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def read() -> Callable[..., Index]:
-    return lambda root, split="train", **more: read_split(root, split, **more)
+
+    def read_with(root, split="train", known=(), **more):
+        categories = [{"id": number, "name": name} for number, name in enumerate(known, 1)]
+        return read_split(root, split, known=categories, **more)
+
+    return read_with

@@ -61,7 +61,8 @@ class Folder(DataModule):
             )
         given = self.labels[split]
         if split == "val":
-            return read_split(self.folder, split, given, self.classes, self.class_names)
+            known = self.index("train").categories
+            return read_split(self.folder, split, given, self.classes, known)
         val = find_labels(self.folder, "val", self.labels["val"])
         return read_split(self.folder, split, given, self.classes, other=val)
 

@@ -29,7 +29,7 @@ from wsis.layouts.labels import Layout, Source, one_line, read_labels, refuse_da
 from wsis.layouts.pictures import SPLITS, Pictures, files_of, other_kinds, split_of
 from wsis.layouts.text import counted, tidy
 from wsis.layouts.xml import parse_xml
-from wsis.types import Index
+from wsis.types import Index, Record
 
 __all__ = ["LAYOUTS", "Labelled", "find_labels", "read_split"]
 
@@ -76,7 +76,7 @@ def read_split(
     split: str,
     given: str = "",
     classes: Sequence[str] = (),
-    known: Sequence[str] = (),
+    known: Sequence[Record] = (),
     other: Labelled | None = None,
 ) -> Index:
     """Read the labels of a split.
@@ -86,7 +86,7 @@ def read_split(
         split: "train" or "val".
         given: label file or folder relative to root; empty looks for it.
         classes: the classes in order; labels of others are left out. Empty takes all.
-        known: the classes of the training set, for validation.
+        known: the categories of the training set, for validation.
         other: labels of the other split, whose images are not without a label.
 
     Raises:
@@ -96,7 +96,7 @@ def read_split(
     if found is None:
         raise _nothing(_home(root), split)
     layout, source = found
-    source.classes = [tidy(name) for name in classes or known]
+    source.classes = [category["name"] for category in known] or [tidy(name) for name in classes]
     pictures = Pictures(root)
     with one_line(layout, source):
         index = index_of(layout.read(source), pictures, source.path, classes, known)

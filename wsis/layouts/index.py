@@ -41,7 +41,7 @@ def index_of(
     pictures: Pictures,
     source: Path,
     classes: Sequence[str] = (),
-    known: Sequence[str] = (),
+    known: Sequence[Record] = (),
 ) -> Index:
     """Make an index of labels.
 
@@ -50,21 +50,22 @@ def index_of(
         pictures: those of the data set's folder.
         source: file or folder of the labels, for messages.
         classes: the classes in order; labels of others are left out. Empty takes all.
-        known: the classes of the training set, for validation. Another tag is an error, in case
-            it is misspelt; of files that list their classes, labels of others are left out.
+        known: the categories of the training set, for validation, which has their ids. Another tag
+            is an error, in case it is misspelt; of files that list their classes, labels of others
+            are left out.
 
     Raises:
         InputError: an image is missing, broken or of another size than its labels; a class is not
             known; a box or polygon is no numbers or far outside the image; or there are no labels.
     """
-    chosen = [tidy(name) for name in classes or known]
+    chosen = [category["name"] for category in known] or [tidy(name) for name in classes]
     photos, negatives = _without_negatives(photos_by_file(labels, pictures), chosen)
     found = Counter(name for photo in photos.values() for name in _names(photo))
     if not known:
         _refuse_nothing(found, chosen, source)
     elif not classes and not labels.categories:
-        _refuse_unknown(photos, known)
-    categories = _categories(labels, found, chosen)
+        _refuse_unknown(photos, chosen)
+    categories = list(known) or _categories(labels, found, chosen)
     images, annotations, tags = _records(photos, pictures.root, categories)
     if not any(photo.relative for photo in photos.values()):
         refuse_fractions(chain.from_iterable(annotations.values()), source)
