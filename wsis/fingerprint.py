@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["digest", "file_hash", "fingerprint", "plain"]
+__all__ = ["digest", "file_hash", "fingerprint", "plain", "sha256"]
 
 
 def digest(content: Any) -> str:
@@ -48,8 +48,13 @@ def plain(value: Any, inside: Path | None = None) -> Any:
 
 def file_hash(path: Path) -> str:
     """Return sixteen hexadecimal digits that identify a file's content."""
+    return sha256(path)[:16]
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _names_a_file(text: str) -> bool:

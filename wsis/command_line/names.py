@@ -10,8 +10,7 @@ from wsis.data.module import DataModule
 from wsis.errors import InputError
 from wsis.method import Method
 from wsis.registry import suggest
-from wsis.runs.progress import say
-from wsis.values import without_effect
+from wsis.runs.progress import say_idle
 
 __all__ = ["check_known", "dotted", "say_effects"]
 
@@ -45,8 +44,7 @@ def say_effects(made: Mapping[str, Any], typed: Sequence[str]) -> None:
     for kind, thing in made.items():
         if isinstance(thing, Method | DataModule):
             own = [name[len(kind) + 1 :] for name in typed if name.startswith(f"{kind}.")]
-            for note in dict.fromkeys(without_effect(kind, own, thing.idle())):
-                say(note)
+            say_idle(kind, list(dict.fromkeys(own)), thing.idle())
 
 
 def dotted(config: Mapping[str, Any], known: Collection[str], above: str = "") -> Iterator[str]:

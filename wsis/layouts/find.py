@@ -24,10 +24,10 @@ from wsis.layouts import (
     voc_xml,
     yolo,
 )
-from wsis.layouts.index import index_of, photos_by_file
+from wsis.layouts.index import chosen_names, index_of, photos_by_file
 from wsis.layouts.labels import Layout, Source, one_line, read_labels, refuse_damaged
 from wsis.layouts.pictures import SPLITS, Pictures, files_of, other_kinds, split_of
-from wsis.layouts.text import counted, tidy
+from wsis.layouts.text import counted
 from wsis.layouts.xml import parse_xml
 from wsis.types import Index, Record
 
@@ -96,7 +96,7 @@ def read_split(
     if found is None:
         raise _nothing(_home(root), split)
     layout, source = found
-    source.classes = [category["name"] for category in known] or [tidy(name) for name in classes]
+    source.classes = chosen_names(classes, known)
     pictures = Pictures(root)
     with one_line(layout, source):
         index = index_of(layout.read(source), pictures, source.path, classes, known)

@@ -21,7 +21,7 @@ from wsis.layouts.text import counted, tidy
 from wsis.registry import suggest
 from wsis.types import Index, Record
 
-__all__ = ["NEGATIVES", "index_of", "photos_by_file"]
+__all__ = ["NEGATIVES", "chosen_names", "index_of", "photos_by_file"]
 
 # fmt: off
 NEGATIVES = frozenset({
@@ -58,7 +58,7 @@ def index_of(
         InputError: an image is missing, broken or of another size than its labels; a class is not
             known; a box or polygon is no numbers or far outside the image; or there are no labels.
     """
-    chosen = [category["name"] for category in known] or [tidy(name) for name in classes]
+    chosen = chosen_names(classes, known)
     photos, negatives = _without_negatives(photos_by_file(labels, pictures), chosen)
     found = Counter(name for photo in photos.values() for name in _names(photo))
     if not known:
@@ -139,6 +139,11 @@ def _without_negatives(
         f'"{tag}" of {counted(count, "image")} is read as none of the classes'
         for tag, count in dropped.items()
     ]
+
+
+def chosen_names(classes: Sequence[str], known: Sequence[Record]) -> list[str]:
+    """Return the names of the classes that labels may have: the known ones, else those given."""
+    return [category["name"] for category in known] or [tidy(name) for name in classes]
 
 
 def _named(name: Any, photo: Photo) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,6 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 
 from wsis.types import Index
+from wsis.values import without_effect
 
 __all__ = [
     "Bar",
@@ -21,6 +22,7 @@ __all__ = [
     "describe",
     "percents",
     "say",
+    "say_idle",
     "say_notes",
     "title",
     "unnumbered",
@@ -31,6 +33,12 @@ __all__ = [
 def say(line: str) -> None:
     """Print a line at once, on the first rank."""
     print(line, flush=True)
+
+
+def say_idle(place: str, given: Collection[str], idle: Mapping[str, str]) -> None:
+    """Print the notes of `wsis.values.without_effect`."""
+    for note in without_effect(place, given, idle):
+        say(note)
 
 
 def say_notes(*indices: Index) -> None:

@@ -13,8 +13,8 @@ from wsis.data.transforms import Augment
 from wsis.errors import InputError
 from wsis.method import Method, Stages
 from wsis.runs.checkpoints import load_weights
-from wsis.runs.progress import say
-from wsis.values import COUNT, check_arguments, check_ranges, without_effect
+from wsis.runs.progress import say_idle
+from wsis.values import COUNT, check_arguments, check_ranges
 
 __all__ = ["Stage"]
 
@@ -52,9 +52,8 @@ class Stage(NamedTuple):
                 precedence.
 
         Raises:
-            InputError: no network of that name, an unknown argument, one of the wrong type or
-                without effect, no steps, or a network that does not learn from the labels of this
-                stage.
+            InputError: no network of that name, an unknown argument, one of the wrong type, no
+                steps, or a network that does not learn from the labels of this stage.
         """
         settings, place = dict(given), f"model.{setting}"
         chosen = settings.pop("model", default)
@@ -82,8 +81,7 @@ class Stage(NamedTuple):
         except InputError as error:
             raise InputError(f"{place}: {error}") from error
         _check_labels(model, default, place)
-        for note in without_effect(place, settings, model.idle()):
-            say(note)
+        say_idle(place, settings, model.idle())
         return cls(model, steps, augment, batch_size, accumulate)
 
     def train(
@@ -124,8 +122,7 @@ def _augment(given: Mapping[str, Any] | None, place: str) -> Augment | None:
         return None
     check_arguments(Augment, place, given)
     augment = Augment(**given)
-    for note in without_effect(place, given, augment.idle()):
-        say(note)
+    say_idle(place, given, augment.idle())
     return augment
 
 

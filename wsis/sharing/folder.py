@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
+from wsis import fingerprint
 from wsis.errors import InputError
 from wsis.files import atomic_write, read_json
 
@@ -100,5 +100,4 @@ def sha256(path: Path) -> str:
 
 @lru_cache(maxsize=64)
 def _sha256(path: str, size: int, modified: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return fingerprint.sha256(Path(path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sys
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 
 from wsis.errors import InputError
 from wsis.files import cache_folder
+from wsis.fingerprint import digest
 from wsis.sharing import hub
 from wsis.sharing.archives import SUFFIXES, Limited, holds_archive, is_archive, unpack
 from wsis.sharing.folder import WEIGHTS, check_shared, is_shared, is_whole, sha256
@@ -75,7 +75,7 @@ def _fetched(url: str) -> Path:
     _check_url(url)
     if not is_archive(urlsplit(url).path):
         raise InputError(f"{url} is no archive; give the URL of a {', '.join(SUFFIXES)} file")
-    folder = _cached(hashlib.sha256(url.encode()).hexdigest()[:16])
+    folder = _cached(digest(url))
     if not is_whole(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder.parent, prefix=".download-") as scratch:
