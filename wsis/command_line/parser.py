@@ -226,7 +226,8 @@ class CLI(LightningCLI):
         before = _keys(parser)
         if self.help in ("", self.kinds[0]):
             self.options(parser)
-        self.own = _keys(parser) - before
+        self.known = _keys(parser)
+        self.own = self.known - before
 
     def parse_arguments(self, parser: LightningArgumentParser, args: object) -> None:
         """Parse the files, each on top of the one before, and then the words."""
@@ -248,10 +249,9 @@ class CLI(LightningCLI):
         words = [word.replace(".init_args.", ".", 1) for word in self.words]
         if "--trainer.logger" in " ".join(words) and any(w.endswith("Logger") for w in words):
             words.append("--trainer.logger.save_dir=.")  # most need one; `loggers` replaces it
-        known = _keys(parser)
         for word in words:
             if word.startswith("--"):
-                check_known(word[2:].partition("=")[0], known)
+                check_known(word[2:].partition("=")[0], self.known)
         try:
             self.config = parser.parse_args(words, below)
         except ArgumentError as error:
@@ -305,7 +305,7 @@ class CLI(LightningCLI):
             raise
         self.model, self.datamodule = self.config_init.get("model"), self.config_init.get("data")
         typed = [word[2:].partition("=")[0] for word in self.words if word.startswith("--")]
-        given = [*typed, *dotted(self.given, _keys(self.parser))]
+        given = [*typed, *dotted(self.given, self.known)]
         say_effects({"model": self.model, "data": self.datamodule}, given)
 
     def _ask_data(self, data: Any, name: str, model: type[Any]) -> Any:

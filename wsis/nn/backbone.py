@@ -240,12 +240,17 @@ class Backbone(nn.Module):
         return all(shapes.get(name) == value.shape for name, value in other.state_dict().items())
 
     def normalise(self, images: Sequence[Tensor] | Tensor) -> Tensor:
-        """Normalise images, then pad them with zeros to one size that `divisor` divides."""
+        """Normalise images, then pad them with zeros to one size that `divisor` divides.
+
+        Channels are last in memory: convolutions of small networks take two thirds of the time.
+        """
         if isinstance(images, Tensor):
-            return self._normalise(images, images.shape[-2], images.shape[-1])
-        height = max(image.shape[-2] for image in images)
-        width = max(image.shape[-1] for image in images)
-        return torch.stack([self._normalise(image, height, width) for image in images])
+            batch = self._normalise(images, images.shape[-2], images.shape[-1])
+        else:
+            height = max(image.shape[-2] for image in images)
+            width = max(image.shape[-1] for image in images)
+            batch = torch.stack([self._normalise(image, height, width) for image in images])
+        return batch.contiguous(memory_format=torch.channels_last)
 
     def _normalise(self, image: Tensor, height: int, width: int) -> Tensor:
         """Normalise images (...,3,H,W) and pad them at the right and bottom."""
