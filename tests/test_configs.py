@@ -37,6 +37,7 @@ def parse(*words: str) -> dict:
     return Parsed("fit", words).settings()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(FOLDER)))
 def test_recipe(path):
     config = read_config(path)
@@ -141,6 +142,7 @@ def holds(settings, some) -> bool:
     return all(key in settings and holds(settings[key], some[key]) for key in some)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SMALL, ids=lambda path: f"small/{path.stem}")
 def test_recipe_for_few_images_is_short_and_says_nothing_of_a_machine(path):
     model, data = (read_config(path)[kind] for kind in ("model", "data"))

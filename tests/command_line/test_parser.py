@@ -85,6 +85,7 @@ def layers(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_precedence(layers):
     def model(words: str) -> dict:
         return CLI(

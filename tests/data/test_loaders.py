@@ -94,6 +94,7 @@ def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_pass_shows_each_image_once_whatever_is_beside(

@@ -58,6 +58,7 @@ def test_equal_settings_give_equal_bytes(shapes: Shapes, tmp_path: Path) -> None
     assert [p.name for p in tmp_path.iterdir()] == [shapes.folder.name]  # no scratch left
 
 
+@pytest.mark.slow
 def test_settings_and_seed_have_folders_of_their_own(
     shapes: Shapes, root: Path, tmp_path: Path
 ) -> None:
@@ -221,6 +222,7 @@ def test_salient_objects_are_single_and_of_other_classes(shapes: Shapes) -> None
     assert sample["target"]["masks"].shape == (1, 256, 256)
 
 
+@pytest.mark.slow
 def test_generated_in_seconds(tmp_path: Path) -> None:
     began = time.process_time()
     Shapes(tmp_path, train=40, val=0).read("train")

@@ -148,6 +148,7 @@ def test_walk_against_a_matrix_power(height, width, radius, steps):
         np.testing.assert_allclose(walked[n].flatten(1).numpy(), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 1000), st.integers(1, 7), st.integers(1, 7))
 def test_walk_averages(seed, height, width):
     """A constant stays, nothing leaves the range it had, and the sum weighted by degree is kept."""

@@ -93,6 +93,7 @@ def test_sides_that_the_backbone_would_pad():
         BoxCaseg(**SMALL | {"proxy_crop": 72})
 
 
+@pytest.mark.slow
 def test_a_batch_without_salient_images_is_no_error_for_a_head_that_needs_masks(data):
     logged, _ = step(batch_of(data)[:3], heads=("salient",))
     assert logged["train/loss"] == 0
@@ -223,6 +224,7 @@ def test_the_rate_rises_and_decays_and_the_backbone_has_its_own(optimiser):
     assert heads | backbone == {id(p) for p in model.parameters() if p.requires_grad}
 
 
+@pytest.mark.slow
 def test_predictions_are_masks_in_the_given_boxes(data):
     model = BoxCaseg(**SMALL).eval()
     samples = data.samples("val", train=False, supervision={"tags", "boxes"})

@@ -556,6 +556,7 @@ def test_next_labels_give_overlaps_to_the_better_score_and_peaks_to_detections(
     assert peaks == [[2, 30, 30], [4, 60, 40]]
 
 
+@pytest.mark.slow
 def test_next_labels_are_bags_around_detections_and_unions_of_masks(data, tmp_path):
     write_next_labels(
         tmp_path,

@@ -242,6 +242,7 @@ def test_higher_scores_are_painted_on_top(data):
     assert 0 not in canvas.unique(), "stuff 2 has the same segment and a higher score"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reestimate", ["box", "segment"])
 @pytest.mark.parametrize("things_class", [False, True])
 def test_mined_things_are_no_stuff(data, reestimate, things_class):
@@ -261,6 +262,7 @@ def test_mined_things_are_no_stuff(data, reestimate, things_class):
         assert (canvas[sure] == 1).float().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_segments_as_evidence_are_those_of_the_nearest_seeds(data):
     sample = evaluated(data)
     mined = truly_mined(sample)

@@ -139,6 +139,7 @@ def test_ablations_train_and_predict(data, settings):
         assert len(model.eval().predict(sample).boxes) > 0
 
 
+@pytest.mark.slow
 def test_seed_masks_follow_a_flip(data):
     torch.manual_seed(0)
     model = PDSL(**SMALL)
@@ -212,6 +213,7 @@ def test_given_masks_are_those_of_the_nearest_objects():
         assert 0.3 < found[k].float().mean() < 1
 
 
+@pytest.mark.slow
 def test_masks_of_a_file_are_evidence(data, tmp_path):
     """Those of the data set itself: seeds at the objects learn them, whatever their class."""
     index = data.index("train")

@@ -90,6 +90,7 @@ def test_resnet_ws_takes_the_authors_means():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_100", "resnet18_ws"])
 @pytest.mark.parametrize("frozen", [0, 1, 3, 5])
 def test_frozen_stages_do_not_move(name, frozen):
@@ -267,6 +268,7 @@ def test_truncated_file(tmp_path, suffix):
     assert one_line(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet34", "mobilenetv2_100", "resnet18_ws"])
 def test_weights_of_another_network(tmp_path, name):
     save_file(timm.create_model("resnet18").state_dict(), tmp_path / "resnet18.safetensors")

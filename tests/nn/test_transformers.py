@@ -29,6 +29,7 @@ def build(name: str, weights: str = "none", **settings) -> Backbone:
     return Backbone(BackboneSettings(name, weights, **given))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("size", [(40, 70), (97, 61)])
 def test_any_size(name, size):
@@ -65,6 +66,7 @@ def test_levels_are_blocks_and_later_ones_do_not_exist(name):
         build(name, feature_level=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("frozen", [0, 2, 5])
 def test_frozen_stages_do_not_move(name, frozen):

@@ -300,6 +300,7 @@ def test_pyramid_is_built_on_the_maps_there_are() -> None:
         strides(feature_level=0)
 
 
+@pytest.mark.slow
 def test_masks_are_asked_for_without_proposals(tmp_path) -> None:
     data = Shapes(tmp_path, train=2, val=1)
     quiet = {

@@ -117,6 +117,7 @@ def test_equal_draws_give_equal_bits_in_any_worker(data, pool):
     assert not torch.equal(images[0], samples(data, plain(pool)).sample(0, 7)["image"])
 
 
+@pytest.mark.slow
 def test_own_objects_are_kept_ignored_or_unknown(data, pool):
     plainly = samples(data, None).sample(0, 1)["target"]
     assert len(plainly["boxes"])
@@ -242,6 +243,7 @@ def test_the_share_of_other_backgrounds(data, pool):
     assert 0.15 < np.mean(blank) < 0.35
 
 
+@pytest.mark.slow
 def test_an_object_that_ends_hidden_is_left_out(data, tmp_path):
     """Discs that fill a tiny picture cover one another."""
     write_pool(

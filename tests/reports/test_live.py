@@ -81,6 +81,7 @@ def data_of(page: LivePage) -> dict:
     return json.loads(found[1])
 
 
+@pytest.mark.slow
 def test_training_is_the_same_to_the_bit(monkeypatch, data, tmp_path):
     monkeypatch.setattr(live, "SPARING", 0)
     page = LivePage(tmp_path, "noisy on shapes")

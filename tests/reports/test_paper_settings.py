@@ -78,6 +78,7 @@ RECIPES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "data"), RECIPES)
 def test_a_recipe_departs_from_nothing(model, data):
     path = recipe(model, data)
@@ -141,6 +142,7 @@ def test_the_papers_figures_go_to_runs_in_their_setting():
     ] == pytest.approx(0.496)
 
 
+@pytest.mark.slow
 def test_figures_by_vocs_protocol_are_shown_beside_ours_where_a_paper_has_them():
     """COCO's AP50 has no figure of a paper that reports VOC's, and a table without it no column."""
     shapes = {"AP50": 0.5, "VOC_AP25": 0.7, "VOC_AP50": 0.6, "box_VOC_AP50": 0.4}
@@ -169,6 +171,7 @@ def test_figures_by_vocs_protocol_are_shown_beside_ours_where_a_paper_has_them()
     assert cells["pdsl"]["AP50"] == "50.0 [47.8]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "images", "classes", "joint", "things"),
     [
