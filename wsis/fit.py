@@ -168,6 +168,8 @@ def _only_if_begun(folder: Path, is_new: bool) -> Iterator[None]:
 
 
 def _work(run: Run, model: Method, data: pl.LightningDataModule) -> None:
+    if isinstance(data, DataModule):
+        model.check_augment(data.augment)
     try:
         model.stages(run, data)
     except OnlyStage as unfinished:

@@ -127,17 +127,26 @@ class Method(pl.LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if stage == "fit":
             self.class_names = tuple(getattr(data, "class_names", ()))
+        if stage == "fit" and data is not None:
+            self.check_augment(data.augment)
         for backbone in self._backbones():
-            if not backbone.settings.stored or not backbone.frozen:
-                continue
-            if stage == "fit" and data is not None and not data.augment.only_flips:
-                raise InputError(
-                    "backbone.stored needs training images that vary by flips alone; give "
-                    "--data.augment.crop 1 --data.augment.jitter 1 and one short side, or leave it "
-                    "out"
-                )
-            if backbone.store is None:  # weights are hashed and the place is told once
+            # weights are hashed and the place is told once
+            if backbone.settings.stored and backbone.frozen and backbone.store is None:
                 self.print(f"features of {backbone.name} are kept in {backbone.keep_features()}")
+
+    def check_augment(self, augment: Any, place: str = "data.augment") -> None:
+        """Raise InputError if features are to be kept, and training images vary by more than flips.
+
+        Args:
+            augment: `wsis.data.Augment` of the training images.
+            place: the setting that decides it.
+        """
+        kept = any(b.settings.stored and b.frozen for b in self._backbones())
+        if kept and not augment.only_flips:
+            raise InputError(
+                "backbone.stored needs training images that vary by flips alone; give "
+                f"--{place}.crop 1 --{place}.jitter 1 and one short side, or leave it out"
+            )
 
     def on_fit_start(self) -> None:
         """Raise InputError for a backbone whose features are random and stay so."""

@@ -24,6 +24,11 @@ def build(words: str, place) -> CLI:
             "--model mask_rcnn --data.augment.scales [0.5,2] --data.augment.crop 0.5",
             "data.augment.crop has no effect with augment.scales",
         ),
+        (
+            "--model mask_rcnn --data.proposals segments",
+            "data.proposals has no effect with MaskRCNN, which needs no proposals",
+        ),
+        ("--model boxinst --data.max_test_proposals 9", "data.max_test_proposals has no effect"),
     ],
 )
 def test_what_was_typed_without_effect_is_noted(words, told, tmp_path, capsys):
@@ -31,6 +36,11 @@ def test_what_was_typed_without_effect_is_noted(words, told, tmp_path, capsys):
     notes = [line for line in capsys.readouterr().out.splitlines() if "effect" in line]
     assert len(notes) == 1
     assert notes[0].startswith(f"note: {told}")
+
+
+def test_proposals_of_a_method_that_needs_them_are_not_noted(tmp_path, capsys):
+    build(f"--model jtsm --data.proposals segments {SMALL}", tmp_path)
+    assert "effect" not in capsys.readouterr().out
 
 
 def test_settings_of_a_recipe_are_not_noted(tmp_path, capsys):

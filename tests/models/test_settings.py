@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
 
 import pytest
 
 from wsis import registry
+from wsis.data.transforms import Augment
 from wsis.errors import InputError
 from wsis.method import Method
 
@@ -129,3 +131,31 @@ def test_settings_without_effect_are_known(name, settings, idle):
     assert {key.split(".")[0] for key in small(name).idle()} <= {
         *inspect.signature(registry.find("model", name)).parameters
     }
+
+
+def stored(**more) -> dict:
+    """Settings of a stage that keeps the features of a frozen network."""
+    return {"steps": 1, "backbone": {**BACKBONE, "frozen_stages": 5, "stored": True}, **more}
+
+
+PLAIN = {"steps": 1, "backbone": BACKBONE}
+LATER = [
+    ("boxcaseg", "segmentor", {}),
+    ("ccgr", "affinity", {"detector": PLAIN, "segmentation": {"steps": 1}, "segmentor": PLAIN}),
+    ("ccgr", "detector", {"affinity": PLAIN, "segmentation": {"steps": 1}, "segmentor": PLAIN}),
+    ("em_paste", "segmentor", {}),
+]
+"""Methods, their later stages, and what else these need."""
+
+
+@pytest.mark.parametrize(("name", "setting", "others"), LATER)
+@pytest.mark.parametrize("own", [{}, {"augment": {"jitter": 1.5}}], ids=["data", "own"])
+def test_kept_features_of_varied_images_are_refused_before_the_first_stage(
+    name, setting, others, own
+):
+    """`None` has no stages to begin."""
+    augment = Augment() if own else Augment(jitter=1.5)
+    model = small(name, **{setting: stored(**own)}, **others)
+    told = rf"model\.{setting}: backbone\.stored needs .* --model\.{setting}\.augment\.jitter 1"
+    with pytest.raises(InputError, match=told):
+        model.stages(None, SimpleNamespace(augment=augment))

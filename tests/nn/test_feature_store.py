@@ -129,7 +129,9 @@ def test_what_goes_wrong_is_one_line(tmp_path):
     assert sqlite3.connect(store.path).execute("SELECT count(*) FROM maps").fetchone() == (0,)
 
 
-def train(tmp_path: Path, name: str, stored: bool = True, **augment) -> Path:
+def train(
+    tmp_path: Path, name: str, stored: bool = True, pretraining: dict | None = None, **augment
+) -> Path:
     weights = tmp_path / "weights.safetensors"
     if not weights.exists():
         torch.manual_seed(0)
@@ -140,7 +142,7 @@ def train(tmp_path: Path, name: str, stored: bool = True, **augment) -> Path:
         "jtsm",
         "shapes",
         data=data | ({"augment": augment} if augment else {}),
-        model={"backbone": backbone, "pretraining": None},
+        model={"backbone": backbone, "pretraining": pretraining},
         trainer={"max_steps": 4, "accelerator": "cpu"},
         run_dir=str(tmp_path / name),
     )
@@ -168,3 +170,9 @@ def test_a_second_run_computes_none_and_ends_as_the_first(cache, tmp_path, monke
 def test_images_that_vary_are_refused(cache, tmp_path, augment):
     with pytest.raises(InputError, match=r"backbone\.stored needs .* --data\.augment\.jitter 1"):
         train(tmp_path, "varied", **augment)
+
+
+def test_images_that_vary_are_refused_before_the_classifier_is_trained(cache, tmp_path):
+    with pytest.raises(InputError, match=r"backbone\.stored needs .* --data\.augment\.jitter 1"):
+        train(tmp_path, "varied", pretraining={"steps": 1}, jitter=1.5)
+    assert not (tmp_path / "varied").exists()

@@ -25,6 +25,8 @@ ELSEWHERE = MappingProxyType(
     }
 )
 """What settings are called in other libraries, and here."""
+OF_PROPOSALS = ("proposals", "max_proposals", "max_test_proposals", "augment.min_proposal_side")
+"""Settings of data that only methods with proposals read."""
 
 
 def check_known(name: str, known: Collection[str], place: str = "") -> None:
@@ -44,7 +46,7 @@ def say_effects(made: Mapping[str, Any], typed: Sequence[str]) -> None:
     for kind, thing in made.items():
         if isinstance(thing, Method | DataModule):
             own = [name[len(kind) + 1 :] for name in typed if name.startswith(f"{kind}.")]
-            say_idle(kind, list(dict.fromkeys(own)), thing.idle())
+            say_idle(kind, list(dict.fromkeys(own)), _idle(thing, made.get("model")))
 
 
 def dotted(config: Mapping[str, Any], known: Collection[str], above: str = "") -> Iterator[str]:
@@ -55,6 +57,15 @@ def dotted(config: Mapping[str, Any], known: Collection[str], above: str = "") -
             yield from dotted(value, known, f"{name}.")
         else:
             yield name
+
+
+def _idle(thing: Method | DataModule, model: Any) -> dict[str, str]:
+    """Return the settings of model or data that have no effect, those of the data beside `model`."""
+    found = thing.idle()
+    if isinstance(thing, DataModule) and isinstance(model, Method) and not model.needs_proposals:
+        reason = f"with {type(model).__name__}, which needs no proposals"
+        found |= dict.fromkeys(OF_PROPOSALS, reason)
+    return found
 
 
 def _meant(name: str, known: Collection[str]) -> str:

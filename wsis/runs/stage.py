@@ -35,6 +35,8 @@ class Stage(NamedTuple):
     augment: Augment | None
     batch_size: int | None
     accumulate: int | None
+    place: str
+    """The setting that describes it, such as "model.segmentor"."""
 
     @classmethod
     def of(
@@ -82,7 +84,18 @@ class Stage(NamedTuple):
             raise InputError(f"{place}: {error}") from error
         _check_labels(model, default, place)
         say_idle(place, settings, model.idle())
-        return cls(model, steps, augment, batch_size, accumulate)
+        return cls(model, steps, augment, batch_size, accumulate, place)
+
+    def check(self, data: Any) -> None:
+        """Raise InputError before the first stage if the network cannot be trained on these data.
+
+        Args:
+            data: the data module.
+        """
+        try:
+            self.model.check_augment(self.augment or data.augment, f"{self.place}.augment")
+        except InputError as error:
+            raise InputError(f"{self.place}: {error}") from error
 
     def train(
         self,

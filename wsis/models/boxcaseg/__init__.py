@@ -244,6 +244,8 @@ class BoxCaseg(Method):
             "backbone": self.backbone.settings.shared(),
         }
         segmentor = Stage.of("segmentor", settings, "mask_rcnn", **shared) if settings else None
+        if segmentor is not None:
+            segmentor.check(data)
         joint = run.fit("1-joint", self, self.training_data(data))
         if segmentor is not None:
             load_weights(self, joint)

@@ -188,6 +188,8 @@ class CCGR(Method):
         """Train the classifier and affinities, then three branches and the segmentor in rounds."""
         affinity, branches = self.affinity(), self.branches()
         check_depth(affinity.model.backbone, branches)
+        for stage in (affinity, *branches):
+            stage.check(data)
         classifier = pretrain(run, self, self.settings, data)
         affinity.model.start(classifier)
         affinity.train(run, "2-affinity", data)

@@ -176,6 +176,7 @@ class EMPaste(Method):
             "ignore_crowds": self.hparams["own"] == "ignore",
         }
         segmentor = Stage.of("segmentor", self.hparams["segmentor"] or {}, "mask_rcnn", **shared)
+        segmentor.check(data)
         classifier = pretrain(run, self, self.settings, data)
         settings = {name: self.hparams[name] for name in SEGMENTS}
         produce = partial(write_segments, checkpoint=classifier, data=data, **settings)
