@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from urllib.parse import quote
 
@@ -181,6 +182,27 @@ def test_files_of_two_tools_beside_the_images(photos, read):
     assert tags(read(root, given="*.txt")) == {"a.jpg": ["emu"]}
 
 
+@pytest.mark.parametrize("name", ["b.json", "annotations/b.xml", "b.TXT"])
+def test_unread_label_files_of_images_without_a_label_are_told(photos, read, name):
+    root = photos("a.jpg", "b.jpg", "c.jpg")
+    (root / "annotations").mkdir()
+    (root / "labels.csv").write_text("a.jpg,cat\n")
+    (root / "a.json").write_text(json.dumps(LABELME))  # of an image with a label
+    assert not any("not read" in note for note in read(root).notes)
+    (root / name).write_text("what another tool wrote")
+    told = f"1 file named like images without a label, such as {name}, not read: .* in table format"
+    assert any(re.match(told, note) for note in read(root).notes)
+
+
+def test_files_that_are_read_are_not_told(photos, read):
+    root = photos("a.jpg", "b.jpg")
+    (root / "a.xml").write_text(VOC)
+    (root / "b.md").write_text("no labels")
+    notes = read(root).notes
+    assert any("1 image without a label left out, such as b.jpg" in note for note in notes)
+    assert not any("not read" in note for note in notes)
+
+
 @pytest.mark.parametrize("name", ["images_{}", "{}_images", "{}2017", "{} Set", "{}/{}"])
 def test_splits_within_names_of_folders(photos, read, name):
     train, val = (name.replace("{}", split) for split in ("train", "val"))
@@ -231,6 +253,9 @@ def test_a_submission_of_kaggle_is_no_labels(photos, read):
         ("annotations.xml", "<annotat", "is no whole XML"),
         ("labels.json", "<!DOCTYPE html><title>Sign in</title>", "is a web page"),
         ("train.csv", "\n<HTML><body>Sign in", "is a web page"),
+        ("labels.json", "<!-- 404 -->\n<!DOCTYPE  html>", "is a web page"),
+        ("labels.json", "<head><title>404</title></head>", "is a web page"),
+        ("a.xml", '<?xml version="1.0"?>\n<!DOCTYPE html PUBLIC "x" "y"><html/>', "is a web page"),
         ("data.parquet", "PAR1", "is a table of pandas"),
         ("labels.zip", "PK", "is an archive; unpack it"),
         ("via.json", '{"project": {"data_format_version": "3.1.1"}}', "is of VIA 3; draw in VIA 2"),
@@ -243,6 +268,14 @@ def test_files_that_are_no_labels_are_named(photos, read, name, content, told):
         read(root)
     with pytest.raises(InputError, match=rf"/{name} {told}"):
         read(root, given=name)
+
+
+def test_a_web_page_beside_good_files_is_named(photos, read):
+    root = photos("a.jpg", "b.jpg")
+    (root / "a.xml").write_text(VOC)
+    (root / "b.xml").write_text("<?xml version='1.0'?><!DOCTYPE html><html/>")
+    with pytest.raises(InputError, match=r"b\.xml is a web page"):
+        read(root)
 
 
 @pytest.mark.parametrize(("suffix", "good"), [("xml", VOC), ("json", json.dumps(LABELME))])
@@ -275,7 +308,12 @@ def test_names_with_percent_signs(photos):
 
 
 @pytest.mark.parametrize(
-    "shape", [{"bbox": [0, 0.2, 0.3, 1]}, {"segmentation": [[0, 0, 1, 0, 1, 0.5]]}]
+    "shape",
+    [
+        {"bbox": [0, 0.2, 0.3, 1]},
+        {"bbox": [0.1, 0.2, 0.3, 1.0001]},
+        {"segmentation": [[0, 0, 1, 0, 1, 0.5]]},
+    ],
 )
 def test_fractions_where_pixels_belong(photos, read, shape):
     root = photos("a.jpg")

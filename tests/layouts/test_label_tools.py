@@ -629,17 +629,18 @@ def test_cvat_parts_of_a_skeleton_are_no_classes(photos, read):
     assert tags(index) == {"a.jpg": ["person"]}
 
 
+@pytest.mark.parametrize("names", ["obj.names", "voc.names"])
 @pytest.mark.parametrize("has_data", [True, False])
-def test_yolo_of_darknet(photos, read, has_data):
+def test_yolo_of_darknet(photos, read, has_data, names):
     root = photos("obj/a.jpg", "obj/b.jpg", "obj/c.jpg")
-    write(root / "obj.names", "cat\ndog\n")
+    write(root / names, "cat\ndog\n")
     for name, number in (("a", 0), ("b", 1)):
         write(root / f"obj/{name}.txt", f"{number} 0.5 0.5 0.1 0.2\n")
     write(root / "train.txt", "data/obj/a.jpg\ndata/obj/c.jpg\n")
     write(root / "valid.txt", "data/obj/b.jpg\n")
     if has_data:
         lines = "classes= 2\ntrain = data/train.txt\nvalid = data/valid.txt\n"
-        write(root / "obj.data", f"{lines}names = data/obj.names\nbackup = backup/\n")
+        write(root / "obj.data", f"{lines}names = data/{names}\nbackup = backup/\n")
     index = read(root)
     assert tags(index) == {"obj/a.jpg": ["cat"], "obj/c.jpg": []}
     assert not any("label file" in note for note in index.notes)

@@ -15,6 +15,8 @@ from wsis.errors import InputError
 __all__ = ["are_fractions", "area_of", "complete", "covers"]
 
 Record = dict[str, Any]
+ROUNDING = 0.01
+"""Of fractions beyond the image's border."""
 
 
 def complete(annotation: Record, size: tuple[int, int], path: Path) -> None:
@@ -60,7 +62,7 @@ def are_fractions(annotations: Iterable[Record]) -> bool:
         mask = annotation.get("segmentation")
         polygons = mask if isinstance(mask, list) else []
         for numbers in (annotation.get("bbox") or (), *polygons):
-            if not all(abs(number) <= 1 for number in numbers):
+            if not all(abs(number) <= 1 + ROUNDING for number in numbers):
                 return False
             is_whole = is_whole and all(number in (-1, 0, 1) for number in numbers)
     return not is_whole

@@ -27,7 +27,7 @@ from wsis.layouts import (
 from wsis.layouts.index import chosen_names, index_of, photos_by_file
 from wsis.layouts.labels import Layout, Source, one_line, read_labels, refuse_damaged
 from wsis.layouts.pictures import SPLITS, Pictures, files_of, other_kinds, split_of
-from wsis.layouts.text import counted
+from wsis.layouts.text import counted, key_of
 from wsis.layouts.xml import parse_xml
 from wsis.types import Index, Record
 
@@ -103,7 +103,7 @@ def read_split(
     what = "labels" if split == "train" else "validation labels"
     images = counted(len(index.images), "image")
     taken = f"{what}: {images} in {layout.name} format, {source.name}"
-    left = _left_out(index, pictures, other) if split == "train" else []
+    left = _left_out(index, pictures, found, other) if split == "train" else []
     return index._replace(notes=(taken, *index.notes, *left))
 
 
@@ -143,7 +143,9 @@ def _split_or_class(root: Path) -> Path | None:
     )
 
 
-def _left_out(index: Index, pictures: Pictures, other: Labelled | None) -> list[str]:
+def _left_out(
+    index: Index, pictures: Pictures, found: Labelled, other: Labelled | None
+) -> list[str]:
     """Return notes on pictures without a label, those for tests aside, and of other kinds."""
     named = {image["file_name"] for image in index.images}
     if other is not None:
@@ -156,7 +158,23 @@ def _left_out(index: Index, pictures: Pictures, other: Labelled | None) -> list[
             f"{counted(len(left), 'image')} without a label left out, such as {left[0]}; label "
             "images of no class by an empty tag"
         )
+        notes.append(_unread(left, pictures, *found))
     return [note for note in notes if note]
+
+
+def _unread(left: Sequence[str], pictures: Pictures, layout: Layout, source: Source) -> str:
+    """Return a note on label files of another layout for pictures without a label, if any."""
+    suffixes = {other.suffix for other in LAYOUTS} - {"", layout.suffix}
+    stems = {key_of(Path(name).stem) for name in left}
+    files = [path for path in pictures.files if path.suffix.lower() in suffixes]
+    files = [path for path in files if key_of(path.stem) in stems and path != source.path]
+    if not files:
+        return ""
+    first = files[0].relative_to(pictures.root)
+    return (
+        f"{counted(len(files), 'file')} named like images without a label, such as {first}, not "
+        f"read: the labels are those in {layout.name} format, {source.name}; write all in one"
+    )
 
 
 def find_labels(root: Path, split: str, given: str = "") -> Labelled | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -33,6 +34,10 @@ __all__ = [
 ]
 
 _HEAD = 1 << 16  # bytes that tell one layout from another
+_WEB_PAGE = re.compile(
+    r"(?:<\?xml[^>]*>|<!--.*?-->|\s)*<(?:!doctype\s+html|html|head|body)\b",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 class Photo(NamedTuple):
@@ -175,7 +180,7 @@ def refuse_damaged(path: Path) -> None:
             f"{path} is a spreadsheet or an archive under another name; save it as CSV, or "
             "unpack it"
         )
-    if head[:14].lower().startswith(("<!doctype html", "<html")):
+    if _WEB_PAGE.match(head):
         raise InputError(f"{path} is a web page, perhaps of a login; download the labels again")
 
 

@@ -46,7 +46,9 @@ def _name_file(source: Source) -> Path | None:
     """Return the list of class names of a folder, which may lie a level higher."""
     folders = [source.path, source.path / "labels"]
     folders += [source.path.parent] if source.path != source.root else []
-    places = (folder / name for folder in folders for name in _NAME_FILES)
+    places = [folder / name for folder in folders for name in _NAME_FILES]
+    others = sorted(source.path.glob("*.names")) if source.path.is_dir() else []
+    places += others if len(others) == 1 else []  # Darknet's coco.names, voc.names
     return next((path for path in places if path.is_file()), None)
 
 
