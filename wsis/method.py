@@ -127,8 +127,7 @@ class Method(pl.LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if stage == "fit":
             self.class_names = tuple(getattr(data, "class_names", ()))
-        if stage == "fit" and data is not None:
-            self.check_augment(data.augment)
+            self.check_augment(getattr(data, "augment", None))
         for backbone in self._backbones():
             # weights are hashed and the place is told once
             if backbone.settings.stored and backbone.frozen and backbone.store is None:
@@ -138,11 +137,11 @@ class Method(pl.LightningModule):
         """Raise InputError if features are to be kept, and training images vary by more than flips.
 
         Args:
-            augment: `wsis.data.Augment` of the training images.
+            augment: `wsis.data.Augment` of the training images; None is not checked.
             place: the setting that decides it.
         """
         kept = any(b.settings.stored and b.frozen for b in self._backbones())
-        if kept and not augment.only_flips:
+        if kept and augment is not None and not augment.only_flips:
             raise InputError(
                 "backbone.stored needs training images that vary by flips alone; give "
                 f"--{place}.crop 1 --{place}.jitter 1 and one short side, or leave it out"

@@ -106,6 +106,26 @@ def test_precedence(layers):
     }
 
 
+def test_a_group_that_a_file_replaces_is_noted(tmp_path):
+    def parsed(settings: dict, *more: str) -> tuple[list[str], dict]:
+        path = write(tmp_path / "mine.yaml", json.dumps({"model": settings}))
+        words = ["--model", "em_paste", "--data.root", str(tmp_path / "s"), "--data.train", "2"]
+        cli = CLI("fit", [*words, "--config", str(path), *more])
+        return cli.left_out, cli.settings()["model"]["init_args"]["pretraining"]
+
+    told = f"{tmp_path}/mine.yaml: model.pretraining replaces the recipe's, without its "
+    mine = {"steps": 9, "lr": 0.1, "backbone": {"frozen_stages": 5}}
+    notes, made = parsed({"pretraining": mine})
+    assert notes == [f"{told}pooling, backbone.feature_level; write what you want to keep"]
+    assert made == mine
+    assert parsed({"class_path": "em_paste", "init_args": {"pretraining": mine}})[0] == notes
+    for other in ({"model": "cam", "steps": 9}, None):
+        assert parsed({"pretraining": other})[0] == []
+    notes, made = parsed({"patch_size": 32}, "--model.pretraining.steps", "9")
+    assert notes == []
+    assert (made["steps"], made["pooling"]) == (9, "average"), "a flag keeps the others"
+
+
 def test_file_written_for_another_model_gives_only_the_rest(tmp_path):
     path = write(
         tmp_path / "x.yaml",

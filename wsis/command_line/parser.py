@@ -29,6 +29,7 @@ from wsis.command_line.settings import (
     laid_over,
     read_config,
     recipe,
+    replaced,
     spelled,
 )
 from wsis.command_line.trainers import (
@@ -152,7 +153,7 @@ class CLI(LightningCLI):
         self.run = folder_of_run(run, str(run_flag), self.typed) if run and not self.help else None
         self.files = [*([self.run / "config.yaml"] if self.run else []), *files]
         self.left_out: list[str] = []
-        """Sections of files that are for other classes than the chosen ones."""
+        """Notes on settings that are not taken: for other classes, or of groups replaced."""
         self._choose(chosen, default)
         names = " ".join(f"--{kind} NAME" for kind in kinds)
         super().__init__(
@@ -237,6 +238,8 @@ class CLI(LightningCLI):
         below = None
         for path in self.files:
             config = self._for_this(read_config(path, self.typed), path)
+            is_runs = self.run is not None and path.parent == self.run
+            self.left_out += [] if is_runs else replaced(path, config, below)
             below = overlay(parser, config, str(path), below)
         if self.given:
             below = overlay(parser, self.given, "the settings given", below, merge=True)

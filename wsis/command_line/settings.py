@@ -29,6 +29,7 @@ __all__ = [
     "read_config",
     "read_run",
     "recipe",
+    "replaced",
     "spelled",
 ]
 
@@ -201,6 +202,38 @@ def laid_over(below: Namespace | dict[str, Any] | None, name: str, value: Any) -
     if isinstance(old, Namespace) or value.get("model", old.get("model")) != old.get("model"):
         return inside
     return {**old, **inside}
+
+
+def replaced(path: Path, config: Config, below: Namespace | None) -> list[str]:
+    """Return a note for each group, such as `segmentor`, of which a file drops weaker settings.
+
+    Files that come with the package mean to, and so does the file of a run.
+    """
+    if path.is_relative_to(_recipes()) or below is None:
+        return []
+    section, weaker = config.get("model") or {}, below.get("model")
+    given = {**section, **(section.get("init_args") or {})}
+    notes = []
+    for name, group in given.items():
+        old = None if weaker is None else weaker.get(name)
+        if not isinstance(group, dict) or not isinstance(old, dict):
+            continue
+        other = group.get("model", old.get("model")) != old.get("model")
+        if not other and (dropped := _dropped(old, group)):
+            notes.append(
+                f"{path}: model.{name} replaces the recipe's, without its {', '.join(dropped)}; "
+                "write what you want to keep"
+            )
+    return notes
+
+
+def _dropped(old: Mapping[str, Any], group: Mapping[str, Any]) -> list[str]:
+    """Return the dotted names of the settings of a group that another in its place lacks."""
+    names = [name for name in old if name not in group]
+    for name, value in group.items():
+        if isinstance(value, dict) and isinstance(old.get(name), dict):
+            names += [f"{name}.{inner}" for inner in _dropped(old[name], value)]
+    return names
 
 
 def _recipes() -> Path:

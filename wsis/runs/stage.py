@@ -92,8 +92,9 @@ class Stage(NamedTuple):
         Args:
             data: the data module.
         """
+        augment = self.augment or getattr(data, "augment", None)
         try:
-            self.model.check_augment(self.augment or data.augment, f"{self.place}.augment")
+            self.model.check_augment(augment, f"{self.place}.augment")
         except InputError as error:
             raise InputError(f"{self.place}: {error}") from error
 
