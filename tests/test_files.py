@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
+from contextlib import ExitStack
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wsis.errors import InputError
-from wsis.files import atomic_write, clear_scratch, short_name
+from wsis.files import atomic_write, check_writable, clear_scratch, database, short_name
 
 
 def write(path, text, error):
@@ -78,3 +80,28 @@ def test_short_names(name, most):
     assert len(short.encode()) <= most
     assert (short == name) == (len(name.encode()) <= most)
     assert short_name(name + "x", most) != short, "names that differ stay different"
+
+
+@pytest.mark.parametrize("opened", [atomic_write, database, check_writable])
+def test_what_is_no_file_is_never_replaced(tmp_path, opened):
+    """As root, a file renamed to /dev/null takes its place."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
+    (tmp_path / "folder").mkdir()
+    kept = sorted(os.listdir(tmp_path))
+    for name in kept:
+        with pytest.raises(InputError, match=rf"cannot write .*{name}: it is a"), ExitStack() as s:
+            s.enter_context(opened(tmp_path / name))
+    assert sorted(os.listdir(tmp_path)) == kept
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_place_is_checked_without_a_trace_but_its_folder(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    check_writable(tmp_path / "a.txt")
+    check_writable(tmp_path / "new/b.txt")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.txt", "new"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+    with pytest.raises(InputError, match="choose a folder that can be written"):
+        check_writable(tmp_path / "a.txt/c.txt")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
+from toy_detector import Peeper
 
 from wsis import compare, fit, label, predict
 from wsis import test as testing
@@ -480,6 +482,48 @@ def test_predict_without_any_image_says_so(run, tmp_path, capsys):
     assert end.value.code == 2
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: none of the images")
     assert not (tmp_path / "out").exists()
+
+
+def test_odd_names_end_no_batch(run, tmp_path, capsys):
+    write_image(tmp_path / "good.png", 0)
+    (tmp_path / "two\nlines.png").touch()
+    os.mkfifo(tmp_path / "pipe.png")
+    names = ["good.png", "two\nlines.png", "pipe.png", 300 * "y" + ".png"]
+    words = [*(tmp_path / name for name in names), "--run", run, "--out", tmp_path / "out"]
+    with pytest.raises(SystemExit):
+        predict.main([*map(str, words), "--accelerator", "cpu", "--workers", "0"])
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in told] == [*["left out"] * 3, "error"]
+    assert told[-1].startswith("error: 3 of 4 images failed: ")
+    assert len(json.loads((tmp_path / "out/images.json").read_text())["images"]) == 1
+
+
+@pytest.mark.parametrize("verb", ["predict", "label", "test"])
+def test_what_cannot_be_written_is_told_before_the_work(run, tmp_path, capsys, verb, monkeypatch):
+    monkeypatch.setattr(Peeper, "look", lambda *_: pytest.fail("worked"))
+    (tmp_path / "file").write_text("mine")
+    image, out = write_image(tmp_path / "a.png", 0), tmp_path / "file"
+    verbs = {
+        "predict": (predict, [image, "--out", out, "--workers", "0"]),
+        "label": (label, ["--out", out / "labels.json"]),
+        "test": (testing, ["--out", out]),
+    }
+    main, words = verbs[verb]
+    line = refused(main, ["--run", run, "--accelerator", "cpu", *words], capsys)
+    assert line.startswith(f"error: cannot write {out}/")
+    assert out.read_text() == "mine"
+
+
+def test_settings_of_verbs_that_cannot_be_meant(run, tmp_path, capsys):
+    out, image = tmp_path / "out", write_image(tmp_path / "a.png", 0)
+    words = ["--run", run, "--out", out]
+    line = refused(predict, [image, *words, "--score", "7"], capsys)
+    assert line == "error: predict: score 7.0: give a number of at least 0, at most 1"
+    assert "[csv,yolo]" in refused(predict, [image, *words, "--formats", "csv,yolo"], capsys)
+    assert "--split tset: give train" in refused(label, [*words, "--split", "tset"], capsys)
+    for place in (tmp_path / "nowhere", image):
+        assert f"no folder {place}" in refused(label, [*words, "--images", place], capsys)
+    assert not out.exists()
 
 
 def test_label_writes_annotations_of_tagged_classes(run, tmp_path, capsys):

@@ -22,13 +22,16 @@ from wsis.errors import InputError
 __all__ = [
     "atomic_write",
     "cache_folder",
+    "check_writable",
     "clear_scratch",
     "database",
+    "is_utf8",
     "not_whole_json",
     "read_bytes",
     "read_json",
     "read_pickle",
     "short_name",
+    "shown",
 ]
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -39,17 +42,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a scratch path that replaces `path` on success; on failure `path` is left untouched.
 
     Raises:
-        InputError: the folder is not writable or the disk is full.
+        InputError: `path` is a folder or a device, its folder is not writable, or the disk is full.
     """
     path = Path(path)
-    scratch = path.parent / f".{short_name(path.name, 100)}.{uuid.uuid4().hex[:8]}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.touch(exist_ok=False)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror}; choose a folder that can be written"
-        ) from error
+    scratch = _scratch_of(path)
     try:
         yield scratch
         with open(scratch, "rb") as file:
@@ -65,6 +61,34 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Make the folder of a file, and raise InputError now if `atomic_write` could not write it."""
+    _scratch_of(path).unlink()
+
+
+def _scratch_of(path: Path) -> Path:
+    """Make an empty file beside `path`, and its folder."""
+    _refuse_others(path)
+    scratch = path.parent / f".{short_name(path.name, 100)}.{uuid.uuid4().hex[:8]}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.touch(exist_ok=False)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror}; choose a folder that can be written"
+        ) from error
+    return scratch
+
+
+def _refuse_others(path: Path) -> None:
+    """Raise InputError for a folder, and for what must not be replaced: /dev/null, /dev/stdout."""
+    if os.path.isdir(path):
+        raise InputError(f"cannot write {path}: it is a folder; give the name of a file")
+    is_open = os.path.islink(path) and os.readlink(path).startswith("/proc/")
+    if is_open or (os.path.exists(path) and not os.path.isfile(path)):
+        raise InputError(f"cannot write {path}: it is a device or a pipe; give the name of a file")
+
+
 def short_name(name: str, most: int = 240) -> str:
     """Return a name for a file or folder that has at most `most` bytes; file systems take 255.
 
@@ -76,6 +100,16 @@ def short_name(name: str, most: int = 240) -> str:
         return name
     end = f"-{hashlib.sha256(whole).hexdigest()[:8]}"
     return whole[: most - len(end)].decode(errors="ignore") + end
+
+
+def is_utf8(name: str) -> bool:
+    """Return whether a name from the file system is UTF-8; files of old archives may be not."""
+    return name == name.encode(errors="replace").decode()
+
+
+def shown(name: str) -> str:
+    """Return a name that can be printed, with its bytes that are not UTF-8 as escapes."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def clear_scratch(folder: Path) -> None:
@@ -92,6 +126,7 @@ def database(path: Path) -> Iterator[sqlite3.Connection]:
         InputError: the file cannot be written, now or later while it is open.
         sqlite3.DatabaseError: the file is damaged or not SQLite.
     """
+    _refuse_others(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

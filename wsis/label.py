@@ -13,6 +13,7 @@ from wsis.command_line.parser import Help, parse
 from wsis.data.module import Loading
 from wsis.datasets.folder import Folder
 from wsis.errors import InputError
+from wsis.files import check_writable
 from wsis.inference import classes_of, labelling_stage, load, store_labels
 from wsis.reports.exports import Format, export
 from wsis.runs.checkpoints import Which
@@ -76,6 +77,8 @@ def label_images(
         InputError: not a finished run, its data is not there, or the file cannot be written; or,
             after the others are done, an image failed.
     """
+    if split not in ("train", "val"):
+        raise InputError(f"--split {split}: give train or val")
     place = find_run(run)
     model, data, *_ = load(place, stage or labelling_stage(place), checkpoint)
     if images is not None:
@@ -90,6 +93,7 @@ def label_images(
     if len(broken) == len(paths):
         refuse_failed({paths[k]: told for k, told in broken.items()}, len(paths), "")
     data = data.without(split, broken.keys())  # type: ignore[attr-defined]
+    check_writable(out)
     made = store_labels(model, data, split, out, run, score, accelerator, devices)
     if made is not None:
         exported = export(out.with_name(f"{out.stem}-formats"), made.data, made.labels, formats)
@@ -112,6 +116,8 @@ def _unreadable(paths: Mapping[int, str]) -> dict[int, str]:
 
 def _folder(images: Path, labels: str, classes: Sequence[str], loading: Loading) -> Folder:
     """Return a user's images as data; without `classes`, those of the labels."""
+    if not images.is_dir():
+        raise InputError(f"no folder {images}; give --images the folder of the images")
     elsewhere = labels and not (images / labels).is_file()
     return Folder(
         images,

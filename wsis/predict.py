@@ -6,6 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from os.path import isdir
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -17,7 +18,7 @@ from wsis.command_line.parser import Help, parse
 from wsis.data.index import read_coco
 from wsis.data.module import Augment, DataModule, Loading
 from wsis.errors import InputError
-from wsis.files import atomic_write
+from wsis.files import atomic_write, check_writable
 from wsis.images import draw
 from wsis.images.read import other_files, pictures, read_image
 from wsis.inference import classes_of, load, store_predictions, trained
@@ -30,6 +31,7 @@ from wsis.runs.checkpoints import Which
 from wsis.runs.failures import Tolerant, TolerantReader, read_sizes, refuse_failed
 from wsis.sharing.places import find_run
 from wsis.types import Index, Prediction, Record
+from wsis.values import FRACTION, check_ranges
 
 if TYPE_CHECKING:
     from wsis.proposals.file import ProposalFile
@@ -92,6 +94,7 @@ def predict_images(
         InputError: not a finished run, boxes that no stage takes or of other images; or, after the
             others are done, an image failed.
     """
+    check_ranges("predict", {"score": score}, {FRACTION: ("score",)})
     place = find_run(run)
     stage = stage or (_stage_for_boxes(place) if boxes else None)
     model, data, config, threshold = load(place, stage, checkpoint)
@@ -107,6 +110,7 @@ def predict_images(
     index = Index(name="pictures", root=Path(), images=records, categories=things, stuff=stuff)
     index = _with_boxes(index, boxes) if boxes else index
     given, tolerant = _Pictures(index, workers, proposer_of(config["data"])), Tolerant(model)
+    check_writable(out / "predictions.json")
     results = store_predictions(tolerant, given, "train", out, accelerator, devices)
     if results is not None:
         failed |= _failures(tolerant, index)
@@ -224,10 +228,11 @@ def _files(given: Iterable[Path]) -> list[Path]:
     """Return the given files, and the pictures in the given folders, each once."""
     files: list[Path] = []
     for path in given:
-        inside = pictures(path) if path.is_dir() else [path]
+        is_folder = isdir(path)  # pathlib's raises an error for a name that is too long
+        inside = pictures(path) if is_folder else [path]
         if not inside:
             _warn(f"left out: no images in {path}")
-        if path.is_dir() and (others := other_files(path)):
+        if is_folder and (others := other_files(path)):
             kinds = Counter(other.suffix.lower() or "no suffix" for other in others)
             told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
             _warn(f"note: {path} has files of other kinds, which are no images: {told}")
@@ -274,7 +279,7 @@ def _long_side(image: Record) -> int:
 
 @rank_zero_only
 def _warn(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(" ".join(line.split("\n")), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

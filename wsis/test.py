@@ -13,6 +13,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 from wsis.command_line.messages import plain_errors
 from wsis.command_line.parser import CLI
 from wsis.errors import InputError
+from wsis.files import check_writable
 from wsis.reports.evaluation import (
     PANOPTIC_METRICS,
     Metrics,
@@ -95,6 +96,7 @@ def evaluate(
         place = find_run(run)
         where = Path() if is_shared(place) else place
         folder = out or results_folder(where, split, stage, checkpoint)
+        check_writable(folder / "metrics.json")
         metrics = evaluate_run(
             place, data, split, stage, folder, panoptic, accelerator, devices, checkpoint
         )

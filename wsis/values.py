@@ -157,7 +157,9 @@ def gist(error: ArgumentError) -> str:
         return f"--{named[1]} {value[1]}: expected one of {union[1][:200]}"
     expected = re.search(r"Expected an? (.*?)\. Got value", text)
     if named and value and expected:
-        return f"--{named[1]} {value[1]}: expected {expected[1]}"
+        is_list = expected[1].strip("'") in ("tuple", "list") and value[1][:1] != "["
+        wanted = f"a list, such as [{value[1]}]" if is_list else expected[1]
+        return f"--{named[1]} {value[1]}: expected {wanted}"
     limit = re.search(r"Not of type \w+: (.*)", text)
     if named and limit:
         return f"--{named[1]}: {limit[1]}"

@@ -86,7 +86,7 @@ def test_it_is_the_command_line(tmp_path, capfd):
         (("cam",), {"model": {"lr": "high"}}, "--model.lr high: expected"),
         (("cam",), {"data": 3}, "data=3: give a dictionary"),
         (("cam",), {"run_dir": Path()}, "unknown setting 'run_dir'"),
-        (("cam", "folder"), {"data": {"root": "nowhere"}}, "no train labels in nowhere"),
+        (("cam", "folder"), {"data": {"root": "nowhere"}}, "no folder nowhere; give that of"),
     ],
 )
 def test_mistakes_are_told_in_one_line(names, settings, told):

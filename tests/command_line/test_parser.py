@@ -106,6 +106,31 @@ def test_precedence(layers):
     }
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["a.jpg", ""], "an argument is empty"),
+        (["--run", "r", "--out", ""], "--out is empty"),
+        (["--out="], "--out is empty"),
+        (["--run_dir", ""], "--run_dir is empty"),
+        (["--data.root", ""], r"--data\.root is empty"),
+        (["caf\udce9.jpg"], r"caf\\udce9\.jpg: the name is not UTF-8"),
+    ],
+)
+def test_words_that_cannot_be_meant(words, told):
+    with pytest.raises(InputError, match=told):
+        settings.check_words(words)
+
+
+def test_settings_that_may_be_empty():
+    settings.check_words(["--data.labels", "", "--data.labels=", "--per_class", "a.jpg"])
+
+
+def test_a_verb_without_a_model_takes_none():
+    with pytest.raises(InputError, match="unknown setting 'model': propose makes no model"):
+        CLI("propose", ["--data", "shapes", "--model", "cam"], kinds=("data",))
+
+
 def test_a_group_that_a_file_replaces_is_noted(tmp_path):
     def parsed(settings: dict, *more: str) -> tuple[list[str], dict]:
         path = write(tmp_path / "mine.yaml", json.dumps({"model": settings}))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -300,3 +301,24 @@ def test_heic_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for read in (read_image, image_size):
         with pytest.raises(InputError, match=r'a\.HEIC is a HEIC photo: pip install "wsis'):
             read(tmp_path / "a.HEIC")
+
+
+def test_links_that_lead_nowhere_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    assert [path.name for path in pictures(tmp_path)] == ["gone.jpg", "loop.jpg"]
+    for path in pictures(tmp_path):
+        with pytest.raises(InputError, match=path.name):
+            read_image(path)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(InputError, match=r"pipe\.jpg is a pipe"):
+        image_size(tmp_path / "pipe.jpg")
+
+
+def test_a_name_that_is_too_long_is_one_line() -> None:
+    with pytest.raises(InputError, match=r"cannot read image y+\.jpg .*too long"):
+        image_size(Path(300 * "y" + ".jpg"))

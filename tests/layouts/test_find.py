@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from urllib.parse import quote
@@ -339,6 +340,20 @@ def voc(*corners: float) -> str:
         "<annotation><filename>a.jpg</filename><object><name>cat</name>"
         f"<bndbox>{box}</bndbox></object></annotation>"
     )
+
+
+def test_names_that_are_not_utf8_are_refused(photos, read):
+    root = photos("cat/a.jpg", "dog/b.jpg")
+    (root / "cat/a.jpg").rename(os.fsdecode(os.fsencode(root) + b"/cat/caf\xe9.jpg"))
+    with pytest.raises(InputError, match=r"cat/caf.udce9\.jpg: the name is not UTF-8; rename"):
+        read(root)
+
+
+def test_links_that_lead_nowhere_are_told(photos, read):
+    root = photos("cat/a.jpg", "dog/b.jpg")
+    (root / "cat/c.jpg").symlink_to("/nowhere/c.jpg")
+    with pytest.raises(InputError, match=r"no image .*cat/c\.jpg"):
+        read(root)
 
 
 def test_fractions_where_xml_has_pixels(photos, read):

@@ -326,3 +326,31 @@ def test_the_verb_makes_the_file_that_the_data_set_looks_for(tmp_path, monkeypat
     monkeypatch.setattr(making, "_work", lambda job: pytest.fail("done already"))
     data = Shapes(root=tmp_path, train=2, val=1, salient=1)
     assert [data.proposal_file(split).path for split in ("train", "val")] == paths
+
+
+def test_a_new_file_without_proposals_is_not_left_behind(tmp_path):
+    def failing(path, *files):
+        with write(path, MADE) as writer:
+            for file in files:
+                writer.add(file, (30, 40), drawn())
+            raise ValueError("stopped")
+
+    with pytest.raises(ValueError, match="stopped"):
+        failing(tmp_path / "none.sqlite")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="stopped"):
+        failing(tmp_path / "one.sqlite", "a.jpg")
+    with pytest.raises(ValueError, match="stopped"):
+        failing(tmp_path / "one.sqlite")
+    assert [*ProposalFile(tmp_path / "one.sqlite").files()] == ["a.jpg"]
+
+
+@pytest.mark.parametrize("content", [b"x", b"my notes", b"x" * 5000])
+def test_a_foreign_file_is_not_written_over(tmp_path, content):
+    (tmp_path / "notes").write_bytes(content)
+    with (
+        pytest.raises(InputError, match="notes is not a proposal file"),
+        write(tmp_path / "notes", MADE),
+    ):
+        pass
+    assert (tmp_path / "notes").read_bytes() == content

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
+import pytest
+
+from wsis.errors import InputError
 from wsis.reports.curves import Curve, chart, read_curves
 
 
@@ -47,3 +50,12 @@ def test_curves_leave_out_what_is_no_number(tmp_path):
     )
     curves = {curve.name: curve.points for curve in read_curves(tmp_path)}
     assert curves == {"train: loss": [(0, 3), (2, 1)], "train: val/AP": [(1, 0.1), (3, 0.2)]}
+
+
+def test_a_damaged_file_is_named_and_cells_too_many_are_left_out(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/metrics.csv").write_text("step,loss\n0,1,7,8\n1\n2,3\n")
+    assert read_curves(tmp_path) == [Curve("train: loss", [(0, 1), (2, 3)])]
+    (tmp_path / "train/metrics.csv").write_bytes(b"step,loss\n0,\xff\n")
+    with pytest.raises(InputError, match=r"train/metrics\.csv is damaged .*; delete it"):
+        read_curves(tmp_path)

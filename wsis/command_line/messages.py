@@ -52,8 +52,11 @@ def plain_errors(hint: Callable[[], str] = lambda: "") -> Iterator[None]:
 
 def _line_for(error: Exception, hint: Callable[[], str]) -> str:
     """Return what to tell the user, "" for an error that is ours."""
-    if isinstance(error, (InputError, MisconfigurationException)):
-        return str(error).strip().splitlines()[-1].removeprefix("wsis.errors.InputError: ")
+    if isinstance(error, InputError):  # of a loader's process, at the end of a traceback
+        message = str(error).rpartition("wsis.errors.InputError: ")[2]
+        return " ".join(message.split("\n")).strip()  # names of files may have line breaks
+    if isinstance(error, MisconfigurationException):
+        return str(error).strip().splitlines()[-1]
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror or error}{hint()}"

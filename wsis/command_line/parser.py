@@ -25,6 +25,7 @@ from wsis.command_line.names import check_known, dotted, say_effects
 from wsis.command_line.settings import (
     Config,
     arrange,
+    check_words,
     folder_of_run,
     laid_over,
     read_config,
@@ -74,6 +75,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str] | None) -> dict[str, Any]:
         InputError: an unknown, missing or ill-typed argument.
     """
     words = [spelled(word) for word in (sys.argv[1:] if argv is None else argv)]
+    check_words(words)
     try:
         parsed = parser.parse_args(words or ["--help"])
     except ArgumentError as error:
@@ -150,6 +152,8 @@ class CLI(LightningCLI):
         if self.help:
             self.sections = (self.help,)
         chosen, run, files, self.words = arrange(self.typed, run_flag)
+        for kind in chosen.keys() - {*kinds}:
+            raise InputError(f"unknown setting '{kind}': {verb} makes no {kind}")
         self.run = folder_of_run(run, str(run_flag), self.typed) if run and not self.help else None
         self.files = [*([self.run / "config.yaml"] if self.run else []), *files]
         self.left_out: list[str] = []

@@ -16,6 +16,7 @@ from jsonargparse import Namespace, get_loader
 from wsis import registry
 from wsis.command_line.trust import check_code
 from wsis.errors import InputError
+from wsis.files import is_utf8, shown
 from wsis.sharing.folder import is_shared
 from wsis.sharing.places import find_run
 
@@ -23,6 +24,7 @@ __all__ = [
     "Config",
     "Words",
     "arrange",
+    "check_words",
     "find_config",
     "folder_of_run",
     "laid_over",
@@ -59,8 +61,9 @@ def arrange(argv: Sequence[str], run_flag: str | None = None) -> Words:
         run_flag: the flag that names a run; it stays among the rest.
 
     Raises:
-        InputError: a flag without its value.
+        InputError: a flag without its value, or an empty one where that cannot be meant.
     """
+    check_words(argv)
     chosen: dict[str, str] = {}
     run, files, rest, todo = None, [], [], [spelled(word) for word in argv]
     while todo:
@@ -86,6 +89,25 @@ def spelled(word: str) -> str:
     """Return a word with the underscores that settings have: `--run-dir` is `--run_dir`."""
     flag, equals, value = word.partition("=")
     return f"--{flag[2:].replace('-', '_')}{equals}{value}" if flag.startswith("--") else word
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raise InputError for words that are not UTF-8, and for empty ones, such as "$UNSET".
+
+    As a path, an empty word would be this folder. Settings of model and data may be empty,
+    `--data.labels ""`, except for the data's folder.
+    """
+    before = ""
+    for word in words:
+        if not is_utf8(word):
+            raise InputError(f"{shown(word)}: the name is not UTF-8; rename the file")
+        flag, equals, value = word.partition("=")
+        name = flag if equals else before
+        may_be = "." in name and not name.endswith(".root")
+        if not value and (equals or not word) and not may_be:
+            place = name if name.startswith("--") else "an argument"
+            raise InputError(f'{place} is empty; give a value, such as "." for this folder')
+        before = word if word.startswith("--") else ""
 
 
 def find_config(path: Path) -> Path:

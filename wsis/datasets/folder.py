@@ -59,6 +59,8 @@ class Folder(DataModule):
                 f"{self.folder} is a file; give its folder, --data.root {self.folder.parent}, and "
                 f"--data.labels {self.folder.name}"
             )
+        if not self.folder.is_dir():
+            raise InputError(f"no folder {self.folder}; give that of your images: --data.root DIR")
         given = self.labels[split]
         if split == "val":
             known = self.index("train").categories

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -70,7 +71,8 @@ def other_files(folder: Path) -> list[Path]:
 def files_in(folder: Path, without: Callable[[str], bool] = lambda name: False) -> list[Path]:
     """List the files anywhere in a folder, sorted, without hidden ones.
 
-    Links to folders are followed, but no folder is visited twice.
+    Links to folders are followed, but no folder is visited twice. Links that lead nowhere are
+    listed, so that whoever reads them says so.
 
     Args:
         folder: where to search.
@@ -94,7 +96,7 @@ def _walk(folder: Path, without: Callable[[str], bool], visited: set[str]) -> It
         if os.path.isdir(entry.path):  # entry.is_dir raises an error for a loop of links
             if not without(entry.name):
                 yield from _walk(Path(entry.path), without, visited)
-        elif os.path.isfile(entry.path):
+        elif os.path.isfile(entry.path) or not os.path.exists(entry.path):
             yield Path(entry.path)
 
 
@@ -296,6 +298,8 @@ def _plain_errors(path: Path) -> Iterator[None]:
 
 
 def _open(path: Path) -> Image.Image:
+    if stat.S_ISFIFO(os.stat(path).st_mode):  # opening it would wait for a writer
+        raise InputError(f"{path} is a pipe, which cannot be read twice; give a file")
     try:
         return Image.open(path)
     except UnidentifiedImageError:
@@ -320,7 +324,7 @@ def _is_heic(path: Path) -> bool:
 def _unreadable(path: Path, error: BaseException) -> InputError:
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return InputError(f"no image {path}; put it there or take it off the list")
-    if Path(path).is_file() and Path(path).stat().st_size == 0:
+    if os.path.isfile(path) and os.path.getsize(path) == 0:  # pathlib's raises for a long name
         return InputError(f"{path} is empty (0 bytes); fetch it again or take it off the list")
     if isinstance(error, Image.DecompressionBombError):
         found, limit = re.findall(r"\d+", str(error))[:2]

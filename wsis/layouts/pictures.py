@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from wsis.errors import InputError
+from wsis.files import is_utf8, shown
 from wsis.images.read import SUFFIXES, files_in
 from wsis.layouts.text import counted, key_of
 
@@ -75,6 +76,9 @@ class Pictures:
     def __init__(self, root: Path) -> None:
         self.root, self.files = root, files_of(root)
         self.names = [_relative(p, root) for p in self.files if p.suffix.lower() in SUFFIXES]
+        for name in self.names:
+            if not is_utf8(name):
+                raise InputError(f"{root}/{shown(name)}: the name is not UTF-8; rename the file")
         self._folders = {str(folder) for name in self.names for folder in Path(name).parents}
         self._by_name: dict[str, list[str]] = defaultdict(list)
         self._by_stem: dict[str, list[str]] = defaultdict(list)

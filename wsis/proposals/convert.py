@@ -74,14 +74,15 @@ def convert(
         missing = [
             image["file_name"] for image in index.images if image["file_name"] not in writer.files
         ]
+        if missing and not partial:
+            kept = f"those found are in {out}; " if writer.files else ""
+            raise InputError(
+                f"{path} has no proposals for {len(missing)} of {len(index.images)} images of "
+                f"{index.name}, such as {missing[0]}; {kept}for the others, add a source: "
+                "--from segments"
+            )
     if left_out:
         print(f"{path}: {left_out} boxes without masks left out, beside masks", file=sys.stderr)
-    if missing and not partial:
-        raise InputError(
-            f"{path} has no proposals for {len(missing)} of {len(index.images)} images of "
-            f"{index.name}, such as {missing[0]}; those found are in {out}; for the others, add a "
-            "source: --from segments"
-        )
     return Path(out)
 
 

@@ -26,7 +26,7 @@ from wsis.files import atomic_write, cache_folder, database, read_json
 from wsis.fingerprint import digest
 from wsis.types import Proposals, Record
 
-__all__ = ["ProposalFile", "ProposalWriter", "forget", "pack", "write"]
+__all__ = ["ProposalFile", "ProposalWriter", "forget", "is_ours", "pack", "write"]
 
 _FORMAT = "wsis proposals 1"
 _HEADER = struct.Struct("<IIB")  # proposals, superpixels, bytes per label (0: boxes only)
@@ -218,12 +218,15 @@ class ProposalWriter:
 def write(path: str | os.PathLike[str], provenance: dict[str, Any]) -> Iterator[ProposalWriter]:
     """Open a proposal file for writing, or continue one of the same provenance.
 
-    Images added before an error are kept.
+    Images added before an error are kept; a new file without any is deleted.
 
     Raises:
         InputError: the file has another provenance, is not a proposal file, or cannot be written.
     """
     path = Path(path)
+    is_new = not path.exists()
+    if path.is_file() and path.stat().st_size and not is_ours(path):
+        raise _foreign(path)  # SQLite takes a file of a few bytes for an empty database
     try:
         with database(path) as connection:
             if connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None:
@@ -235,6 +238,19 @@ def write(path: str | os.PathLike[str], provenance: dict[str, Any]) -> Iterator[
                 connection.commit()
     except sqlite3.Error as error:
         raise _foreign(path) from error
+    except BaseException:
+        with suppress(InputError):
+            if is_new and not len(ProposalFile(path)):
+                path.unlink()
+        raise
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether a file is SQLite, as this library's are, and not to be converted."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(15) == b"SQLite format 3"
 
 
 def forget(path: Path, files: Sequence[str]) -> None:

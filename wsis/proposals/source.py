@@ -12,7 +12,7 @@ from wsis.files import cache_folder, short_name
 from wsis.fingerprint import digest
 from wsis.proposals import proposers
 from wsis.proposals.convert import convert
-from wsis.proposals.file import ProposalFile, forget
+from wsis.proposals.file import ProposalFile, forget, is_ours
 from wsis.proposals.make import make
 from wsis.proposals.merge import merge
 from wsis.registry import suggest
@@ -84,7 +84,7 @@ def _of_one(
 ) -> ProposalFile:
     """Return the proposals of one source, which may lack images if it is converted or `partial`."""
     path = None if source in proposers.names() else _existing(source)
-    if path is not None and _is_ours(path):
+    if path is not None and is_ours(path):
         return ProposalFile(path)
     name = file_name(source, _parts(index.root, folder))
     if _is_complete(folder / name, index.images):
@@ -179,11 +179,3 @@ def _is_complete(path: Path, images: Sequence[Record]) -> bool:
     made = ProposalFile(path).files() if path.exists() and path.stat().st_size else {}
     sizes = {image["file_name"]: (image["height"], image["width"]) for image in images}
     return all(made.get(name) == size for name, size in sizes.items())
-
-
-def _is_ours(path: Path) -> bool:
-    """Return whether a file is SQLite, as this library's are, and not to be converted."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(15) == b"SQLite format 3"

@@ -9,6 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
+from wsis.errors import InputError
+
 __all__ = ["Curve", "chart", "curves_of", "read_curves"]
 
 MAX_POINTS = 200
@@ -35,17 +37,34 @@ def read_curves(run: Path) -> list[Curve]:
     curves = []
     for path in sorted(run.glob("*/metrics.csv")):
         columns: dict[str, Points] = {}
-        with open(path, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                step = _number(row["step"]) or 0.0
-                for name, text in row.items():
-                    value = _number(text)
-                    if name not in ("step", "epoch") and "VOC" not in name and value is not None:
-                        columns.setdefault(name, []).append((step, value))
+        for row in _rows(path):
+            step = _number(row.get("step")) or 0.0
+            for name, text in row.items():
+                value = _number(text)
+                if name not in ("step", "epoch") and "VOC" not in name and value is not None:
+                    columns.setdefault(name, []).append((step, value))
         stage = path.parent.name
         told = {name: line for name, line in columns.items() if any(v for _, v in line)}
         curves += [Curve(f"{stage}: {name}", line) for name, line in told.items() if line[1:]]
     return curves
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """Return the lines of a metrics.csv by the names of their columns; cells beyond are left out.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return [
+                {name: text for name, text in row.items() if isinstance(text, str)}
+                for row in csv.DictReader(file)
+            ]
+    except (ValueError, csv.Error, OSError) as error:
+        raise InputError(
+            f"{path} is damaged ({error}); delete it, and its curves are left out"
+        ) from error
 
 
 def curves_of(run: Path) -> str:
