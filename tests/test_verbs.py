@@ -420,12 +420,14 @@ def test_label_goes_on_past_broken_images_and_writes_formats(run, tmp_path, caps
         write_image(tmp_path / f"in/{k}.png", k)
     whole = (tmp_path / "in/0.png").read_bytes()
     (tmp_path / "in/2.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "in/3.png").write_bytes(b"no image")
     (tmp_path / "in/labels.csv").write_text(
-        "".join(f"{k}.png,yellow-checked box\n" for k in range(3))
+        "".join(f"{k}.png,yellow-checked box\n" for k in range(4))
     )
     words = ["--run", run, "--images", tmp_path / "in", "--out", tmp_path / "l.json"]
     words += ["--accelerator", "cpu", "--formats", "[csv,yolo]"]
-    assert "error: 1 of 3 images failed: " in refused_after_others(label, words, capsys)
+    told = refused_after_others(label, words, capsys)
+    assert "error: 2 of 4 images failed: 2.png, 3.png; " in told
     assert len(json.loads((tmp_path / "l.json").read_text())["images"]) == 2
     assert sorted(path.name for path in (tmp_path / "l-formats").iterdir()) == [
         "counts.csv",

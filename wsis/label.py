@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -14,10 +14,11 @@ from wsis.data.module import Loading
 from wsis.datasets.folder import Folder
 from wsis.errors import InputError
 from wsis.files import check_writable
+from wsis.images.read import unreadable
 from wsis.inference import classes_of, labelling_stage, load, store_labels
 from wsis.reports.exports import Format, export
 from wsis.runs.checkpoints import Which
-from wsis.runs.failures import read_sizes, refuse_failed
+from wsis.runs.failures import refuse_failed
 from wsis.runs.progress import say_notes
 from wsis.sharing.places import find_run
 
@@ -88,11 +89,13 @@ def label_images(
         split = "train"
     index = data.index(split)  # type: ignore[attr-defined]
     say_notes(index)
-    paths = {image["id"]: str(index.root / image["file_name"]) for image in index.images}
-    broken = _unreadable(paths)
-    if len(broken) == len(paths):
-        refuse_failed({paths[k]: told for k, told in broken.items()}, len(paths), "")
-    data = data.without(split, broken.keys())  # type: ignore[attr-defined]
+    paths = {image["id"]: image["file_name"] for image in index.images}
+    own = images is None
+    broken = unreadable(index.root, list(paths.values())) if own else {**index.unreadable}
+    total = len(index.images) + len(index.unreadable)
+    if len(broken) == total:
+        refuse_failed(broken, total, "")
+    data = data.without(split, {k for k, name in paths.items() if name in broken})  # type: ignore[attr-defined]
     check_writable(out)
     made = store_labels(model, data, split, out, run, score, accelerator, devices)
     if made is not None:
@@ -100,18 +103,11 @@ def label_images(
         count = sum(len(prediction.boxes) for prediction in made.labels)
         places = ", ".join(map(str, [out, *exported]))
         print(f"{count} labels on {len(made.data.images)} images: {places}")
-        failed = {paths[number]: told for number, told in (broken | made.failed).items()}
+        failed = broken | {paths[number]: told for number, told in made.failed.items()}
         for name, reason in failed.items():
             print(f"left out: {name} ({reason})", file=sys.stderr, flush=True)
-        refuse_failed(failed, len(index.images), places)
+        refuse_failed(failed, total, places)
     return out
-
-
-def _unreadable(paths: Mapping[int, str]) -> dict[int, str]:
-    """Return why images cannot be read."""
-    sizes = read_sizes(list(map(Path, paths.values())))
-    pairs = zip(paths, sizes, strict=True)
-    return {number: str(size) for number, size in pairs if isinstance(size, InputError)}
 
 
 def _folder(images: Path, labels: str, classes: Sequence[str], loading: Loading) -> Folder:
@@ -119,12 +115,14 @@ def _folder(images: Path, labels: str, classes: Sequence[str], loading: Loading)
     if not images.is_dir():
         raise InputError(f"no folder {images}; give --images the folder of the images")
     elsewhere = labels and not (images / labels).is_file()
-    return Folder(
+    found = Folder(
         images,
         str(Path(labels).resolve()) if elsewhere else labels,
         classes=tuple(classes),
         loading=loading,
     )
+    found.tolerant = True
+    return found
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from wsis.data.module import Augment, DataModule, Loading
 from wsis.errors import InputError
 from wsis.files import atomic_write, check_writable
 from wsis.images import draw
-from wsis.images.read import other_files, pictures, read_image
+from wsis.images.read import other_files, pictures, read_image, read_sizes
 from wsis.inference import classes_of, load, store_predictions, trained
 from wsis.metrics.panoptic_results import PANOPTIC, read_panoptic
 from wsis.metrics.results import read_results
@@ -28,7 +28,7 @@ from wsis.proposals.make import Fresh
 from wsis.proposals.source import proposer_of
 from wsis.reports.exports import Format, export, file_names
 from wsis.runs.checkpoints import Which
-from wsis.runs.failures import Tolerant, TolerantReader, read_sizes, refuse_failed
+from wsis.runs.failures import Tolerant, TolerantReader, refuse_failed
 from wsis.sharing.places import find_run
 from wsis.types import Index, Prediction, Record
 from wsis.values import FRACTION, check_ranges

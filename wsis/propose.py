@@ -15,6 +15,7 @@ from wsis.proposals.file import ProposalFile
 from wsis.proposals.make import make
 from wsis.proposals.proposers import BUILT_IN, names
 from wsis.proposals.source import file_name, merge_sources
+from wsis.runs.failures import refuse_failed
 from wsis.runs.progress import say_notes
 from wsis.types import Index
 
@@ -45,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
             files = [
                 _write(index, out[name], source, config.workers) for name, index in indices.items()
             ]
+            for name, index in indices.items():
+                total = len(index.images) + len(index.unreadable)
+                refuse_failed(index.unreadable, total, str(out[name]))
         for file in files:
             print(f"proposals of {len(file)} images in {file.path}", flush=True)
         return [file.path for file in files]

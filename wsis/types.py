@@ -277,6 +277,8 @@ class Index(NamedTuple):
     """Reads the panoptic map (H,W,2) of an image record, or None for an image without one."""
     notes: Sequence[str] = ()
     """What the user should know of the reading, such as labels that are left out."""
+    unreadable: Mapping[str, str] = {}
+    """file_name -> why, of images that are left out; a data set for training has none."""
 
 
 def class_of(categories: Iterable[Record]) -> dict[int, int]:

@@ -215,6 +215,18 @@ def test_a_folder_is_proposed_for_with_its_labels_or_without(tmp_path):
     assert set(ProposalFile(path).files()) == {"0.png", "1.png"}
 
 
+def test_a_broken_image_ends_no_work_on_the_others(tmp_path, capsys):
+    from wsis.propose import main
+
+    pictures(tmp_path, 2)
+    (tmp_path / "2.png").write_bytes(b"no image")
+    with pytest.raises(SystemExit) as end:
+        main(["--images", str(tmp_path), "--out", str(tmp_path / "p.sqlite"), "--workers", "0"])
+    assert end.value.code == 2
+    assert "error: 1 of 3 images failed: 2.png; " in capsys.readouterr().err.splitlines()[-1]
+    assert set(ProposalFile(tmp_path / "p.sqlite").files()) == {"0.png", "1.png"}
+
+
 def test_a_digest_is_of_the_proposals_alone(tmp_path):
     def digest(name, provenance, **proposals):
         with write(tmp_path / name, provenance) as writer:

@@ -46,6 +46,8 @@ class Folder(DataModule):
     ) -> None:
         super().__init__("folder", Path(root), **settings)
         self.labels, self.classes = {"train": labels, "val": val_labels}, tuple(classes)
+        self.tolerant = False
+        """Whether training images that cannot be read are left out, and listed by the index."""
 
     @property
     def has_val(self) -> bool:
@@ -66,7 +68,9 @@ class Folder(DataModule):
             known = self.index("train").categories
             return read_split(self.folder, split, given, self.classes, known)
         val = find_labels(self.folder, "val", self.labels["val"])
-        return read_split(self.folder, split, given, self.classes, other=val)
+        return read_split(
+            self.folder, split, given, self.classes, other=val, tolerant=self.tolerant
+        )
 
 
 def read_tags(path: Path, root: Path, classes: Sequence[str] = ()) -> Index:
@@ -85,10 +89,10 @@ def read_tags(path: Path, root: Path, classes: Sequence[str] = ()) -> Index:
 
 
 def index_of_folder(folder: Path) -> Index:
-    """Index the images anywhere under a folder, without annotations.
+    """Index the images anywhere under a folder that can be read, without annotations.
 
     Raises:
-        InputError: there are no images, or one cannot be read.
+        InputError: there are no images, or none can be read.
     """
     found = Pictures(folder)
     if not found.names:
@@ -96,9 +100,23 @@ def index_of_folder(folder: Path) -> Index:
             f"no images in {folder}; give a folder with {', '.join(sorted(SUFFIXES))} files"
         )
     images: list[Record] = []
+    left_out: dict[str, str] = {}
     for number, name in enumerate(found.names, 1):
-        height, width = image_size(folder / name)
+        try:
+            height, width = image_size(folder / name)
+        except InputError as error:
+            left_out[name] = str(error)
+            continue
         images.append({"id": number, "file_name": name, "height": height, "width": width})
+    if not images:
+        raise InputError(f"none of the images in {folder} can be read: {left_out[found.names[0]]}")
     others = other_kinds(found.files, set(), folder)
-    notes = [others] if others else []
-    return Index(name="folder", root=folder, images=images, categories=[], notes=notes)
+    told = [f"left out: {name} ({reason})" for name, reason in left_out.items()]
+    return Index(
+        name="folder",
+        root=folder,
+        images=images,
+        categories=[],
+        notes=[*([others] if others else []), *told],
+        unreadable=left_out,
+    )

@@ -6,7 +6,8 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from wsis.errors import InputError
+from wsis.machine import cores
 
 __all__ = [
     "SUFFIXES",
@@ -31,6 +33,8 @@ __all__ = [
     "read_image",
     "read_labels",
     "read_numbers",
+    "read_sizes",
+    "unreadable",
 ]
 
 SUFFIXES = frozenset(
@@ -181,6 +185,27 @@ def image_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
             sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
     stored = height, width
     return (stored[::-1] if sideways else stored), stored
+
+
+def read_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | InputError]:
+    """Read images and return the (height, width) of each, or why it cannot be read."""
+    with ThreadPoolExecutor(cores()) as pool:
+        return list(pool.map(_size, paths))
+
+
+def unreadable(root: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return why images under `root` cannot be read, by name."""
+    sizes = read_sizes([root / name for name in names])
+    pairs = zip(names, sizes, strict=True)
+    return {name: str(size) for name, size in pairs if isinstance(size, InputError)}
+
+
+def _size(path: Path) -> tuple[int, int] | InputError:
+    try:
+        height, width = read_image(path).shape[1:]
+    except InputError as error:
+        return error
+    return height, width
 
 
 def read_grey(path: Path) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:

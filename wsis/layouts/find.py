@@ -78,6 +78,7 @@ def read_split(
     classes: Sequence[str] = (),
     known: Sequence[Record] = (),
     other: Labelled | None = None,
+    tolerant: bool = False,
 ) -> Index:
     """Read the labels of a split.
 
@@ -88,6 +89,7 @@ def read_split(
         classes: the classes in order; labels of others are left out. Empty takes all.
         known: the categories of the training set, for validation.
         other: labels of the other split, whose images are not without a label.
+        tolerant: whether to leave out images that cannot be read, which the index then lists.
 
     Raises:
         InputError: no or several labels are found, or they cannot be read.
@@ -99,7 +101,7 @@ def read_split(
     source.classes = chosen_names(classes, known)
     pictures = Pictures(root)
     with one_line(layout, source):
-        index = index_of(layout.read(source), pictures, source.path, classes, known)
+        index = index_of(layout.read(source), pictures, source.path, classes, known, tolerant)
     what = "labels" if split == "train" else "validation labels"
     images = counted(len(index.images), "image")
     taken = f"{what}: {images} in {layout.name} format, {source.name}"

@@ -13,7 +13,7 @@ from pycocotools import mask as rle
 
 from wsis.data.index import drop_empty, refuse_fractions
 from wsis.errors import InputError
-from wsis.images.read import image_sizes
+from wsis.images.read import image_sizes, unreadable
 from wsis.layouts.labels import Labels, Photo
 from wsis.layouts.pictures import Pictures
 from wsis.layouts.shapes import around
@@ -42,6 +42,7 @@ def index_of(
     source: Path,
     classes: Sequence[str] = (),
     known: Sequence[Record] = (),
+    tolerant: bool = False,
 ) -> Index:
     """Make an index of labels.
 
@@ -53,6 +54,7 @@ def index_of(
         known: the categories of the training set, for validation, which has their ids. Another tag
             is an error, in case it is misspelt; of files that list their classes, labels of others
             are left out.
+        tolerant: whether to leave out images that cannot be read, which the index then lists.
 
     Raises:
         InputError: an image is missing, broken or of another size than its labels; a class is not
@@ -60,6 +62,8 @@ def index_of(
     """
     chosen = chosen_names(classes, known)
     photos, negatives = _without_negatives(photos_by_file(labels, pictures), chosen)
+    left_out = unreadable(pictures.root, list(photos)) if tolerant else {}
+    photos = {file: photo for file, photo in photos.items() if file not in left_out}
     found = Counter(name for photo in photos.values() for name in _names(photo))
     if not known:
         _refuse_nothing(found, chosen, source)
@@ -78,6 +82,7 @@ def index_of(
         annotations=drop_empty(annotations, images, source),
         tags=tags,
         notes=(*labels.notes, *negatives, *_left_out(found, chosen), *absent),
+        unreadable=left_out,
     )
 
 

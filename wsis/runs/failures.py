@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,13 +11,11 @@ import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
 
 from wsis.errors import InputError
-from wsis.images.read import read_image
-from wsis.machine import cores
 from wsis.method import Method
 from wsis.metrics.evaluation import Evaluation
-from wsis.types import Batch, Prediction, Sample, size_of
+from wsis.types import Batch, Prediction, Sample
 
-__all__ = ["Tolerant", "TolerantReader", "read_sizes", "refuse_failed"]
+__all__ = ["Tolerant", "TolerantReader", "refuse_failed"]
 
 _LISTED = 20
 """Failed images that the last line names."""
@@ -93,19 +89,6 @@ class TolerantReader:
 def _nothing(sample: Sample) -> Prediction:
     none = torch.zeros(0)
     return Prediction(sample["image_id"], sample["size"], none.view(0, 4), none, none.long(), [])
-
-
-def read_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | InputError]:
-    """Read images and return the (height, width) of each, or why it cannot be read."""
-    with ThreadPoolExecutor(cores()) as pool:
-        return list(pool.map(_size, paths))
-
-
-def _size(path: Path) -> tuple[int, int] | InputError:
-    try:
-        return size_of(read_image(path))
-    except InputError as error:
-        return error
 
 
 def refuse_failed(failed: Mapping[str, str], images: int, done: str) -> None:
