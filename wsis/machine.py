@@ -13,9 +13,24 @@ __all__ = ["bar", "cores", "free_memory"]
 
 
 def bar(*args: Any, **settings: Any) -> Any:
-    """Return a progress bar of tqdm; without a terminal it is written once a minute at most."""
-    pace = 0.1 if sys.stderr.isatty() else 60
-    return tqdm(*args, mininterval=pace, **settings)
+    """Return a progress bar of tqdm; without a terminal it writes a line a minute."""
+    if sys.stderr.isatty():
+        return tqdm(*args, **settings)
+    line = "{desc}: {n_fmt} of {total_fmt}, {remaining} left"
+    pace = {"mininterval": 60, "maxinterval": 60}
+    return tqdm(*args, file=_Log(), bar_format=line, **pace, **settings)
+
+
+class _Log:
+    """What tqdm writes, as whole lines of standard error."""
+
+    def write(self, text: str) -> None:
+        """Print text without the returns that would redraw a bar."""
+        if line := text.strip():
+            print(line, file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        """Do nothing: lines are flushed as they are written."""
 
 
 def cores() -> int:
