@@ -14,6 +14,7 @@ from labelled import tags
 from wsis.datasets.folder import Folder
 from wsis.errors import InputError
 from wsis.layouts.find import LAYOUTS, find_labels
+from wsis.layouts.labels import refuse_damaged
 from wsis.layouts.pictures import Pictures
 
 CREATEML = [{"image": "a.jpg", "annotations": [{"label": "cat"}]}]
@@ -277,6 +278,16 @@ def test_a_web_page_beside_good_files_is_named(photos, read):
     (root / "b.xml").write_text("<?xml version='1.0'?><!DOCTYPE html><html/>")
     with pytest.raises(InputError, match=r"b\.xml is a web page"):
         read(root)
+
+
+def test_many_comments_before_the_labels_take_no_time(tmp_path):
+    """A pattern that could divide them in two ways would take twice as long for each."""
+    comments = "<!-- a -->" * 1000
+    (tmp_path / "a.xml").write_text(comments + VOC)
+    refuse_damaged(tmp_path / "a.xml")
+    (tmp_path / "b.xml").write_text(comments + "<html>")
+    with pytest.raises(InputError, match="is a web page"):
+        refuse_damaged(tmp_path / "b.xml")
 
 
 @pytest.mark.parametrize(("suffix", "good"), [("xml", VOC), ("json", json.dumps(LABELME))])
