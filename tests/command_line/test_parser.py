@@ -123,7 +123,9 @@ def test_words_that_cannot_be_meant(words, told):
 
 
 def test_settings_that_may_be_empty():
-    settings.check_words(["--data.labels", "", "--data.labels=", "--per_class", "a.jpg"])
+    settings.check_words(
+        ["--data.labels", "", "--classes=", "--classes", "", "--per_class", "a.jpg"]
+    )
 
 
 def test_a_verb_without_a_model_takes_none():

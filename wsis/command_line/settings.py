@@ -36,6 +36,13 @@ __all__ = [
 ]
 
 Config = dict[str, Any]
+# fmt: off
+_PATHS = frozenset({
+    "", "boxes", "captions", "config", "data.root", "from", "images", "images_from", "out",
+    "panoptic", "predictions", "resume", "reuse", "run", "run_dir", "sweep", "write",
+})
+# fmt: on
+"""Flags with a path, of all verbs; "" is a word without a flag."""
 MOST_VALUES = 100_000
 """In a settings file, those under an alias as often as it is used; nested ones double each time."""
 
@@ -92,10 +99,9 @@ def spelled(word: str) -> str:
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Raise InputError for words that are not UTF-8, and for empty ones, such as "$UNSET".
+    """Raise InputError for words that are not UTF-8, and for empty paths, such as "$UNSET".
 
-    As a path, an empty word would be this folder. Settings of model and data may be empty,
-    `--data.labels ""`, except for the data's folder.
+    An empty path would be this folder.
     """
     before = ""
     for word in words:
@@ -103,9 +109,8 @@ def check_words(words: Sequence[str]) -> None:
             raise InputError(f"{shown(word)}: the name is not UTF-8; rename the file")
         flag, equals, value = word.partition("=")
         name = flag if equals else before
-        may_be = "." in name and not name.endswith(".root")
-        if not value and (equals or not word) and not may_be:
-            place = name if name.startswith("--") else "an argument"
+        if not value and (equals or not word) and name[2:] in _PATHS:
+            place = name or "an argument"
             raise InputError(f'{place} is empty; give a value, such as "." for this folder')
         before = word if word.startswith("--") else ""
 
