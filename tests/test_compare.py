@@ -335,6 +335,7 @@ def test_what_is_no_finished_run_gets_one_clear_line(runs, copied, tmp_path, cap
     assert "has not begun" in refused([copied], capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "told"),
     [

@@ -55,6 +55,7 @@ def test_a_failed_start_leaves_no_folder(photos, capsys):
 SHAPES = "--model classifier --data shapes --data.root shapes --data.train 2 --data.val 1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -11,6 +11,7 @@ def build(words: str, place) -> CLI:
     return CLI("fit", [*words.split(), "--data", "shapes", "--data.root", str(place)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -133,6 +133,7 @@ def test_a_verb_without_a_model_takes_none():
         CLI("propose", ["--data", "shapes", "--model", "cam"], kinds=("data",))
 
 
+@pytest.mark.slow
 def test_a_group_that_a_file_replaces_is_noted(tmp_path):
     def parsed(settings: dict, *more: str) -> tuple[list[str], dict]:
         path = write(tmp_path / "mine.yaml", json.dumps({"model": settings}))

@@ -125,6 +125,7 @@ def run(place, capsys):
     return place / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", HOSTILE)
 def test_no_verb_calls_what_a_run_names(case, run, place, capsys):
     config, code = HOSTILE[case]

@@ -99,6 +99,7 @@ def test_a_batch_without_salient_images_is_no_error_for_a_head_that_needs_masks(
     assert logged["train/loss"] == 0
 
 
+@pytest.mark.slow
 def test_boxes_alone_teach_the_weak_head_alone(data):
     logged, model = step(batch_of(data)[:3])
     assert logged["train/pixel"] == 0

@@ -680,6 +680,7 @@ def test_a_later_round_begins_with_the_weights_of_the_one_before(data, tmp_path)
         assert run.begun[f"round-3-{part}"][0] == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

@@ -65,6 +65,7 @@ def masks_of(sample: dict) -> np.ndarray:
     return np.stack([np.isin(labels, np.flatnonzero(row)) for row in members])
 
 
+@pytest.mark.slow
 def test_segments_are_seen_and_first_chosen_as_algorithm_1_has_it(data, segments):
     """Segment by segment, pixel by pixel."""
     net, found, pair = classifier(), Segments.read(segments), 0
@@ -294,6 +295,7 @@ def test_settings_of_pasting_are_the_users():
     assert EMPaste().paste(Path("pool")).objects == (4, 4), "the paper's"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flag", "message"),
     [

@@ -148,6 +148,7 @@ LATER = [
 """Methods, their later stages, and what else these need."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "setting", "others"), LATER)
 @pytest.mark.parametrize("own", [{}, {"augment": {"jitter": 1.5}}], ids=["data", "own"])
 def test_kept_features_of_varied_images_are_refused_before_the_first_stage(

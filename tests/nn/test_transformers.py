@@ -43,6 +43,7 @@ def test_any_size(name, size):
     assert features.std() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLAIN[:5])
 def test_the_last_map_is_made_of_timms_last_tokens(name):
     backbone = build(name).eval()
@@ -57,6 +58,7 @@ def test_the_last_map_is_made_of_timms_last_tokens(name):
         torch.testing.assert_close(backbone(images), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLAIN)
 def test_levels_are_blocks_and_later_ones_do_not_exist(name):
     backbone = build(name, feature_level=1)

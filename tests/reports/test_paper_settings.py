@@ -187,6 +187,7 @@ def test_things_alone_have_figures_of_their_own(data, images, classes, joint, th
         assert papers.published(run).metrics == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "images", "classes", "backbone", "changes"),
     [
