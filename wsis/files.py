@@ -68,16 +68,23 @@ def check_writable(path: Path) -> None:
 
 def _scratch_of(path: Path) -> Path:
     """Make an empty file beside `path`, and its folder."""
-    _refuse_others(path)
     scratch = path.parent / f".{short_name(path.name, 100)}.{uuid.uuid4().hex[:8]}"
+    with _folder_of(path):
+        scratch.touch(exist_ok=False)
+    return scratch
+
+
+@contextmanager
+def _folder_of(path: Path) -> Iterator[None]:
+    """Make the folder of a file to write; tell why it, or what is done in it, is impossible."""
+    _refuse_others(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.touch(exist_ok=False)
+        yield
     except OSError as error:
         raise InputError(
             f"cannot write {path}: {error.strerror}; choose a folder that can be written"
         ) from error
-    return scratch
 
 
 def _refuse_others(path: Path) -> None:
@@ -126,13 +133,8 @@ def database(path: Path) -> Iterator[sqlite3.Connection]:
         InputError: the file cannot be written, now or later while it is open.
         sqlite3.DatabaseError: the file is damaged or not SQLite.
     """
-    _refuse_others(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror}; choose a folder that can be written"
-        ) from error
+    with _folder_of(path):
+        pass
     try:
         with closing(sqlite3.connect(path, timeout=60)) as connection:
             yield connection

@@ -17,8 +17,7 @@ def bar(*args: Any, **settings: Any) -> Any:
     if sys.stderr.isatty():
         return tqdm(*args, **settings)
     line = "{desc}: {n_fmt} of {total_fmt}, {remaining} left"
-    pace = {"mininterval": 60, "maxinterval": 60}
-    return tqdm(*args, file=_Log(), bar_format=line, **pace, **settings)
+    return tqdm(*args, file=_Log(), bar_format=line, mininterval=60, maxinterval=60, **settings)
 
 
 class _Log:
