@@ -428,6 +428,9 @@ def test_label_goes_on_past_broken_images_and_writes_formats(run, tmp_path, caps
     words += ["--accelerator", "cpu", "--formats", "[csv,yolo]"]
     told = refused_after_others(label, words, capsys)
     assert "error: 2 of 4 images failed: 2.png, 3.png; " in told
+    (tmp_path / "in/broken.csv").write_text("3.png,yellow-checked box\n")
+    none = refused_after_others(label, [*words, "--labels", "broken.csv"], capsys)
+    assert "broken.csv can be read: " in none
     assert len(json.loads((tmp_path / "l.json").read_text())["images"]) == 2
     assert sorted(path.name for path in (tmp_path / "l-formats").iterdir()) == [
         "counts.csv",

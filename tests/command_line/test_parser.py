@@ -122,6 +122,11 @@ def test_words_that_cannot_be_meant(words, told):
         settings.check_words(words)
 
 
+def test_an_empty_path_is_told_however_its_flag_is_spelled():
+    with pytest.raises(InputError, match="--run_dir is empty"):
+        settings.arrange(["--run-dir", ""])
+
+
 def test_settings_that_may_be_empty():
     settings.check_words(
         ["--data.labels", "", "--classes=", "--classes", "", "--per_class", "a.jpg"]

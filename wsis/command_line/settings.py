@@ -70,9 +70,10 @@ def arrange(argv: Sequence[str], run_flag: str | None = None) -> Words:
     Raises:
         InputError: a flag without its value, or an empty one where that cannot be meant.
     """
-    check_words(argv)
+    todo = [spelled(word) for word in argv]
+    check_words(todo)
     chosen: dict[str, str] = {}
-    run, files, rest, todo = None, [], [], [spelled(word) for word in argv]
+    run, files, rest = None, [], []
     while todo:
         word = todo.pop(0)
         flag, equals, value = word.partition("=")

@@ -62,14 +62,17 @@ def index_of(
     """
     chosen = chosen_names(classes, known)
     photos, negatives = _without_negatives(photos_by_file(labels, pictures), chosen)
-    left_out = unreadable(pictures.root, list(photos)) if tolerant else {}
-    photos = {file: photo for file, photo in photos.items() if file not in left_out}
     found = Counter(name for photo in photos.values() for name in _names(photo))
     if not known:
         _refuse_nothing(found, chosen, source)
     elif not classes and not labels.categories:
         _refuse_unknown(photos, chosen)
     categories = list(known) or _categories(labels, found, chosen)
+    left_out = unreadable(pictures.root, list(photos)) if tolerant else {}
+    photos = {file: photo for file, photo in photos.items() if file not in left_out}
+    if left_out and not photos:
+        reason = next(iter(left_out.values()))
+        raise InputError(f"none of the images of {source} can be read: {reason}")
     images, annotations, tags = _records(photos, pictures.root, categories)
     if not any(photo.relative for photo in photos.values()):
         refuse_fractions(chain.from_iterable(annotations.values()), source)
