@@ -24,6 +24,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[1]
 FLOOR = 0.17
 """Mask AP50 of class activation maps with the best proposal, as first sketched on such data; the aim is 8 points above."""
+STEPS, IMAGES = 250, {"train": 300, "salient": 200, "val": 40}
+"""Of BoxCaseg, in place of 400 steps: mean IoU 74.5, of filled boxes 70.6; with 120 training images it has 64.8."""
 
 
 def test_first_command_of_the_readme(tmp_path):
@@ -52,19 +54,11 @@ def test_boxcaseg_knows_more_of_a_mask_than_its_box_does(tmp_path):
         "--data.root",
         str(tmp_path / "data"),
     ]
-    fit.main(
-        [
-            *words,
-            "--run_dir",
-            str(tmp_path / "run"),
-            "--data.loading.workers",
-            "0",
-            "--trainer.accelerator",
-            "cpu",
-        ]
-    )
+    words += ["--run_dir", str(tmp_path / "run"), "--data.loading.workers", "0"]
+    words += ["--trainer.accelerator", "cpu", "--trainer.max_steps", str(STEPS)]
+    fit.main([*words, *(word for k, n in IMAGES.items() for word in (f"--data.{k}", str(n)))])
     learnt = json.loads((tmp_path / "run/1-joint/metrics.json").read_text())
-    samples = Shapes(root=tmp_path / "data", proposals="none").samples(
+    samples = Shapes(root=tmp_path / "data", proposals="none", **IMAGES).samples(
         "val", train=False, supervision={"tags", "boxes"}
     )
     filled = MaskIoU(8)
