@@ -1,11 +1,11 @@
 """The recipes for own photos on horses: from tags, boxes or masks to masks of 60 other photos; one table.
 
-python benchmarks/photos.py HORSES_DIR COCO_DIR WEIGHTS [--rows pdsl cam] [--horses 168] [--seeds 1] [--salient DIR]
+python benchmarks/photos.py HORSES_DIR COCO_DIR WEIGHTS [--rows pdsl cam] [--horses 168] [--seeds 1] [--salient DIR] [SETTINGS]
 
 HORSES_DIR has images/, instances_train.json and instances_val.json; COCO_DIR is laid out as COCO, and 200 of
 its images without a horse are the negatives (fewer with fewer horses, in proportion). Photos of horses are
 tagged `horse`; the others with nothing, or with those of the --others classes that are on most of them.
-Figures are in percent, of the validation photos, by the last stage. Runs that are finished are not repeated.
+SETTINGS go to wsis.fit, such as what input the weights want. Figures are in percent, of the validation photos, by the last stage. Runs that are finished are not repeated.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
     arguments.add_argument("--seeds", type=int, default=1)
     arguments.add_argument("--threads", type=int, help="of each run; all cores by default")
     arguments.add_argument("--out", type=Path, default=Path("runs/photos"))
-    asked = arguments.parse_args()
+    asked, asked.settings = arguments.parse_known_args()
     folder = make_folder(asked)
     lines = [["", *COLUMNS, "minutes"]]
     for row in asked.rows:
@@ -123,7 +123,7 @@ def figures(row: str, seed: int, folder: Path, asked: argparse.Namespace) -> lis
             words += ["--data.labels", str(folder / LABELS[row])]
         if row == "boxcaseg":
             words += ["--model.salient", str(asked.salient)]
-        call("fit", words, asked.threads)
+        call("fit", [*words, *asked.settings], asked.threads)
         call("test", ["--run", str(run)], asked.threads)
     judged = read_json(run / "test-val" / "metrics.json")["metrics"]
     minutes = sum(record.minutes or 0 for _, record in stages(run))

@@ -15,8 +15,9 @@ from pycocotools import mask as rle_masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from wsis.metrics import VOCAP, CorLoc, InstanceAP, MaskIoU
-from wsis.metrics.instances import voc_average_precision
+from wsis.metrics import VOCAP, CorLoc, InstanceAP, MaskIoU, _coco
+from wsis.metrics._coco import coco_precision
+from wsis.metrics.instances import _record, voc_average_precision
 from wsis.metrics.results import read_results, to_results, write_results
 from wsis.metrics.states import box_iou, from_lines, mask_iou, packed, to_lines
 from wsis.types import GroundTruth, Prediction
@@ -152,6 +153,26 @@ def test_ap_is_that_of_pycocotools(seed, kind, prefix, stated):
     at70 = evaluation.eval["precision"][4, :, :, 0, 2].mean()
     assert got[f"{prefix}AP70"].item() == pytest.approx(at70, abs=1e-6)
     assert 0.05 < got[prefix + "AP50"] < 0.95  # the scenes must be able to tell
+
+
+@pytest.mark.parametrize("kind", ["segm", "bbox"])
+@pytest.mark.parametrize("seed", range(6))
+def test_both_libraries_find_the_same(seed, kind, monkeypatch):
+    """With crowds, equal scores, and more detections of a class than count."""
+    pytest.importorskip("faster_coco_eval")
+    rng = np.random.default_rng(seed)
+    predictions, truths = scenes(seed)
+    many = [disc(*rng.uniform(30, 110, 2), *rng.uniform(6, 60, 2)) for _ in range(130)]
+    scores = rng.integers(0, 40, len(many)) / 40
+    predictions.append(prediction_of(99, many, rng.integers(0, 2, len(many)) * 2, scores))
+    truths.append(truth_of(many[:6], [0, 0, 2, 2, 2, 0], [False, True, False, False, True, False]))
+    records = [_record(p, t) for p, t in zip(predictions, truths, strict=True)]
+    precision, threshold = coco_precision(records, CLASSES, kind)
+    monkeypatch.setattr(_coco, "faster", None)
+    expected, best = coco_precision(records, CLASSES, kind)
+    np.testing.assert_allclose(precision, expected, rtol=0, atol=1e-12)
+    assert threshold == best
+    assert 0 < threshold < 1
 
 
 def brute_force_ap(predictions, truths, threshold):

@@ -46,30 +46,36 @@ class PixelClassifier(nn.Module):
         """Features (N,D,h,w) -> logits (N,C,4h,4w)."""
         return self.head([features])
 
-    def remember(self, features: Tensor, labels: Tensor, targets: Tensor) -> None:
-        """Remember pixels of an image, as many inside as outside of the objects of each class.
+    def remember(self, features: Tensor, labels: Tensor, targets: Tensor, absent: Tensor) -> None:
+        """Remember pixels of an image: as many inside as outside of the objects of each class.
+
+        Its pixels are also outside of the objects of classes that it does not hold.
 
         Args:
             features: (D,h,w).
             labels: (G,) int64 classes, without repeats.
             targets: (G,H,W) in [0, 1], one for each class, over the top left part of (4h,4w).
+            absent: (A,) int64 classes of which the image has no object.
         """
-        if not len(labels):
-            return
-        count, width = -(-_NEW // (2 * len(labels))), targets.shape[2]
+        count, (height, width) = -(-_NEW // (2 * max(len(labels), 1))), targets.shape[1:]
         sides = torch.cat([targets, 1 - targets]).flatten(1)
         # where there is no object, or nothing else, any pixel will do
         pixels = torch.multinomial(sides + 1e-6, count, replacement=True)  # (2G,count)
         known = torch.cat([targets, targets]).flatten(1).gather(1, pixels).flatten()
+        negatives = min(len(absent), 1) * _NEW // 2
+        elsewhere = torch.randint(height * width, (negatives,), device=pixels.device)
+        others = torch.randint(max(len(absent), 1), (negatives,), device=pixels.device)
+        owners = torch.cat([labels.repeat(2).repeat_interleave(count), absent[others]])
+        known = torch.cat([known, known.new_zeros(negatives)])
+        pixels = torch.cat([pixels.flatten(), elsewhere])
         size = features.new_tensor([4 * features.shape[2], 4 * features.shape[1]])
         at = (torch.stack([pixels % width, pixels // width], -1) + 0.5) / size * 2 - 1
         found = F.grid_sample(
-            features[None], at[None].to(features), padding_mode="border", align_corners=False
-        )[0]
+            features[None], at[None, None].to(features), padding_mode="border", align_corners=False
+        )[0, :, 0]
         place = (self.seen + torch.arange(len(known), device=known.device)) % len(self.labels)
-        self.features[place] = found.flatten(1).T.detach().to(self.features.dtype)
-        self.labels[place] = labels.repeat(2).repeat_interleave(count)
-        self.targets[place] = known.to(self.targets.dtype)
+        self.features[place] = found.T.detach().to(self.features.dtype)
+        self.labels[place], self.targets[place] = owners, known.to(self.targets.dtype)
         self.seen += len(known)
 
     def loss(self) -> Tensor:

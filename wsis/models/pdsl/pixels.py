@@ -32,7 +32,9 @@ def pixels_loss(
     """
     for maps, found, sample in zip(features, samples, batch, strict=True):
         height, width = (round(side / cell) for side in size_of(sample["image"]))
-        pixels.remember(maps, *best_segments(found, sample["proposals"], (height, width), cell))
+        labels, segments = best_segments(found, sample["proposals"], (height, width), cell)
+        absent = (sample["target"]["tags"] == 0).nonzero().flatten()
+        pixels.remember(maps, labels, segments, absent)
     return pixels.loss()
 
 
