@@ -1,9 +1,12 @@
 // MoIPool on CUDA, under PyTorch's stable ABI. Schemas, fake kernels and autograd are in wsis/ops/moi_pool.py.
 //
-// A block takes 64 channels of one region. Its warps share the bins; the lanes of a warp are neighbouring channels of a
-// channels-last map, so a cell is tested once for 64 channels and read in whole lines. Bins pass through shared memory in
-// tiles, so that pooled values are written, and gradients read, in whole lines too. The backward pass computes the
-// maxima again: storing their cells would double what the forward pass writes.
+// Forward, a block takes one region and the channels that 32 lanes read of a cell at 16 bytes each; its warps share the bins.
+// What decides the way of a warp, the cells of a bin that are the region's, is then the same for all of its lanes: they find
+// these cells together, 32 at a time, and list them, so that loads wait for nothing and four of them are under way at once.
+// Results pass through shared memory, to be written in whole lines.
+//
+// Backward, a block owns the gradient of one channel of one image, and its warps are given the places of the maxima, a lane
+// a bin. No two threads add to the same sum, so that sums have one order and need no atomics where they fit in shared memory.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -14,6 +17,8 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -30,117 +35,341 @@ using torch::stable::Tensor;
 
 namespace {
 
-constexpr int kWarp = 32, kWarps = 8, kPerLane = 2, kLanes = kWarp * kPerLane;
-constexpr int kTile = 49;  // bins in shared memory at a time: all of 7 x 7
+constexpr int kWarp = 32, kWarps = 7;
+constexpr int kSlots = 4;   // cells that a lane reads at a time
+constexpr int kTile = 49;   // bins in shared memory at a time: all of 7 x 7
+constexpr int kAhead = 8;   // regions whose gradients a lane reads at a time
+constexpr int kMaps = 8, kMapBytes = 64 << 10;  // maps of sums in a block's shared memory, and how large they may be
 constexpr unsigned kAll = 0xffffffffu;
 
 struct Shape {
-  int images, regions, channels, height, width, side;
+  int images, regions, channels, height, width, rows, columns;
+  __host__ __device__ int area() const { return height * width; }
+  __host__ __device__ int bins() const { return rows * columns; }
 };
 
 template <typename T>
-using Exact = std::conditional_t<std::is_same_v<T, double>, double, float>;  // halves are compared and scaled as floats
+using Exact = std::conditional_t<std::is_same_v<T, double>, double, float>;  // halves are scaled and summed as floats
 
-// Counts the non-empty bins of each region; a warp takes a bin, its lanes the cells.
-__device__ int count_filled(const Shape& s, const int32_t* window, const bool* cells) {
-  __shared__ int filled;
-  if (threadIdx.x == 0) filled = 0;
-  __syncthreads();
-  const int lane = threadIdx.x % kWarp, bins = s.side * s.side;
-  for (int b = threadIdx.x / kWarp; b < bins; b += kWarps) {
-    const auto ys = wsis::bin(b / s.side, s.side, window[2], window[4], s.height);
-    const auto xs = wsis::bin(b % s.side, s.side, window[1], window[3], s.width);
-    const int columns = xs.last - xs.first, count = columns * (ys.last - ys.first);
-    bool any = false;
-    for (int i = 0; i < count && !any; i += kWarp) {
-      const int j = i + lane;
-      any = __any_sync(kAll, j < count && cells[(ys.first + j / columns) * s.width + xs.first + j % columns]);
-    }
-    if (lane == 0 && any) atomicAdd(&filled, 1);
-  }
-  __syncthreads();
-  return filled;
-}
-
-// The maxima of one bin for a lane's channels, and their cells, -1 where the bin is empty; the first of equals.
+template <typename T, int N>
+struct alignas(sizeof(T) * N) Pack {
+  T v[N];
+};
 template <typename T>
-__device__ void maximum(const Shape& s, const int32_t* window, const bool* cells, const T* map, int b, int lane, int lanes,
-                        Exact<T>* best, int32_t* at) {
-  const auto ys = wsis::bin(b / s.side, s.side, window[2], window[4], s.height);
-  const auto xs = wsis::bin(b % s.side, s.side, window[1], window[3], s.width);
-#pragma unroll
-  for (int i = 0; i < kPerLane; ++i) at[i] = -1;
-  for (int y = ys.first; y < ys.last; ++y)
-    for (int x = xs.first; x < xs.last; ++x) {
-      const int cell = y * s.width + x;
-      if (!cells[cell]) continue;  // the same for the whole warp
-      const T* value = map + int64_t(cell) * s.channels;
-#pragma unroll
-      for (int i = 0; i < kPerLane; ++i) {
-        const int c = lane + i * kWarp;
-        if (c >= lanes) continue;
-        const auto v = static_cast<Exact<T>>(value[c]);
-        if (at[i] < 0 || v > best[i] || v != v) best[i] = v, at[i] = cell;
-      }
-    }
+constexpr int kPer = 16 / sizeof(T);  // neighbouring channels of a cell, which a lane reads at once
+template <typename T>
+constexpr int kLanes = kWarp * kPer<T>;
+template <typename T>
+using Values = Pack<T, kPer<T>>;
+
+// Features with channels next to each other; distances are in elements. If `wide`, 16 bytes may be read at once.
+template <typename T>
+struct Maps {
+  const T* data;
+  int64_t image, cell;
+  bool wide;
+};
+
+// The larger one; NaN is passed on.
+template <typename T>
+__device__ T larger(T a, T b) {
+  return b > a || b != b ? b : a;
+}
+#if __CUDA_ARCH__ >= 800
+template <>
+__device__ float larger(float a, float b) {
+  asm("max.NaN.f32 %0, %0, %1;" : "+f"(a) : "f"(b));
+  return a;
+}
+#endif
+template <>
+__device__ __half2 larger(__half2 a, __half2 b) {
+  return __hmax2_nan(a, b);
+}
+template <>
+__device__ __nv_bfloat162 larger(__nv_bfloat162 a, __nv_bfloat162 b) {
+  return __hmax2_nan(a, b);
 }
 
-// Forward: `values` (K,D,bins) is written. Backward: it is the gradient, which is added to `sums` (N,HW,D).
-template <typename T, bool Backward>
+template <typename T> struct WordOf { using type = T; };
+template <> struct WordOf<Half> { using type = __half2; };
+template <> struct WordOf<BFloat16> { using type = __nv_bfloat162; };
+
+// The largest values so far of a lane's channels and, if places are kept, their cells; the first of equals.
+template <typename T, bool Keep>
+struct Top {
+  using Word = typename WordOf<T>::type;
+  Values<T> best;
+  __device__ void start() {
+#pragma unroll
+    for (T& b : best.v) b = static_cast<T>(-INFINITY);
+  }
+  __device__ void begin(int) {}
+  __device__ void take(const Values<T>& values, int) {
+#pragma unroll
+    for (int i = 0; i < int(sizeof(values) / sizeof(Word)); ++i) {
+      Word& b = reinterpret_cast<Word*>(&best)[i];
+      b = larger(b, reinterpret_cast<const Word*>(&values)[i]);
+    }
+  }
+  __device__ Values<T> values() const { return best; }
+};
+
+template <typename T>
+struct Top<T, true> {
+  Exact<T> best[kPer<T>];
+  int at[kPer<T>];
+  __device__ void start() { begin(-1); }
+  __device__ void begin(int cell) {
+#pragma unroll
+    for (int i = 0; i < kPer<T>; ++i) best[i] = -INFINITY, at[i] = cell;
+  }
+  __device__ void take(const Values<T>& values, int cell) {
+#pragma unroll
+    for (int i = 0; i < kPer<T>; ++i) {
+      const auto v = static_cast<Exact<T>>(values.v[i]);
+      const bool above = v > best[i] || v != v;
+      best[i] = above ? v : best[i], at[i] = above ? cell : at[i];
+    }
+  }
+  __device__ Values<T> values() const {
+    Values<T> out;
+#pragma unroll
+    for (int i = 0; i < kPer<T>; ++i) out.v[i] = static_cast<T>(best[i]);
+    return out;
+  }
+};
+
+// Of the cells of a bin, 32 from the `i`-th on: those of the region as bits; `cell` is the lane's own one.
+__device__ unsigned members(const bool* cells, wsis::Range ys, wsis::Range xs, int width, int i, int& cell) {
+  const int columns = xs.last - xs.first, j = i + threadIdx.x % kWarp;
+  const bool inside = j < columns * (ys.last - ys.first);
+  cell = inside ? (ys.first + j / columns) * width + xs.first + j % columns : 0;
+  return __ballot_sync(kAll, inside && cells[cell]);
+}
+
+template <typename T, typename Place>  // Place is void if places are not kept
 __global__ void __launch_bounds__(kWarp* kWarps)
-    pool(const Shape s, const T* __restrict__ maps, const int32_t* __restrict__ windows, const bool* __restrict__ all_cells,
-         int64_t compensation, std::conditional_t<Backward, const T, T>* __restrict__ values, Exact<T>* __restrict__ sums) {
-  __shared__ Exact<T> tile[kTile][kLanes + 1];  // one more: lanes of a column fall into different banks
-  const int64_t region = blockIdx.x, area = int64_t(s.height) * s.width;
-  const int first = blockIdx.y * kLanes, bins = s.side * s.side;
-  const int32_t* window = windows + 5 * region;
+    pool(const Shape s, const Maps<T> maps, const float* __restrict__ boxes, float box_scale, const bool* __restrict__ all_cells,
+         int64_t compensation, T* __restrict__ pooled, Place* __restrict__ places, Exact<T>* __restrict__ factors) {
+  constexpr bool kKeep = !std::is_void_v<Place>;
+  using Stored = std::conditional_t<kKeep, Place, char>;
+  constexpr int kPitch = kLanes<T> + kPer<T>;  // a lane's values of the next bin are 4 banks on
+  using Slots = Pack<int, kSlots>;
+  extern __shared__ double shared[];
+  __shared__ int filled;
+  __shared__ Slots lists[kWarps][kWarp / kSlots + 1];
+  T* tile = reinterpret_cast<T*>(shared);                                                     // (kTile,kPitch)
+  Stored* tile_places = reinterpret_cast<Stored*>(tile + kTile * kPitch);                     // (kTile,kPitch), if kept
+  auto* rows = reinterpret_cast<wsis::Range*>(tile_places + (kKeep ? kTile * kPitch : 0));  // of each row of bins
+  wsis::Range* columns = rows + s.rows;
+
+  const int64_t region = blockIdx.x;
+  const int first = blockIdx.y * kLanes<T>, lanes = min(kLanes<T>, s.channels - first), bins = s.bins();
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int64_t out = (region * s.channels + first) * bins;
+  const wsis::Window window = wsis::window(boxes + 5 * region, box_scale);
   // A failed assertion on the device would end every later call of the process: a region of an image that is not there
   // is NaN, and has no gradient.
-  if (window[0] < 0 || window[0] >= s.images) {
-    if constexpr (!Backward)
-      for (int i = threadIdx.x; i < min(kLanes, s.channels - first) * bins; i += kWarp * kWarps)
-        values[(region * s.channels + first) * bins + i] = static_cast<T>(NAN);
+  if (window.image < 0 || window.image >= s.images) {
+    for (int i = threadIdx.x; i < lanes * bins; i += kWarp * kWarps) {
+      pooled[out + i] = static_cast<T>(NAN);
+      if constexpr (kKeep) places[out + i] = -1;
+    }
+    if (first == 0 && threadIdx.x == 0) factors[region] = 1;
     return;
   }
-  const bool* cells = all_cells + region * area;
-  const int64_t map = window[0] * area * s.channels + first;
-  const auto scale = wsis::factor<Exact<T>>(count_filled(s, window, cells), bins, compensation);
-  const int lane = threadIdx.x % kWarp, lanes = min(kLanes, s.channels - first);
-  const int64_t row = (region * s.channels + first) * bins;
+  for (int i = threadIdx.x; i < s.rows + s.columns; i += kWarp * kWarps)
+    rows[i] = i < s.rows ? wsis::bin(i, s.rows, window.y, window.rows, s.height)
+                         : wsis::bin(i - s.rows, s.columns, window.x, window.columns, s.width);
+  if (threadIdx.x == 0) filled = 0;
+  __syncthreads();
+
+  const bool* cells = all_cells + region * s.area();
+  const int own = first + lane * kPer<T> < s.channels ? first + lane * kPer<T> : 0;  // lanes without channels read along
+  const T* map = maps.data + window.image * maps.image + own;
+  int* list = lists[warp][0].v;
+  const auto count = [&](int mine) {  // of all warps' bins, those that are not empty
+    if (lane == 0) atomicAdd(&filled, mine);
+    __syncthreads();
+  };
+  if (bins > kTile) {  // the factor is needed before all maxima are there
+    int mine = 0, cell;
+    for (int b = warp; b < bins; b += kWarps) {
+      const auto ys = rows[b / s.columns], xs = columns[b % s.columns];
+      const int all = (ys.last - ys.first) * (xs.last - xs.first);
+      unsigned any = 0;
+      for (int i = 0; i < all && !any; i += kWarp) any = members(cells, ys, xs, s.width, i, cell);
+      mine += any != 0;
+    }
+    count(mine);
+  }
 
   for (int begin = 0; begin < bins; begin += kTile) {
     const int here = min(kTile, bins - begin);
-    const auto exchange = [&](auto&& act) {
-      for (int i = threadIdx.x; i < lanes * here; i += kWarp * kWarps) act(row + i / here * bins + begin + i % here, i % here, i / here);
-      __syncthreads();
-    };
-    if constexpr (Backward) exchange([&](int64_t at, int t, int c) { tile[t][c] = static_cast<Exact<T>>(values[at]); });
-    for (int t = threadIdx.x / kWarp; t < here; t += kWarps) {
-      Exact<T> best[kPerLane];
-      int32_t at[kPerLane];
-      maximum(s, window, cells, maps + map, begin + t, lane, lanes, best, at);
+    int mine = 0;
+    for (int t = warp; t < here; t += kWarps) {
+      const auto ys = rows[(begin + t) / s.columns], xs = columns[(begin + t) % s.columns];
+      const int all = (ys.last - ys.first) * (xs.last - xs.first);
+      Top<T, kKeep> top;
+      top.start();
+      bool any = false;
+      for (int i = 0; i < all; i += kWarp) {
+        int cell;
+        const unsigned which = members(cells, ys, xs, s.width, i, cell);
+        const int found = __popc(which), rank = __popc(which & ((1u << lane) - 1));
+        __syncwarp();  // the last list has been read
+        if (which >> lane & 1)
+          for (int j = rank; j <= (rank + 1 < found ? rank : rank + kSlots - 1); ++j) list[j] = cell;  // the last one fills up
+        __syncwarp();
+        if (!any && found) top.begin(list[0]), any = true;
+        for (int j = 0; j < found; j += kSlots) {
+          const Slots next = lists[warp][j / kSlots];
+          if (maps.wide) {
+            Values<T> values[kSlots];
 #pragma unroll
-      for (int i = 0; i < kPerLane; ++i) {
-        const int c = lane + i * kWarp;
-        if constexpr (!Backward) tile[t][c] = at[i] < 0 ? Exact<T>(0) : best[i] * scale;
-        else if (at[i] >= 0) atomicAdd(sums + map + int64_t(at[i]) * s.channels + c, tile[t][c] * scale);
+            for (int k = 0; k < kSlots; ++k) values[k] = *reinterpret_cast<const Values<T>*>(map + next.v[k] * maps.cell);
+#pragma unroll
+            for (int k = 0; k < kSlots; ++k) top.take(values[k], next.v[k]);
+          } else {
+#pragma unroll 1
+            for (int k = j; k < min(j + kSlots, found); ++k) {
+              Values<T> values;
+#pragma unroll
+              for (int c = 0; c < kPer<T>; ++c) values.v[c] = map[list[k] * maps.cell + min(c, s.channels - 1 - own)];
+              top.take(values, list[k]);
+            }
+          }
+        }
       }
+      mine += any;
+      if (!any)
+#pragma unroll
+        for (int c = 0; c < kPer<T>; ++c) tile[t * kPitch + lane * kPer<T> + c] = static_cast<T>(0.f);
+      else *reinterpret_cast<Values<T>*>(tile + t * kPitch + lane * kPer<T>) = top.values();
+      if constexpr (kKeep)
+#pragma unroll
+        for (int c = 0; c < kPer<T>; ++c) tile_places[t * kPitch + lane * kPer<T> + c] = static_cast<Place>(top.at[c]);
     }
+    if (bins <= kTile) count(mine);
+    else __syncthreads();
+    const auto scale = wsis::factor<Exact<T>>(filled, bins, compensation);
+    if (begin == 0 && first == 0 && threadIdx.x == 0) factors[region] = scale;
+    for (int c = warp; c < lanes; c += kWarps)
+      for (int t = lane; t < here; t += kWarp) {
+        const int64_t at = out + int64_t(c) * bins + begin + t;
+        pooled[at] = static_cast<T>(static_cast<Exact<T>>(tile[t * kPitch + c]) * scale);
+        if constexpr (kKeep) places[at] = tile_places[t * kPitch + c];
+      }
     __syncthreads();
-    if constexpr (!Backward) exchange([&](int64_t at, int t, int c) { values[at] = static_cast<T>(tile[t][c]); });
   }
 }
 
-cudaStream_t stream_of(const Tensor& t) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
+// The sum of the values of lanes of the same place, in the lowest of these, which is told so; in the order of lanes.
+template <typename E>
+__device__ bool sum_of_equals(int place, E& value) {
+  const int lane = threadIdx.x % kWarp;
+  const unsigned same = __match_any_sync(kAll, place);
+  const bool lowest = place >= 0 && __ffs(same) - 1 == lane;
+  const E own = value;
+  for (unsigned rest = lowest ? same & (same - 1) : 0; __any_sync(kAll, rest); rest &= rest - 1) {
+    const E other = __shfl_sync(kAll, own, rest ? __ffs(rest) - 1 : lane);
+    if (rest) value += other;
+  }
+  return lowest;
 }
 
-// Calls `call` with a value of the C++ type of `t`.
+// Every warp of a block adds up a part of the regions, in a map of its own in shared memory; or the only warp of a block, in
+// `far` (N,D,HW), which is 0, if a map is too large for that.
+template <typename T, typename Place>
+__global__ void __launch_bounds__(kWarp* kMaps)
+    unpool(const Shape s, const T* __restrict__ grad, const Place* __restrict__ places, const Exact<T>* __restrict__ factors,
+           const float* __restrict__ boxes, T* __restrict__ out, Exact<T>* __restrict__ far) {
+  extern __shared__ double shared[];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp, area = s.area(), bins = s.bins();
+  const int64_t channel = blockIdx.x, plane = (int64_t(blockIdx.y) * s.channels + channel) * area;
+  auto* maps = reinterpret_cast<Exact<T>*>(shared);
+  Exact<T>* near = maps + int64_t(warp) * area;
+  if (!far)
+    for (int i = lane; i < area; i += kWarp) near[i] = 0;
+  for (int first = warp * kWarp; first < s.regions; first += warps * kWarp) {
+    const int k = first + lane;
+    unsigned here = __ballot_sync(kAll, k < s.regions && wsis::whole(boxes[5 * int64_t(k)]) == int(blockIdx.y));
+    while (here) {
+      int64_t region[kAhead];
+      Exact<T> scale[kAhead];
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        region[i] = here ? first + __ffs(here) - 1 : -1;
+        scale[i] = here ? factors[region[i]] : 0;
+        here &= here - 1;
+      }
+      for (int b = lane; b - lane < bins; b += kWarp) {
+        Place place[kAhead];
+        T value[kAhead];
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+          const bool there = region[i] >= 0 && b < bins;
+          const int64_t at = (region[i] * s.channels + channel) * bins + b;
+          place[i] = there ? places[at] : static_cast<Place>(-1);
+          value[i] = there ? grad[at] : static_cast<T>(0.f);
+        }
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+          Exact<T> sum = static_cast<Exact<T>>(value[i]) * scale[i];
+          if (sum_of_equals(place[i], sum)) {
+            if (far) atomicAdd(far + plane + place[i], sum);  // only not to wait for the sum: no other warp adds to it
+            else near[place[i]] += sum;
+          }
+          __syncwarp();
+        }
+      }
+    }
+  }
+  __syncthreads();
+  if (far) return;
+  for (int i = threadIdx.x; i < area; i += blockDim.x) {
+    Exact<T> sum = 0;
+    for (int w = 0; w < warps; ++w) sum += maps[int64_t(w) * area + i];
+    out[plane + i] = static_cast<T>(sum);
+  }
+}
+
+// (N,D,HW) to (N,HW,padded), the channels that are not there 0.
+template <typename T>
+__global__ void channels_last(const Shape s, const T* __restrict__ in, T* __restrict__ out, int padded) {
+  __shared__ T tile[kWarp][kWarp + 1];
+  const int64_t image = blockIdx.z, area = s.area(), cell = int64_t(blockIdx.x) * kWarp;
+  const int channel = blockIdx.y * kWarp, x = threadIdx.x % kWarp, y0 = threadIdx.x / kWarp;
+  for (int y = y0; y < kWarp; y += kWarps)
+    tile[y][x] = channel + y < s.channels && cell + x < area ? in[(image * s.channels + channel + y) * area + cell + x] : T(0);
+  __syncthreads();
+  for (int y = y0; y < kWarp; y += kWarps)
+    if (cell + y < area && channel + x < padded) out[(image * area + cell + y) * padded + channel + x] = tile[x][y];
+}
+
+void check(cudaError_t error) { STD_TORCH_CHECK(error == cudaSuccess, "moi_pool: ", cudaGetErrorString(error)); }
+
+// Runs a kernel on the current stream of a tensor's device.
+template <typename... P, typename... A>
+void launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, const Tensor& on, const A&... arguments) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
+  if (shared > 48 << 10) {
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
+    if (error != cudaSuccess) cudaGetLastError();  // else the next call of anyone would find it
+    check(error);
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = dim3(threads), config.dynamicSmemBytes = shared;
+  config.stream = static_cast<cudaStream_t>(stream);
+  check(cudaLaunchKernelEx(&config, kernel, P(arguments)...));
+}
+
+// Calls `call` with a value of the C++ type of features.
 template <typename Call>
-void dispatch(const Tensor& t, const Call& call) {
-  switch (t.scalar_type()) {
+void dispatch(ScalarType type, const Call& call) {
+  switch (type) {
     case ScalarType::Float: return call(float{});
     case ScalarType::Double: return call(double{});
     case ScalarType::Half: return call(Half{});
@@ -149,53 +378,93 @@ void dispatch(const Tensor& t, const Call& call) {
   }
 }
 
-// (N,D,H,W) <-> (N,HW,D)
-Tensor channels_last(const Tensor& maps) {
-  return torch::stable::contiguous(torch::stable::transpose(torch::stable::flatten(maps, 2, 3), 1, 2));
+template <typename T>
+const T* read(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
 }
 
-Tensor channels_first(const Tensor& maps, const Shape& s) {
-  return torch::stable::view(torch::stable::contiguous(torch::stable::transpose(maps, 1, 2)),
-                             {s.images, s.channels, s.height, s.width});
+template <typename T>
+T* write(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
 }
 
-template <bool Backward>
-void run(const Shape& s, const Tensor& features, const Tensor& windows, const Tensor& cells, int64_t compensation,
-         const Tensor& values, void* sums) {
-  if (!s.regions || !s.channels) return;
+ScalarType exact(ScalarType type) { return type == ScalarType::Double ? type : ScalarType::Float; }
+
+// Features as they lie, if channels are next to each other and cells evenly spaced; else those of a copy, which `own` keeps.
+template <typename T>
+Maps<T> maps_of(const Shape& s, const Tensor& features, Tensor& own) {
+  const int64_t cell = s.width > 1 ? features.stride(3) : s.height > 1 ? features.stride(2) : s.channels;
+  if ((s.channels == 1 || features.stride(1) == 1) && (s.width == 1 || s.height == 1 || features.stride(2) == s.width * cell)) {
+    const auto aligned = [](int64_t elements) { return elements % kPer<T> == 0; };
+    return {read<T>(features), features.stride(0), cell,
+            aligned(s.channels) && aligned(cell) && (s.images == 1 || aligned(features.stride(0))) &&
+                reinterpret_cast<uintptr_t>(features.const_data_ptr()) % 16 == 0};
+  }
+  const int padded = (s.channels + kPer<T> - 1) / kPer<T> * kPer<T>;
+  const Tensor planes = torch::stable::contiguous(features);
+  own = torch::stable::new_empty(features, {s.images, int64_t(s.area()), padded});
+  launch(channels_last<T>, dim3((s.area() + kWarp - 1) / kWarp, (padded + kWarp - 1) / kWarp, s.images), kWarp * kWarps, 0,
+         features, s, read<T>(planes), write<T>(own), padded);
+  return {read<T>(own), int64_t(s.area()) * padded, padded, true};
+}
+
+std::tuple<Tensor, Tensor, Tensor> moi_pool(Tensor features, Tensor boxes, Tensor cells, int64_t rows, int64_t columns,
+                                            double scale, int64_t compensation, bool keep) {
+  const Shape s{int(features.size(0)), int(boxes.size(0)),    int(features.size(1)), int(features.size(2)),
+                int(features.size(3)), int(rows), int(columns)};
+  const bool narrow = wsis::is_narrow(s.area());
+  const Tensor pooled = torch::stable::new_empty(features, {s.regions, s.channels, rows, columns});
+  const ScalarType place = narrow ? ScalarType::Short : ScalarType::Int;
+  const Tensor places = keep ? torch::stable::new_empty(features, {s.regions, s.channels, rows, columns}, place)
+                             : torch::stable::new_empty(features, {0}, place);
+  const Tensor factors = torch::stable::new_empty(features, {s.regions}, exact(features.scalar_type()));
+  if (!s.regions) return {pooled, places, factors};
   const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
-  const Tensor maps = channels_last(features), places = torch::stable::contiguous(windows), own = torch::stable::contiguous(cells);
-  const dim3 grid(s.regions, (s.channels + kLanes - 1) / kLanes);
-  dispatch(features, [&](auto zero) {
+  const Tensor floats = torch::stable::contiguous(boxes), own = torch::stable::contiguous(cells);
+  dispatch(features.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    pool<T, Backward><<<grid, kWarp * kWarps, 0, stream_of(features)>>>(
-        s, static_cast<const T*>(maps.const_data_ptr()), static_cast<const int32_t*>(places.const_data_ptr()),
-        static_cast<const bool*>(own.const_data_ptr()), compensation, static_cast<T*>(values.mutable_data_ptr()),
-        static_cast<Exact<T>*>(sums));
+    Tensor copy;
+    const Maps<T> maps = s.area() && s.images && s.channels ? maps_of<T>(s, features, copy) : Maps<T>{};
+    const auto run = [&](auto kernel, int width, auto* kept) {
+      const size_t shared = kTile * (kLanes<T> + kPer<T>) * (sizeof(T) + width) + (rows + columns) * sizeof(wsis::Range);
+      launch(kernel, dim3(s.regions, std::max((s.channels + kLanes<T> - 1) / kLanes<T>, 1)), kWarp * kWarps, shared, features, s,
+             maps, read<float>(floats), float(scale), read<bool>(own), compensation, write<T>(pooled), kept,
+             write<Exact<T>>(factors));
+    };
+    if (!keep) run(pool<T, void>, 0, static_cast<void*>(nullptr));
+    else if (narrow) run(pool<T, int16_t>, 2, write<int16_t>(places));
+    else run(pool<T, int32_t>, 4, write<int32_t>(places));
   });
-  const cudaError_t error = cudaGetLastError();
-  STD_TORCH_CHECK(error == cudaSuccess, "moi_pool: ", cudaGetErrorString(error));
+  return {pooled, places, factors};
 }
 
-Shape shape_of(const Tensor& features, const Tensor& windows, int64_t side) {
-  return {int(features.size(0)), int(windows.size(0)), int(features.size(1)), int(features.size(2)), int(features.size(3)),
-          int(side)};
-}
-
-Tensor moi_pool(Tensor features, Tensor windows, Tensor cells, int64_t side, int64_t compensation) {
-  const Shape s = shape_of(features, windows, side);
-  Tensor pooled = torch::stable::new_empty(features, {s.regions, s.channels, side, side});
-  run<false>(s, features, windows, cells, compensation, pooled, nullptr);
-  return pooled;
-}
-
-Tensor moi_pool_backward(Tensor grad, Tensor features, Tensor windows, Tensor cells, int64_t compensation) {
-  const Shape s = shape_of(features, windows, grad.size(2));
-  const bool is_double = features.scalar_type() == ScalarType::Double;
-  Tensor sums = torch::stable::new_zeros(features, {s.images, int64_t(s.height) * s.width, s.channels},
-                                         is_double ? ScalarType::Double : ScalarType::Float);  // sums of halves lose too much
-  run<true>(s, features, windows, cells, compensation, torch::stable::contiguous(grad), sums.mutable_data_ptr());
-  return torch::stable::to(channels_first(sums, s), features.scalar_type());
+Tensor moi_pool_backward(Tensor grad, Tensor places, Tensor factors, Tensor boxes, int64_t images, int64_t height,
+                         int64_t width) {
+  STD_TORCH_CHECK(places.numel() == grad.numel(), "moi_pool: places were not kept, or are of other gradients");
+  const Shape s{int(images), int(grad.size(0)),    int(grad.size(1)), int(height),
+                int(width),  int(grad.size(2)), int(grad.size(3))};
+  const ScalarType type = grad.scalar_type();
+  const int64_t bytes = int64_t(s.area()) * (type == ScalarType::Double ? 8 : 4);
+  const bool fits = bytes <= kMapBytes;
+  // where sums do not fit, they are added up in the result, or if that is of halves in floats
+  const Tensor out = fits ? torch::stable::new_empty(grad, {images, s.channels, height, width})
+                          : torch::stable::new_zeros(grad, {images, s.channels, height, width}, exact(type));
+  if (!images || !s.channels || !s.area()) return out;
+  const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
+  grad = torch::stable::contiguous(grad), places = torch::stable::contiguous(places), boxes = torch::stable::contiguous(boxes);
+  const int64_t parts = std::max((s.regions + kWarp - 1) / kWarp, 1);
+  const int maps = fits ? int(std::min({int64_t(kMaps), kMapBytes / bytes, parts})) : 1;
+  dispatch(type, [&](auto zero) {
+    using T = decltype(zero);
+    const auto run = [&](auto kernel, auto* where) {
+      launch(kernel, dim3(s.channels, s.images), kWarp * maps, fits ? maps * bytes : 0, grad, s, read<T>(grad), where,
+             read<Exact<T>>(factors), read<float>(boxes), fits ? write<T>(out) : nullptr,
+             fits ? nullptr : write<Exact<T>>(out));
+    };
+    if (wsis::is_narrow(s.area())) run(unpool<T, int16_t>, read<int16_t>(places));
+    else run(unpool<T, int32_t>, read<int32_t>(places));
+  });
+  return fits ? out : torch::stable::to(out, type);
 }
 
 }  // namespace
