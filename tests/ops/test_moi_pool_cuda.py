@@ -16,7 +16,7 @@ from wsis.ops.moi_pool import moi_pool_backward_reference, moi_pool_reference
 COMPILER = shutil.which("g++")
 EMULATION = Path(__file__).parent / "emulation"
 OURS = {
-    "extern __shared__ double shared[];": "double* shared = emulation::shared.data();",
+    "extern __shared__ Pack<double, 2> shared[];": "double* shared = emulation::shared.data();",
     "torch::stable::accelerator": "emulation",
     "(wsis, CUDA, m)": "(wsis_emulated, CPU, m)",
 }

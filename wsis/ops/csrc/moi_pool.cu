@@ -39,7 +39,7 @@ constexpr int kWarp = 32, kWarps = 7;
 constexpr int kSlots = 4;   // cells that a lane reads at a time
 constexpr int kTile = 49;   // bins in shared memory at a time: all of 7 x 7
 constexpr int kAhead = 8;   // regions whose gradients a lane reads at a time
-constexpr int kMaps = 8, kMapBytes = 64 << 10;  // maps of sums in a block's shared memory, and how large they may be
+constexpr int kMaps = 4, kMapBytes = 64 << 10;  // maps of sums in a block's shared memory, and how large they may be
 constexpr unsigned kAll = 0xffffffffu;
 
 struct Shape {
@@ -52,7 +52,7 @@ template <typename T>
 using Exact = std::conditional_t<std::is_same_v<T, double>, double, float>;  // halves are scaled and summed as floats
 
 template <typename T, int N>
-struct alignas(sizeof(T) * N) Pack {
+struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Pack {
   T v[N];
 };
 template <typename T>
@@ -62,11 +62,11 @@ constexpr int kLanes = kWarp * kPer<T>;
 template <typename T>
 using Values = Pack<T, kPer<T>>;
 
-// Features with channels next to each other; distances are in elements. If `wide`, 16 bytes may be read at once.
-template <typename T>
+// Features with channels next to each other. If `wide`, 16 bytes may be read at once.
 struct Maps {
-  const T* data;
-  int64_t image, cell;
+  const char* data;
+  int64_t image;  // bytes between images
+  unsigned cell;  // and between cells
   bool wide;
 };
 
@@ -100,11 +100,10 @@ template <typename T, bool Keep>
 struct Top {
   using Word = typename WordOf<T>::type;
   Values<T> best;
-  __device__ void start() {
+  __device__ void start(int) {
 #pragma unroll
     for (T& b : best.v) b = static_cast<T>(-INFINITY);
   }
-  __device__ void begin(int) {}
   __device__ void take(const Values<T>& values, int) {
 #pragma unroll
     for (int i = 0; i < int(sizeof(values) / sizeof(Word)); ++i) {
@@ -112,15 +111,14 @@ struct Top {
       b = larger(b, reinterpret_cast<const Word*>(&values)[i]);
     }
   }
-  __device__ Values<T> values() const { return best; }
+  __device__ T value(int i) const { return best.v[i]; }
 };
 
 template <typename T>
 struct Top<T, true> {
   Exact<T> best[kPer<T>];
   int at[kPer<T>];
-  __device__ void start() { begin(-1); }
-  __device__ void begin(int cell) {
+  __device__ void start(int cell) {
 #pragma unroll
     for (int i = 0; i < kPer<T>; ++i) best[i] = -INFINITY, at[i] = cell;
   }
@@ -132,137 +130,124 @@ struct Top<T, true> {
       best[i] = above ? v : best[i], at[i] = above ? cell : at[i];
     }
   }
-  __device__ Values<T> values() const {
-    Values<T> out;
-#pragma unroll
-    for (int i = 0; i < kPer<T>; ++i) out.v[i] = static_cast<T>(best[i]);
-    return out;
-  }
+  __device__ T value(int i) const { return static_cast<T>(best[i]); }
 };
 
-// Of the cells of a bin, 32 from the `i`-th on: those of the region as bits; `cell` is the lane's own one.
-__device__ unsigned members(const bool* cells, wsis::Range ys, wsis::Range xs, int width, int i, int& cell) {
-  const int columns = xs.last - xs.first, j = i + threadIdx.x % kWarp;
-  const bool inside = j < columns * (ys.last - ys.first);
-  cell = inside ? (ys.first + j / columns) * width + xs.first + j % columns : 0;
-  return __ballot_sync(kAll, inside && cells[cell]);
-}
+struct Bin {
+  int first;  // cell
+  unsigned columns, count;
+};
 
 template <typename T, typename Place>  // Place is void if places are not kept
-__global__ void __launch_bounds__(kWarp* kWarps)
-    pool(const Shape s, const Maps<T> maps, const float* __restrict__ boxes, float box_scale, const bool* __restrict__ all_cells,
+__global__ void __launch_bounds__(kWarp* kWarps, sizeof(T) == 2 ? 4 : 5)
+    pool(const Shape s, const Maps maps, const float* __restrict__ boxes, float box_scale, const bool* __restrict__ all_cells,
          int64_t compensation, T* __restrict__ pooled, Place* __restrict__ places, Exact<T>* __restrict__ factors) {
   constexpr bool kKeep = !std::is_void_v<Place>;
-  using Stored = std::conditional_t<kKeep, Place, char>;
-  constexpr int kPitch = kLanes<T> + kPer<T>;  // a lane's values of the next bin are 4 banks on
   using Slots = Pack<int, kSlots>;
-  extern __shared__ double shared[];
+  extern __shared__ Pack<double, 2> shared[];
   __shared__ int filled;
+  __shared__ Bin bins[kTile];
   __shared__ Slots lists[kWarps][kWarp / kSlots + 1];
-  T* tile = reinterpret_cast<T*>(shared);                                                     // (kTile,kPitch)
-  Stored* tile_places = reinterpret_cast<Stored*>(tile + kTile * kPitch);                     // (kTile,kPitch), if kept
-  auto* rows = reinterpret_cast<wsis::Range*>(tile_places + (kKeep ? kTile * kPitch : 0));  // of each row of bins
-  wsis::Range* columns = rows + s.rows;
+  // (kTile,kWarp + 1), and as many places if they are kept; one more: lanes of a column fall into different banks
+  auto* tile = reinterpret_cast<Values<T>*>(shared);
+  using Places = Pack<std::conditional_t<kKeep, Place, char>, kPer<T>>;
+  auto* tile_places = reinterpret_cast<Places*>(tile + kTile * (kWarp + 1));
 
   const int64_t region = blockIdx.x;
-  const int first = blockIdx.y * kLanes<T>, lanes = min(kLanes<T>, s.channels - first), bins = s.bins();
+  const int first = blockIdx.y * kLanes<T>, lanes = min(kLanes<T>, s.channels - first);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t out = (region * s.channels + first) * bins;
+  const int64_t out = (region * s.channels + first) * s.bins();
   const wsis::Window window = wsis::window(boxes + 5 * region, box_scale);
   // A failed assertion on the device would end every later call of the process: a region of an image that is not there
   // is NaN, and has no gradient.
   if (window.image < 0 || window.image >= s.images) {
-    for (int i = threadIdx.x; i < lanes * bins; i += kWarp * kWarps) {
+    for (int i = threadIdx.x; i < lanes * s.bins(); i += kWarp * kWarps) {
       pooled[out + i] = static_cast<T>(NAN);
       if constexpr (kKeep) places[out + i] = -1;
     }
     if (first == 0 && threadIdx.x == 0) factors[region] = 1;
     return;
   }
-  for (int i = threadIdx.x; i < s.rows + s.columns; i += kWarp * kWarps)
-    rows[i] = i < s.rows ? wsis::bin(i, s.rows, window.y, window.rows, s.height)
-                         : wsis::bin(i - s.rows, s.columns, window.x, window.columns, s.width);
-  if (threadIdx.x == 0) filled = 0;
-  __syncthreads();
-
   const bool* cells = all_cells + region * s.area();
   const int own = first + lane * kPer<T> < s.channels ? first + lane * kPer<T> : 0;  // lanes without channels read along
-  const T* map = maps.data + window.image * maps.image + own;
-  int* list = lists[warp][0].v;
-  const auto count = [&](int mine) {  // of all warps' bins, those that are not empty
-    if (lane == 0) atomicAdd(&filled, mine);
-    __syncthreads();
-  };
-  if (bins > kTile) {  // the factor is needed before all maxima are there
-    int mine = 0, cell;
-    for (int b = warp; b < bins; b += kWarps) {
-      const auto ys = rows[b / s.columns], xs = columns[b % s.columns];
-      const int all = (ys.last - ys.first) * (xs.last - xs.first);
-      unsigned any = 0;
-      for (int i = 0; i < all && !any; i += kWarp) any = members(cells, ys, xs, s.width, i, cell);
-      mine += any != 0;
-    }
-    count(mine);
-  }
+  const char* map = maps.data + window.image * maps.image + own * sizeof(T);
+  if (threadIdx.x == 0) filled = 0;
 
-  for (int begin = 0; begin < bins; begin += kTile) {
-    const int here = min(kTile, bins - begin);
-    int mine = 0;
-    for (int t = warp; t < here; t += kWarps) {
-      const auto ys = rows[(begin + t) / s.columns], xs = columns[(begin + t) % s.columns];
-      const int all = (ys.last - ys.first) * (xs.last - xs.first);
-      Top<T, kKeep> top;
-      top.start();
-      bool any = false;
-      for (int i = 0; i < all; i += kWarp) {
-        int cell;
-        const unsigned which = members(cells, ys, xs, s.width, i, cell);
-        const int found = __popc(which), rank = __popc(which & ((1u << lane) - 1));
-        __syncwarp();  // the last list has been read
-        if (which >> lane & 1)
-          for (int j = rank; j <= (rank + 1 < found ? rank : rank + kSlots - 1); ++j) list[j] = cell;  // the last one fills up
-        __syncwarp();
-        if (!any && found) top.begin(list[0]), any = true;
-        for (int j = 0; j < found; j += kSlots) {
-          const Slots next = lists[warp][j / kSlots];
-          if (maps.wide) {
-            Values<T> values[kSlots];
-#pragma unroll
-            for (int k = 0; k < kSlots; ++k) values[k] = *reinterpret_cast<const Values<T>*>(map + next.v[k] * maps.cell);
-#pragma unroll
-            for (int k = 0; k < kSlots; ++k) top.take(values[k], next.v[k]);
-          } else {
+  // The factor hangs on all bins: if these are several tiles, all are first gone through without features.
+  for (int pass = s.bins() > kTile ? 0 : 1; pass < 2; ++pass)
+    for (int begin = 0; begin < s.bins(); begin += kTile) {
+      const int here = min(kTile, s.bins() - begin);
+      for (int t = threadIdx.x; t < here; t += kWarp * kWarps) {
+        const auto ys = wsis::bin((begin + t) / s.columns, s.rows, window.y, window.rows, s.height);
+        const auto xs = wsis::bin((begin + t) % s.columns, s.columns, window.x, window.columns, s.width);
+        const unsigned columns = xs.last - xs.first;
+        bins[t] = {ys.first * s.width + xs.first, columns, columns * (ys.last - ys.first)};
+      }
+      __syncthreads();
+      int mine = 0;  // bins that are not empty
+      for (int t = warp; t < here; t += kWarps) {
+        const Bin bin = bins[t];
+        Top<T, kKeep> top;
+        bool any = false;
+        for (unsigned i = lane; i - lane < bin.count && !(any && pass == 0); i += kWarp) {
+          const int cell = bin.first + int(i / bin.columns) * s.width + int(i % bin.columns);
+          const unsigned which = __ballot_sync(kAll, i < bin.count && cells[cell]);  // which lanes' cells are the region's
+          if (!which) continue;
+          const int found = __popc(which), rank = __popc(which & ((1u << lane) - 1));
+          __syncwarp();  // the last list has been read
+          if (which >> lane & 1) lists[warp][rank / kSlots].v[rank % kSlots] = cell;
+          __syncwarp();
+          if (!any) top.start(lists[warp][0].v[0]), any = true;
 #pragma unroll 1
-            for (int k = j; k < min(j + kSlots, found); ++k) {
-              Values<T> values;
+          for (int j = 0; j < found && pass; j += kSlots) {
+            const auto at = [&](int cell) { return reinterpret_cast<const T*>(map + uint64_t(unsigned(cell)) * maps.cell); };
+            if (maps.wide) {
+              Slots next = lists[warp][j / kSlots];
+              Values<T> values[kSlots];
 #pragma unroll
-              for (int c = 0; c < kPer<T>; ++c) values.v[c] = map[list[k] * maps.cell + min(c, s.channels - 1 - own)];
-              top.take(values, list[k]);
+              for (int k = 1; k < kSlots; ++k)
+                if (j + k >= found) next.v[k] = next.v[k - 1];  // a maximum may see a cell twice
+#pragma unroll
+              for (int k = 0; k < kSlots; ++k) values[k] = *reinterpret_cast<const Values<T>*>(at(next.v[k]));
+#pragma unroll
+              for (int k = 0; k < kSlots; ++k) top.take(values[k], next.v[k]);
+            } else {
+#pragma unroll 1
+              for (int k = j; k < min(j + kSlots, found); ++k) {
+                const int one = lists[warp][k / kSlots].v[k % kSlots];
+                Values<T> values;
+#pragma unroll
+                for (int c = 0; c < kPer<T>; ++c) values.v[c] = at(one)[min(c, s.channels - 1 - own)];
+                top.take(values, one);
+              }
             }
           }
         }
+        mine += any;
+        Values<T> largest;
+        Places where;
+#pragma unroll
+        for (int c = 0; c < kPer<T>; ++c) {
+          largest.v[c] = any ? top.value(c) : static_cast<T>(0.f);
+          if constexpr (kKeep) where.v[c] = static_cast<Place>(any ? top.at[c] : -1);
+        }
+        tile[t * (kWarp + 1) + lane] = largest;
+        if constexpr (kKeep) tile_places[t * (kWarp + 1) + lane] = where;
       }
-      mine += any;
-      if (!any)
-#pragma unroll
-        for (int c = 0; c < kPer<T>; ++c) tile[t * kPitch + lane * kPer<T> + c] = static_cast<T>(0.f);
-      else *reinterpret_cast<Values<T>*>(tile + t * kPitch + lane * kPer<T>) = top.values();
-      if constexpr (kKeep)
-#pragma unroll
-        for (int c = 0; c < kPer<T>; ++c) tile_places[t * kPitch + lane * kPer<T> + c] = static_cast<Place>(top.at[c]);
+      if (lane == 0 && (pass == 0 || s.bins() <= kTile)) atomicAdd(&filled, mine);
+      __syncthreads();
+      if (pass == 0) continue;
+      const auto scale = wsis::factor<Exact<T>>(filled, s.bins(), compensation);
+      if (begin == 0 && first == 0 && threadIdx.x == 0) factors[region] = scale;
+      for (int c = warp; c < lanes; c += kWarps)
+        for (int t = lane; t < here; t += kWarp) {
+          const int64_t to = out + int64_t(c) * s.bins() + begin + t;
+          const int from = t * (kWarp + 1) + c / kPer<T>;
+          pooled[to] = static_cast<T>(static_cast<Exact<T>>(tile[from].v[c % kPer<T>]) * scale);
+          if constexpr (kKeep) places[to] = tile_places[from].v[c % kPer<T>];
+        }
+      __syncthreads();
     }
-    if (bins <= kTile) count(mine);
-    else __syncthreads();
-    const auto scale = wsis::factor<Exact<T>>(filled, bins, compensation);
-    if (begin == 0 && first == 0 && threadIdx.x == 0) factors[region] = scale;
-    for (int c = warp; c < lanes; c += kWarps)
-      for (int t = lane; t < here; t += kWarp) {
-        const int64_t at = out + int64_t(c) * bins + begin + t;
-        pooled[at] = static_cast<T>(static_cast<Exact<T>>(tile[t * kPitch + c]) * scale);
-        if constexpr (kKeep) places[at] = tile_places[t * kPitch + c];
-      }
-    __syncthreads();
-  }
 }
 
 // The sum of the values of lanes of the same place, in the lowest of these, which is told so; in the order of lanes.
@@ -285,7 +270,7 @@ template <typename T, typename Place>
 __global__ void __launch_bounds__(kWarp* kMaps)
     unpool(const Shape s, const T* __restrict__ grad, const Place* __restrict__ places, const Exact<T>* __restrict__ factors,
            const float* __restrict__ boxes, T* __restrict__ out, Exact<T>* __restrict__ far) {
-  extern __shared__ double shared[];
+  extern __shared__ Pack<double, 2> shared[];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp, area = s.area(), bins = s.bins();
   const int64_t channel = blockIdx.x, plane = (int64_t(blockIdx.y) * s.channels + channel) * area;
   auto* maps = reinterpret_cast<Exact<T>*>(shared);
@@ -296,7 +281,7 @@ __global__ void __launch_bounds__(kWarp* kMaps)
     const int k = first + lane;
     unsigned here = __ballot_sync(kAll, k < s.regions && wsis::whole(boxes[5 * int64_t(k)]) == int(blockIdx.y));
     while (here) {
-      int64_t region[kAhead];
+      int region[kAhead];
       Exact<T> scale[kAhead];
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
@@ -310,7 +295,7 @@ __global__ void __launch_bounds__(kWarp* kMaps)
 #pragma unroll
         for (int i = 0; i < kAhead; ++i) {
           const bool there = region[i] >= 0 && b < bins;
-          const int64_t at = (region[i] * s.channels + channel) * bins + b;
+          const int64_t at = (int64_t(region[i]) * s.channels + channel) * bins + b;
           place[i] = there ? places[at] : static_cast<Place>(-1);
           value[i] = there ? grad[at] : static_cast<T>(0.f);
         }
@@ -392,20 +377,18 @@ ScalarType exact(ScalarType type) { return type == ScalarType::Double ? type : S
 
 // Features as they lie, if channels are next to each other and cells evenly spaced; else those of a copy, which `own` keeps.
 template <typename T>
-Maps<T> maps_of(const Shape& s, const Tensor& features, Tensor& own) {
-  const int64_t cell = s.width > 1 ? features.stride(3) : s.height > 1 ? features.stride(2) : s.channels;
-  if ((s.channels == 1 || features.stride(1) == 1) && (s.width == 1 || s.height == 1 || features.stride(2) == s.width * cell)) {
-    const auto aligned = [](int64_t elements) { return elements % kPer<T> == 0; };
-    return {read<T>(features), features.stride(0), cell,
-            aligned(s.channels) && aligned(cell) && (s.images == 1 || aligned(features.stride(0))) &&
-                reinterpret_cast<uintptr_t>(features.const_data_ptr()) % 16 == 0};
-  }
+Maps maps_of(const Shape& s, const Tensor& features, Tensor& own) {
+  const int64_t image = features.stride(0) * sizeof(T), row = features.stride(2) * sizeof(T);
+  const int64_t cell = s.width > 1 ? features.stride(3) * sizeof(T) : row;
+  const auto* data = static_cast<const char*>(features.const_data_ptr());
+  if ((s.channels == 1 || features.stride(1) == 1) && (s.height == 1 || row == s.width * cell) && cell <= UINT32_MAX)
+    return {data, image, unsigned(cell), (reinterpret_cast<uintptr_t>(data) | image | cell | s.channels * sizeof(T)) % 16 == 0};
   const int padded = (s.channels + kPer<T> - 1) / kPer<T> * kPer<T>;
   const Tensor planes = torch::stable::contiguous(features);
   own = torch::stable::new_empty(features, {s.images, int64_t(s.area()), padded});
   launch(channels_last<T>, dim3((s.area() + kWarp - 1) / kWarp, (padded + kWarp - 1) / kWarp, s.images), kWarp * kWarps, 0,
          features, s, read<T>(planes), write<T>(own), padded);
-  return {read<T>(own), int64_t(s.area()) * padded, padded, true};
+  return {static_cast<const char*>(own.const_data_ptr()), int64_t(s.area() * padded * sizeof(T)), unsigned(padded * sizeof(T)), true};
 }
 
 std::tuple<Tensor, Tensor, Tensor> moi_pool(Tensor features, Tensor boxes, Tensor cells, int64_t rows, int64_t columns,
@@ -424,9 +407,9 @@ std::tuple<Tensor, Tensor, Tensor> moi_pool(Tensor features, Tensor boxes, Tenso
   dispatch(features.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     Tensor copy;
-    const Maps<T> maps = s.area() && s.images && s.channels ? maps_of<T>(s, features, copy) : Maps<T>{};
+    const Maps maps = s.area() && s.images && s.channels ? maps_of<T>(s, features, copy) : Maps{};
     const auto run = [&](auto kernel, int width, auto* kept) {
-      const size_t shared = kTile * (kLanes<T> + kPer<T>) * (sizeof(T) + width) + (rows + columns) * sizeof(wsis::Range);
+      const size_t shared = kTile * (kWarp + 1) * kPer<T> * (sizeof(T) + width);
       launch(kernel, dim3(s.regions, std::max((s.channels + kLanes<T> - 1) / kLanes<T>, 1)), kWarp * kWarps, shared, features, s,
              maps, read<float>(floats), float(scale), read<bool>(own), compensation, write<T>(pooled), kept,
              write<Exact<T>>(factors));
