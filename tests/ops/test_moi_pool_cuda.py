@@ -72,10 +72,11 @@ def case(seed):
     if layout == "last":
         features = features.contiguous(memory_format=torch.channels_last)
     features = features.to(dtype)
-    if layout == "part":  # some channels of a channels-last map, from an odd one on
-        wide = torch.zeros(images, height, width, channels + 5, dtype=dtype)
-        wide[..., 3 : 3 + channels] = features.permute(0, 2, 3, 1)
-        features = wide[..., 3 : 3 + channels].permute(0, 3, 1, 2)
+    if layout == "part":  # some channels of a channels-last map
+        first, more = r.choice([(3, 5), (8, 16)])
+        wide = torch.zeros(images, height, width, channels + more, dtype=dtype)
+        wide[..., first : first + channels] = features.permute(0, 2, 3, 1)
+        features = wide[..., first : first + channels].permute(0, 3, 1, 2)
     rows, columns = r.choice([(7, 7), (7, 7), (1, 1), (2, 5), (8, 3), (9, 7)])
     return features, boxes, cells, rows, columns, 0.125, r.choice([0, 1, 2])
 

@@ -147,7 +147,10 @@ def _operator(
     compensation: int,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return pooled features (K,D,r,s), their places, and factors (K,); no places unless kept."""
+    """Return pooled features (K,D,r,s), their places if kept (else none), and factors (K,).
+
+    Boxes are float32 here.
+    """
     if features.device.type in compiled_devices():  # just loaded: calls its kernel
         return _operator(features, boxes, cells, rows, columns, scale, compensation, keep)
     return moi_pool_reference(features, boxes, cells, rows, columns, scale, compensation, keep)

@@ -1,5 +1,5 @@
-// CUDA on the CPU, for tests of what kernels compute: a block is a fiber for each thread, and barriers let the others go on.
-// Blocks run one after another, so races between them are not seen; nor is time.
+// CUDA on the CPU, to test what kernels compute: each thread of a block is a fiber, which lets others go on at barriers.
+// Blocks run one after another, so neither races between them nor time are seen.
 #pragma once
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
@@ -7,16 +7,15 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <cstring>
+#include <deque>
 #include <functional>
-#include <memory>
+#include <utility>
 #include <vector>
 
 #define __global__
 #define __device__
 #define __host__
-#define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __shared__ static
 #undef __restrict__
@@ -25,32 +24,32 @@ using std::max;
 using std::min;
 
 struct dim3 {
-  unsigned x = 1, y = 1, z = 1;
+  unsigned x, y, z;
   dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
 };
+inline dim3 blockIdx, blockDim;
 
 namespace emulation {
 
-// A barrier of some threads, at which they exchange a value each.
-struct Barrier {
+struct Barrier {  // at which threads give a value each
   unsigned threads = 32, arrived = 0, passed = 0;
   uint64_t given[32], taken[32];
 };
 struct Fiber {
   ucontext_t context;
   std::vector<char> stack = std::vector<char>(256 << 10);
-  unsigned thread = 0;
-  bool done = false;
+  unsigned thread;
+  bool done;
 };
 
 inline ucontext_t scheduler;
-inline std::vector<std::unique_ptr<Fiber>> fibers;
+inline std::deque<Fiber> fibers;
 inline Fiber* current;
-inline std::function<void()> body;
+inline std::function<void()> kernel;
 inline Barrier block, warps[32];
-inline std::vector<double> shared;  // what a launch asks for
+inline std::vector<double> shared;  // as much as a launch asks for
 
-inline Barrier& warp() { return warps[current->thread / 32]; }
+inline void leave() { swapcontext(&current->context, &scheduler); }
 
 inline void wait(Barrier& barrier) {
   const unsigned before = barrier.passed;
@@ -58,88 +57,75 @@ inline void wait(Barrier& barrier) {
     std::memcpy(barrier.taken, barrier.given, sizeof barrier.taken);
     barrier.arrived = 0, ++barrier.passed;
   }
-  while (barrier.passed == before) swapcontext(&current->context, &scheduler);
+  while (barrier.passed == before) leave();
 }
 
+// The values of all lanes of a warp.
 template <typename T>
-const uint64_t* exchange(T value) {
-  static_assert(sizeof value <= 8);
-  std::memcpy(&warp().given[current->thread % 32], &value, sizeof value);
-  wait(warp());
-  return warp().taken;
-}
-
-template <typename T>
-T at(const uint64_t* values, int lane) {
-  T value;
-  std::memcpy(&value, values + lane, sizeof value);
-  return value;
+std::vector<T> exchange(T mine) {
+  Barrier& warp = warps[current->thread / 32];
+  std::memcpy(&warp.given[current->thread % 32], &mine, sizeof mine);
+  wait(warp);
+  std::vector<T> all(32);
+  for (int lane = 0; lane < 32; ++lane) std::memcpy(&all[lane], &warp.taken[lane], sizeof mine);
+  return all;
 }
 
 inline void start() {
-  body();
+  kernel();
   current->done = true;
-  swapcontext(&current->context, &scheduler);
+  leave();
 }
 
-inline void run_block(unsigned count) {
-  block = Barrier{count};
-  for (auto& each : warps) each = Barrier{};
-  while (fibers.size() < count) fibers.push_back(std::make_unique<Fiber>());
-  for (unsigned i = 0; i < count; ++i) {
-    Fiber& fiber = *fibers[i];
-    fiber.thread = i, fiber.done = false;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.data(), fiber.context.uc_stack.ss_size = fiber.stack.size();
-    makecontext(&fiber.context, start, 0);
+inline void run_block(unsigned threads) {
+  block = Barrier{threads};
+  std::fill_n(warps, 32, Barrier{});
+  while (fibers.size() < threads) fibers.emplace_back();
+  for (unsigned i = 0; i < threads; ++i) {
+    fibers[i].thread = i, fibers[i].done = false;
+    getcontext(&fibers[i].context);
+    fibers[i].context.uc_stack.ss_sp = fibers[i].stack.data();
+    fibers[i].context.uc_stack.ss_size = fibers[i].stack.size();
+    makecontext(&fibers[i].context, start, 0);
   }
-  for (bool alive = true; alive;) {
-    alive = false;
-    for (unsigned i = 0; i < count; ++i) {
-      // the last warp first, so that results that hang on the order of warps do not come out right by chance
-      Fiber& fiber = *fibers[count - 1 - i];
-      if (fiber.done) continue;
-      alive = true, current = &fiber;
-      swapcontext(&scheduler, &fiber.context);
+  for (unsigned left = threads; left;)
+    for (unsigned i = threads; i--;) {  // the last one first: nothing comes out right by the order of threads alone
+      if (fibers[i].done) continue;
+      current = &fibers[i];
+      swapcontext(&scheduler, &current->context);
+      left -= current->done;
     }
-  }
 }
-
-struct DeviceGuard {
-  explicit DeviceGuard(int) {}
-};
 
 struct Thread {
-  struct X {
+  struct {
     operator unsigned() const { return current->thread; }
   } x;
+};
+struct DeviceGuard {
+  explicit DeviceGuard(int) {}
 };
 
 }  // namespace emulation
 
 inline emulation::Thread threadIdx;
-inline dim3 blockIdx, blockDim;
-
 inline void __syncthreads() { emulation::wait(emulation::block); }
-inline void __syncwarp() { emulation::wait(emulation::warp()); }
-
-inline unsigned __ballot_sync(unsigned, bool mine) {
-  const uint64_t* all = emulation::exchange<uint64_t>(mine);
-  unsigned bits = 0;
-  for (int lane = 0; lane < 32; ++lane) bits |= unsigned(all[lane]) << lane;
-  return bits;
-}
-inline bool __any_sync(unsigned mask, bool mine) { return __ballot_sync(mask, mine); }
-inline unsigned __match_any_sync(unsigned, int mine) {
-  const uint64_t* all = emulation::exchange(mine);
-  unsigned bits = 0;
-  for (int lane = 0; lane < 32; ++lane) bits |= unsigned(emulation::at<int>(all, lane) == mine) << lane;
-  return bits;
-}
+inline void __syncwarp() { emulation::exchange(0); }
 template <typename T>
 T __shfl_sync(unsigned, T mine, int from) {
-  return emulation::at<T>(emulation::exchange(mine), from);
+  return emulation::exchange(mine)[from];
 }
+template <typename T>
+unsigned __match_any_sync(unsigned, T mine) {
+  unsigned bits = 0, lane = 0;
+  for (const T other : emulation::exchange(mine)) bits |= unsigned(other == mine) << lane++;
+  return bits;
+}
+inline unsigned __ballot_sync(unsigned all, int mine) {
+  const unsigned same = __match_any_sync(all, int(mine != 0));
+  return mine ? same : ~same;
+}
+inline bool __any_sync(unsigned all, int mine) { return __ballot_sync(all, mine); }
 template <typename T>
 T atomicAdd(T* to, T value) {
   return std::exchange(*to, *to + value);
@@ -149,14 +135,15 @@ inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 template <typename H>
 struct Two {
-  H a, b;
+  H v[2];
 };
 using __half2 = Two<c10::Half>;
 using __nv_bfloat162 = Two<c10::BFloat16>;
 template <typename H>
 Two<H> __hmax2_nan(Two<H> a, Two<H> b) {
-  const auto one = [](float x, float y) { return H(y > x || y != y ? y : x); };
-  return {one(a.a, b.a), one(a.b, b.b)};
+  for (int i = 0; i < 2; ++i)
+    if (b.v[i] > a.v[i] || b.v[i] != b.v[i]) a.v[i] = b.v[i];
+  return a;
 }
 
 using cudaError_t = int;
@@ -164,29 +151,24 @@ using cudaStream_t = void*;
 constexpr int cudaSuccess = 0, cudaFuncAttributeMaxDynamicSharedMemorySize = 0;
 inline const char* cudaGetErrorString(int) { return "too much shared memory"; }
 inline int cudaGetLastError() { return cudaSuccess; }
+inline int cudaFuncSetAttribute(auto*, int, int bytes) { return bytes > 227 << 10; }
 inline int aoti_torch_get_current_cuda_stream(int, void**) { return 0; }
-template <typename F>
-int cudaFuncSetAttribute(F*, int, int bytes) {
-  return bytes > 227 << 10;
-}
 
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes;
   cudaStream_t stream;
 };
-
 template <typename... P>
 int cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), P... arguments) {
-  const dim3 grid = config->gridDim;
+  emulation::kernel = [=] { kernel(arguments...); };
   blockDim = config->blockDim;
-  emulation::body = [=] { kernel(arguments...); };
-  for (unsigned z = 0; z < grid.z; ++z)
-    for (unsigned y = 0; y < grid.y; ++y)
-      for (unsigned x = 0; x < grid.x; ++x) {
+  for (unsigned z = 0; z < config->gridDim.z; ++z)
+    for (unsigned y = 0; y < config->gridDim.y; ++y)
+      for (unsigned x = 0; x < config->gridDim.x; ++x) {
         blockIdx = dim3(x, y, z);
         emulation::shared.assign(config->dynamicSmemBytes / sizeof(double) + 1, NAN);
-        emulation::run_block(config->blockDim.x);
+        emulation::run_block(blockDim.x);
       }
   return cudaSuccess;
 }

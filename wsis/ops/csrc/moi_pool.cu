@@ -39,11 +39,15 @@ constexpr int kWarp = 32, kWarps = 7;
 constexpr int kSlots = 4;   // cells that a lane reads at a time
 constexpr int kTile = 49;   // bins in shared memory at a time: all of 7 x 7
 constexpr int kAhead = 8;   // regions whose gradients a lane reads at a time
-constexpr int kMaps = 4, kMapBytes = 64 << 10;  // maps of sums in a block's shared memory, and how large they may be
+constexpr int kMaps = 4, kMapBytes = 64 << 10;  // maps of sums in a block's shared memory, and their bytes, at most
 constexpr unsigned kAll = 0xffffffffu;
 
 struct Shape {
   int images, regions, channels, height, width, rows, columns;
+  Shape(int64_t n, int64_t k, int64_t d, int64_t h, int64_t w, int64_t r, int64_t c)
+      : images(n), regions(k), channels(d), height(h), width(w), rows(r), columns(c) {
+    STD_TORCH_CHECK(std::max({k, d, h * w, r * c}) < 1 << 30, "moi_pool: 2^30 regions, channels, cells or bins, or more");
+  }
   __host__ __device__ int area() const { return height * width; }
   __host__ __device__ int bins() const { return rows * columns; }
 };
@@ -71,24 +75,16 @@ struct Maps {
 };
 
 // The larger one; NaN is passed on.
-template <typename T>
-__device__ T larger(T a, T b) {
-  return b > a || b != b ? b : a;
-}
+template <typename T> __device__ T larger(T a, T b) { return b > a || b != b ? b : a; }
+template <> __device__ __half2 larger(__half2 a, __half2 b) { return __hmax2_nan(a, b); }
+template <> __device__ __nv_bfloat162 larger(__nv_bfloat162 a, __nv_bfloat162 b) { return __hmax2_nan(a, b); }
+template <> __device__ float larger(float a, float b) {
 #if __CUDA_ARCH__ >= 800
-template <>
-__device__ float larger(float a, float b) {
   asm("max.NaN.f32 %0, %0, %1;" : "+f"(a) : "f"(b));
   return a;
-}
+#else
+  return b > a || b != b ? b : a;
 #endif
-template <>
-__device__ __half2 larger(__half2 a, __half2 b) {
-  return __hmax2_nan(a, b);
-}
-template <>
-__device__ __nv_bfloat162 larger(__nv_bfloat162 a, __nv_bfloat162 b) {
-  return __hmax2_nan(a, b);
 }
 
 template <typename T> struct WordOf { using type = T; };
@@ -137,13 +133,42 @@ struct Bin {
   int first;  // cell
   unsigned columns, count;
 };
+using Slots = Pack<int, kSlots>;
+
+// The maxima over `found` listed cells and those before.
+template <typename T, bool Keep>
+__device__ void take(const Maps& maps, const char* map, int channels, const Slots* list, int found, Top<T, Keep>& top) {
+  const auto at = [&](int cell) { return reinterpret_cast<const T*>(map + uint64_t(unsigned(cell)) * maps.cell); };
+  if (maps.wide) {
+#pragma unroll 1
+    for (int j = 0; j < found; j += kSlots) {
+      Slots next = list[j / kSlots];
+      Values<T> values[kSlots];
+#pragma unroll
+      for (int k = 1; k < kSlots; ++k)
+        if (j + k >= found) next.v[k] = next.v[k - 1];  // a maximum may see a cell twice
+#pragma unroll
+      for (int k = 0; k < kSlots; ++k) values[k] = *reinterpret_cast<const Values<T>*>(at(next.v[k]));
+#pragma unroll
+      for (int k = 0; k < kSlots; ++k) top.take(values[k], next.v[k]);
+    }
+  } else {
+#pragma unroll 1
+    for (int j = 0; j < found; ++j) {
+      const int cell = list[j / kSlots].v[j % kSlots];
+      Values<T> values;
+#pragma unroll
+      for (int c = 0; c < kPer<T>; ++c) values.v[c] = at(cell)[min(c, channels - 1)];
+      top.take(values, cell);
+    }
+  }
+}
 
 template <typename T, typename Place>  // Place is void if places are not kept
 __global__ void __launch_bounds__(kWarp* kWarps, sizeof(T) == 2 ? 4 : 5)
     pool(const Shape s, const Maps maps, const float* __restrict__ boxes, float box_scale, const bool* __restrict__ all_cells,
          int64_t compensation, T* __restrict__ pooled, Place* __restrict__ places, Exact<T>* __restrict__ factors) {
   constexpr bool kKeep = !std::is_void_v<Place>;
-  using Slots = Pack<int, kSlots>;
   extern __shared__ Pack<double, 2> shared[];
   __shared__ int filled;
   __shared__ Bin bins[kTile];
@@ -171,6 +196,7 @@ __global__ void __launch_bounds__(kWarp* kWarps, sizeof(T) == 2 ? 4 : 5)
   const bool* cells = all_cells + region * s.area();
   const int own = first + lane * kPer<T> < s.channels ? first + lane * kPer<T> : 0;  // lanes without channels read along
   const char* map = maps.data + window.image * maps.image + own * sizeof(T);
+  Slots* list = lists[warp];
   if (threadIdx.x == 0) filled = 0;
 
   // The factor hangs on all bins: if these are several tiles, all are first gone through without features.
@@ -191,37 +217,14 @@ __global__ void __launch_bounds__(kWarp* kWarps, sizeof(T) == 2 ? 4 : 5)
         bool any = false;
         for (unsigned i = lane; i - lane < bin.count && !(any && pass == 0); i += kWarp) {
           const int cell = bin.first + int(i / bin.columns) * s.width + int(i % bin.columns);
-          const unsigned which = __ballot_sync(kAll, i < bin.count && cells[cell]);  // which lanes' cells are the region's
+          const unsigned which = __ballot_sync(kAll, i < bin.count && cells[cell]);  // lanes' cells that are the region's
           if (!which) continue;
-          const int found = __popc(which), rank = __popc(which & ((1u << lane) - 1));
+          const int rank = __popc(which & ((1u << lane) - 1));
           __syncwarp();  // the last list has been read
-          if (which >> lane & 1) lists[warp][rank / kSlots].v[rank % kSlots] = cell;
+          if (which >> lane & 1) list[rank / kSlots].v[rank % kSlots] = cell;
           __syncwarp();
-          if (!any) top.start(lists[warp][0].v[0]), any = true;
-#pragma unroll 1
-          for (int j = 0; j < found && pass; j += kSlots) {
-            const auto at = [&](int cell) { return reinterpret_cast<const T*>(map + uint64_t(unsigned(cell)) * maps.cell); };
-            if (maps.wide) {
-              Slots next = lists[warp][j / kSlots];
-              Values<T> values[kSlots];
-#pragma unroll
-              for (int k = 1; k < kSlots; ++k)
-                if (j + k >= found) next.v[k] = next.v[k - 1];  // a maximum may see a cell twice
-#pragma unroll
-              for (int k = 0; k < kSlots; ++k) values[k] = *reinterpret_cast<const Values<T>*>(at(next.v[k]));
-#pragma unroll
-              for (int k = 0; k < kSlots; ++k) top.take(values[k], next.v[k]);
-            } else {
-#pragma unroll 1
-              for (int k = j; k < min(j + kSlots, found); ++k) {
-                const int one = lists[warp][k / kSlots].v[k % kSlots];
-                Values<T> values;
-#pragma unroll
-                for (int c = 0; c < kPer<T>; ++c) values.v[c] = at(one)[min(c, s.channels - 1 - own)];
-                top.take(values, one);
-              }
-            }
-          }
+          if (!any) top.start(list[0].v[0]), any = true;
+          if (pass == 1) take(maps, map, s.channels - own, list, __popc(which), top);
         }
         mine += any;
         Values<T> largest;
@@ -271,7 +274,8 @@ __global__ void __launch_bounds__(kWarp* kMaps)
     unpool(const Shape s, const T* __restrict__ grad, const Place* __restrict__ places, const Exact<T>* __restrict__ factors,
            const float* __restrict__ boxes, T* __restrict__ out, Exact<T>* __restrict__ far) {
   extern __shared__ Pack<double, 2> shared[];
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp, area = s.area(), bins = s.bins();
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+  const int area = s.area(), bins = s.bins();
   const int64_t channel = blockIdx.x, plane = (int64_t(blockIdx.y) * s.channels + channel) * area;
   auto* maps = reinterpret_cast<Exact<T>*>(shared);
   Exact<T>* near = maps + int64_t(warp) * area;
@@ -333,18 +337,17 @@ __global__ void channels_last(const Shape s, const T* __restrict__ in, T* __rest
     if (cell + y < area && channel + x < padded) out[(image * area + cell + y) * padded + channel + x] = tile[x][y];
 }
 
-void check(cudaError_t error) { STD_TORCH_CHECK(error == cudaSuccess, "moi_pool: ", cudaGetErrorString(error)); }
+void check(cudaError_t error) {
+  if (error != cudaSuccess) cudaGetLastError();  // else whoever asks next would be told
+  STD_TORCH_CHECK(error == cudaSuccess, "moi_pool: ", cudaGetErrorString(error));
+}
 
 // Runs a kernel on the current stream of a tensor's device.
 template <typename... P, typename... A>
 void launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared, const Tensor& on, const A&... arguments) {
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
-  if (shared > 48 << 10) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
-    if (error != cudaSuccess) cudaGetLastError();  // else the next call of anyone would find it
-    check(error);
-  }
+  if (shared > 48 << 10) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
   cudaLaunchConfig_t config{};
   config.gridDim = grid, config.blockDim = dim3(threads), config.dynamicSmemBytes = shared;
   config.stream = static_cast<cudaStream_t>(stream);
@@ -388,13 +391,13 @@ Maps maps_of(const Shape& s, const Tensor& features, Tensor& own) {
   own = torch::stable::new_empty(features, {s.images, int64_t(s.area()), padded});
   launch(channels_last<T>, dim3((s.area() + kWarp - 1) / kWarp, (padded + kWarp - 1) / kWarp, s.images), kWarp * kWarps, 0,
          features, s, read<T>(planes), write<T>(own), padded);
-  return {static_cast<const char*>(own.const_data_ptr()), int64_t(s.area() * padded * sizeof(T)), unsigned(padded * sizeof(T)), true};
+  const unsigned pitch = padded * sizeof(T);
+  return {static_cast<const char*>(own.const_data_ptr()), int64_t(s.area()) * pitch, pitch, true};
 }
 
 std::tuple<Tensor, Tensor, Tensor> moi_pool(Tensor features, Tensor boxes, Tensor cells, int64_t rows, int64_t columns,
                                             double scale, int64_t compensation, bool keep) {
-  const Shape s{int(features.size(0)), int(boxes.size(0)),    int(features.size(1)), int(features.size(2)),
-                int(features.size(3)), int(rows), int(columns)};
+  const Shape s(features.size(0), boxes.size(0), features.size(1), features.size(2), features.size(3), rows, columns);
   const bool narrow = wsis::is_narrow(s.area());
   const Tensor pooled = torch::stable::new_empty(features, {s.regions, s.channels, rows, columns});
   const ScalarType place = narrow ? ScalarType::Short : ScalarType::Int;
@@ -410,9 +413,9 @@ std::tuple<Tensor, Tensor, Tensor> moi_pool(Tensor features, Tensor boxes, Tenso
     const Maps maps = s.area() && s.images && s.channels ? maps_of<T>(s, features, copy) : Maps{};
     const auto run = [&](auto kernel, int width, auto* kept) {
       const size_t shared = kTile * (kWarp + 1) * kPer<T> * (sizeof(T) + width);
-      launch(kernel, dim3(s.regions, std::max((s.channels + kLanes<T> - 1) / kLanes<T>, 1)), kWarp * kWarps, shared, features, s,
-             maps, read<float>(floats), float(scale), read<bool>(own), compensation, write<T>(pooled), kept,
-             write<Exact<T>>(factors));
+      const dim3 grid(s.regions, std::max((s.channels + kLanes<T> - 1) / kLanes<T>, 1));
+      launch(kernel, grid, kWarp * kWarps, shared, features, s, maps, read<float>(floats), float(scale), read<bool>(own),
+             compensation, write<T>(pooled), kept, write<Exact<T>>(factors));
     };
     if (!keep) run(pool<T, void>, 0, static_cast<void*>(nullptr));
     else if (narrow) run(pool<T, int16_t>, 2, write<int16_t>(places));
@@ -424,15 +427,14 @@ std::tuple<Tensor, Tensor, Tensor> moi_pool(Tensor features, Tensor boxes, Tenso
 Tensor moi_pool_backward(Tensor grad, Tensor places, Tensor factors, Tensor boxes, int64_t images, int64_t height,
                          int64_t width) {
   STD_TORCH_CHECK(places.numel() == grad.numel(), "moi_pool: places were not kept, or are of other gradients");
-  const Shape s{int(images), int(grad.size(0)),    int(grad.size(1)), int(height),
-                int(width),  int(grad.size(2)), int(grad.size(3))};
+  const Shape s(images, grad.size(0), grad.size(1), height, width, grad.size(2), grad.size(3));
   const ScalarType type = grad.scalar_type();
-  const int64_t bytes = int64_t(s.area()) * (type == ScalarType::Double ? 8 : 4);
+  const int64_t bytes = int64_t(s.area()) * (type == ScalarType::Double ? 8 : 4);  // of a map of sums
   const bool fits = bytes <= kMapBytes;
   // where sums do not fit, they are added up in the result, or if that is of halves in floats
   const Tensor out = fits ? torch::stable::new_empty(grad, {images, s.channels, height, width})
                           : torch::stable::new_zeros(grad, {images, s.channels, height, width}, exact(type));
-  if (!images || !s.channels || !s.area()) return out;
+  if (!out.numel()) return torch::stable::to(out, type);
   const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
   grad = torch::stable::contiguous(grad), places = torch::stable::contiguous(places), boxes = torch::stable::contiguous(boxes);
   const int64_t parts = std::max((s.regions + kWarp - 1) / kWarp, 1);
