@@ -38,6 +38,8 @@ def emulated(tmp_path_factory):
     for name in ("cuda_fp16.h", "cuda_bf16.h"):
         (folder / name).touch()
     flags = ["-O1", "-std=c++20", "-ffp-contract=off", "-fPIC", "-shared", "-w", *_headers()]
+    # a GPU does not read 16 bytes from an odd address: end the process there
+    flags += ["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"]
     folders = [f"-I{place}" for place in (folder, EMULATION, SOURCES)]
     library = folder / "moi_pool.so"
     parts = [str(folder / "moi_pool.cpp"), *_libraries("torch_cpu"), "-o", str(library)]
@@ -73,7 +75,7 @@ def case(seed):
         features = features.contiguous(memory_format=torch.channels_last)
     features = features.to(dtype)
     if layout == "part":  # some channels of a channels-last map
-        first, more = r.choice([(3, 5), (8, 16)])
+        first, more = r.choice([(3, 5), (8, 16), (8, 13)])
         wide = torch.zeros(images, height, width, channels + more, dtype=dtype)
         wide[..., first : first + channels] = features.permute(0, 2, 3, 1)
         features = wide[..., first : first + channels].permute(0, 3, 1, 2)
