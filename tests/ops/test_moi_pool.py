@@ -15,7 +15,7 @@ from torchvision.ops import roi_pool
 from wsis.errors import InputError
 from wsis.ops import moi_pool
 from wsis.ops.build import compiled_devices
-from wsis.ops.moi_pool import moi_pool_backward_reference, moi_pool_reference, windows_of
+from wsis.ops.moi_pool import moi_pool_backward_reference, moi_pool_reference
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 OPERATOR = torch.ops.wsis.moi_pool.default
@@ -28,7 +28,8 @@ def pool(request):
 
     def by_reference(features, boxes, cells, size=7, scale=0.125, compensation="bins"):
         code = {None: 0, "bins": 1, "released": 2}[compensation]
-        return moi_pool_reference(features, windows_of(boxes, scale), cells, size, code)
+        sides = (size, size) if isinstance(size, int) else size
+        return moi_pool_reference(features, boxes, cells, *sides, scale, code, False)[0]
 
     if request.param == "reference":
         return by_reference
@@ -42,18 +43,19 @@ def pool(request):
 def brute_force(features, boxes, cells, size, scale, compensation):
     """Loops over regions, channels and bins, in Python's own numbers."""
     count, (_, channels, height, width) = len(boxes), features.shape
-    pooled = torch.zeros(count, channels, size, size, dtype=torch.float64)
+    down, across = (size, size) if isinstance(size, int) else size
+    pooled = torch.zeros(count, channels, down, across, dtype=torch.float64)
     for k in range(count):
         x1, y1, x2, y2 = (math.floor(value * scale + 0.5) for value in boxes[k, 1:].tolist())
         columns, rows = max(x2 - x1 + 1, 1), max(y2 - y1 + 1, 1)
         filled = 0
-        for u in range(size):
-            for v in range(size):
+        for u in range(down):
+            for v in range(across):
                 inside = [
                     (y, x)
-                    for y in range(y1 + u * rows // size, y1 + math.ceil((u + 1) * rows / size))
+                    for y in range(y1 + u * rows // down, y1 + math.ceil((u + 1) * rows / down))
                     for x in range(
-                        x1 + v * columns // size, x1 + math.ceil((v + 1) * columns / size)
+                        x1 + v * columns // across, x1 + math.ceil((v + 1) * columns / across)
                     )
                     if 0 <= y < height and 0 <= x < width and cells[k, y, x]
                 ]
@@ -64,8 +66,8 @@ def brute_force(features, boxes, cells, size, scale, compensation):
                     )
         pooled[k] *= {
             None: 1,
-            "bins": size**2 / max(filled, 1),
-            "released": size**2 / (filled + 1),
+            "bins": down * across / max(filled, 1),
+            "released": down * across / (filled + 1),
         }[compensation]
     return pooled
 
@@ -100,7 +102,7 @@ def test_by_hand(pool):
     assert pool(features, boxes, cells, 2, 1 / 8, "bins").tolist() == [[[[22, 0], [34, 0]]]]
 
 
-@pytest.mark.parametrize("size", [1, 2, 7, 8])
+@pytest.mark.parametrize("size", [1, 2, 7, 8, (3, 5), (9, 1)])
 @pytest.mark.parametrize("compensation", [None, "bins", "released"])
 def test_brute_force(pool, size, compensation):
     features, boxes, cells = some()
@@ -126,16 +128,19 @@ def test_backends_agree_to_the_bit(seed, height, width, channels, size, double):
     features, boxes, cells = some(
         7, channels, height, width, 2, seed, torch.float64 if double else torch.float32
     )
-    windows = windows_of(boxes, 0.125)
-    expected = moi_pool_reference(features, windows, cells, size, 1)
+    arguments = size, size + 1, 0.125, 1, True
+    expected, places, factors = moi_pool_reference(features, boxes, cells, *arguments)
     grad = torch.randn(
         expected.shape, dtype=features.dtype, generator=torch.Generator().manual_seed(seed)
     )
-    back = moi_pool_backward_reference(grad, features, windows, cells, 1)
+    rest = 2, height, width
+    back = moi_pool_backward_reference(grad, places, factors, boxes, *rest)
     for device in compiled_devices():
-        there = [t.to(device) for t in (features, windows, cells)]
-        assert torch.equal(OPERATOR(*there, size, 1).cpu(), expected)
-        maps = torch.ops.wsis.moi_pool_backward(grad.to(device), *there, 1)
+        there = [t.to(device) for t in (features, boxes, cells)]
+        found = OPERATOR(*there, *arguments)
+        for ours, theirs in zip(found, (expected, places, factors), strict=True):
+            assert torch.equal(ours.cpu(), theirs)
+        maps = torch.ops.wsis.moi_pool_backward(grad.to(device), *found[1:], there[1], *rest)
         torch.testing.assert_close(maps.cpu(), back, rtol=1e-5, atol=1e-5)  # sums in another order
 
 
@@ -154,15 +159,25 @@ def test_a_region_that_fills_its_rounded_box_is_roi_pool(pool):
     ), "no bin is empty, so the compensation is 1"
 
 
-@pytest.mark.parametrize(
-    "backward", [torch.ops.wsis.moi_pool_backward, moi_pool_backward_reference]
-)
-def test_of_equals_the_first_gets_the_gradient(backward):
+def test_of_equals_the_first_gets_the_gradient():
     cells = torch.ones(1, 4, 4, dtype=torch.bool)
     cells[0, 0, 0] = False
-    windows = torch.tensor([[0, 0, 0, 4, 4]], dtype=torch.int32)
-    maps = backward(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 4, 4), windows, cells, 0)
+    features, boxes = torch.zeros(1, 1, 4, 4), torch.tensor([[0.0, 0, 0, 24, 24]])
+    assert moi_pool_reference(features, boxes, cells, 1, 1, 1 / 8, 0, True)[1].item() == 1
+    features.requires_grad_()
+    (maps,) = torch.autograd.grad(moi_pool(features, boxes, cells, 1).sum(), features)
     assert maps.nonzero().tolist() == [[0, 0, 0, 1]]
+
+
+def test_more_cells_than_16_bits_can_number():
+    features = torch.zeros(1, 1, 1, 40000)
+    features[0, 0, 0, [7, 35000]] = 1
+    features.requires_grad_()
+    cells, boxes = torch.ones(1, 1, 40000, dtype=torch.bool), torch.tensor([[0.0, 0, 0, 39999, 0]])
+    pooled = moi_pool(features, boxes, cells, (1, 2), 1)
+    assert pooled.tolist() == [[[[1, 1]]]]
+    (maps,) = torch.autograd.grad(pooled.sum(), features)
+    assert maps.nonzero()[:, 3].tolist() == [7, 35000]
 
 
 def test_gradcheck():
@@ -176,8 +191,12 @@ def test_gradcheck():
 @ops_on
 def test_opcheck(device, learning):
     features, boxes, cells = (t.to(device) for t in some(5, 3, 6, 7))
-    arguments = (features.requires_grad_(learning), windows_of(boxes, 1 / 8), cells, 3, 1)
+    arguments = (features.requires_grad_(learning), boxes, cells, 3, 2, 1 / 8, 1, learning)
     torch.library.opcheck(OPERATOR, arguments)
+    _, places, factors = OPERATOR(*arguments[:-1], True)
+    grad = torch.randn(places.shape, device=device)
+    backward = torch.ops.wsis.moi_pool_backward.default
+    torch.library.opcheck(backward, (grad, places, factors, boxes, 2, 6, 7))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -270,11 +289,13 @@ def test_export():
     assert any("moi_pool" in str(node.target) for node in program.graph.nodes)
 
 
+@pytest.mark.parametrize("side", [20, 150])
 @pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a GPU: the CPU's sums always have one order"
 )
-def test_deterministic_backward_on_cuda():
-    features, boxes, cells = (t.cuda() for t in some(300, 64, 20, 20))
+def test_deterministic_backward_on_cuda(side):
+    """Of maps whose sums fit in shared memory, and of larger ones; deterministic mode or not."""
+    features, boxes, cells = (t.cuda() for t in some(300, 64, side, side))
     features.requires_grad_()
     torch.use_deterministic_algorithms(True)
     try:
@@ -313,13 +334,25 @@ def test_what_does_not_go_together_is_refused():
         ((features, boxes, cells[:, 1:]), "cells are"),
         ((features, boxes, cells.float()), "cells are"),
         ((features, boxes, cells, 0), "output_size"),
+        ((features, boxes, cells, (7, 0)), "output_size"),
+        ((features, boxes, cells, (7, 7, 7)), "output_size"),
         ((features, boxes, cells, 7, 0.1, "psi"), "compensation"),
     ]:
         with pytest.raises(InputError, match=part):
             moi_pool(*arguments)
+    with pytest.raises(RuntimeError):
+        OPERATOR(features.requires_grad_(), boxes, cells, 7, 7, 0.1, 0, False)[0].sum().backward()
     boxes[3, 0] = 7
     with pytest.raises(RuntimeError, match="image"):
         moi_pool(features, boxes, cells)
+
+
+def test_boxes_that_are_no_numbers_are_far_outside(pool):
+    features, boxes, cells = some(4)
+    boxes[0, 1:], boxes[1, 1:] = torch.nan, torch.tensor([-torch.inf, -1e30, 1e30, torch.inf])
+    pooled = pool(features, boxes, cells)
+    assert pooled[0].abs().max() == 0
+    assert pooled.isfinite().all()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

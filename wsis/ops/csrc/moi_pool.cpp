@@ -6,6 +6,8 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "moi_pool.h"
@@ -20,9 +22,9 @@ constexpr int kLanes = 32;     // channels at a time; a block of them of a 40 x 
 constexpr int64_t kGroup = 64;  // regions that are pooled while a block is there
 
 struct Shape {
-  int64_t images, regions, channels, height, width, side;
+  int64_t images, regions, channels, height, width, rows, columns;
   int64_t area() const { return height * width; }
-  int64_t bins() const { return side * side; }
+  int64_t bins() const { return rows * columns; }
   int64_t blocks() const { return (channels + kLanes - 1) / kLanes; }
   int64_t lanes(int64_t block) const { return std::min<int64_t>(kLanes, channels - block * kLanes); }
 };
@@ -37,27 +39,28 @@ T* write(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
 }
 
-// Maps (N,D,HW) <-> blocks of lanes (N,blocks,HW,kLanes), contiguous in the order in which they are read.
-template <typename T, bool Pack>
-void convert(const Shape& s, std::conditional_t<Pack, const T*, T*> maps, std::vector<T>& packed) {
-  parallel_for(0, s.images * s.blocks(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t block = i % s.blocks(), lanes = s.lanes(block);
-      auto* plane = maps + (i / s.blocks() * s.channels + block * kLanes) * s.area();
-      T* cells = &packed[i * s.area() * kLanes];
-      for (int64_t cell = 0; cell < s.area(); ++cell)
-        for (int64_t c = 0; c < lanes; ++c)
-          if constexpr (Pack) cells[cell * kLanes + c] = plane[c * s.area() + cell];
-          else plane[c * s.area() + cell] = cells[cell * kLanes + c];
-    }
-  });
-}
-
+// Maps (N,D,HW) as blocks of lanes (N,blocks,HW,kLanes), contiguous in the order in which they are read.
 template <typename T>
 std::vector<T> pack(const Shape& s, const Tensor& features) {
   std::vector<T> packed(s.images * s.blocks() * s.area() * kLanes);
-  convert<T, true>(s, read<T>(features), packed);
+  parallel_for(0, s.images * s.blocks(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t block = i % s.blocks(), lanes = s.lanes(block);
+      const T* plane = read<T>(features) + (i / s.blocks() * s.channels + block * kLanes) * s.area();
+      T* cells = &packed[i * s.area() * kLanes];
+      for (int64_t cell = 0; cell < s.area(); ++cell)
+        for (int64_t c = 0; c < lanes; ++c) cells[cell * kLanes + c] = plane[c * s.area() + cell];
+    }
+  });
   return packed;
+}
+
+void check_images(const Shape& s, const float* boxes) {
+  for (int64_t k = 0; k < s.regions; ++k) {
+    const int32_t image = wsis::whole(boxes[5 * k]);
+    STD_TORCH_CHECK(image >= 0 && image < s.images, "moi_pool: region ", k, " is of image ", image, ", but there are ",
+                    s.images);
+  }
 }
 
 struct Region {
@@ -67,19 +70,19 @@ struct Region {
 };
 
 // Regions [first, last) with the cells of their bins.
-void list_cells(const Shape& s, const Tensor& windows, const Tensor& cells, int64_t first, int64_t last,
+void list_cells(const Shape& s, const float* boxes, float scale, const bool* cells, int64_t first, int64_t last,
                 std::vector<Region>& group) {
   group.resize(last - first);
   for (int64_t k = first; k < last; ++k) {
-    const int32_t* window = read<int32_t>(windows) + 5 * k;
-    const bool* own = read<bool>(cells) + k * s.area();
+    const wsis::Window window = wsis::window(boxes + 5 * k, scale);
+    const bool* own = cells + k * s.area();
     Region& region = group[k - first];
-    region.index = k, region.image = window[0], region.filled = 0;
+    region.index = k, region.image = window.image, region.filled = 0;
     region.list.clear(), region.start.clear();
-    for (int32_t row = 0; row < s.side; ++row) {
-      const auto ys = wsis::bin(row, int32_t(s.side), window[2], window[4], int32_t(s.height));
-      for (int32_t column = 0; column < s.side; ++column) {
-        const auto xs = wsis::bin(column, int32_t(s.side), window[1], window[3], int32_t(s.width));
+    for (int32_t row = 0; row < s.rows; ++row) {
+      const auto ys = wsis::bin(row, int32_t(s.rows), window.y, window.rows, int32_t(s.height));
+      for (int32_t column = 0; column < s.columns; ++column) {
+        const auto xs = wsis::bin(column, int32_t(s.columns), window.x, window.columns, int32_t(s.width));
         region.start.push_back(int32_t(region.list.size()));
         for (int32_t y = ys.first; y < ys.last; ++y)
           for (int32_t x = xs.first; x < xs.last; ++x)
@@ -109,79 +112,57 @@ inline void maximum(const T* block, const int32_t* cells, int32_t count, T* top,
       best[c] = above ? v : best[c];
     }
   }
+  for (int c = 0; c < kLanes; ++c) top[c] = best[c];
   if constexpr (Where)
     for (int c = 0; c < kLanes; ++c) where[c] = at[c];
-  else
-    for (int c = 0; c < kLanes; ++c) top[c] = best[c];
 }
 
-template <typename T>
-Tensor pool(const Shape& s, const Tensor& features, const Tensor& windows, const Tensor& cells, int64_t compensation) {
-  Tensor pooled = torch::stable::new_empty(features, {s.regions, s.channels, s.side, s.side});
+template <typename T, typename Place>  // Place is void if places are not kept
+void pool(const Shape& s, const Tensor& features, const float* boxes, float box_scale, const bool* cells, int64_t compensation,
+          T* pooled, Place* places, T* factors) {
+  constexpr bool kKeep = !std::is_void_v<Place>;
   const std::vector<T> packed = pack<T>(s, features);
   parallel_for(0, s.regions, 1, [&](int64_t begin, int64_t end) {
     std::vector<Region> group;
     std::vector<T> top(s.bins() * kLanes);
+    std::vector<int32_t> where(kKeep ? s.bins() * kLanes : 0);
     for (int64_t first = begin; first < end; first += kGroup) {
-      list_cells(s, windows, cells, first, std::min(first + kGroup, end), group);
+      list_cells(s, boxes, box_scale, cells, first, std::min(first + kGroup, end), group);
+      for (const Region& region : group)
+        factors[region.index] = wsis::factor<T>(region.filled, int32_t(s.bins()), compensation);
       for (int64_t block = 0; block < s.blocks(); ++block)
         for (const Region& region : group) {
           const T* map = &packed[(region.image * s.blocks() + block) * s.area() * kLanes];
-          const T scale = wsis::factor<T>(region.filled, int32_t(s.bins()), compensation);
           for (int64_t b = 0; b < s.bins(); ++b) {
             const int32_t count = region.start[b + 1] - region.start[b];
-            if (count) maximum<T, false>(map, &region.list[region.start[b]], count, &top[b * kLanes], nullptr);
-            else std::fill_n(&top[b * kLanes], kLanes, T(0));
+            int32_t* at = kKeep ? &where[b * kLanes] : nullptr;
+            if (count) maximum<T, kKeep>(map, &region.list[region.start[b]], count, &top[b * kLanes], at);
+            else std::fill_n(&top[b * kLanes], kLanes, T(0)), std::fill_n(at, kKeep ? kLanes : 0, -1);
           }
-          T* out = write<T>(pooled) + (region.index * s.channels + block * kLanes) * s.bins();
+          const int64_t out = (region.index * s.channels + block * kLanes) * s.bins();
           for (int64_t c = 0; c < s.lanes(block); ++c)
-            for (int64_t b = 0; b < s.bins(); ++b) out[c * s.bins() + b] = top[b * kLanes + c] * scale;
+            for (int64_t b = 0; b < s.bins(); ++b) {
+              pooled[out + c * s.bins() + b] = top[b * kLanes + c] * factors[region.index];
+              if constexpr (kKeep) places[out + c * s.bins() + b] = Place(where[b * kLanes + c]);
+            }
         }
     }
   });
-  return pooled;
 }
 
-// The maxima are computed again: storing their cells would double what the forward pass writes.
-template <typename T>
-Tensor unpool(const Shape& s, const Tensor& grad, const Tensor& features, const Tensor& windows, const Tensor& cells,
-              int64_t compensation) {
-  const std::vector<T> packed = pack<T>(s, features);
-  std::vector<T> sums(packed.size());
-  // A thread owns whole blocks: no two add to the same cell, and sums have one order whatever the number of threads.
-  parallel_for(0, s.blocks(), 1, [&](int64_t begin, int64_t end) {
-    std::vector<Region> group;
-    int32_t where[kLanes];
-    for (int64_t first = 0; first < s.regions; first += kGroup) {
-      list_cells(s, windows, cells, first, std::min(first + kGroup, s.regions), group);
-      for (int64_t block = begin; block < end; ++block)
-        for (const Region& region : group) {
-          const int64_t map = (region.image * s.blocks() + block) * s.area() * kLanes;
-          const T scale = wsis::factor<T>(region.filled, int32_t(s.bins()), compensation);
-          const T* in = read<T>(grad) + (region.index * s.channels + block * kLanes) * s.bins();
-          const int lanes = int(s.lanes(block)), bins = int(s.bins());
-          for (int64_t b = 0; b < s.bins(); ++b) {
-            const int32_t count = region.start[b + 1] - region.start[b];
-            if (!count) continue;
-            maximum<T, true>(&packed[map], &region.list[region.start[b]], count, nullptr, where);
-            T* sum = &sums[map];
-            for (int c = 0; c < lanes; ++c) sum[where[c] * kLanes + c] += in[c * bins + b] * scale;
-          }
+template <typename T, typename Place>
+void unpool(const Shape& s, const T* grad, const Place* places, const T* factors, const float* boxes, T* maps) {
+  // A thread owns whole channels: no two add to the same cell, and sums have one order whatever the number of threads.
+  parallel_for(0, s.channels, kLanes, [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin; first < end; first += kLanes)  // maps of so many stay in the second cache
+      for (int64_t k = 0; k < s.regions; ++k)
+        for (int64_t channel = first; channel < std::min(first + kLanes, end); ++channel) {
+          T* map = maps + (wsis::whole(boxes[5 * k]) * s.channels + channel) * s.area();
+          const int64_t in = (k * s.channels + channel) * s.bins();
+          for (int64_t i = in; i < in + s.bins(); ++i)
+            if (places[i] >= 0) map[places[i]] += grad[i] * factors[k];
         }
-    }
   });
-  Tensor out = torch::stable::new_empty(features, {s.images, s.channels, s.height, s.width});
-  convert<T, false>(s, write<T>(out), sums);
-  return out;
-}
-
-Shape shape_of(const Tensor& features, const Tensor& windows, int64_t side) {
-  const Shape s{features.size(0), windows.size(0), features.size(1), features.size(2), features.size(3), side};
-  const int32_t* window = read<int32_t>(windows);
-  for (int64_t k = 0; k < s.regions; ++k)
-    STD_TORCH_CHECK(window[5 * k] >= 0 && window[5 * k] < s.images, "moi_pool: region ", k, " is of image ", window[5 * k],
-                    ", but there are ", s.images);
-  return s;
 }
 
 // Halves are computed as floats, which is exact: a maximum is one of the values.
@@ -189,26 +170,62 @@ bool is_half(const Tensor& t) { return t.scalar_type() == ScalarType::Half || t.
 
 Tensor as_float(const Tensor& t) { return torch::stable::to(t, ScalarType::Float); }
 
-Tensor moi_pool(Tensor features, Tensor windows, Tensor cells, int64_t side, int64_t compensation) {
-  if (is_half(features))
-    return torch::stable::to(moi_pool(as_float(features), windows, cells, side, compensation), features.scalar_type());
+std::tuple<Tensor, Tensor, Tensor> moi_pool(Tensor features, Tensor boxes, Tensor cells, int64_t rows, int64_t columns,
+                                            double scale, int64_t compensation, bool keep) {
+  if (is_half(features)) {
+    const auto [pooled, places, factors] =
+        moi_pool(as_float(features), boxes, cells, rows, columns, scale, compensation, keep);
+    return {torch::stable::to(pooled, features.scalar_type()), places, factors};
+  }
+  const Shape s{features.size(0), boxes.size(0), features.size(1), features.size(2), features.size(3), rows, columns};
   features = torch::stable::contiguous(features);
-  windows = torch::stable::contiguous(windows);
+  boxes = torch::stable::contiguous(boxes);
   cells = torch::stable::contiguous(cells);
-  const auto run = features.scalar_type() == ScalarType::Double ? pool<double> : pool<float>;
-  return run(shape_of(features, windows, side), features, windows, cells, compensation);
+  check_images(s, read<float>(boxes));
+  const bool narrow = wsis::is_narrow(s.area());
+  const ScalarType place = narrow ? ScalarType::Short : ScalarType::Int;
+  const Tensor pooled = torch::stable::new_empty(features, {s.regions, s.channels, rows, columns});
+  const Tensor places = keep ? torch::stable::new_empty(features, {s.regions, s.channels, rows, columns}, place)
+                             : torch::stable::new_empty(features, {0}, place);
+  const Tensor factors = torch::stable::new_empty(features, {s.regions});
+  const auto run = [&](auto zero, auto* kept) {
+    using T = decltype(zero);
+    pool(s, features, read<float>(boxes), float(scale), read<bool>(cells), compensation, write<T>(pooled), kept,
+         write<T>(factors));
+  };
+  const auto choose = [&](auto zero) {
+    if (!keep) run(zero, static_cast<void*>(nullptr));
+    else if (narrow) run(zero, write<int16_t>(places));
+    else run(zero, write<int32_t>(places));
+  };
+  if (features.scalar_type() == ScalarType::Double) choose(double{});
+  else choose(float{});
+  return {pooled, places, factors};
 }
 
-Tensor moi_pool_backward(Tensor grad, Tensor features, Tensor windows, Tensor cells, int64_t compensation) {
-  if (is_half(features))
-    return torch::stable::to(moi_pool_backward(as_float(grad), as_float(features), windows, cells, compensation),
-                             features.scalar_type());
+Tensor moi_pool_backward(Tensor grad, Tensor places, Tensor factors, Tensor boxes, int64_t images, int64_t height,
+                         int64_t width) {
+  if (is_half(grad))
+    return torch::stable::to(moi_pool_backward(as_float(grad), places, factors, boxes, images, height, width),
+                             grad.scalar_type());
+  STD_TORCH_CHECK(places.numel() == grad.numel(), "moi_pool: places were not kept, or are of other gradients");
+  const Shape s{images, grad.size(0), grad.size(1), height, width, grad.size(2), grad.size(3)};
   grad = torch::stable::contiguous(grad);
-  features = torch::stable::contiguous(features);
-  windows = torch::stable::contiguous(windows);
-  cells = torch::stable::contiguous(cells);
-  const auto run = features.scalar_type() == ScalarType::Double ? unpool<double> : unpool<float>;
-  return run(shape_of(features, windows, grad.size(2)), grad, features, windows, cells, compensation);
+  places = torch::stable::contiguous(places);
+  boxes = torch::stable::contiguous(boxes);
+  check_images(s, read<float>(boxes));
+  const Tensor maps = torch::stable::new_zeros(grad, {s.images, s.channels, s.height, s.width});
+  const auto run = [&](auto zero, const auto* where) {
+    using T = decltype(zero);
+    unpool(s, read<T>(grad), where, read<T>(factors), read<float>(boxes), write<T>(maps));
+  };
+  const auto choose = [&](auto zero) {
+    if (wsis::is_narrow(s.area())) run(zero, read<int16_t>(places));
+    else run(zero, read<int32_t>(places));
+  };
+  if (grad.scalar_type() == ScalarType::Double) choose(double{});
+  else choose(float{});
+  return maps;
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
-// What the kernels of MoIPool (JTSM, eqs. 5, 7 and 8) share. A window is (image, x, y, width, height) in feature cells.
+// What the kernels of MoIPool (JTSM, eqs. 5, 7 and 8) share.
 #pragma once
+#include <cmath>
 #include <cstdint>
 
 #ifdef __CUDACC__
@@ -9,6 +10,29 @@
 #endif
 
 namespace wsis {
+
+// The box of a region in feature cells, as `windows_of` in wsis/ops/moi_pool.py rounds it.
+struct Window {
+  int32_t image, x, y, columns, rows;
+};
+
+// Without its fraction, and within the whole numbers that a float can tell apart; NaN is the lowest of these.
+WSIS_HOST_DEVICE int32_t whole(float value) { return int32_t(fminf(fmaxf(value, -0x1p24f), 0x1p24f)); }
+
+// A corner in cells, halves up.
+WSIS_HOST_DEVICE int32_t rounded(float corner, float scale) {
+#ifdef __CUDA_ARCH__
+  return whole(floorf(__fadd_rn(__fmul_rn(corner, scale), 0.5f)));  // not fused: the reference rounds twice
+#else
+  return whole(floorf(corner * scale + 0.5f));
+#endif
+}
+
+WSIS_HOST_DEVICE Window window(const float* box, float scale) {
+  const int32_t x = rounded(box[1], scale), y = rounded(box[2], scale);
+  const int32_t columns = rounded(box[3], scale) - x + 1, rows = rounded(box[4], scale) - y + 1;
+  return {whole(box[0]), x, y, columns < 1 ? 1 : columns, rows < 1 ? 1 : rows};
+}
 
 struct Range {
   int32_t first, last;  // half-open
@@ -30,5 +54,8 @@ WSIS_HOST_DEVICE T factor(int32_t filled, int32_t bins, int64_t compensation) {
   if (compensation == kReleased) return T(bins) / T(filled + 1);
   return T(bins) / T(filled > 0 ? filled : 1);
 }
+
+// Places, cells of a map that hold a maximum, are kept in 16 bits where these reach; -1 is an empty bin.
+inline bool is_narrow(int64_t area) { return area <= 1 << 15; }
 
 }  // namespace wsis
