@@ -1,9 +1,10 @@
 """Where a training step of PDSL or JTSM spends its time, and how much memory it takes.
 
-    python benchmarks/step.py [--model jtsm] [--proposals 2000] [--side 480] [--steps 5]
+    python benchmarks/step.py [--model jtsm] [--proposals 2000] [--side 480] [--batch 1] [--steps 5]
+    python benchmarks/step.py --device cuda --proposals 4000 --side 800 --batch 4 --bf16
 
-One image of 4:3 with random proposals, ResNet18-WS with the paper's heads, on the CPU; "evidence" with an empty memory and
-with a full one (after the first epoch).
+Images of 4:3 with random proposals, ResNet18-WS with the paper's heads. Steps are timed first, parts in further steps, on
+a GPU with the end of each part waited for. There, it also says how often a step waits for the device.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import argparse
 import resource
 import tempfile
 import time
+import warnings
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities import move_data_to_device
 from PIL import Image
 
 import wsis.models.jtsm
@@ -26,14 +30,14 @@ from wsis import registry
 from wsis.types import Proposals, View
 
 
-def sample(proposals: int, side: int, folder: Path) -> dict:
-    rng = np.random.default_rng(0)
+def sample(proposals: int, side: int, folder: Path, number: int) -> dict:
+    rng = np.random.default_rng(number)
     width = side * 4 // 3
     pixels = np.kron(
         rng.integers(0, 255, (side // 40, width // 40, 3)), np.ones((40, 40, 1))
     ).astype(np.uint8)
     pixels = pixels + rng.integers(0, 12, pixels.shape).astype(np.uint8)
-    path = folder / "image.png"
+    path = folder / f"{number}.png"
     Image.fromarray(pixels).save(path)
     size = pixels.shape[:2]
     corner = torch.from_numpy(rng.uniform(0, 0.8, (proposals, 2)) * [size[1], size[0]]).float()
@@ -49,7 +53,7 @@ def sample(proposals: int, side: int, folder: Path) -> dict:
     members = offset.square().sum(2) <= 1  # those within an ellipse
     return {
         "image": torch.from_numpy(pixels).permute(2, 0, 1),
-        "image_id": 0,
+        "image_id": number,
         "path": path,
         "size": size,
         "view": View((1.0, 1.0), (0.0, 0.0), size[1], False),
@@ -71,16 +75,16 @@ def calibrate(model: pl.LightningModule, image: torch.Tensor) -> None:
         norm.eval()
 
 
-def timed(model: pl.LightningModule, seconds: dict[str, float]) -> None:
+def timed(model: pl.LightningModule, seconds: dict[str, float], clock: Callable[[], float]) -> None:
     """Note the time of each part as it is called."""
 
     def wrap(owner: object, name: str, label: str) -> None:
         inner = getattr(owner, name)
 
         def outer(*args: object, **kwargs: object) -> object:
-            begin = time.perf_counter()
+            begin = clock()
             result = inner(*args, **kwargs)
-            seconds[label] += time.perf_counter() - begin
+            seconds[label] += clock() - begin
             return result
 
         setattr(owner, name, outer)
@@ -107,39 +111,70 @@ def main() -> None:
     parser.add_argument("--model", default="pdsl", choices=("pdsl", "jtsm"))
     parser.add_argument("--proposals", type=int, default=2000)
     parser.add_argument("--side", type=int, default=480)
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 where autocast takes it")
     given = parser.parse_args()
     torch.manual_seed(0)
-    model = registry.find("model", given.model)(backbone={"weights": "none"}).train()
+    model = registry.find("model", given.model)(backbone={"weights": "none"})
+    model = model.to(given.device).train()
     model.log = model.log_dict = lambda *_, **__: None
-    optimiser = torch.optim.SGD(
-        [p for p in model.parameters() if p.requires_grad], lr=1e-4, momentum=0.9
-    )
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.SGD(trained, lr=1e-4, momentum=0.9)
     seconds: dict[str, float] = defaultdict(float)
-    with tempfile.TemporaryDirectory() as folder:
-        one = sample(given.proposals, given.side, Path(folder))
-        calibrate(model, one["image"])
-        timed(model, seconds)
-        for step in range(given.steps + 1):
-            if step == 1:
-                first, seconds["evidence"] = seconds["evidence"], 0.0
-                seconds.clear()
-                begin = time.perf_counter()
-            loss = model.training_step([one], 0)
-            back = time.perf_counter()
-            optimiser.zero_grad()
-            loss.backward()
-            seconds["backward"] += time.perf_counter() - back
-            back = time.perf_counter()
-            optimiser.step()
-            seconds["optimiser"] += time.perf_counter() - back
-    whole = (time.perf_counter() - begin) / given.steps
+
+    def clock() -> float:
+        if given.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def step(batch: list[dict], clock: Callable[[], float] = time.perf_counter) -> None:
+        with torch.autocast(given.device, torch.bfloat16, enabled=given.bf16):
+            loss = model.training_step(batch, 0)
+        begin = clock()
+        optimiser.zero_grad()
+        loss.backward()
+        middle = clock()
+        optimiser.step()
+        seconds["backward"] += middle - begin
+        seconds["optimiser"] += clock() - middle
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        batch = [sample(given.proposals, given.side, folder, n) for n in range(given.batch)]
+        batch = move_data_to_device(batch, torch.device(given.device))
+        calibrate(model, batch[0]["image"])
+        step(batch)
+        begin = clock()
+        for _ in range(given.steps):
+            step(batch)
+        whole = (clock() - begin) / given.steps
+        waits = synchronisations(lambda: step(batch)) if given.device == "cuda" else None
+        timed(model, seconds, clock)
+        seconds.clear()
+        for _ in range(given.steps):
+            step(batch, clock)
+    scene = (
+        f"{given.model}, batch {given.batch}, {given.proposals} proposals, short side {given.side}"
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    scene = f"{given.model}, {given.proposals} proposals, short side {given.side}"
-    print(f"{scene}: {whole:.2f} s a step, peak {peak:.1f} GiB of the process")
+    print(f"{scene}: {1e3 * whole / given.batch:.0f} ms an image, {peak:.1f} GiB of the process")
+    if waits is not None:
+        memory = torch.cuda.max_memory_allocated() / 2**30
+        print(f"{torch.cuda.get_device_name()}: {memory:.1f} GiB, {waits} waits for it in a step")
     for label, total in sorted(seconds.items(), key=lambda item: -item[1]):
-        print(f"  {label:<44}{total / given.steps:7.3f} s  {total / given.steps / whole:5.1%}")
-    print(f"  evidence with an empty memory{'':<15}{first:7.3f} s")
+        print(f"  {label:<44}{1e3 * total / given.steps:8.1f} ms a step")
+
+
+def synchronisations(call: Callable[[], None]) -> int:
+    """Return how often a call waits for the GPU, as PyTorch's debug mode sees it."""
+    torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        call()
+    torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in seen)
 
 
 if __name__ == "__main__":
