@@ -28,6 +28,7 @@ from wsis.datasets.shapes import Shapes
 from wsis.inference import trained as trained_stages
 from wsis.method import Method
 from wsis.parts.mask_rcnn import MaskRCNN
+from wsis.runs.record import stages
 from wsis.share import share
 from wsis.types import Prediction, Proposals
 
@@ -123,6 +124,7 @@ SMALL_FLAGS = [
     "--data.augment.scales=[]",
     "--data.loading.batch_size=2",
 ]
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 QUIET = {
     "logger": False,
     "enable_progress_bar": False,
@@ -197,8 +199,8 @@ def train(name: str, data: DataModule, salient: Path | None = None, **trainer) -
     return model
 
 
-def predictions(model: Method, data: Shapes) -> list[Prediction]:
-    trainer = pl.Trainer(accelerator="cpu", default_root_dir=data.folder, **QUIET)
+def predictions(model: Method, data: Shapes, accelerator: str = "cpu") -> list[Prediction]:
+    trainer = pl.Trainer(accelerator=accelerator, default_root_dir=data.folder, **QUIET)
     batches = trainer.predict(model, datamodule=data)
     return [prediction for batch in batches or [] for prediction in batch or []]
 
@@ -239,6 +241,28 @@ def test_mixed_precision_trains(name, data):
     model = train(name, data, precision="bf16-mixed")
     assert all(value.isfinite().all() for value in model.parameters())
     assert {value.dtype for value in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.slow
+@ON_GPU
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("name", METHODS)
+def test_all_stages_run_on_a_gpu(name, precision, root, tmp_path):
+    wanted = [word for word in words(name, root, tmp_path / "run") if "accelerator" not in word]
+    done = fit.main([*wanted, "--trainer.accelerator=gpu", f"--trainer.precision={precision}"])
+    assert done.names == list(done.planned)
+    assert all(record.finished for _, record in stages(tmp_path / "run"))
+
+
+@pytest.mark.slow
+@ON_GPU
+def test_a_gpu_predicts_what_the_cpu_does(trained, data):
+    name, model = trained
+    if not predicts(name):
+        return
+    on_cpu, on_gpu = (predictions(model, data, accelerator) for accelerator in ("cpu", "gpu"))
+    for expected, found in zip(on_cpu, on_gpu, strict=True):
+        torch.testing.assert_close(found.scores[:3], expected.scores[:3], atol=1e-3, rtol=1e-2)
 
 
 @pytest.mark.slow
