@@ -30,7 +30,7 @@ for model in pdsl jtsm; do
   part "step_$model" 60 "${step[@]}"
   part "step_${model}_bf16" 60 "${step[@]}" --bf16
 done
-part methods 240 python -m pytest tests/models/test_all.py
+part methods 300 python -m pytest tests/models/test_all.py -k gpu
 if command -v compute-sanitizer >/dev/null; then
   part sanitizer 120 compute-sanitizer python -m pytest tests/ops/test_moi_pool.py -n 0 -k cuda
 fi
