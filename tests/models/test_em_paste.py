@@ -214,13 +214,14 @@ def test_unsure_foregrounds_are_dropped(data, segments, tmp_path):
         write_foregrounds(tmp_path, segments, data, **{**EM, "min_probability": 1})
 
 
-def with_proposals(data: Shapes, change) -> SimpleNamespace:
-    """The data, with proposals that `change(position, proposals)` gives."""
+def with_proposals(data: Shapes, change, without_tags: tuple[int, ...] = ()) -> SimpleNamespace:
+    """The data, with proposals that `change(position, proposals)` gives, some images untagged."""
     samples = data.samples("train", train=False, supervision={"tags"})
 
     def sample(i: int) -> dict:
         given = sample_of(data, i)
-        return {**given, "proposals": change(i, given["proposals"])}
+        target = {**given["target"], "tags": given["target"]["tags"] * (i not in without_tags)}
+        return {**given, "proposals": change(i, given["proposals"]), "target": target}
 
     stand_in = type(
         "Changed",
@@ -256,6 +257,20 @@ def test_images_without_segments_have_no_foreground(data, tmp_path):
     none = with_proposals(data, lambda i, p: cut(p, slice(0)))
     with pytest.raises(InputError, match="give other proposals"):
         write_segments(tmp_path, checkpoint, none, **HOW)
+
+
+def test_images_without_tags_are_left_out(data, segments, tmp_path):
+    """Nothing is cut from them; the others' segments are what they were."""
+    untagged = with_proposals(data, lambda i, p: p, without_tags=(0, 3))
+    write_segments(tmp_path, save(classifier(), tmp_path), untagged, **HOW)
+    found, all_of_them = Segments.read(tmp_path), Segments.read(segments)
+    kept = np.isin(all_of_them.image, [1, 2, 4])
+    assert np.diff(found.begin).tolist() == [0, 40, 40, 0, 40]
+    assert (found.image == all_of_them.image[kept]).all()
+    assert (found.first == all_of_them.first[kept]).all()
+    for i in (1, 2, 4):
+        ours, theirs = (s.features[s.begin[i] : s.begin[i + 1]] for s in (found, all_of_them))
+        assert (ours == theirs).all()
 
 
 def test_one_image_of_a_class_and_segments_that_are_all_alike(data, tmp_path):

@@ -1,7 +1,7 @@
 """COCO's precision at the thresholds and sizes that the papers report.
 
-It is computed by pycocotools, or by faster-coco-eval if that is installed: 13 seconds in place of 32
-for masks and boxes of 38,000 detections on 5,000 images (`benchmarks/evaluation.py`).
+It is computed by pycocotools, or by faster-coco-eval if that is installed: 13 seconds in place of
+32 for masks and boxes of 38,000 detections on 5,000 images (`benchmarks/evaluation.py`).
 """
 
 from __future__ import annotations

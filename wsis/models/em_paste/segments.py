@@ -41,7 +41,7 @@ class Segments(NamedTuple):
     """All segments (T) of N images, and all pairs (M) of an image and a tagged class."""
 
     features: NDArray[np.float16]
-    """(T,D) of all segments, image by image; on disk."""
+    """(T,D) of all segments of tagged images, image by image; on disk."""
     eligible: NDArray[np.bool_]
     """(T,) whether a segment may be a first choice."""
     begin: NDArray[np.int64]
@@ -83,7 +83,7 @@ class Segments(NamedTuple):
         return slice(self.begin[image], self.begin[image + 1])
 
     def mean(self) -> Tensor:
-        """Return the mean features (D,) of the eligible segments of all images."""
+        """Return the mean features (D,) of the eligible segments of all tagged images."""
         total = np.zeros(self.features.shape[1])
         for i in range(0, len(self.features), _ROWS):
             rows = slice(i, i + _ROWS)
@@ -101,7 +101,9 @@ def write_segments(
     cam_fraction: float,
     patch_size: int,
 ) -> None:
-    """Write features and probabilities of every segment, and first choices of tagged classes.
+    """Write features and probabilities of segments, and first choices of tagged classes.
+
+    Images without a tag are left out.
 
     Args:
         folder: gets segments.json, features.f16, probabilities.f16 and eligible.u8: 2 D + 2 A + 1
@@ -129,6 +131,9 @@ def write_segments(
         for i in bar(range(len(samples)), desc="segments", unit="image"):
             sample = samples.sample(i)
             labels = sample["target"]["tags"].nonzero()[:, 0]
+            if not len(labels):  # nothing is cut from it; patches take seconds an image
+                images.append({"segments": 0, "pairs": []})
+                continue
             pooled, scores = describe(net, sample, patch_size)
             scores = scores[:, labels].T
             if not pooled.isfinite().all():
