@@ -1,11 +1,13 @@
 """The recipes for own photos on horses: from tags, boxes or masks to masks of 60 other photos; one table.
 
-python benchmarks/photos.py HORSES_DIR COCO_DIR WEIGHTS [--rows pdsl cam] [--horses 168] [--seeds 1] [--salient DIR] [SETTINGS]
+python benchmarks/photos.py HORSES_DIR COCO_DIR WEIGHTS [--rows pdsl cam] [--horses 168] [--others 0] [--seeds 1]
+    [--salient DIR] [SETTINGS]
 
-HORSES_DIR has images/, instances_train.json and instances_val.json; COCO_DIR is laid out as COCO, and 200 of
-its images without a horse are the negatives (fewer with fewer horses, in proportion). Photos of horses are
-tagged `horse`; the others with nothing, or with those of the --others classes that are on most of them.
-SETTINGS go to wsis.fit, such as what input the weights want. Figures are in percent, of the validation photos, by the last stage. Runs that are finished are not repeated.
+HORSES_DIR has images/, instances_train.json and instances_val.json; COCO_DIR is laid out as COCO, and 200 of its images
+without a horse are the negatives (fewer with fewer horses, in proportion). Photos of horses are tagged `horse`; the others
+with nothing, or with those of the --others classes that are on most of them. WEIGHTS are of mobilenetv2_100; SETTINGS go to
+wsis.fit, such as --model.backbone.mean=[0.5,0.5,0.5] where the weights want that. Figures are in percent, of the validation
+photos, by the last stage. Runs that are finished are not repeated.
 """
 
 from __future__ import annotations
