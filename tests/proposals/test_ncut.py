@@ -19,7 +19,7 @@ from wsis.proposals.cuts import affinity, bipartition, cuts, eigenvectors
 from wsis.proposals.merge import merged
 from wsis.proposals.segments import propose as segments
 
-QUANTILES = (0.1, 0.25, 0.75, 0.9)
+QUANTILES = (0.1, 0.9)
 
 
 class Colours(nn.Module):

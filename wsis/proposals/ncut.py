@@ -20,6 +20,7 @@ from functools import cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import coo_matrix
 from torch import Tensor
 
 from wsis.errors import InputError
@@ -48,7 +49,7 @@ def propose(
     limit: int = 2000,
     eigenvectors: int = 16,
     thresholds: tuple[float, ...] = (0.35, 0.55),
-    quantiles: tuple[float, ...] = (0.1, 0.25, 0.75, 0.9),
+    quantiles: tuple[float, ...] = (0.1, 0.9),
     superpixels: int = 1000,
     work_side: int = 640,
     min_size: float = 0.0003,
@@ -132,10 +133,10 @@ def _snap(masks: NDArray[np.bool_], labels: NDArray[np.int32], stride: int) -> N
     cells = masks.shape[1] * masks.shape[2]
     rows, columns = (np.arange(side) // stride for side in labels.shape)
     cell = rows[:, None] * masks.shape[2] + columns
-    count = int(labels.max()) + 1
-    pixels = np.bincount((labels.astype(np.int64) * cells + cell).ravel(), minlength=count * cells)
-    shared = pixels.reshape(count, cells).astype(np.float32)
-    covered = masks.reshape(len(masks), cells).astype(np.float32) @ shared.T  # (M,S) pixels
-    members = covered > shared.sum(1) / 2
+    shape = (int(labels.max()) + 1, cells)
+    ones = np.ones(labels.size, np.float32)
+    pixels = coo_matrix((ones, (labels.ravel(), cell.ravel())), shape).tocsr()  # of each pair
+    covered = (pixels @ masks.reshape(len(masks), cells).T.astype(np.float32)).T
+    members = covered > np.bincount(labels.ravel()) / 2
     first = np.unique(np.packbits(members, axis=1), axis=0, return_index=True)[1]
     return members[np.sort(first)]
