@@ -1,6 +1,7 @@
 """Our proposals and OpenCV contrib's selective search (fast) on the same COCO validation images, one core each.
 
-python benchmarks/proposals.py COCO_DIR [--images 100] [--peer-python PYTHON_WITH_OPENCV_CONTRIB]
+python benchmarks/proposals.py COCO_DIR [--images 100] [--proposer segments ncut] [--peer-python PYTHON_WITH_OPENCV_CONTRIB]
+Of several proposers, the merged proposals are judged, too.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import torch
 from wsis.datasets.coco import COCO
 from wsis.metrics.proposals import ProposalRecall
 from wsis.proposals.file import pack
-from wsis.proposals.segments import propose
+from wsis.proposals.merge import merged
+from wsis.proposals.proposers import propose
 from wsis.types import Proposals
 
-COUNTS = (500, 1000, 2000)
+COUNTS = (100, 500, 1000, 2000)
 PEER = """
 import sys, time, cv2, numpy as np
 cv2.setNumThreads(1)
@@ -41,6 +43,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("coco", type=Path)
     arguments.add_argument("--images", type=int, default=100)
+    arguments.add_argument("--proposer", nargs="+", default=["segments"])
     arguments.add_argument("--peer-python", type=Path)
     asked = arguments.parse_args()
     cv2.setNumThreads(1)
@@ -52,18 +55,27 @@ def main() -> None:
     pixels = [np.ascontiguousarray(s["image"].permute(1, 2, 0).numpy()) for s in chosen]
     truths = [s["truth"] for s in chosen]
 
-    seconds, found = [], []
-    for image in pixels:
-        start = time.process_time()
-        found.append(propose(image))
-        seconds.append(time.process_time() - start)
-    size = np.mean([len(pack(p)) for p in found])
-    _report("wsis", seconds, found, truths)
-    print(
-        f"{size / 1000:.1f} kB an image; {np.mean([p.members.shape[1] for p in found]):.0f} superpixels"
-    )
+    every = []
+    for name in asked.proposer:
+        propose(pixels[0], name)  # loads a network
+        every.append(_timed(lambda image, name=name: propose(image, name), pixels))
+        _report(name, *every[-1], truths)
+    if len(every) > 1:
+        found = [found for _, found in every]
+        _report(
+            "merged, the merging alone", *_timed(merged, list(zip(*found, strict=True))), truths
+        )
     if asked.peer_python:
         _report("selective search, fast", *_peer(asked.peer_python, pixels), truths)
+
+
+def _timed(make, inputs: list) -> tuple[list[float], list[Proposals]]:
+    seconds, found = [], []
+    for one in inputs:
+        start = time.process_time()
+        found.append(make(one))
+        seconds.append(time.process_time() - start)
+    return seconds, found
 
 
 def _peer(python: Path, pixels: list[np.ndarray]) -> tuple[list[float], list[Proposals]]:
@@ -88,6 +100,10 @@ def _report(name: str, seconds: list[float], found: list[Proposals], truths: lis
     print(
         f"{name}: {np.mean(seconds):.2f} s an image, {np.mean([len(p.boxes) for p in found]):.0f} proposals"
     )
+    if found[0].members is not None:
+        size = np.mean([len(pack(p)) for p in found])
+        superpixels = np.mean([p.members.shape[1] for p in found])
+        print(f"  {size / 1000:.1f} kB an image; {superpixels:.0f} superpixels")
     for kind in ("box", "mask"):
         for count in COUNTS if f"{kind}_abo/{COUNTS[0]}" in figures else ():
             found_part, overlap = (

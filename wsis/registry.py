@@ -47,7 +47,12 @@ _PACKAGES = {"model": ("models", "parts"), "data": ("datasets",)}
 _STAGES = {"model": ("evidence",)}
 """Packages with networks that are trained only as a stage of a method."""
 _BASES = {"model": "LightningModule", "data": "LightningDataModule"}
-_FUNCTIONS = {"proposer": {"segments": "wsis.proposals.segments.propose"}}
+_FUNCTIONS = {
+    "proposer": {
+        "ncut": "wsis.proposals.ncut.propose",
+        "segments": "wsis.proposals.segments.propose",
+    }
+}
 """Built-in functions by name, for kinds that are functions rather than classes."""
 
 

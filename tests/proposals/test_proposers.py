@@ -86,7 +86,7 @@ def test_the_built_in_is_there_and_its_settings_are_json():
 
 
 def test_a_plugin_is_found_by_name(plugins):
-    assert proposers.names() == ["gone", "middle", "segments", "wrong"]
+    assert proposers.names() == ["gone", "middle", "ncut", "segments", "wrong"]
     told = proposers.find("middle").provenance
     assert told == {
         "made": "middle",

@@ -48,7 +48,7 @@ class DataModule(pl.LightningDataModule):
         name: Name of the data set in files and messages.
         folder: Folder of the data set and of files made for it.
         labels: COCO json to train on, as wsis.label writes it; empty uses the data set's labels.
-        proposals: Proposer ("segments" is built in), file or folder of proposals, or "none".
+        proposals: Proposer ("segments", "ncut"), file or folder of proposals, or "none".
         max_proposals: Maximum number of proposals per image, highest ranked first.
         max_test_proposals: The same of images that are evaluated or labelled; null for as many as
             in training.

@@ -1,6 +1,7 @@
 """Proposers by name: functions that return the proposals of an image.
 
-`segments` is built in. Other packages add theirs as entry points of the group `wsis.proposers`:
+`segments` and `ncut` are built in. Other packages add theirs as entry points of the group
+`wsis.proposers`:
 
     [project.entry-points."wsis.proposers"]
     sam = "my_package.sam:propose"
@@ -13,6 +14,7 @@ names the labels that it was trained on, "none" if it was not trained.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +31,7 @@ from wsis.types import Proposals
 __all__ = ["BUILT_IN", "Proposer", "find", "names", "propose"]
 
 BUILT_IN = "segments"
+"""The proposer where none is named."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,10 @@ def find(name: str) -> Proposer:
     Raises:
         InputError: the name is unknown, or the proposer cannot be imported.
     """
-    if name == BUILT_IN:
-        from wsis.proposals import segments
-
-        return Proposer(name, segments.propose, str(segments.VERSION), "none")
     function = registry.find("proposer", name)
+    if function.__module__.startswith("wsis.proposals."):
+        module = sys.modules[function.__module__]
+        return Proposer(name, function, str(module.VERSION), module.SUPERVISION)
     return Proposer(name, function, _version(name), getattr(function, "supervision", "unknown"))
 
 

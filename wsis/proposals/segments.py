@@ -7,7 +7,7 @@ proposals are ranked and have an objectness score.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -21,10 +21,11 @@ from wsis.proposals.grouping import Floats, Graph, Ints, Merges, group, neighbou
 from wsis.proposals.objectness import objectness
 from wsis.types import Proposals
 
-__all__ = ["propose"]
+__all__ = ["as_proposals", "propose", "rank", "superpixel_map"]
 
 VERSION = 1
 """Raised whenever the proposals of an image change."""
+SUPERVISION = "none"
 
 Image = NDArray[np.uint8]
 Labels = NDArray[np.int32]
@@ -82,7 +83,7 @@ def propose(
         objects as possible; the scores are those of `wsis.proposals.objectness`.
     """
     small = resize_long_side(image, work_side, enlarge=None)
-    labels = _superpixels(small, superpixels)
+    labels = superpixel_map(small, superpixels)
     graph = _graph(labels)
     regions = _regions(group(graph, *_strategies(small, labels), _starts(small, labels)), graph)
     share = regions.sizes / graph.area
@@ -91,11 +92,11 @@ def propose(
     regions = Regions(members[fits], boxes[fits], sizes[fits], persistence[fits])
     best = _order(regions, share[fits])[:limit]
     chosen = np.unpackbits(regions.members[best], axis=1, count=len(graph.sizes)).astype(bool)
-    return _proposals(chosen, objectness(small, labels, chosen), labels, image.shape[:2])
+    return as_proposals(chosen, objectness(small, labels, chosen), labels, image.shape[:2])
 
 
-def _superpixels(image: Image, limit: int) -> Labels:
-    """Return Felzenszwalb's map in Lab, merged down to `limit` similar and small regions."""
+def superpixel_map(image: Image, limit: int) -> Labels:
+    """Return Felzenszwalb's map (H,W) in Lab, merged down to `limit` similar and small regions."""
     labels: Labels = felzenszwalb(
         cv2.cvtColor(image, cv2.COLOR_RGB2LAB), scale=50, sigma=0.8, min_size=25
     ).astype(np.int32)
@@ -213,17 +214,35 @@ def _regions(merges: Merges, graph: Graph) -> Regions:
 def _order(regions: Regions, share: Floats) -> Ints:
     """Rank the regions (P,): persistent before transient, large before small, duplicates last."""
     raw = (regions.persistence + _NEWBORN) * share**_SIZE_POWER
-    boxes, order = torch.from_numpy(regions.boxes), torch.from_numpy(raw)
-    factors = np.full(len(raw), _DOUBLES[-1][1], np.float32)
+    return rank(regions.boxes, raw)
+
+
+def rank(boxes: Floats, worth: NDArray[Any]) -> Ints:
+    """Return the order of regions (P,) by their worth, best first, of which duplicates lose most.
+
+    Args:
+        boxes: (P,4) xyxy.
+        worth: (P,) float32, positive.
+    """
+    factors = np.full(len(worth), _DOUBLES[-1][1], np.float32)
     for overlap, factor in reversed(_DOUBLES[:-1]):
-        factors[nms(boxes, order, overlap).numpy()] = factor
-    return np.argsort(-raw * factors, kind="stable")
+        kept = nms(torch.from_numpy(boxes), torch.from_numpy(worth), overlap)
+        factors[kept.numpy()] = factor
+    order: Ints = np.argsort(-worth * factors, kind="stable")
+    return order
 
 
-def _proposals(
+def as_proposals(
     members: NDArray[np.bool_], scores: Floats, labels: Labels, size: tuple[int, int]
 ) -> Proposals:
-    """Scale the label map to the image's size and compute the boxes there."""
+    """Return sets of superpixels as proposals in image pixels.
+
+    Args:
+        members: (P,S) superpixels of each proposal, which has some.
+        scores: (P,) of each, best first.
+        labels: (h,w) superpixel of each working pixel.
+        size: (height, width) of the image, to which the label map is scaled.
+    """
     rows, columns = (np.arange(n) * k // n for n, k in zip(size, labels.shape, strict=True))
     labels = labels[rows[:, None], columns]
     extents = _extents(labels, members.shape[1])
