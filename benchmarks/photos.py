@@ -25,7 +25,7 @@ from wsis.reports.table import mean_and_range, print_table
 from wsis.runs.record import stages
 
 COLUMNS = ("AP25", "AP50", "AP75", "box_AP50", "CorLoc")
-NEGATIVES, HORSES = 200, 168
+NEGATIVES, HORSES, SHIFT = 200, 168, 10**7
 LABELS = {"boxcaseg": "boxes.json", "boxinst": "boxes.json", "mask_rcnn": "masks.json"}
 """Labels of the methods that are not taught by tags."""
 ROWS = ("pdsl", "cam", "jtsm", "ccgr", "em_paste", "boxcaseg", "boxinst", "mask_rcnn")
@@ -95,6 +95,10 @@ def negatives(coco: Path, count: int, classes: int) -> dict[str, list[dict[str, 
         for image in sorted(without, key=lambda image: image["file_name"]):
             images.append({**image, "path": str(coco / split / image["file_name"])})
         annotations += labels["annotations"]
+    for record in (*images, *annotations):  # beside those of the horses
+        record["id"] += SHIFT
+    for annotation in annotations:
+        annotation["image_id"] += SHIFT
     kept = {image["id"] for image in images[:count]}
     seen = {(a["category_id"], a["image_id"]) for a in annotations if a["image_id"] in kept}
     common = {c for c, _ in Counter(c for c, _ in seen).most_common(classes)}
