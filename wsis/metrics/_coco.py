@@ -112,9 +112,9 @@ def _first_per_class(annotations: Annotations) -> Annotations:
 
 
 def _indexed(library: type, dataset: Dataset) -> Any:
-    """Return a data set as a library has it; of its own, because it may be changed."""
+    """Return a data set as a library has it."""
     coco = library()
-    coco.dataset = {**dataset, "annotations": [dict(a) for a in dataset["annotations"]]}
+    coco.dataset = dataset
     coco.createIndex()
     return coco
 

@@ -62,7 +62,7 @@ class PixelClassifier(nn.Module):
         # where there is no object, or nothing else, any pixel will do
         pixels = torch.multinomial(sides + 1e-6, count, replacement=True)  # (2G,count)
         known = torch.cat([targets, targets]).flatten(1).gather(1, pixels).flatten()
-        negatives = min(len(absent), 1) * _NEW // 2
+        negatives = _NEW // 2 if len(absent) else 0
         elsewhere = torch.randint(height * width, (negatives,), device=pixels.device)
         others = torch.randint(max(len(absent), 1), (negatives,), device=pixels.device)
         owners = torch.cat([labels.repeat(2).repeat_interleave(count), absent[others]])

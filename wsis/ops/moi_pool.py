@@ -74,10 +74,9 @@ def moi_pool(
         RuntimeError: a box of an image that is not there. On CUDA its features are NaN instead,
             because a check would wait for the device.
     """
-    check(features, boxes, cells, output_size)
+    rows, columns = check(features, boxes, cells, output_size)
     if compensation not in _CODES:
         raise InputError(f"moi_pool: compensation is one of {[*_CODES]}, not {compensation!r}")
-    rows, columns = (output_size, output_size) if isinstance(output_size, int) else output_size
     keep = torch.is_grad_enabled() and features.requires_grad
     pooled, _, _ = _operator(
         features,
@@ -92,8 +91,10 @@ def moi_pool(
     return pooled
 
 
-def check(features: Tensor, boxes: Tensor, cells: Tensor, output_size: int | Sequence[int]) -> None:
-    """Check that the arguments of a pooling operator match.
+def check(
+    features: Tensor, boxes: Tensor, cells: Tensor, output_size: int | Sequence[int]
+) -> tuple[int, int]:
+    """Check that the arguments of a pooling operator match; return rows and columns of bins.
 
     Raises:
         InputError: one does not; the message says which, and what it should be.
@@ -120,6 +121,7 @@ def check(features: Tensor, boxes: Tensor, cells: Tensor, output_size: int | Seq
         raise InputError(
             f"pooling: output_size is one number or two, each at least 1, not {output_size}"
         )
+    return sides[0], sides[1]
 
 
 def windows_of(boxes: Tensor, scale: float) -> Tensor:

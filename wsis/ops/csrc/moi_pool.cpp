@@ -14,6 +14,8 @@
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using wsis::read;
+using wsis::write;
 using torch::stable::parallel_for;
 
 namespace {
@@ -28,16 +30,6 @@ struct Shape {
   int64_t blocks() const { return (channels + kLanes - 1) / kLanes; }
   int64_t lanes(int64_t block) const { return std::min<int64_t>(kLanes, channels - block * kLanes); }
 };
-
-template <typename T>
-const T* read(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
-template <typename T>
-T* write(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
 
 // Maps (N,D,HW) as blocks of lanes (N,blocks,HW,kLanes), contiguous in the order in which they are read.
 template <typename T>

@@ -32,6 +32,8 @@ using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using wsis::read;
+using wsis::write;
 
 namespace {
 
@@ -364,16 +366,6 @@ void dispatch(ScalarType type, const Call& call) {
     case ScalarType::BFloat16: return call(BFloat16{});
     default: STD_TORCH_CHECK(false, "moi_pool: features must be float, double, half or bfloat16");
   }
-}
-
-template <typename T>
-const T* read(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
-template <typename T>
-T* write(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
 }
 
 ScalarType exact(ScalarType type) { return type == ScalarType::Double ? type : ScalarType::Float; }

@@ -1,5 +1,7 @@
 // What the kernels of MoIPool (JTSM, eqs. 5, 7 and 8) share.
 #pragma once
+#include <torch/csrc/stable/tensor.h>
+
 #include <cmath>
 #include <cstdint>
 
@@ -10,6 +12,16 @@
 #endif
 
 namespace wsis {
+
+template <typename T>
+const T* read(const torch::stable::Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+template <typename T>
+T* write(const torch::stable::Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
 
 // The box of a region in feature cells, as `windows_of` in wsis/ops/moi_pool.py rounds it.
 struct Window {
