@@ -1,11 +1,11 @@
 """The recipes for own photos on horses: from tags, boxes or masks to masks of 60 other photos; one table.
 
-python benchmarks/photos.py HORSES_DIR COCO_DIR WEIGHTS [--rows pdsl cam] [--horses 168] [--others 0] [--seeds 1]
-    [--salient DIR] [SETTINGS]
+python benchmarks/photos.py HORSES_DIR COCO_DIR WEIGHTS [--backbone mobilenetv2_100] [--rows pdsl cam] [--horses 168]
+    [--others 0] [--seeds 1] [--salient DIR] [SETTINGS]
 
 HORSES_DIR has images/, instances_train.json and instances_val.json; COCO_DIR is laid out as COCO, and 200 of its images
 without a horse are the negatives (fewer with fewer horses, in proportion). Photos of horses are tagged `horse`; the others
-with nothing, or with those of the --others classes that are on most of them. WEIGHTS are of mobilenetv2_100; SETTINGS go to
+with nothing, or with those of the --others classes that are on most of them. WEIGHTS are of the backbone; SETTINGS go to
 wsis.fit, such as --model.backbone.mean=[0.5,0.5,0.5] where the weights want that. Figures are in percent, of the validation
 photos, by the last stage. Runs that are finished are not repeated.
 """
@@ -37,7 +37,8 @@ def main() -> None:
     )
     arguments.add_argument("photos", type=Path)
     arguments.add_argument("coco", type=Path)
-    arguments.add_argument("weights", type=Path, help="of mobilenetv2_100")
+    arguments.add_argument("weights", type=Path, help="of the backbone")
+    arguments.add_argument("--backbone", default="mobilenetv2_100", help="of timm")
     arguments.add_argument("--salient", type=Path, help="images and masks, for boxcaseg")
     arguments.add_argument("--rows", nargs="*", default=["pdsl", "cam"], choices=ROWS)
     arguments.add_argument("--horses", type=int, default=HORSES)
@@ -119,10 +120,10 @@ def link(path: Path, folder: Path) -> None:
 
 def figures(row: str, seed: int, folder: Path, asked: argparse.Namespace) -> list[float]:
     """Train and judge one seed; the figures of COLUMNS in percent, and the minutes of its stages."""
-    run = asked.out / f"{row}-{asked.horses}-{1 + asked.others}-{seed}"
+    run = asked.out / f"{row}-{asked.backbone}-{asked.horses}-{1 + asked.others}-{seed}"
     if not (run / "test-val" / "metrics.json").is_file():
         words = ["--model", row, "--data", "folder", "--data.root", str(folder)]
-        words += ["--model.backbone.name", "mobilenetv2_100"]
+        words += ["--model.backbone.name", asked.backbone]
         words += ["--model.backbone.weights", str(asked.weights), "--run_dir", str(run)]
         words += ["--seed_everything", str(seed), "--data.loading.seed", str(seed)]
         if row in LABELS:
