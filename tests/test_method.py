@@ -148,6 +148,7 @@ OTHER = {  # `ranges` are of the model's own arguments
     "needs_boxes": True,
     "panoptic": True,
     "class_names": ("bird", "bus"),
+    "stuff_names": ("sky",),
     "main_metrics": ("PQ",),
     "min_mask_score": 0.25,
     "label_settings": ("merge",),

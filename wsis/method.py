@@ -67,6 +67,8 @@ class Method(pl.LightningModule):
     """True if predictions hold panoptic maps; panoptic quality is then measured."""
     class_names: tuple[str, ...] = ()
     """Names of the thing classes in order, of the data trained on; empty if they are not known."""
+    stuff_names: tuple[str, ...] = ()
+    """Names of the stuff classes, in the same way."""
     main_metrics: tuple[str, ...] = ("AP50", "mIoU", "PQ", "box_AP50", "mAP", "tag_mAP")
     """Names of metrics; the first that validation measures tells which checkpoint is best."""
     min_mask_score: float = 0.0
@@ -127,6 +129,7 @@ class Method(pl.LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if stage == "fit":
             self.class_names = tuple(getattr(data, "class_names", ()))
+            self.stuff_names = tuple(category["name"] for category in getattr(data, "stuff", ()))
             self.check_augment(getattr(data, "augment", None))
         for backbone in self._backbones():
             # weights are hashed and the place is told once
@@ -164,6 +167,7 @@ class Method(pl.LightningModule):
         for state in checkpoint.values():
             if isinstance(state, dict) and "categories" in state:
                 self.class_names = tuple(category["name"] for category in state["categories"])
+                self.stuff_names = tuple(category["name"] for category in state.get("stuff", ()))
 
     def _backbones(self) -> list[Backbone]:
         return [module for module in self.modules() if isinstance(module, Backbone)]

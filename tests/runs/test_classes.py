@@ -97,8 +97,12 @@ def test_numbers_are_never_taken_for_names(root, tmp_path):
 
 
 class Other:
-    def __init__(self, *names: str) -> None:
+    def __init__(self, *names: str, stuff: tuple[str, ...] = ()) -> None:
         self.class_names = names
+        self.stuff = [{"id": 100 + k, "name": name} for k, name in enumerate(stuff)]
+
+    def index(self, split: str) -> Any:
+        return type("Index", (), {"name": "other"})
 
 
 @pytest.mark.parametrize(
@@ -130,3 +134,52 @@ def test_a_model_without_names_or_with_given_boxes_has_nothing_to_match():
     for model in (nameless, segments_boxes):
         assert for_classes_of(model, Other("zebra")) is model
         check_classes(model, Other("zebra"))
+
+
+class PaintsMaps(Finds):
+    """A panoptic model of two things and three kinds of stuff, with a pixel of each and of void."""
+
+    panoptic = True
+    class_names = ("cat", "bus")
+    stuff_names = ("grass", "sky", "road")
+
+    def predict(self, sample: Any) -> Prediction:
+        labels = torch.tensor([[0, 1, 2, 3, 4, -1]])
+        instances = torch.tensor([[1, 2, 0, 0, 0, 0]])
+        return Prediction(
+            *(sample["image_id"], (1, 6), torch.zeros(0, 4), torch.zeros(0)),
+            *(torch.zeros(0, dtype=torch.int64), []),
+            panoptic=torch.stack([labels, instances], -1).int(),
+        )
+
+
+@pytest.mark.parametrize(
+    ("things", "stuff", "labels", "instances"),
+    [
+        (("cat", "bus"), ("sky", "road", "grass"), [0, 1, 4, 2, 3, -1], [1, 2, 0, 0, 0, 0]),
+        (("bus", "cat"), ("grass", "sky", "road"), [1, 0, 2, 3, 4, -1], [1, 2, 0, 0, 0, 0]),
+        (("bus",), ("road", "sky"), [-1, 0, -1, 2, 1, -1], [0, 2, 0, 0, 0, 0]),
+        (("cat", "bus"), (), [0, 1, -1, -1, -1, -1], [1, 2, 0, 0, 0, 0]),
+    ],
+    ids=["stuff in another order", "things in another order", "fewer of both", "no stuff"],
+)
+def test_panoptic_maps_keep_their_classes(things, stuff, labels, instances):
+    model = for_classes_of(PaintsMaps(), Other(*things, stuff=stuff))
+    check_classes(model, Other(*things, stuff=stuff))
+    (found,) = model.predict_step([{"image_id": 3}], 0)
+    assert model.panoptic
+    assert found.panoptic is not None
+    assert found.panoptic[0].T.tolist() == [labels, instances]
+    assert found.panoptic.dtype == torch.int32
+
+
+def test_stuff_that_was_not_learnt_is_refused_for_a_panoptic_model_alone():
+    data = Other("cat", "bus", stuff=("grass", "water"))
+    with pytest.raises(InputError, match="other has water, which the run has not learnt"):
+        for_classes_of(PaintsMaps(), data)
+    with pytest.raises(InputError, match="knows the classes grass, sky, road"):
+        check_classes(PaintsMaps(), data)
+    alone = PaintsMaps()
+    alone.panoptic = False
+    assert for_classes_of(alone, data) is alone
+    check_classes(alone, data)

@@ -80,6 +80,8 @@ def from_python(
     words = [f"--model={_path('model', model)}", f"--data={_path('data', data)}"]
     cli = CLI("fit", words, options=options, given=settings)
     cli.model.class_names = tuple(getattr(cli.datamodule, "class_names", ()))
+    stuff = getattr(cli.datamodule, "stuff", ())
+    cli.model.stuff_names = tuple(category["name"] for category in stuff)
     return cli
 
 

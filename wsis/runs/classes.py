@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning.callbacks import Callback
+from torch import Tensor
 
 from wsis.datasets.coco import VOC_AS_COCO
 from wsis.errors import InputError
@@ -20,22 +21,33 @@ _NAMED = 8
 """Classes that an error names."""
 
 
-class _Renumbered(Method):
-    """Wrap a model so that its detections have the class numbers of other data.
+class _Classes(NamedTuple):
+    """Names of classes, in order."""
 
-    Detections of classes that the data do not have are left out, and so are panoptic maps.
+    things: tuple[str, ...]
+    stuff: tuple[str, ...]
+
+
+class _Renumbered(Method):
+    """Wrap a model so that its detections and panoptic maps have the class numbers of other data.
+
+    Detections of classes that the data do not have are left out, and void in panoptic maps.
 
     Args:
         model: predicts the images.
-        numbers: the data's number of each of the model's classes, -1 where it has none.
-        names: the data's classes.
+        numbers: the data's number of each of the model's things, then of its stuff, -1 where it has
+            none.
+        names: the data's things.
+        stuff: the data's stuff.
     """
 
-    def __init__(self, model: Method, numbers: Sequence[int], names: Sequence[str]) -> None:
+    def __init__(
+        self, model: Method, numbers: Sequence[int], names: Sequence[str], stuff: Sequence[str]
+    ) -> None:
         super().__init__()
-        self.model, self.numbers = model, torch.tensor(numbers)
+        self.model, self.numbers = model, torch.tensor([*numbers, -1])  # void, -1, is the last
         self.treat_as(model)
-        self.class_names, self.panoptic = tuple(names), False
+        self.class_names, self.stuff_names = tuple(names), tuple(stuff)
 
     def configure_callbacks(self) -> list[Callback]:
         """Store what is predicted."""
@@ -46,7 +58,8 @@ class _Renumbered(Method):
         return [self._renumbered(found) for found in self.model.predict_step(batch, batch_idx)]
 
     def _renumbered(self, found: Prediction) -> Prediction:
-        labels = self.numbers.to(found.labels.device)[found.labels]
+        numbers = self.numbers.to(found.labels.device)
+        labels = numbers[found.labels]
         kept = labels >= 0
         masks = [mask for mask, keep in zip(found.masks, kept.tolist(), strict=False) if keep]
         return found._replace(
@@ -54,7 +67,7 @@ class _Renumbered(Method):
             scores=found.scores[kept],
             labels=labels[kept],
             masks=masks,
-            panoptic=None,
+            panoptic=None if found.panoptic is None else _renumbered_map(found.panoptic, numbers),
         )
 
 
@@ -64,39 +77,75 @@ def for_classes_of(model: Method, data: Any) -> Method:
     VOC's and COCO's names of the same class count as equal.
 
     Args:
-        model: a trained model with its `class_names`.
+        model: a trained model with its `class_names` and, if it is panoptic, its `stuff_names`.
         data: a data module.
 
     Raises:
         InputError: the data have a class that the model does not know.
     """
-    ours, theirs = model.class_names, tuple(getattr(data, "class_names", ()))
-    if model.needs_boxes or not ours or not theirs or ours == theirs:
+    ours, theirs = _classes_of(model), _classes_of(data)
+    if model.needs_boxes or not ours.things or not theirs.things:
         return model
-    number = {_common(name): k for k, name in enumerate(theirs)}
-    unknown = [name for name in theirs if _common(name) not in map(_common, ours)]
+    if not model.panoptic:
+        ours, theirs = ours._replace(stuff=()), theirs._replace(stuff=())
+    if ours == theirs:
+        return model
+    numbers = _numbers(ours.things, theirs.things, data)
+    stuff = _numbers(ours.stuff, theirs.stuff, data)
+    numbers += [k + len(theirs.things) if k >= 0 else k for k in stuff]
+    return _Renumbered(model, numbers, *theirs)
+
+
+def _numbers(ours: Sequence[str], theirs: Sequence[str], data: Any) -> list[int]:
+    """Return the place among `theirs` of each of `ours`, -1 where it has none.
+
+    Raises:
+        InputError: one of theirs is not among ours.
+    """
+    known = {_common(name) for name in ours}
+    unknown = [name for name in theirs if _common(name) not in known]
     if unknown:
         raise InputError(
             f"{data.index('train').name} has {_listed(unknown)}, which the run has not learnt; it "
-            f"knows {_listed(ours)}: choose data, or --data.classes, with no other classes"
+            f"knows {_listed(ours) or 'none'}: choose data, or --data.classes, with no other "
+            "classes"
         )
-    return _Renumbered(model, [number.get(_common(name), -1) for name in ours], theirs)
+    place = {_common(name): k for k, name in enumerate(theirs)}
+    return [place.get(_common(name), -1) for name in ours]
 
 
 def check_classes(model: Method, data: Any) -> None:
     """Raise InputError if a model's class numbers mean other classes than the data's."""
-    ours, theirs = model.class_names, tuple(getattr(data, "class_names", ()))
-    if not model.needs_boxes and ours and theirs and ours != theirs:
-        raise InputError(
-            f"the run knows the classes {_listed(ours)}, the data have {_listed(theirs)}; use the "
-            "data it was trained on, as they were"
-        )
+    ours, theirs = _classes_of(model), _classes_of(data)
+    parts = [(ours.things, theirs.things)] if not model.needs_boxes else []
+    if model.panoptic:
+        parts.append((ours.stuff, theirs.stuff))
+    for known, given in parts:
+        if known and given and known != given:
+            raise InputError(
+                f"the run knows the classes {_listed(known)}, the data have {_listed(given)}; use "
+                "the data it was trained on, as they were"
+            )
 
 
 def classes_in(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the thing classes ("categories") and "stuff" that a data module wrote, if any."""
     states = [state for state in checkpoint.values() if isinstance(state, dict)]
     return next((state for state in states if "categories" in state), None)
+
+
+def _classes_of(source: Any) -> _Classes:
+    """Return the classes of a model or a data module."""
+    if isinstance(source, Method):
+        return _Classes(source.class_names, source.stuff_names)
+    stuff = tuple(category["name"] for category in getattr(source, "stuff", ()))
+    return _Classes(tuple(getattr(source, "class_names", ())), stuff)
+
+
+def _renumbered_map(panoptic: Tensor, numbers: Tensor) -> Tensor:
+    """Return a panoptic map (H,W,2) with other class numbers; the last of `numbers` is of void."""
+    labels = numbers.to(panoptic.device)[panoptic[..., 0].long()].to(panoptic.dtype)
+    return torch.stack([labels, torch.where(labels < 0, 0, panoptic[..., 1])], -1)
 
 
 def _common(name: str) -> str:
