@@ -18,7 +18,7 @@ from torch import Tensor
 
 from wsis.method import Method, filled
 from wsis.nn.backbone import BackboneSettings
-from wsis.nn.masks import run_lengths, segment_masks
+from wsis.nn.masks import run_lengths, segment_masks, segments_of
 from wsis.nn.mil import detect
 from wsis.nn.regions import enlarge
 from wsis.nn.views import Inference, image_views
@@ -86,20 +86,14 @@ class CAM(Method):
 
         Its score is the class probability times the component's peak, relative to the map's.
         """
-        size, side = size_of(sample["image"]), self.hparams["test_side"]
-        inference = Inference((side,) if side else (), flip=False)
-        (view,) = image_views(sample["image"], inference, self.hparams["test_max_side"])
-        logits = self.classifier([view.image])
-        probability = self.classifier.pooled(logits, [{"image": view.image}])[0].sigmoid()
-        maps = enlarge(logits.relu(), self.classifier.backbone.stride, size_of(view.image))
-        if size_of(view.image) != size:
-            maps = F.interpolate(maps, size=size, mode="bilinear")
+        probability, maps = self.maps(sample)
         components, labels, scores = [], [], []
-        for number, activation in enumerate(maps[0].float().cpu().numpy()):
+        for number, activation in enumerate(maps.float().cpu().numpy()):
             for component, peak in cut(activation, self.hparams["threshold"]):
                 components.append(component)
                 labels.append(number)
                 scores.append(float(probability[number]) * peak)
+        size = size_of(sample["image"])
         boxes, masks = answer(components, sample["proposals"], size)
         values, column = torch.tensor(scores), torch.tensor(labels, dtype=torch.int64)
         table = torch.zeros(len(values), len(probability))
@@ -107,6 +101,18 @@ class CAM(Method):
         kept, score, label, index = detect(table, boxes, self.hparams["nms"])
         chosen = [masks[i] for i in index.tolist()]
         return Prediction(sample["image_id"], size, kept, score, label, chosen)
+
+    def maps(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """Return the probability (C,) and the map (C,H,W), at least 0, of each class."""
+        size, side = size_of(sample["image"]), self.hparams["test_side"]
+        inference = Inference((side,) if side else (), flip=False)
+        (view,) = image_views(sample["image"], inference, self.hparams["test_max_side"])
+        logits = self.classifier([view.image])
+        pooled = self.classifier.pooled(logits, [{"image": view.image}])
+        maps = enlarge(logits.relu(), self.classifier.backbone.stride, size_of(view.image))
+        if size_of(view.image) != size:
+            maps = F.interpolate(maps, size=size, mode="bilinear")
+        return pooled[0].sigmoid(), maps[0]
 
 
 def cut(map_: np.ndarray, threshold: float) -> list[tuple[np.ndarray, float]]:
@@ -134,13 +140,20 @@ def answer(
         boxes = np.array([rle.toBbox(mask) for mask in masks]).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         return torch.from_numpy(boxes).float(), masks
-    labels, members = proposals.labels.cpu().numpy(), proposals.members.cpu().float().numpy()
+    places = [int(iou.argmax()) for iou in overlaps(pieces, proposals)]
+    best = torch.tensor(places, dtype=torch.int64)
+    return proposals.boxes.cpu()[best], segment_masks(proposals, best)
+
+
+def overlaps(pieces: list[np.ndarray], proposals: Proposals) -> list[np.ndarray]:
+    """Return the mask IoU (P,) of proposals with each piece (H,W) bool, by their superpixels."""
+    label_map, chosen = segments_of(proposals)
+    labels, members = label_map.cpu().numpy(), chosen.cpu().float().numpy()
     inside, segments = labels >= 0, members.shape[1]
     area = np.bincount(labels[inside], minlength=segments)
-    best = []
+    found = []
     for piece in pieces:
         shared = members @ np.bincount(labels[inside & piece], minlength=segments)
         union = members @ area + piece.sum() - shared
-        best.append(int((shared / union.clip(1)).argmax()))
-    masks = segment_masks(proposals, torch.tensor(best, dtype=torch.int64))
-    return proposals.boxes.cpu()[best], masks
+        found.append(shared / union.clip(1))
+    return found
