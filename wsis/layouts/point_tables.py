@@ -117,8 +117,7 @@ def _photo(file: str, lines: Sequence[_Line], path: Path, relative: bool) -> Pho
         for found in owners:
             found["points"].append(line.point)
     tags = [{"name": line.name} for line in lines if line.point is None]
-    where = lines[0].where if lines else str(path)
-    return Photo(file, where, objects=[*objects.values(), *tags], relative=relative)
+    return Photo(file, f"{path}: {file}", objects=[*objects.values(), *tags], relative=relative)
 
 
 LAYOUT = Layout("point table", "labels.csv", _matches, _read)
