@@ -12,7 +12,7 @@ def tags(index: Index) -> dict[str, list[str]]:
 
 
 def objects(index: Index) -> dict[str, list[tuple]]:
-    """Class and rounded box of each object of each file."""
+    """Class and rounded box of each object of each file, without those that have no box."""
     place = class_of(index.categories)
     return {
         image["file_name"]: [
@@ -21,6 +21,32 @@ def objects(index: Index) -> dict[str, list[tuple]]:
                 *(round(v, 3) for v in a["bbox"]),
             )
             for a in index.annotations[image["id"]]
+            if "bbox" in a
+        ]
+        for image in index.images
+    }
+
+
+def points(index: Index) -> dict[str, list[tuple]]:
+    """Class and points of each object of each file that has any."""
+    place = class_of(index.categories)
+    return {
+        image["file_name"]: [
+            (index.categories[place[a["category_id"]]]["name"], *map(tuple, a["points"]))
+            for a in index.annotations[image["id"]]
+            if "points" in a
+        ]
+        for image in index.images
+    }
+
+
+def incomplete(index: Index) -> dict[str, list[str]]:
+    """Classes of each file that may have objects whose place is not labelled."""
+    names = [category["name"] for category in index.categories]
+    every = range(len(names))
+    return {
+        image["file_name"]: [
+            names[k] for k in every if k not in index.complete.get(image["id"], every)
         ]
         for image in index.images
     }

@@ -14,21 +14,24 @@ __all__ = ["poison"]
 
 
 def poison(folder: Path, fields: Iterable[str]) -> None:
-    """Put noise into all that `fields` ("stuff_tags", "boxes", "masks") are read from, for the training images.
+    """Put noise into all that `fields` ("stuff_tags", "points", "boxes", "masks") are read from, for the training images.
 
-    Stuff classes have category ids above 100, as in `shapes`.
+    What an object is not known by stays unknown. Stuff classes have category ids above 100, as in `shapes`.
     """
     rng, fields = np.random.default_rng(5), set(fields)
 
     def spoil(annotation: dict[str, Any]) -> None:
         noise = rle.encode(np.asfortranarray(rng.random((256, 256)) < 0.5, np.uint8))
-        lies: dict[str, dict[str, Any]] = {
-            "boxes": {"bbox": [*rng.integers(1, 99, 4)]},
-            "masks": {"segmentation": {"size": [256, 256], "counts": noise["counts"].decode()}},
+        lies: dict[str, tuple[str, Any]] = {
+            "points": ("points", [[*rng.integers(0, 256, 2), 1], [*rng.integers(0, 256, 2), 0]]),
+            "boxes": ("bbox", [*rng.integers(1, 99, 4)]),
+            "masks": ("segmentation", {"size": [256, 256], "counts": noise["counts"].decode()}),
         }
         annotation["area"] = int(rng.integers(1, 999))
         for field in lies.keys() & fields:
-            annotation |= lies[field]
+            key, lie = lies[field]
+            if key in annotation:
+                annotation[key] = lie
 
     def spoil_stuff(annotation: dict[str, Any]) -> None:
         for segment in annotation["segments_info"]:

@@ -165,7 +165,7 @@ def test_pages_show_the_examples():
     for page, example in {
         "dataset": "dataset/class_folders.py",
         "proposer": "proposer/windows.py",
-        "label_field": "label_field/points.py",
+        "label_field": "label_field/extremes.py",
         "segmentor": "segmentor/components.py",
         "backbone": "backbone/pyramid.py",
         "loss": "loss/focal_cam.py",

@@ -162,50 +162,54 @@ def test_segment_anything_is_a_proposer_without_being_a_dependency(installed, mo
 # A label field
 
 
-def test_points_are_read_cut_and_pasted(installed, monkeypatch):
+def test_extreme_points_are_read_cut_and_pasted(installed, monkeypatch):
     from wsis.data import targets
     from wsis.data.transforms import Cut
 
     monkeypatch.syspath_prepend(EXAMPLES / "label_field")
-    import points
+    import extremes
 
     try:
+        cross = [[20.0, 10.0], [10.0, 20.0], [20.0, 30.0], [30.0, 20.0]]
+        far = [[x + 60.0, y] for x, y in cross]
         annotations = [
-            {"category_id": 7, "point": [10.0, 20.0], "bbox": [0, 0, 30, 40]},
-            {"category_id": 3, "point": [90.0, 20.0]},
+            {"category_id": 7, "extreme_points": cross},
+            {"category_id": 3, "extreme_points": far},
             {"category_id": 3},
         ]
         record = {"annotations": annotations, "tags": [0, 1]}
         record["image"] = {"id": 1, "height": 50, "width": 100}
         classes = targets.Classes({3: 0, 7: 1}, 0)
-        fields = [targets.FIELDS[name] for name in ("tags", "points")]
+        fields = [targets.FIELDS[name] for name in ("tags", "extremes")]
         target = targets.read_target(record, fields, classes)
-        assert set(target) == {"tags", "points", "point_labels"}
-        assert target["points"][:2].tolist() == [[10, 20], [90, 20]]
-        assert target["point_labels"].tolist() == [1, 0, 0]
+        assert set(target) == {"tags", "extremes", "labels"}
+        assert target["extremes"][:2].tolist() == [cross, far]
+        assert target["labels"].tolist() == [1, 0, 0]
 
         # the left half at twice its size, flipped: x goes to 100 - 2 x
         cut = Cut(top=0, left=0, height=50, width=50, size=(100, 100), flip=True)
         changed = targets.cut_target(target, cut)
-        assert changed["points"][0].tolist() == [80, 40]
-        assert changed["points"][1].isnan().all()
-        assert changed["point_labels"].tolist() == [1, 0]
+        assert changed["extremes"][0].tolist() == [[60, 20], [40, 40], [60, 60], [80, 40]]
+        assert changed["extremes"][1].isnan().all()
+        assert changed["labels"].tolist() == [1, 0]
         assert torch.equal(changed["tags"], target["tags"])
 
         covered = torch.zeros(50, 100, dtype=torch.bool)
         covered[20, 10] = True
         left = targets.cover_target(target, covered)
-        assert left["points"][0].isnan().all()
-        assert torch.equal(left["points"][1], target["points"][1])
-        assert torch.equal(left["point_labels"], target["point_labels"])
+        assert left["extremes"][0].isnan().all()
+        assert torch.equal(left["extremes"][1], target["extremes"][1])
+        assert torch.equal(left["labels"], target["labels"])
 
         mask = torch.zeros(1, 50, 100, dtype=torch.bool)
-        mask[0, 10:13, 20:23] = True
-        pasted = points.of_masks(mask, torch.tensor([1]), target)
-        assert pasted["points"].tolist() == [[21.5, 11.5]]
+        mask[0, 10:13, 21] = mask[0, 11, 20:24] = True
+        pasted = extremes.of_masks(mask, torch.tensor([1]), target)
+        assert pasted["extremes"].tolist() == [
+            [[21.5, 10.5], [20.5, 11.5], [21.5, 12.5], [23.5, 11.5]]
+        ]
     finally:
-        targets.FIELDS.pop("points", None)
-        sys.modules.pop("points", None)
+        targets.FIELDS.pop("extremes", None)
+        sys.modules.pop("extremes", None)
 
 
 @pytest.mark.slow
@@ -220,12 +224,12 @@ from wsis.data.samples import Samples
 from wsis.datasets.shapes import Shapes
 
 if __name__ == "__main__":
-    import points
+    import extremes
     data = Shapes(root={str(tmp_path)!r}, train=2, val=1, proposals="none")
     index = data.index("train")
     for annotation in sum(index.annotations.values(), []):
-        annotation["point"] = [5.0, 5.0]
-    samples = Samples(index, {{"tags", "points"}}, data.augment)
+        annotation["extreme_points"] = [[5.0, 5.0]] * 4
+    samples = Samples(index, {{"tags", "extremes"}}, data.augment)
     loader = DataLoader(samples, sampler=[[(0, 1)]], batch_size=None, num_workers=1,
                         multiprocessing_context="spawn")
     (batch,) = loader
@@ -239,7 +243,7 @@ if __name__ == "__main__":
         capture_output=True,
         text=True,
     )
-    assert done.stdout.strip() == "['point_labels', 'points', 'tags']", done.stderr
+    assert done.stdout.strip() == "['extremes', 'labels', 'tags']", done.stderr
 
 
 # A segmentor

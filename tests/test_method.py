@@ -113,6 +113,8 @@ def test_hparams_of_a_group_left_out_are_the_methods_defaults():
         ({"tags", "boxes"}, "boxes"),
         ({"tags", "boxes", "masks"}, "masks"),
         ({"tags", "stuff_tags", "boxes"}, "stuff tags + boxes"),
+        ({"tags", "points"}, "points"),
+        ({"tags", "complete", "points", "boxes", "masks"}, "points + masks"),
     ],
 )
 def test_supervision_is_described_by_its_strongest_fields(fields, text):

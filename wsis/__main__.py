@@ -17,6 +17,7 @@ VERBS = {
     "predict": "predict",
     "label": "label",
     "propose": "propose",
+    "simulate": "simulate",
     "compare": "compare",
     "ablate": "ablate",
     "share": "share",

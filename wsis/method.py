@@ -56,7 +56,7 @@ class Method(pl.LightningModule):
     """
 
     supervision: frozenset[str] = frozenset({"tags"})
-    """Fields of `Target` that training may read: any of tags, stuff_tags, boxes, masks."""
+    """Fields of `Target` that training may read, of `wsis.data.targets.FIELDS`."""
     needs_proposals: bool = True
     """True if samples hold proposals."""
     needs_segments: bool = False
@@ -268,9 +268,9 @@ def filled(default: Settings, given: Settings | Mapping[str, Any]) -> Settings:
 
 def describe_supervision(supervision: frozenset[str]) -> str:
     """Return the fields for tables, without those that others imply: boxes imply tags."""
-    implied = {"boxes": {"tags"}, "masks": {"tags", "boxes"}}
+    implied = {"points": {"tags"}, "boxes": {"tags"}, "masks": {"tags", "boxes"}}
     weaker = {field for strong in supervision for field in implied.get(strong, ())}
-    strongest = sorted(supervision - weaker, reverse=True)
+    strongest = sorted(supervision - weaker - {"complete"}, reverse=True)
     return " + ".join(field.replace("_", " ") for field in strongest)
 
 

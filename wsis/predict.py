@@ -191,7 +191,8 @@ def _with_boxes(index: Index, path: Path) -> Index:
                 f"but it is {image['width']} x {image['height']}"
             )
         images.append(image)
-        boxes[image["id"]] = [a for a in given.annotations[mine["id"]] if not a.get("iscrowd")]
+        found = given.annotations[mine["id"]]
+        boxes[image["id"]] = [a for a in found if "bbox" in a and not a.get("iscrowd")]
     if not images:
         raise InputError(
             f"{path} has boxes for none of the images; its file_name must be the end of their paths"

@@ -68,12 +68,18 @@ class Target(TypedDict, total=False):
     """(C,) float32, 1 if the class is in the image."""
     stuff_tags: Tensor
     """(C_stuff,) float32, likewise; only if the data set has stuff classes."""
+    complete: Tensor
+    """(C,) bool, whether each object of the class in the image is a row of this label."""
+    points: Tensor
+    """(M,K,2) float32, x and y of the points of each object; NaN where it has fewer than K."""
+    point_labels: Tensor
+    """(M,K) int64, 1 in the object, 0 outside of it, -1 for no point; with `points`."""
     boxes: Tensor
-    """(M,4) float32."""
+    """(M,4) float32; NaN for an object that is known by points alone."""
     labels: Tensor
-    """(M,) int64, 0-based class; with `boxes`."""
+    """(M,) int64, 0-based class; with `boxes` or `points`."""
     crowd: Tensor
-    """(M,) bool, boxes of several or of difficult objects, excluded from training; with `boxes`."""
+    """(M,) bool, several or difficult objects, excluded from training; with `boxes` or `points`."""
     bag: Tensor
     """(M,) int64, ascending, bag of each box; with `boxes`, if annotations have bags."""
     masks: Tensor
@@ -266,9 +272,14 @@ class Index(NamedTuple):
     categories: list[Record]
     """id, name."""
     annotations: Mapping[int, list[Record]] = {}
-    """Image id -> COCO annotations: bbox xywh, category_id, iscrowd, segmentation (or none)."""
+    """Image id -> COCO annotations: bbox xywh, category_id, iscrowd, segmentation (or none).
+
+    Objects may have `points` [[x, y, 1 in the object or 0 outside of it], ...], and then no bbox.
+    """
     tags: Mapping[int, list[int]] = {}
     """Image id -> classes in the image, ascending."""
+    complete: Mapping[int, list[int]] = {}
+    """Image id -> classes whose objects are all in `annotations`, ascending; all if not there."""
     stuff: Sequence[Record] = ()
     """id, name of stuff classes; empty if the data set has none."""
     stuff_tags: Mapping[int, list[int]] = {}

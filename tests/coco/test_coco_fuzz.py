@@ -42,6 +42,8 @@ INSTANCES = {
         {**PLACE, "id": 2, "segmentation": RUNS, "area": 8, "iscrowd": 1},
         {**PLACE, "id": 3, "segmentation": PACKED, "score": 0.5, "source": "x", "ignore": 1},
         {"id": 4, "image_id": 2, "category_id": 5},
+        {"id": 5, "image_id": 2, "category_id": 5, "points": [[2, 3.5, 1], [7, 1, 0]]},
+        {**PLACE, "id": 6, "point": [2, 3], "point_coords": [[1, 1]], "point_labels": [0]},
     ],
     "categories": CATEGORIES,
 }
@@ -154,6 +156,11 @@ def test_instances(root, text):
             truth = truth_of(read.annotations[image["id"]], class_of(read.categories), size)
             assert truth.boxes.isfinite().all()
             check_masks(truth.masks, size)
+            for annotation in read.annotations[image["id"]]:
+                for x, y, label in annotation.get("points", []):
+                    assert 0 <= x < size[1]
+                    assert 0 <= y < size[0]
+                    assert label in (0, 1)
 
 
 @MANY

@@ -38,12 +38,12 @@ def test_records_are_dicts_of_known_fields(tmp_path):
 
 
 def test_fields_of_other_packages_are_kept(tmp_path):
-    content = changed(point=[1, "x"], area=3)
-    assert read(tmp_path, content, instances_with(frozenset({"point", "bbox"})))["annotations"][
+    content = changed(scribble=[1, "x"], area=3)
+    assert read(tmp_path, content, instances_with(frozenset({"scribble", "bbox"})))["annotations"][
         1
     ] == {
         **ANNOTATION,
-        "point": [1, "x"],
+        "scribble": [1, "x"],
         "area": 3,
     }
 
@@ -95,7 +95,7 @@ def test_nan_is_taken_where_any_number_may_be(tmp_path):
         (changed(segmentation=[[1, 2, "a"]]), r"segmentation\[0\]\[2\] is 'a'; expected a number"),
         (changed(segmentation=7), r"annotations\[1\]\.segmentation is 7; expected"),
         (changed(area=10**400), r"annotations\[1\]\.area is 1000.*0; number out of range"),
-        (changed(point=json.loads("[" * 400 + "]" * 400)), None),
+        (changed(scribble=json.loads("[" * 400 + "]" * 400)), None),
         (b'{"images": ' + b"[" * 10**5 + b"]" * 10**5 + b"}", "nested too deeply"),
         (b'{"more": ' + b"[" * 10**5 + b"]" * 10**5 + b"}", "nested too deeply"),
         ({**CONTENT, "categories": [{"id": 3}]}, r"categories\[0\] has no name: \{'id': 3\}; add"),

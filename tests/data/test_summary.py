@@ -32,6 +32,16 @@ def test_good_tags_are_counted_and_no_more():
     ]
 
 
+def test_objects_known_by_points_are_counted():
+    box = {"category_id": 1, "bbox": [1, 1, 2, 2]}
+    mask = {**box, "segmentation": [[1, 1, 3, 1, 3, 3]]}
+    point = {"category_id": 1, "points": [[1, 1, 1]]}
+    tagged = index("ant", "a", "")
+    known = tagged._replace(annotations={0: [box, mask, point, point], 1: [mask | point]})
+    assert describe(known)[1] == "objects by what is known of them: mask 2, box 1, point 2"
+    assert len(describe(tagged._replace(annotations={0: [box, mask]}))) == 1
+
+
 def test_a_class_in_every_image_cannot_be_told_from_the_rest():
     _, note = describe(index("ant bee", "a", "ab"))
     assert 'every image has "ant"' in note

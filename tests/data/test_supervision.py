@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from poison import poison
 from pycocotools import mask as rle
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
@@ -52,7 +53,7 @@ class Toy(Method):
         if any("proposals" in s for s in batch):
             loss = loss * (1 + sum(s["proposals"].boxes.sum() for s in batch) / 1e6)
         given = [
-            v.float().mean()
+            v.float().nan_to_num().mean()
             for s in batch
             for k, v in s["target"].items()
             if k != "tags" and v.numel()
@@ -182,6 +183,32 @@ def test_poison_does_reach_a_method_for_masks(clean: Path, poisoned: Path, tmp_p
     misled, _ = fit(poisoned, MASKS, steps=2, checkpoints=tmp_path / "b")
     assert misled.seen != honest.seen
     assert weights(misled) != weights(honest)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_poison_does_not_reach_a_method_for_points(clean: Path, tmp_path: Path) -> None:
+    """Every second object has points, beside a box and a mask or alone; poisoned points do reach it."""
+    folders = [tmp_path / name for name in ("honest", "fooled", "hit")]
+    for folder, lies in zip(folders, ((), ("boxes", "masks"), ("points",)), strict=True):
+        shutil.copytree(clean, folder)
+        path = folder / "annotations/instances_train2017.json"
+        content = json.loads(path.read_text())
+        for k, annotation in enumerate(content["annotations"]):
+            x, y, width, height = annotation["bbox"]
+            if k % 2:
+                annotation["points"] = [[x + width / 2, y + height / 2, 1], [x, y, 0]]
+            if k % 4 == 3:
+                del annotation["bbox"], annotation["segmentation"]
+        path.write_text(json.dumps(content))
+        poison(folder, lies)
+    points = TAGS | {"points", "complete"}
+    models = [
+        fit(folder, points, steps=3, checkpoints=tmp_path / folder.stem)[0] for folder in folders
+    ]
+    honest, fooled, hit = ((model.seen, weights(model)) for model in models)
+    assert fooled == honest
+    assert hit[0] != honest[0]
+    assert hit[1] != honest[1]
 
 
 @pytest.mark.filterwarnings("ignore")

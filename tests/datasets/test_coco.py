@@ -220,7 +220,7 @@ def test_annotations_without_box_and_mask_are_tags(root: Path) -> None:
     assert not any(index.annotations.values())
     value["annotations"][0]["bbox"] = [2, 1, 4, 3]
     write(root, value)
-    with pytest.warns(UserWarning, match="2 annotations have neither a box nor a mask"):
+    with pytest.warns(UserWarning, match="2 annotations have neither a box, a mask nor points"):
         index = COCO(root).index("train")
     assert index.tags == {10: [0, 2], 11: [1]}
     assert list(map(len, index.annotations.values())) == [1, 0]

@@ -31,6 +31,7 @@ POLYGON = [[1, 1], [9, 1], [9, 9]]
 RESULT = {"original_width": 80, "original_height": 60}
 VALUE = {**BOX, "rotation": 5, "rectanglelabels": ["cat"]}
 BRUSH = {"format": "rle", "rle": [0, 0, 75, 0, 57, 1, 2], "brushlabels": ["cat"]}
+DOT = {"x": 50, "y": 25, "width": 0.5, "keypointlabels": ["cat"]}
 # fmt: off
 JSONS = {
     "labels.json": [
@@ -38,10 +39,12 @@ JSONS = {
         {"a.jpg1": {"filename": "a.jpg", "size": 1, "regions": [REGION], "file_attributes": {}}},
         [{"id": 1, "annotations": [{"result": [{**RESULT, "value": VALUE}, {**RESULT, "value": BRUSH}]}], "data": {"image": "a.jpg"}}],
         [{"image": "a.jpg", "label": [{**VALUE, **RESULT}], "choice": "dog", "annotator": 1}],
+        [{"id": 1, "annotations": [{"result": [{**RESULT, "value": DOT}]}], "data": {"image": "a.jpg"}}],
     ],
     "a.json": [
         {"shapes": [{"label": "cat", "shape_type": "polygon", "points": POLYGON, "group_id": None},
-                    {"label": "cat", "shape_type": "circle", "points": POLYGON[:2], "group_id": 1}],
+                    {"label": "cat", "shape_type": "circle", "points": POLYGON[:2], "group_id": 1},
+                    {"label": "cat", "shape_type": "point", "points": POLYGON[:1], "group_id": 1}],
          "imagePath": "a.jpg", "imageHeight": 60, "imageWidth": 80, "flags": {"wet": True}},
     ],
     "metadata.jsonl": [{"file_name": "a.jpg", "label": "cat", "objects": {"bbox": [[1, 2, 3, 4]], "categories": [0]}}],
@@ -49,10 +52,11 @@ JSONS = {
 }
 TEXTS = {
     "labels.csv": ["file,tags\na.jpg,cat;dog\nb.jpg,\n", "filename,class,xmin,ymin,xmax,ymax\na.jpg,cat,1,2,3,4\n",
+                   "file,class,x,y,label,object\na.jpg,cat,1,2,1,1\na.jpg,cat,30,4,0,\n",
                    "file,cat,dog\na.jpg,0,1\n", 'filename,region_shape_attributes,region_attributes,file_attributes\na.jpg,"{""name"":""rect""}","{}","{}"\n'],
     "a.xml": ["<annotation><filename>a.jpg</filename><size><width>80</width><height>60</height></size><object><name>cat</name>"
               "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"],
-    "annotations.xml": ['<annotations><image name="a.jpg" width="80" height="60"><box label="cat" xtl="1" ytl="2" xbr="3" ybr="4"/>'
+    "annotations.xml": ['<annotations><image name="a.jpg" width="80" height="60"><box label="cat" xtl="1" ytl="2" xbr="3" ybr="4"/><points label="cat" points="1,1;9,9"/>'
                         '<polygon label="cat" points="1,1;9,1;9,9"/><mask label="cat" rle="1,5" left="1" top="2" width="3" height="2"/></image></annotations>'],
     "images/a.txt": ["0 0.5 0.5 0.1 0.1\n1 0.1 0.1 0.2 0.1 0.2 0.2\n"],
 }
@@ -96,7 +100,10 @@ def check(root: Path, name: str, content: bytes) -> None:
         classes = range(len(index.categories))
         assert all(tag in classes for tags in index.tags.values() for tag in tags)
         for found in index.annotations.values():
-            assert all(len(a["bbox"]) == 4 and min(a["bbox"][2:]) > 0 for a in found)
+            boxes = [a["bbox"] for a in found if a.get("points") is None or "bbox" in a]
+            assert all(len(box) == 4 and min(box[2:]) > 0 for box in boxes)
+            points = [point for a in found for point in a.get("points") or ()]
+            assert all(0 <= x < 80 and 0 <= y < 60 and label in (0, 1) for x, y, label in points)
     finally:
         path.unlink()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from labelled import objects, tags
+from labelled import objects, points, tags
 from pycocotools import mask as rle
 
 from wsis.errors import InputError
@@ -162,6 +162,29 @@ def test_choices_of_a_region_are_no_class(photos, read):
     (root / "labels.json").write_text(json.dumps(task(region(), remark)))
     assert objects(read(root)) == {"a.jpg": [("cat", 8, 6, 16, 12)]}
     assert tags(read(root)) == {"a.jpg": ["cat"]}
+
+
+def dot(x, y, name, **fields):
+    value = {"x": x, "y": y, "width": 0.5, "keypointlabels": [name]}
+    return {**SIZE, "type": "keypointlabels", "value": value, **fields}
+
+
+def test_points_are_objects_unless_they_are_parts(photos, read):
+    root = photos("a.jpg")
+    results = [
+        region(),
+        dot(50, 25, "dog", id="d1"),
+        dot(1.25, 90, "dog", id="d2"),
+        dot(12, 12, "nose", id="n1", parentID="r1"),
+    ]
+    (root / "labels.json").write_text(json.dumps(task(*results)))
+    index = read(root)
+    assert objects(index) == {"a.jpg": [("cat", 8, 6, 16, 12)]}
+    assert points(index) == {"a.jpg": [("dog", (40, 15, 1)), ("dog", (1, 54, 1))]}
+    assert tags(index) == {"a.jpg": ["cat", "dog"]}
+    rows = [{"id": 1, "image": "a.jpg", "annotator": 1, "kp": [{**dot(50, 25, "dog")["value"]}]}]
+    (root / "labels.json").write_text(json.dumps(rows))  # JSON-MIN
+    assert points(read(root)) == {"a.jpg": [("dog", (40, 15, 1))]}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from labelled import objects, tags
+from labelled import incomplete, objects, points, tags
 from PIL import Image
 from pycocotools import mask as rle
 
@@ -258,6 +258,8 @@ def test_labelme(photos, read):
     write(root / "a.json", labelme(
         shape("polygon", PENTAGON), shape("rectangle", [[40, 44], [10, 20]]),
         shape("circle", [[40, 30], [40, 10]], "dog"), shape("point", [[1, 2]], "emu"),
+        shape("point", [[3, 4]], "emu", 7), shape("point", [[5, 6]], "emu", 7),
+        shape("line", [[1, 2], [3, 4]], "emu"), shape("line", [[1, 2], [3, 4]], "fox"),
     ))  # fmt: skip
     write(root / "b.json", labelme(imagePath="..\\elsewhere\\b.jpg"))
     index = read(root)
@@ -265,7 +267,9 @@ def test_labelme(photos, read):
         "a.jpg": [("cat", *BOX), ("cat", *BOX), ("dog", 20, 10, 40, 40)],
         "b.jpg": [],
     }
-    assert tags(index) == {"a.jpg": ["cat", "dog", "emu"], "b.jpg": []}
+    assert tags(index) == {"a.jpg": ["cat", "dog", "emu", "fox"], "b.jpg": []}
+    assert points(index)["a.jpg"] == [("emu", (1, 2, 1)), ("emu", (3, 4, 1), (5, 6, 1))]
+    assert incomplete(index) == {"a.jpg": ["emu", "fox"], "b.jpg": []}
     assert (mask(index) == pentagon()).all()
     assert iou(mask(index, 2), ellipse(40, 30, 20, 20)) > 0.98
 
@@ -340,6 +344,8 @@ def check_via(index: Index) -> None:
         "b.jpg": [],
     }
     assert tags(index) == {"a.jpg": ["cat", "dog", "emu"], "b.jpg": []}
+    assert points(index) == {"a.jpg": [("emu", (4, 5, 1))], "b.jpg": []}
+    assert incomplete(index) == {"a.jpg": [], "b.jpg": []}
     assert (mask(index, 1) == pentagon()).all()
     assert iou(mask(index, 2), ellipse(40, 30, 20, 10)) > 0.97
 
@@ -379,15 +385,16 @@ def test_via_attributes_that_may_both_be_the_class(photos, read):
 
 def test_cvat(photos, read):
     root = photos("images/a.jpg", "images/b.jpg")
-    points = ";".join(f"{x:.2f},{y:.2f}" for x, y in PENTAGON)
+    corners = ";".join(f"{x:.2f},{y:.2f}" for x, y in PENTAGON)
     write(root / "annotations.xml", f"""<?xml version="1.0" encoding="utf-8"?><annotations><version>1.1</version>
     <meta><task><labels><label><name>dog</name></label><label><name>cat</name></label><label><name>emu</name></label></labels></task></meta>
     <image id="0" name="a.jpg" width="80" height="60">
     <box label="cat" xtl="10.0" ytl="20.0" xbr="40.0" ybr="44.0" occluded="0"><attribute name="age">3</attribute></box>
-    <polygon label="cat" points="{points}"/><ellipse label="dog" cx="40" cy="30" rx="20" ry="10"/>
+    <polygon label="cat" points="{corners}"/><ellipse label="dog" cx="40" cy="30" rx="20" ry="10"/>
     <mask label="dog" rle="0, 1, 1, 4" left="5" top="7" width="3" height="2"/>
     <box label="dog" xtl="10" ytl="20" xbr="30" ybr="30" rotation="90.0"/>
-    <tag label="emu" source="manual"/></image><image id="1" name="b.jpg" width="80" height="60"/></annotations>""")  # fmt: skip
+    <points label="emu" points="1.5,2;3,4"/><points label="emu" points="7,8"/>
+    <polyline label="dog" points="1,2;3,4"/><tag label="emu" source="manual"/></image><image id="1" name="b.jpg" width="80" height="60"/></annotations>""")  # fmt: skip
     index = read(root)
     assert [category["name"] for category in index.categories] == ["dog", "cat", "emu"]
     assert objects(index) == {
@@ -401,6 +408,8 @@ def test_cvat(photos, read):
         "images/b.jpg": [],
     }
     assert tags(index)["images/a.jpg"] == ["dog", "cat", "emu"]
+    assert points(index)["images/a.jpg"] == [("emu", (1.5, 2, 1), (3, 4, 1)), ("emu", (7, 8, 1))]
+    assert incomplete(index)["images/a.jpg"] == ["dog"]
     assert (mask(index, 1) == pentagon()).all()
     assert iou(mask(index, 2), ellipse(40, 30, 20, 10)) > 0.97
     assert mask(index, 3)[7:9, 5:8].tolist() == [[True, False, True], [True, True, True]]
@@ -515,6 +524,11 @@ def test_labelme_groups_are_one_object(photos, read):
     polygon = {**square, "shape_type": "polygon"}
     (found,) = of(polygon, point)
     assert (found["bbox"], len(found["segmentation"])) == ([0, 0, 10, 10], 1)
+    assert found["points"] == [[5, 5, 1]]
+    (found,) = of(point, boxed, {**point, "points": [[7, 8]]})
+    assert (found["bbox"], found["points"]) == ([50, 40, 10, 10], [[5, 5, 1], [7, 8, 1]])
+    (found,) = of(point, {**point, "shape_type": "line", "points": [[1, 1], [2, 2]]})
+    assert (found.get("bbox"), found["points"]) == (None, [[5, 5, 1]])
     (found,) = of(polygon, boxed)
     assert (found["bbox"], found.get("segmentation")) == ([0, 0, 60, 50], None)
     halves = [labelme_mask(place) for place in ((2, 3), (40, 30))]
@@ -627,6 +641,7 @@ def test_cvat_parts_of_a_skeleton_are_no_classes(photos, read):
     index = read(root)
     assert [category["name"] for category in index.categories] == ["person"]
     assert tags(index) == {"a.jpg": ["person"]}
+    assert points(index) == {"a.jpg": []}
 
 
 @pytest.mark.parametrize("names", ["obj.names", "voc.names"])

@@ -1,4 +1,4 @@
-"""The mask, box and area of a COCO annotation: checked, and derived from one another if missing."""
+"""The mask, box, points and area of a COCO annotation: checked; a missing box is the mask's."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 from pycocotools import mask as rle
 
 from wsis.coco.masks import FAR, box_of, checked_mask, run_length
+from wsis.coco.points import KEYS, checked_points, coordinates, points_of
 from wsis.errors import InputError
 
-__all__ = ["are_fractions", "area_of", "complete", "covers"]
+__all__ = ["are_fractions", "area_of", "complete", "covers", "kind_of"]
 
 Record = dict[str, Any]
 ROUNDING = 0.01
@@ -20,10 +21,10 @@ ROUNDING = 0.01
 
 
 def complete(annotation: Record, size: tuple[int, int], path: Path) -> None:
-    """Check an annotation's mask, and give it a box if its own is missing or covers nothing.
+    """Check an annotation's mask and points, and give it a box if its own covers nothing.
 
-    The annotation is changed. Without box and mask, it has no `bbox` afterwards; an area that is
-    not positive is deleted.
+    The annotation is changed. Without box and mask, it has no `bbox` afterwards, and without
+    points no `points`, which are [x, y, label]; an area that is not positive is deleted.
 
     Args:
         annotation: of `wsis.coco.records.Instances`.
@@ -31,7 +32,8 @@ def complete(annotation: Record, size: tuple[int, int], path: Path) -> None:
         path: its file, for errors.
 
     Raises:
-        InputError: the mask is not one of the image, or the box has not four numbers.
+        InputError: the mask or a point is not one of the image, the box has not four numbers, or
+            the only points are outside of the object.
     """
     place = f"{path}, annotation {annotation.get('id')!r}"
     mask = annotation.get("segmentation")
@@ -45,6 +47,7 @@ def complete(annotation: Record, size: tuple[int, int], path: Path) -> None:
         box = box_of(mask, size)
     if box:
         annotation["bbox"] = _clipped(box, size) if seen else box
+    _complete_points(annotation, size, place)
     if not 0 < (annotation.get("area") or 0) < math.inf:
         annotation.pop("area", None)
 
@@ -55,13 +58,20 @@ def covers(box: Sequence[float], size: tuple[int, int]) -> bool:
     return bool(0 < w < math.inf and 0 < h < math.inf and -w < x < width and -h < y < height)
 
 
+def kind_of(annotation: Record) -> str:
+    """Return what is known of an object: "mask", "box", "point" or "tag", the strongest of them."""
+    keys = {"mask": "segmentation", "box": "bbox", "point": "points"}
+    return next((kind for kind, key in keys.items() if annotation.get(key)), "tag")
+
+
 def are_fractions(annotations: Iterable[Record]) -> bool:
-    """Return whether boxes and polygons are fractions of the image: all between 0 and 1."""
+    """Return whether boxes, polygons and points are fractions of the image: all in [0, 1]."""
     is_whole = True
     for annotation in annotations:
         mask = annotation.get("segmentation")
         polygons = mask if isinstance(mask, list) else []
-        for numbers in (annotation.get("bbox") or (), *polygons):
+        box = annotation.get("bbox") or ()
+        for numbers in (box, *polygons, *coordinates(annotation)):
             if not all(abs(number) <= 1 + ROUNDING for number in numbers):
                 return False
             is_whole = is_whole and all(number in (-1, 0, 1) for number in numbers)
@@ -73,6 +83,22 @@ def area_of(annotation: Record, size: tuple[int, int]) -> float:
     if annotation.get("segmentation"):
         return int(rle.area(run_length(annotation["segmentation"], size)))
     return float(annotation["bbox"][2] * annotation["bbox"][3])
+
+
+def _complete_points(annotation: Record, size: tuple[int, int], place: str) -> None:
+    """Leave an annotation's points as checked `points`, if it has any."""
+    if annotation.keys().isdisjoint(KEYS):
+        return
+    found = points_of(annotation)
+    for key in KEYS:
+        annotation.pop(key, None)
+    if not found:
+        return
+    annotation["points"] = checked_points(found, size, place)
+    if "bbox" not in annotation and not any(label for _, _, label in annotation["points"]):
+        raise InputError(
+            f"{place}: all its points are outside of the object; add one in the object, or a box"
+        )
 
 
 def _clipped(box: list[float], size: tuple[int, int]) -> list[float]:

@@ -54,12 +54,18 @@ class RunLengths(TypedDict):
 
 
 class Image(TypedDict, total=False):
-    """An image; a size that is missing or 0 is that of the file."""
+    """An image; a size that is missing or 0 is that of the file.
+
+    LVIS (Gupta et al., CVPR 2019) lists the classes that are known to be absent, and those that may
+    have more objects than are annotated.
+    """
 
     id: Required[Id]
     file_name: Required[Name]
     height: Side | None
     width: Side | None
+    neg_category_ids: list[Id] | None
+    not_exhaustive_category_ids: list[Id] | None
 
 
 class Category(TypedDict):
@@ -70,13 +76,17 @@ class Category(TypedDict):
 
 
 class Annotation(TypedDict, total=False):
-    """An object; without box and mask it is a tag."""
+    """An object; without box, mask and points it is a tag."""
 
     id: int | str | None
     image_id: Required[Id]
     category_id: Required[Id]
     bbox: list[float] | None
     segmentation: list[list[float]] | RunLengths | None
+    points: list[list[float]] | None
+    point: list[float] | None
+    point_coords: list[list[float]] | None
+    point_labels: list[float] | None
     area: float | None
     iscrowd: Flag
     ignore: Flag

@@ -28,6 +28,8 @@ __all__ = [
     "write_coco",
 ]
 
+_COMPLETENESS = ("neg_category_ids", "not_exhaustive_category_ids")
+
 
 def tags_of(
     annotations: Mapping[int, Iterable[Record]], categories: Iterable[Record]
@@ -50,9 +52,13 @@ def read_coco(
 ) -> Index:
     """Read a COCO instances file.
 
-    Tags include the class of every annotation, even if it has neither box nor mask or its box is
-    dropped. Polygons with fewer than three corners are left out. A box that is missing or has no
-    area in the image is that of the mask; an image's missing size is that of its file.
+    Tags include the class of every annotation, even if it has neither box, mask nor points or its
+    box is dropped. Polygons with fewer than three corners are left out. A box that is missing or
+    has no area in the image is that of the mask; an image's missing size is that of its file.
+
+    A class is not complete in an image if an annotation of it is a tag alone, or by LVIS's fields:
+    it is one of `not_exhaustive_category_ids`, or there are `neg_category_ids`, and it is neither
+    among them nor annotated.
 
     Args:
         path: the instances json.
@@ -63,7 +69,7 @@ def read_coco(
 
     Raises:
         InputError: unreadable json; a record with a fault; a missing or duplicate category, image
-            or file; or a mask that is not one of its image.
+            or file; or a mask or point that is not one of its image.
     """
     keys = {key for field in FIELDS.values() for key in field.keys}
     content = read_records(path, instances_with(frozenset(keys)))
@@ -76,10 +82,11 @@ def read_coco(
     return Index(
         name=name,
         root=images_dir,
-        images=images,
+        images=[_without_completeness(image) for image in images],
         categories=kept,
         annotations=drop_empty(_without_tags(found, path), images, path),
         tags=tags_of(found, kept),
+        complete=_complete_classes(images, found, kept),
     )
 
 
@@ -99,28 +106,30 @@ def _by_image(content: Record, wanted: Container[int], path: Path) -> dict[int, 
 
 
 def refuse_fractions(annotations: Iterable[Record], source: Path) -> None:
-    """Raise InputError if the boxes and polygons are fractions of the image, not pixels."""
+    """Raise InputError if boxes, polygons and points are fractions of the image, not pixels."""
     if are_fractions(annotations):
         raise InputError(
-            f"{source}: all boxes and polygons lie between 0 and 1; multiply them by the width and "
-            "height of the image, as the format has pixels"
+            f"{source}: all boxes, polygons and points lie between 0 and 1; multiply them by the "
+            "width and height of the image, as the format has pixels"
         )
 
 
 def write_coco(path: Path, index: Index) -> None:
     """Write `index` as a COCO instances file.
 
-    Annotations get the ids 1, 2, ...; a missing area is that of the mask, or of the box.
+    Annotations get the ids 1, 2, ...; a missing area is that of the mask, or of the box. Where not
+    all classes are complete, the image has LVIS's fields.
     """
     annotations: list[Record] = []
     for image in index.images:
         size = image["height"], image["width"]
         for annotation in index.annotations.get(image["id"], []):
             written = {"iscrowd": 0, **annotation, "image_id": image["id"]}
-            if "area" not in annotation:
+            if "area" not in annotation and annotation.get("bbox"):
                 written["area"] = area_of(annotation, size)
             annotations.append({**written, "id": len(annotations) + 1})
-    content = {"images": index.images, "annotations": annotations, "categories": index.categories}
+    images = [{**image, **_completeness(image["id"], index)} for image in index.images]
+    content = {"images": images, "annotations": annotations, "categories": index.categories}
     with atomic_write(path) as scratch:
         # compressed run lengths may be bytes
         scratch.write_text(json.dumps(content, default=bytes.decode))
@@ -194,7 +203,12 @@ def drop_empty(
 
 
 def _has_area(annotation: Record, width: int, height: int, source: Path) -> bool:
-    """Return whether an annotation's box covers part of an image; False for NaN."""
+    """Return whether an annotation's box covers part of an image; False for NaN.
+
+    An object that is known by points alone counts as if it had one.
+    """
+    if annotation.get("points") and annotation.get("bbox") is None:
+        return True
     try:
         return covers(annotation["bbox"], (height, width))
     except (KeyError, TypeError, ValueError) as error:
@@ -268,16 +282,56 @@ def _check_segments(maps: Iterable[Record], categories: Container[int], path: Pa
 
 
 def _without_tags(found: Mapping[int, list[Record]], path: Path) -> dict[int, list[Record]]:
-    """Return the annotations that have a box; warn if others, which are tags, are among them."""
-    boxed = {image: [a for a in those if "bbox" in a] for image, those in found.items()}
-    objects = sum(map(len, boxed.values()))
+    """Return the annotations of objects; warn if others, which are tags, are among them."""
+    placed = {image: [a for a in those if _is_placed(a)] for image, those in found.items()}
+    objects = sum(map(len, placed.values()))
     tags = sum(map(len, found.values())) - objects
     if objects and tags:
         warnings.warn(
-            f"{path}: {tags} annotations have neither a box nor a mask, and are tags alone",
+            f"{path}: {tags} annotations have neither a box, a mask nor points, and are tags alone",
             stacklevel=3,
         )
-    return boxed
+    return placed
+
+
+def _is_placed(annotation: Record) -> bool:
+    return "bbox" in annotation or "points" in annotation
+
+
+def _complete_classes(
+    images: Iterable[Record], found: Mapping[int, list[Record]], categories: Sequence[Record]
+) -> dict[int, list[int]]:
+    """Return the complete classes (0-based, sorted) of images in which not all are complete."""
+    position = class_of(categories)
+    result = {}
+    for image in images:
+        annotations, absent = found[image["id"]], image.get("neg_category_ids")
+        more = {a["category_id"] for a in annotations if not _is_placed(a)}
+        more |= {*(image.get("not_exhaustive_category_ids") or ())}
+        if absent is None and not more:
+            continue
+        whole = position.keys() - more
+        if absent is not None:
+            whole &= {*absent, *(a["category_id"] for a in annotations)}
+        if len(whole) < len(position):
+            result[image["id"]] = sorted(position[category] for category in whole)
+    return result
+
+
+def _completeness(image: int, index: Index) -> Record:
+    """Return LVIS's fields of an image; none if all classes are complete."""
+    if image not in index.complete:
+        return {}
+    whole = {index.categories[place]["id"] for place in index.complete[image]}
+    annotated = {a["category_id"] for a in index.annotations.get(image, ())}
+    return dict(
+        zip(_COMPLETENESS, (sorted(whole - annotated), sorted(annotated - whole)), strict=True)
+    )
+
+
+def _without_completeness(image: Record) -> Record:
+    """Return an image without LVIS's fields: training samples may not hold what they say."""
+    return {key: value for key, value in image.items() if key not in _COMPLETENESS}
 
 
 def _names(folder: Path) -> list[str]:
@@ -291,7 +345,14 @@ def keep_images(index: Index, kept: set[int]) -> Index:
     """Keep only the images whose ids are in `kept`."""
     images = [image for image in index.images if image["id"] in kept]
     annotations = {image: found for image, found in index.annotations.items() if image in kept}
-    tags, stuff_tags = (
-        {i: t for i, t in part.items() if i in kept} for part in (index.tags, index.stuff_tags)
+    tags, stuff_tags, complete = (
+        {i: classes for i, classes in part.items() if i in kept}
+        for part in (index.tags, index.stuff_tags, index.complete)
     )
-    return index._replace(images=images, annotations=annotations, tags=tags, stuff_tags=stuff_tags)
+    return index._replace(
+        images=images,
+        annotations=annotations,
+        tags=tags,
+        stuff_tags=stuff_tags,
+        complete=complete,
+    )

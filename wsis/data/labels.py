@@ -33,7 +33,8 @@ def relabel(own: Index, path: Path) -> Index:
         image: [{**a, "category_id": number[position[a["category_id"]]]} for a in found]
         for image, found in given.annotations.items()
     }
-    return keep_images(own, {image["id"] for image in given.images})._replace(annotations=labels)
+    kept = keep_images(own, {image["id"] for image in given.images})
+    return kept._replace(annotations=labels, complete=given.complete)
 
 
 def _check_image(image: Record, mine: Record | None, name: str, path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -321,9 +321,9 @@ class DataModule(pl.LightningDataModule):
     def fingerprint(self) -> str:
         """Return a hash of images, labels, proposals and augmentation, independent of paths."""
         index = self.index("train")
-        by_image = [
-            sorted(part.items()) for part in (index.annotations, index.tags, index.stuff_tags)
-        ]
+        parts: list[Mapping[int, Any]] = [index.annotations, index.tags, index.stuff_tags]
+        parts += [index.complete] if index.complete else []
+        by_image = [sorted(part.items()) for part in parts]
         asked = self.index("val").images if self.has_val else []
         learned = [index.images, index.categories, index.stuff, *by_image]
         settings = [

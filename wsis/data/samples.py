@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from wsis.coco.masks import run_length
+from wsis.data.records import record_of
 from wsis.data.samplers import Key
 from wsis.data.targets import (
     FIELDS,
@@ -21,7 +22,6 @@ from wsis.data.targets import (
     cut_target,
     read_objects,
     read_target,
-    record_of,
 )
 from wsis.data.transforms import (
     Augment,
@@ -36,7 +36,7 @@ from wsis.types import Batch, GroundTruth, Index, Record, Sample, View, class_of
 if TYPE_CHECKING:
     from wsis.proposals.file import ProposalFile
 
-__all__ = ["Samples", "Transform", "truth_of"]
+__all__ = ["Samples", "Transform", "is_boxed", "truth_of"]
 
 
 class Transform(Protocol):
@@ -58,7 +58,7 @@ class Samples(Dataset[Batch]):
         index: The images.
         supervision: Fields that `target` holds, of `wsis.data.targets.FIELDS`.
         augment: Augmentation in training; None for evaluation, which returns the whole image and
-            the `truth`.
+            the `truth`, if all objects of the index have a box.
         proposals: File of the proposals; None for no proposals.
         segments: Also read the proposals' superpixels.
         max_proposals: Maximum number of proposals per image, highest ranked first.
@@ -88,10 +88,11 @@ class Samples(Dataset[Batch]):
         self.proposals, self.segments, self.max_proposals = proposals, segments, max_proposals
         training, self.transform, self.views = augment is not None, transform, views
         self.panoptic = index.panoptic if panoptic and not training else None
-        allowed = supervision if training else None
+        self._has_truth = not training and is_boxed(index)
         # One bytes object per image: workers share its memory pages, while changing reference
         # counts would copy those of dicts.
-        self._records = [pickle.dumps(record_of(index, image, allowed)) for image in index.images]
+        records = (record_of(index, i, supervision, self._has_truth) for i in index.images)
+        self._records = [pickle.dumps(record) for record in records]
 
     def __len__(self) -> int:
         return len(self._records)
@@ -125,12 +126,20 @@ class Samples(Dataset[Batch]):
                 image["file_name"], size, self.segments, self.max_proposals
             )
         if self.augment is None:
-            truth = truth_of(record["annotations"], self.classes.things, size)
-            panoptic = self.panoptic(image) if self.panoptic else None
-            return {**sample, "truth": truth._replace(panoptic=panoptic)}
+            return {**sample, "truth": self._truth(record)} if self._has_truth else sample
         rng = np.random.default_rng([draw, view] if view else draw)
         changed = self.transform(sample, rng) if self.transform else sample
         return _vary(changed, self.augment, rng)
+
+    def _truth(self, record: Record) -> GroundTruth:
+        image = record["image"]
+        truth = truth_of(record["truth"], self.classes.things, (image["height"], image["width"]))
+        return truth._replace(panoptic=self.panoptic(image) if self.panoptic else None)
+
+
+def is_boxed(index: Index) -> bool:
+    """Return whether every object of an index has a box; predictions cannot be judged by points."""
+    return all("bbox" in a for found in index.annotations.values() for a in found)
 
 
 def truth_of(
@@ -141,10 +150,11 @@ def truth_of(
     If any object lacks a mask, no masks are returned.
 
     Args:
-        annotations: COCO annotations.
+        annotations: COCO annotations; those without a box are left out.
         classes: Class (0-based position) of each category id.
         size: (height, width) of the image.
     """
+    annotations = [a for a in annotations if "bbox" in a]
     boxes, labels, crowd = read_objects(annotations, classes)
     crowd |= torch.tensor([bool(a.get("ignore")) for a in annotations], dtype=torch.bool)
     known = all(a.get("segmentation") for a in annotations)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wsis.coco.objects import kind_of
 from wsis.types import Index
 
 __all__ = ["brief", "describe"]
@@ -21,7 +23,7 @@ NOTHING = ("background", "none", "nothing", "empty", "negative", "unlabeled", "u
 
 
 def describe(index: Index) -> list[str]:
-    """Return what reading noted, a line of counts, and a line for each thing tags cannot teach.
+    """Return what reading noted, lines of counts, and a line for each thing tags cannot teach.
 
     Args:
         index: a training set.
@@ -36,7 +38,7 @@ def describe(index: Index) -> list[str]:
     none = int((~tags.any(1)).sum())
     words = "class" if len(names) == 1 else "classes"
     lines = [f"{len(tags)} images, {len(names)} {words}: {listed}; {none} images without any"]
-    return [*index.notes, *lines] + [
+    return [*index.notes, *lines, *_kinds(index)] + [
         f"note: {line}" for line in (*_names(names), *_tags(names, tags, counts))
     ]
 
@@ -48,6 +50,14 @@ def brief(splits: Mapping[str, Index]) -> str:
     words = "class" if len(names) == 1 else "classes"
     listed = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
     return f"{sizes} images, {len(names)} {words}: {listed}"
+
+
+def _kinds(index: Index) -> Iterator[str]:
+    """Yield how many objects are known by what, if that differs from boxes and masks alone."""
+    counts = Counter(kind_of(a) for found in index.annotations.values() for a in found)
+    if counts["point"]:
+        known = ", ".join(f"{kind} {counts[kind]}" for kind in ("mask", "box", "point"))
+        yield f"objects by what is known of them: {known}"
 
 
 def _names(names: Sequence[str]) -> Iterator[str]:

@@ -1,12 +1,15 @@
 """The fields of a label: one table defines how each is read, cropped, flipped and pasted.
 
 A method names the fields that it learns from (`Method.supervision`). A training set keeps only the
-parts of the labels that these fields may use. To add a kind of label, add an entry to `FIELDS` and
-its tensors to `wsis.types.Target`.
+parts of the labels that these fields may use. An object is a row of a label if any of the fields
+knows it; what each row is known by follows from the tensors: `ignore_mask`, boxes of NaN, point
+labels of -1. To add a kind of label, add an entry to `FIELDS` and its tensors to
+`wsis.types.Target`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ from pycocotools import mask as rle
 from torch import Tensor
 
 from wsis.coco.masks import run_length
+from wsis.data.points import cover_points, cut_points, middle_points, stack_points
 from wsis.data.transforms import Cut, cut_maps, visible
 from wsis.errors import InputError
 from wsis.nn.masks import tight_boxes
@@ -34,7 +38,6 @@ __all__ = [
     "keep_objects",
     "read_objects",
     "read_target",
-    "record_of",
     "require_labels",
     "target_of_masks",
 ]
@@ -55,14 +58,15 @@ class Field:
 
     Args:
         tensors: Names of the field's tensors in `Target`.
-        read: `read(record, classes)` returns the tensors of an image's record, which `record_of`
-            makes.
+        read: `read(record, classes)` returns the tensors of an image's record, which
+            `wsis.data.records.record_of` makes.
         of_masks: `of_masks(masks, labels, like)` returns the tensors of objects, such as pasted
             ones, from their masks (M,H,W) bool and classes (M,); `like` is another label of the
             same data set.
-        image_keys: Parts of an index that the field may use: "tags", "stuff_tags".
+        image_keys: Parts of an index that the field may use: "tags", "stuff_tags", "complete".
         keys: Keys of an annotation that the field may use. A field with keys has a row per object.
-        needed: Key that at least one annotation must have to train a method on the field.
+        needed: Key that an annotation must have for the field to know it, and at least one to train
+            a method on the field. None if the field knows all annotations.
         cut: `cut(target, cut)` returns the tensors after a crop, a scale and a flip, and which
             objects (M,) bool remain visible. None if cuts change nothing.
         cover: `cover(target, covered)` returns the tensors after other objects were pasted over
@@ -77,25 +81,6 @@ class Field:
     needed: str | None = None
     cut: Callable[[Target, Cut], tuple[Target, Tensor]] | None = None
     cover: Callable[[Target, Tensor], Target] | None = None
-
-
-def record_of(index: Index, image: Record, supervision: Iterable[str] | None) -> Record:
-    """Return an image's file entry and the parts of its label that the fields may use.
-
-    Args:
-        index: The data set.
-        image: The image's entry in the index.
-        supervision: Names of fields; None for evaluation, which may use everything.
-    """
-    number = image["id"]
-    fields = [FIELDS[name] for name in (FIELDS if supervision is None else supervision)]
-    keys = {key for field in fields for key in field.keys}
-    annotations = index.annotations.get(number, []) if keys else []
-    if supervision is not None:
-        annotations = [_only(annotation, keys) for annotation in annotations]
-    image_keys = {key for field in fields for key in field.image_keys}
-    label = {key: getattr(index, key).get(number) for key in image_keys}
-    return {"image": image, "annotations": annotations, **label}
 
 
 def read_target(record: Record, fields: Iterable[Field], classes: Classes) -> Target:
@@ -188,8 +173,10 @@ def require_labels(index: Index, supervision: AbstractSet[str], labels: Path | N
 def read_objects(
     annotations: Sequence[Record], classes: Mapping[int, int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return boxes (M,4) xyxy, labels (M,) and crowd (M,) of COCO annotations."""
-    boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).view(-1, 4)
+    """Return boxes (M,4) xyxy, NaN if unknown, labels (M,) and crowd (M,) of COCO annotations."""
+    unknown = [math.nan] * 4
+    boxes = torch.tensor([a.get("bbox", unknown) for a in annotations], dtype=torch.float32)
+    boxes = boxes.view(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     labels = torch.tensor([classes[a["category_id"]] for a in annotations], dtype=torch.int64)
     crowd = torch.tensor([bool(a.get("iscrowd")) for a in annotations], dtype=torch.bool)
@@ -213,6 +200,55 @@ def _no_stuff(masks: Tensor, labels: Tensor, like: Target) -> Target:
     return {"stuff_tags": torch.zeros_like(like["stuff_tags"])}
 
 
+def _read_complete(record: Record, classes: Classes) -> Target:
+    return {"complete": _one_hot(record["complete"], len(classes.things)).bool()}
+
+
+def _complete_of_like(masks: Tensor, labels: Tensor, like: Target) -> Target:
+    return {"complete": like["complete"]}
+
+
+def _cut_complete(target: Target, cut: Cut) -> tuple[Target, Tensor]:
+    """Return the classes without those of objects of which the crop may show a part, but no point.
+
+    All that is known of such an object is a point that the crop left out.
+    """
+    complete, everything = target["complete"].clone(), torch.tensor(True)
+    if "points" in target:
+        _, seen = _cut_points(target, cut)
+        complete[target["labels"][~seen]] = False
+    return {"complete": complete}, everything
+
+
+def _read_points(record: Record, classes: Classes) -> Target:
+    annotations = record["annotations"]
+    points, point_labels = stack_points([a.get("points") or () for a in annotations])
+    _, labels, crowd = read_objects(annotations, classes.things)
+    return {"points": points, "point_labels": point_labels, "labels": labels, "crowd": crowd}
+
+
+def _points_of_masks(masks: Tensor, labels: Tensor, like: Target) -> Target:
+    points, point_labels = middle_points(masks, like["points"].shape[1])
+    crowd = torch.zeros(len(masks), dtype=torch.bool)
+    return {"points": points, "point_labels": point_labels, "labels": labels, "crowd": crowd}
+
+
+def _cut_points(target: Target, cut: Cut) -> tuple[Target, Tensor]:
+    """Return the points in the crop; an object without box and mask goes with its last one."""
+    points, labels = cut_points(target["points"], target["point_labels"], cut)
+    seen = (labels == 1).any(1)
+    if "boxes" in target:
+        seen |= ~target["boxes"].isnan().any(1)
+    if "masks" in target:
+        seen |= ~target["ignore_mask"]
+    return {"points": points, "point_labels": labels}, seen
+
+
+def _cover_points(target: Target, covered: Tensor) -> Target:
+    points, labels = cover_points(target["points"], target["point_labels"], covered)
+    return {"points": points, "point_labels": labels}
+
+
 def _read_boxes(record: Record, classes: Classes) -> Target:
     image, annotations = record["image"], record["annotations"]
     boxes, labels, crowd = read_objects(annotations, classes.things)
@@ -230,7 +266,7 @@ def _boxes_of_masks(masks: Tensor, labels: Tensor, like: Target) -> Target:
 
 def _cut_boxes(target: Target, cut: Cut) -> tuple[Target, Tensor]:
     boxes, seen = visible(cut.view.to_input(target["boxes"]), cut.size)
-    return {"boxes": boxes}, seen
+    return {"boxes": boxes}, seen | boxes.isnan().any(1)
 
 
 def _cover_boxes(target: Target, covered: Tensor) -> Target:
@@ -280,10 +316,6 @@ def _one_hot(classes: Sequence[int], count: int) -> Tensor:
     return tags
 
 
-def _only(annotation: Record, keys: set[str]) -> Record:
-    return {key: value for key, value in annotation.items() if key in keys}
-
-
 def _fields_of(target: Target) -> list[Field]:
     return [field for name, field in FIELDS.items() if name in target]
 
@@ -291,6 +323,22 @@ def _fields_of(target: Target) -> list[Field]:
 FIELDS: dict[str, Field] = {
     "tags": Field(("tags",), _read_tags, _tags_of_masks, image_keys=("tags",)),
     "stuff_tags": Field(("stuff_tags",), _read_stuff_tags, _no_stuff, image_keys=("stuff_tags",)),
+    "complete": Field(
+        ("complete",),
+        _read_complete,
+        _complete_of_like,
+        image_keys=("complete",),
+        cut=_cut_complete,
+    ),
+    "points": Field(
+        ("points", "point_labels", "labels", "crowd"),
+        _read_points,
+        _points_of_masks,
+        keys=("points", "category_id", "iscrowd"),
+        needed="points",
+        cut=_cut_points,
+        cover=_cover_points,
+    ),
     "boxes": Field(
         ("boxes", "labels", "crowd", "bag"),
         _read_boxes,

@@ -1,4 +1,4 @@
-"""A user's images, with tags, boxes or masks as label tools and spreadsheets write them."""
+"""A user's images, with tags, points, boxes or masks as label tools and spreadsheets write them."""
 
 from __future__ import annotations
 

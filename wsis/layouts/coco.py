@@ -45,9 +45,16 @@ def _read(source: Source) -> Labels:
                 [{"name": name[a["category_id"]], **_without_category(a)} for a in found],
                 (image["height"], image["width"]),
                 id=image["id"],
+                complete=_named(index, image["id"]),
             )
         )
     return Labels(photos, source.path.parent, categories, notes)
+
+
+def _named(index: Index, image: int) -> list[str] | None:
+    """Return the names of the complete classes of an image; None if all are."""
+    places = index.complete.get(image)
+    return None if places is None else [index.categories[place]["name"] for place in places]
 
 
 def _without_dummy(index: Index) -> tuple[list[Record], list[str]]:

@@ -1,4 +1,4 @@
-"""CVAT for images 1.1: boxes, polygons, ellipses, masks and tags in an xml file."""
+"""CVAT for images 1.1: boxes, polygons, ellipses, masks, points and tags in an xml file."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _photo(image: Element, where: str) -> Photo:
 
 
 def _drawn(item: Element, size: tuple[int, int], where: str) -> Record:
-    """Return the annotation of a shape; points and lines are tags alone."""
+    """Return the annotation of a shape; lines and skeletons are tags alone."""
 
     def numbers(*names: str) -> list[float]:
         return [float(item.attrib[name]) for name in names]
@@ -72,9 +72,12 @@ def _drawn(item: Element, size: tuple[int, int], where: str) -> Record:
         x1, y1, x2, y2 = numbers("xtl", "ytl", "xbr", "ybr")
         box = [x1, y1, x2 - x1, y2 - y1]
         return {"bbox": turned(box, degrees, ((x1 + x2) / 2, (y1 + y2) / 2)) if degrees else box}
-    if item.tag == "polygon":
+    if item.tag in ("polygon", "points"):
         pairs = (pair.split(",") for pair in item.attrib["points"].split(";"))
-        return {"segmentation": [outline((float(x), float(y)) for x, y in pairs)]}
+        corners = [(float(x), float(y)) for x, y in pairs]
+        if item.tag == "points":
+            return {"points": [[x, y, 1] for x, y in corners]}
+        return {"segmentation": [outline(corners)]}
     if item.tag == "ellipse":
         x, y, rx, ry = numbers("cx", "cy", "rx", "ry")
         return {"segmentation": [ellipse((x, y), (rx, ry), degrees)]}

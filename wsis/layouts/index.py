@@ -11,6 +11,7 @@ from typing import Any
 
 from pycocotools import mask as rle
 
+from wsis.coco.points import checked_points
 from wsis.data.index import drop_empty, refuse_fractions
 from wsis.errors import InputError
 from wsis.images.read import image_sizes, unreadable
@@ -58,7 +59,8 @@ def index_of(
 
     Raises:
         InputError: an image is missing, broken or of another size than its labels; a class is not
-            known; a box or polygon is no numbers or far outside the image; or there are no labels.
+            known; a box or polygon is no numbers or far outside the image, or a point outside of
+            it; or there are no labels.
     """
     chosen = chosen_names(classes, known)
     photos, negatives = _without_negatives(photos_by_file(labels, pictures), chosen)
@@ -73,7 +75,7 @@ def index_of(
     if left_out and not photos:
         reason = next(iter(left_out.values()))
         raise InputError(f"none of the images of {source} can be read: {reason}")
-    images, annotations, tags = _records(photos, pictures.root, categories)
+    images, annotations, tags, complete = _records(photos, pictures.root, categories)
     if not any(photo.relative for photo in photos.values()):
         refuse_fractions(chain.from_iterable(annotations.values()), source)
     absent = _absent(found, () if known else chosen)
@@ -84,6 +86,7 @@ def index_of(
         categories=categories,
         annotations=drop_empty(annotations, images, source),
         tags=tags,
+        complete=complete,
         notes=(*labels.notes, *negatives, *_left_out(found, chosen), *absent),
         unreadable=left_out,
     )
@@ -91,13 +94,14 @@ def index_of(
 
 def _records(
     photos: Mapping[str, Photo], root: Path, categories: Sequence[Record]
-) -> tuple[list[Record], dict[int, list[Record]], dict[int, list[int]]]:
-    """Return the images, and the annotations and tags by image."""
+) -> tuple[list[Record], dict[int, list[Record]], dict[int, list[int]], dict[int, list[int]]]:
+    """Return the images, and the annotations, tags and complete classes by image."""
     number = {category["name"]: category["id"] for category in categories}
     position = {name: place for place, name in enumerate(number)}
     images: list[Record] = []
     annotations: dict[int, list[Record]] = {}
     tags: dict[int, list[int]] = {}
+    complete: dict[int, list[int]] = {}
     for n, (file, photo) in enumerate(photos.items(), 1):
         height, width = _size(root / file, photo)
         image: Record = {"id": n if photo.id is None else photo.id, "file_name": file}
@@ -105,7 +109,26 @@ def _records(
         images.append(image)
         annotations[image["id"]] = _annotations(photo, image, number)
         tags[image["id"]] = sorted(position[name] for name in _names(photo) & position.keys())
-    return images, annotations, tags
+        whole = position.keys() - _unplaced(photo, annotations[image["id"]], number)
+        if len(whole) < len(position):
+            complete[image["id"]] = sorted(position[name] for name in whole)
+    return images, annotations, tags, complete
+
+
+def _unplaced(photo: Photo, placed: Iterable[Record], number: Mapping[str, int]) -> set[str]:
+    """Return the classes of which the file says that objects are not labelled, or not their place.
+
+    Args:
+        photo: the labels of an image.
+        placed: its annotations.
+        number: category id of each class.
+    """
+    rows, all_of = (
+        Counter(a["category_id"] for a in placed),
+        Counter(a["name"] for a in photo.objects),
+    )
+    loose = {name for name in number if all_of[name] > rows[number[name]]}
+    return loose if photo.complete is None else loose | (number.keys() - {*photo.complete})
 
 
 def photos_by_file(labels: Labels, pictures: Pictures) -> dict[str, Photo]:
@@ -231,9 +254,10 @@ def _size(path: Path, photo: Photo) -> tuple[int, int]:
 def _annotations(photo: Photo, image: Record, number: Mapping[str, int]) -> list[Record]:
     """Return the annotations of the given classes in pixels, checked, with box and category id.
 
-    What is neither a box nor an area, such as a point, is a tag alone.
+    What is neither a box, an area nor a point, such as a line, is a tag alone.
     """
     scale = (image["width"], image["height"]) if photo.relative else (1, 1)
+    size = image["height"], image["width"]
     result = []
     for given in photo.objects:
         annotation = {"iscrowd": 0, **given}
@@ -247,7 +271,10 @@ def _annotations(photo: Photo, image: Record, number: Mapping[str, int]) -> list
         elif mask:
             is_polygon = isinstance(mask, list)
             annotation["bbox"] = around(mask) if is_polygon else rle.toBbox(mask).tolist()
-        if name in number and annotation.get("bbox") is not None:
+        if points := annotation.get("points"):
+            scaled = [[*_scaled((x, y), scale, image, photo), sign] for x, y, sign in points]
+            annotation["points"] = checked_points(scaled, size, photo.where)
+        if name in number and (points or annotation.get("bbox") is not None):
             result.append({**annotation, "category_id": number[name]})
     return result
 

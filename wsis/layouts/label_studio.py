@@ -1,4 +1,4 @@
-"""Label Studio's JSON, JSON-MIN and CSV: choices, rectangles, ellipses, polygons and brushes.
+"""Label Studio's JSON, JSON-MIN and CSV: choices, rectangles, ellipses, polygons, brushes, points.
 
 JSON has a list of results for each task; JSON-MIN and CSV have a field for each control of the
 labelling page, with the values of the results.
@@ -130,7 +130,7 @@ def _photo_of_task(task: Record, where: str) -> Photo:
 
 
 def _regions(values: Sequence[Record], where: str) -> list[Record]:
-    """Drop choices that describe one region, which share its `id` and are no class.
+    """Drop choices that describe one region, which share its `id`, and points that are its parts.
 
     Raises:
         InputError: a region has no class, or its image was turned in Label Studio.
@@ -146,7 +146,8 @@ def _regions(values: Sequence[Record], where: str) -> list[Record]:
         if value.get("id") in drawn and value.get("id") not in names:
             raise InputError(f"{where}: a {value.get('type', 'region')} has no class; give it one")
     remarks = ("choices", "taxonomy")
-    return [v for v in values if v.get("type") not in remarks or v.get("id") not in drawn]
+    whole = [v for v in values if not (v.get("keypointlabels") and v.get("parentID"))]
+    return [v for v in whole if v.get("type") not in remarks or v.get("id") not in drawn]
 
 
 def _values(content: Any) -> list[Record]:
@@ -197,7 +198,7 @@ def _as_list(value: Any) -> Iterable[Any]:
 
 
 def _drawn(value: Record, size: tuple[int, int] | None, where: str) -> Record:
-    """Return box or segmentation in fractions of the image; empty for what is a tag alone."""
+    """Return box, mask or point in fractions of the image; empty for what is a tag alone."""
     if value.get("rle"):
         if size is None:
             raise InputError(f"{where}: a brush has no original_width; export it again")
@@ -207,6 +208,8 @@ def _drawn(value: Record, size: tuple[int, int] | None, where: str) -> Record:
         return {"segmentation": [outline(points)]} if len(points) > 2 else {}
     if "radiusX" in value:
         return {"segmentation": [_ellipse(value, size)]}
+    if value.get("keypointlabels"):  # its width is that of the dot
+        return {"points": [[float(value["x"]) / 100, float(value["y"]) / 100, 1]]}
     if "width" not in value or "height" not in value or "x" not in value:
         return {}
     box = [float(value[key]) / 100 for key in ("x", "y", "width", "height")]

@@ -23,7 +23,7 @@ __all__ = ["LAYOUT"]
 
 
 _RECTANGLES = ("rectangle", "rotation", "oriented_rectangle")  # the latter of X-AnyLabeling
-_TAGS = ("polygon", "point", "points", "line", "linestrip")  # a polygon of fewer than three corners
+_TAGS = ("polygon", "line", "linestrip")  # a polygon of fewer than three corners
 
 
 def _matches(source: Source) -> bool:
@@ -67,11 +67,15 @@ def _photo(path: Path, folder: Path, content: Record, has_shapes: bool) -> Photo
 
 
 def _joined(one: Record, other: Record, where: str) -> Record:
-    """Return one object of two shapes of a group; it has a mask if both have one.
+    """Return one object of two shapes of a group, with all points; it has a mask if both have one.
 
     Raises:
         InputError: one is a mask, and the other a polygon or a box.
     """
+    points = [*one.get("points", ()), *other.get("points", ())]
+    if points:
+        whole = _joined(_without_points(one), _without_points(other), where)
+        return {**whole, "points": points}
     shapes = [a for a in (one, other) if a.get("segmentation") or a.get("bbox")]
     if len(shapes) < 2:
         return shapes[0] if shapes else one
@@ -89,8 +93,12 @@ def _joined(one: Record, other: Record, where: str) -> Record:
     return {"name": one["name"], "segmentation": polygons, "bbox": box}
 
 
+def _without_points(annotation: Record) -> Record:
+    return {key: value for key, value in annotation.items() if key != "points"}
+
+
 def _drawn(shape: Record, size: tuple[int, int] | None, where: str) -> Record:
-    """Return the annotation of a shape; points and lines are tags alone.
+    """Return the annotation of a shape; lines are tags alone.
 
     Raises:
         InputError: a shape of a kind that is not known.
@@ -101,6 +109,8 @@ def _drawn(shape: Record, size: tuple[int, int] | None, where: str) -> Record:
         return {**result, "segmentation": _mask(shape, size, where)}
     if kind == "polygon" and len(points) >= 3:
         result["segmentation"] = [outline(points)]
+    elif kind in ("point", "points"):
+        return {**result, "points": [[x, y, 1] for x, y in points]}
     elif kind in _RECTANGLES:
         return {**result, "bbox": around([outline(points)])}
     elif kind == "circle":

@@ -51,13 +51,15 @@ class Photo(NamedTuple):
     objects: Sequence[Record] = ()
     """COCO annotations with `name` in place of `category_id`.
 
-    `bbox` may be missing beside a segmentation.
+    `bbox` may be missing beside a segmentation. `points` are [x, y, 1 in the object, else 0].
     """
     size: tuple[int, int] | None = None
     """(H, W) that the objects are drawn on, if it is known."""
     relative: bool = False
-    """Whether boxes and polygons are fractions of the image's width and height."""
+    """Whether boxes, polygons and points are fractions of the image's width and height."""
     id: int | None = None
+    complete: Sequence[str] | None = None
+    """Names of the classes of which every object is labelled; None if all are."""
 
 
 class Labels(NamedTuple):

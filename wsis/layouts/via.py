@@ -125,8 +125,10 @@ def _classes(value: Any, words: Mapping[str, str]) -> list[str]:
 
 
 def _drawn(shape: Record) -> Record:
-    """Return the annotation of a shape; points and lines are tags alone."""
+    """Return the annotation of a shape; lines are tags alone."""
     kind = shape["name"]
+    if kind == "point":
+        return {"points": [[shape["cx"], shape["cy"], 1]]}
     if kind == "rect":
         return {"bbox": [float(shape[key]) for key in ("x", "y", "width", "height")]}
     if kind == "polygon":

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torchmetrics import Metric
 
-from wsis.data.samples import truth_of
+from wsis.data.samples import is_boxed, truth_of
 from wsis.errors import InputError
 from wsis.files import atomic_write, read_json
 from wsis.images.panoptic import PanopticMaps
@@ -75,8 +75,8 @@ def evaluation_index(data: Any, split: str) -> Index:
 
 
 def has_truth(index: Index) -> bool:
-    """Return whether any image has boxes or masks; otherwise tags alone are known."""
-    return any(index.annotations.values())
+    """Return whether images have boxes or masks of all objects; otherwise their tags are known."""
+    return any(index.annotations.values()) and is_boxed(index)
 
 
 def image_tags(index: Index) -> list[list[int]]:

@@ -25,7 +25,7 @@ from wsis.reports.evaluation import evaluation_index, read_metrics
 from wsis.reports.settings import departures, row_key
 from wsis.runs.checkpoints import checkpoint_of
 from wsis.runs.record import stages
-from wsis.types import Index
+from wsis.types import Index, Record
 
 __all__ = [
     "Entry",
@@ -63,11 +63,15 @@ class EvaluationSet:
             for i in index.images
         ]
         objects = [
-            [i["id"], *(a["bbox"] + [a["category_id"]] for a in index.annotations.get(i["id"], []))]
+            [i["id"], *(_box_and_class(a) for a in index.annotations.get(i["id"], []))]
             for i in index.images
         ]
         tags = sorted(index.tags.items())
         return digest([index.name, index.categories, images, objects, tags])
+
+
+def _box_and_class(annotation: Record) -> list[float]:
+    return [*annotation.get("bbox", ()), annotation["category_id"]]
 
 
 def _bytes(path: Path) -> int:
