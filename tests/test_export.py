@@ -66,7 +66,7 @@ def test_it_has_operators_of_onnx_alone_and_nothing_of_this_machine(file):
     assert {node.domain for node in model.graph.node} == {""}
     assert not model.functions
     assert {"NonMaxSuppression", "RoiAlign"} <= {node.op_type for node in model.graph.node}
-    for word in (str(ROOT), str(Path.home()) + "/", str(file.parent)):
+    for word in (str(ROOT), str(Path(torch.__file__).parent), str(file.parent), "forward"):
         assert word.encode() not in file.read_bytes()
 
 
@@ -85,6 +85,7 @@ def test_the_snippet_of_the_documentation(file, tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mask_transformer", "cam"])
 def test_onnx_of_other_networks(name, place):
+    pytest.importorskip("onnxscript")
     model = network(name, CLASSES)
     run = make_run(place / name, model)
     session = session_of(export(str(run), place / f"{name}.onnx", score=SCORE[name]))
@@ -98,6 +99,7 @@ def test_onnx_of_other_networks(name, place):
 
 @pytest.mark.slow
 def test_without_objects(place):
+    pytest.importorskip("onnxscript")
     model = network("mask_rcnn", CLASSES)
     run = make_run(place / "none", model)
     session = session_of(export(str(run), place / "none.onnx", score=1.0))

@@ -24,9 +24,11 @@ def test_objects_are_those_of_predict(name):
     assert check_objects(graph_of(model, 1.0)(image(SIZES[0])), model, image(SIZES[0]), 1.0) == 0
 
 
+@pytest.mark.parametrize("pooling", ["lse", "average", "max"])
 @torch.no_grad()
-def test_class_maps_are_those_of_cam():
+def test_class_maps_are_those_of_cam(pooling):
     model = network("cam")
+    model.classifier.hparams["pooling"] = pooling
     for size in SIZES:
         check_maps(graph_of(model, 0.0)(image(size)), model, image(size))
 

@@ -26,11 +26,15 @@ def backbone() -> Backbone:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("side", "longest"), [(200, 300), (0, 1333), (0, 150)])
 def test_images_are_those_of_predict(backbone, size, side, longest):
-    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
     inference = Inference((side,) if side else (), flip=False)
     (view,) = image_views(image, inference, longest)
     scaled = scale(image, backbone, side, longest)
-    torch.testing.assert_close(scaled.batch, backbone.normalise([view.image]))
+    wanted = backbone.normalise([view.image])
+    levels = ((scaled.batch - wanted) * backbone.std).abs()
+    assert levels.max() < 1.01  # a value that lies between two may be rounded to the other
+    assert (levels > 0.01).float().mean() < 1e-3
     assert scaled.size.tolist() == list(view.image.shape[1:])
     whole = torch.tensor([[0.0, 0.0, *view.image.shape[:0:-1]]])
     torch.testing.assert_close(whole * scaled.factor, view.view.to_original(whole))

@@ -11,9 +11,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from wsis.graphs.pixels import count, extent, number, resample, scale
+from wsis.graphs.pixels import extent, number, resample, scale
 from wsis.models.cam import CAM
-from wsis.parts.classifier import pool
+from wsis.nn.mask_decoder import inside
+from wsis.parts.classifier import MapPooling, pool
 
 __all__ = ["ClassMaps"]
 
@@ -40,13 +41,18 @@ class ClassMaps(nn.Module):
         backbone = classifier.backbone
         view = scale(image, backbone, settings["test_side"], settings["test_max_side"])
         maps = classifier.head(backbone.network(view.batch)[backbone.feature_level])[0]
-        cells = (view.size / backbone.stride).ceil()
-        rows, columns = (count(n) for n in cells.unbind())
-        torch._check(rows <= maps.shape[1])
-        torch._check(columns <= maps.shape[2])
+        seen = inside(view.size[None], backbone.stride, maps[None]).flatten().nonzero()[:, 0]
+        torch._check(seen.shape[0] >= 1)
         given = classifier.hparams
-        logits = pool(maps[:, :rows, :columns], given["pooling"], given["sharpness"])
+        logits = _pooled(maps.flatten(1)[:, seen], given["pooling"], given["sharpness"])
         whole = torch.stack([number(side) for side in maps.shape[1:]])
         frame = (extent(whole * backbone.stride) * view.factor)[None]
         size = image.shape[1], image.shape[2]
         return logits.sigmoid(), resample(maps.relu(), frame, size, whole - 1)
+
+
+def _pooled(cells: Tensor, how: MapPooling, sharpness: float) -> Tensor:
+    """Pool the cells (C,n) of maps to (C,)."""
+    if how == "lse":  # `wsis.losses.log_mean_exp`, whose logarithm of n torch.export cannot follow
+        return (torch.logsumexp(sharpness * cells, 1) - number(cells.shape[1]).log()) / sharpness
+    return pool(cells[:, None], how, sharpness)

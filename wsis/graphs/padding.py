@@ -50,5 +50,5 @@ class _Fixed(nn.Module):
         return F.conv2d(padded, layer.weight, layer.bias, layer.stride, 0, *rest)
 
 
-def _pair(number: int | tuple[int, int]) -> tuple[int, int]:
+def _pair(number: int | tuple[int, ...]) -> tuple[int, ...]:
     return (number, number) if isinstance(number, int) else number

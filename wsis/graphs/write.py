@@ -79,6 +79,8 @@ def write_onnx(network: Any, facts: Mapping[str, str], path: Path) -> None:
     written.model.graph.inputs[0].shape = shape([3, "height", "width"])
     for value, sizes in zip(written.model.graph.outputs, network.outputs.values(), strict=True):
         value.shape = shape(sizes)
+    for node in written.model.graph.all_nodes():
+        node.metadata_props.clear()  # lines of code, with paths of this machine
     written.model.metadata_props.update(facts)
     with atomic_write(path) as scratch:
         written.save(scratch, external_data=False)

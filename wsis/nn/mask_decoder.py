@@ -282,7 +282,8 @@ def _to_edges(
     rows, columns = (torch.arange(side, device=grid.device) for side in grid.shape[2:])
     x = columns.minimum(ends[:, :1].ceil().long() - 1)
     y = rows.minimum(ends[:, 1:].ceil().long() - 1)
-    x, y = (at.flatten(1) for at in torch.broadcast_tensors(x[:, None], y[:, :, None]))
+    x = x[:, None].expand(-1, grid.shape[2], -1).flatten(1)
+    y = y[:, :, None].expand(-1, -1, grid.shape[3]).flatten(1)
     index = y * grid.shape[3] + x
     edged = grid.flatten(2).gather(2, index[:, None].expand(-1, grid.shape[1], -1))
     cells = torch.stack([x, y], -1)
