@@ -20,6 +20,7 @@ LAYERS = [
     {"runs"},
     {"parts"},
     {"models"},
+    {"graphs"},
     {"command_line"},
     {"inference"},
     {"reports"},

@@ -21,6 +21,7 @@ VERBS = {
     "compare": "compare",
     "ablate": "ablate",
     "share": "share",
+    "export": "export",
     "generate": "generate.__main__",
 }
 """Verbs and their modules, in the order in which one meets them."""

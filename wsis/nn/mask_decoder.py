@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from wsis.errors import InputError
 from wsis.nn.backbone import Backbone
 
-__all__ = ["Found", "MaskDecoder", "Upscaler", "inside", "mask_share", "place"]
+__all__ = ["Found", "MaskDecoder", "Upscaler", "inside", "mask_share", "place", "visible"]
 
 
 class Found(NamedTuple):
@@ -84,26 +84,50 @@ class MaskDecoder(nn.Module):
             maps: of the backbone.
             sizes: (H, W) of each image without padding; what is found beyond is meaningless.
         """
+        state, pixels, grid, known = self.begin(maps, sizes)
+        found: list[Found] = []
+        for i, block in enumerate(self.blocks):
+            share = self._share(i)
+            if self.training or share:
+                found.append(self.find(state, pixels, grid))
+            looked = found[-1].masks if share else None
+            state = block(state, _attended(looked, known, len(self.queries), share))
+        found.append(self.find(state, pixels, grid))
+        return found if self.training else found[-1:]
+
+    def begin(
+        self, maps: Sequence[Tensor], sizes: Sequence[tuple[int, int]] | Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what the blocks start from.
+
+        Args:
+            maps: of the backbone.
+            sizes: (H, W) of each image without padding, or a tensor (N,2) of them.
+
+        Returns:
+            queries and tokens (N,Q+hw,D), pixels (N,D,h',w'), the tokens as a map (N,D,h,w), and
+            which of them are not padding (N,1,h,w) bool.
+        """
         maps = maps[: self.level + 1 or None]
         grid, at = _to_edges(self.tokens(maps[-1]).float(), sizes, self.stride)
         known = inside(sizes, self.stride, grid)
         pixels = self.upscale(grid, maps, sizes)
         tokens = grid.flatten(2).transpose(1, 2) + self.places(place(at, grid.shape[1]))
-        state = torch.cat([self._first(grid, sizes), tokens], 1)
-        found: list[Found] = []
-        for i, block in enumerate(self.blocks):
-            share = mask_share(self.progress.item(), i, len(self.blocks))
-            share = share if self.training else round(share)
-            if self.training or share:
-                found.append(self._find(state, pixels, grid))
-            looked = found[-1].masks if share else None
-            state = block(state, _attended(looked, known, len(self.queries), share))
-        found.append(self._find(state, pixels, grid))
-        return found if self.training else found[-1:]
+        return torch.cat([self._first(grid, sizes), tokens], 1), pixels, grid, known
 
-    def _first(self, grid: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+    @property
+    def is_masked(self) -> bool:
+        """Whether attention is masked in evaluation, as it is until training is nearly over."""
+        return any(round(self._share(i)) for i in range(len(self.blocks)))
+
+    def _share(self, block: int) -> float:
+        share = mask_share(self.progress.item(), block, len(self.blocks))
+        return share if self.training else round(share)
+
+    def _first(self, grid: Tensor, sizes: Sequence[tuple[int, int]] | Tensor) -> Tensor:
         """Return the queries (N,Q,D) of images, from tokens (N,D,h,w)."""
-        side = grid.new_tensor([grid.shape[3], grid.shape[2]])
+        # torch.export follows new_full, not new_tensor
+        side = torch.stack([grid.new_full((), cells) for cells in (grid.shape[3], grid.shape[2])])
         cells = self.points * _ends(sizes, self.stride, grid)[:, None]
         there = F.grid_sample(
             grid, (2 * cells / side - 1)[:, None], padding_mode="border", align_corners=False
@@ -111,8 +135,8 @@ class MaskDecoder(nn.Module):
         located = self.places(place(self.points, grid.shape[1]))
         return there[:, :, 0].transpose(1, 2) + located + self.queries
 
-    def _find(self, state: Tensor, pixels: Tensor, grid: Tensor) -> Found:
-        """Predict from queries and tokens (N,Q+hw,D)."""
+    def find(self, state: Tensor, pixels: Tensor, grid: Tensor) -> Found:
+        """Predict from queries and tokens (N,Q+hw,D); see `begin`."""
         state = self.norm(state)
         queries, tokens = state[:, : len(self.queries)], state[:, len(self.queries) :]
         looked = self.masks(queries)
@@ -180,7 +204,10 @@ class Upscaler(nn.Module):
         self.enlarge, self.smooth = nn.ModuleList(enlarge), nn.ModuleList(smooth)
 
     def forward(
-        self, grid: Tensor, maps: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+        self,
+        grid: Tensor,
+        maps: Sequence[Tensor],
+        sizes: Sequence[tuple[int, int]] | Tensor,
     ) -> Tensor:
         """The map to enlarge (N,D,h,w), all maps, and sizes of images -> pixels (N,D,h',w')."""
         layers = zip(self.enlarge, self.laterals, self.smooth, strict=True)
@@ -219,11 +246,11 @@ def place(points: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
-def inside(sizes: Sequence[tuple[int, int]], stride: float, like: Tensor) -> Tensor:
+def inside(sizes: Sequence[tuple[int, int]] | Tensor, stride: float, like: Tensor) -> Tensor:
     """Return which cells of a map begin in its image and not in padding, (N,1,h,w) bool.
 
     Args:
-        sizes: (H, W) of each image.
+        sizes: (H, W) of each image, or a tensor (N,2) of them.
         stride: pixels per cell.
         like: a map (N,D,h,w).
     """
@@ -233,13 +260,15 @@ def inside(sizes: Sequence[tuple[int, int]], stride: float, like: Tensor) -> Ten
     return known[:, None]
 
 
-def _ends(sizes: Sequence[tuple[int, int]], stride: float, like: Tensor) -> Tensor:
+def _ends(sizes: Sequence[tuple[int, int]] | Tensor, stride: float, like: Tensor) -> Tensor:
     """Return the width and height of images in cells, (N,2) float."""
+    if isinstance(sizes, Tensor):
+        return sizes.flip(1) / stride
     return torch.tensor([[w, h] for h, w in sizes], device=like.device) / stride
 
 
 def _to_edges(
-    grid: Tensor, sizes: Sequence[tuple[int, int]], stride: float
+    grid: Tensor, sizes: Sequence[tuple[int, int]] | Tensor, stride: float
 ) -> tuple[Tensor, Tensor]:
     """Replace the cells of padding by the nearest cell of their image.
 
@@ -253,9 +282,11 @@ def _to_edges(
     rows, columns = (torch.arange(side, device=grid.device) for side in grid.shape[2:])
     x = columns.minimum(ends[:, :1].ceil().long() - 1)
     y = rows.minimum(ends[:, 1:].ceil().long() - 1)
-    index = (y[:, :, None] * grid.shape[3] + x[:, None]).flatten(1)
+    x = x[:, None].expand(-1, grid.shape[2], -1).flatten(1)
+    y = y[:, :, None].expand(-1, -1, grid.shape[3]).flatten(1)
+    index = y * grid.shape[3] + x
     edged = grid.flatten(2).gather(2, index[:, None].expand(-1, grid.shape[1], -1))
-    cells = torch.stack([index % grid.shape[3], index // grid.shape[3]], -1)
+    cells = torch.stack([x, y], -1)
     return edged.view_as(grid), (cells + 0.5) / ends[:, None]
 
 
@@ -273,13 +304,21 @@ def _attended(masks: Tensor | None, known: Tensor, queries: int, share: float) -
     """
     if masks is None and known.all():
         return None
-    keys = F.pad(known.flatten(1), (queries, 0), value=True)
-    allowed = keys[:, None, None].repeat(1, 1, keys.shape[1], 1)
+    allowed = visible(known, queries)
     if masks is not None:
         small = F.interpolate(masks.detach(), size=known.shape[2:], mode="area")
         free = torch.rand(masks.shape[:2], device=masks.device) >= share
         allowed[:, 0, :queries, queries:] &= (small > 0).flatten(2) | free[:, :, None]
     return allowed
+
+
+def visible(known: Tensor, queries: int) -> Tensor:
+    """Return that all may attend to the queries and to tokens (N,1,h,w) that are `known`, bool.
+
+    The result is (N,1,Q+hw,Q+hw).
+    """
+    keys = F.pad(known.flatten(1), (queries, 0), value=True)
+    return keys[:, None, None].repeat(1, 1, keys.shape[1], 1)
 
 
 def _enlarged(coarse: Tensor, like: Tensor) -> Tensor:

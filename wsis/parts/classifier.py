@@ -28,7 +28,7 @@ from wsis.runs.stage import Stage
 from wsis.types import Batch
 from wsis.values import NOT_NEGATIVE, POSITIVE, WHOLE, Ranges
 
-__all__ = ["Classifier", "pretrain"]
+__all__ = ["Classifier", "MapPooling", "pool", "pretrain"]
 
 MapPooling = Literal["average", "lse", "max"]
 

@@ -29,7 +29,7 @@ from wsis.nn.views import Inference, image_views
 from wsis.types import Batch, Prediction, Sample, Target, size_of
 from wsis.values import COUNT, FRACTION, POSITIVE, WHOLE, Range, Ranges
 
-__all__ = ["MaskRCNN"]
+__all__ = ["MaskRCNN", "paste_boxes"]
 
 MaskLosses = Callable[
     [Tensor, list[Tensor], list[dict[str, Tensor]], list[Tensor]], dict[str, Tensor]
@@ -215,7 +215,7 @@ class MaskRCNN(Method):
             proposals, _ = self.rpn(padded, features)
             ((detected,), _) = self.roi_heads(features, proposals, padded.image_sizes)
         boxes = view.view.to_original(detected["boxes"])
-        shifted = view.view.to_original(detected["boxes"] + _HALF)
+        shifted = view.view.to_original(paste_boxes(detected["boxes"]))
         masks = paste(detected["masks"][:, 0], shifted, size)
         scores, labels = detected["scores"].cpu(), (detected["labels"] - 1).cpu()
         return Prediction(sample["image_id"], size, boxes.cpu(), scores, labels, masks)
@@ -239,6 +239,11 @@ class Proposer(RegionProposalNetwork):  # type: ignore[misc]
         for of_image, label, target in zip(anchors, labels, targets, strict=True):
             label[(label == 0) & skipped(of_image, target)] = -1
         return labels, boxes
+
+
+def paste_boxes(boxes: Tensor) -> Tensor:
+    """Return the boxes (N,4) to paste the masks of detections in, in pixels of the scaled image."""
+    return boxes + _HALF
 
 
 def skipped(boxes: Tensor, target: dict[str, Tensor]) -> Tensor:

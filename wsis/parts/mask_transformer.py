@@ -43,7 +43,7 @@ from wsis.nn.views import Inference, image_views
 from wsis.types import Batch, Prediction, Sample, Target, size_of
 from wsis.values import COUNT, FRACTION, NOT_NEGATIVE, WHOLE, Ranges
 
-__all__ = ["MaskTransformer"]
+__all__ = ["MaskTransformer", "certainty"]
 
 _SKIPPED = -100
 
@@ -202,7 +202,7 @@ class MaskTransformer(Method):
         (view,) = image_views(sample["image"], inference, self.hparams["test_max_side"])
         (found,) = self._found([view.image])
         logits = self._without_padding(found.masks[0], size_of(view.image))
-        scores = found.classes[0].float().softmax(1)[:, :-1] * _certainty(logits)[:, None]
+        scores = found.classes[0].float().softmax(1)[:, :-1] * certainty(logits)[:, None]
         best, index = scores.flatten().topk(min(self.hparams["max_detections"], scores.numel()))
         best, index = (x[best > self.hparams["score_threshold"]].cpu() for x in (best, index))
         queries, labels = index // scores.shape[1], index % scores.shape[1]
@@ -230,7 +230,7 @@ def _prediction(
     return Prediction(image_id, size, boxes, scores[kept], labels[kept], masks)
 
 
-def _certainty(logits: Tensor) -> Tensor:
+def certainty(logits: Tensor) -> Tensor:
     """Return the mean probability of the pixels of each mask (Q,h,w), 0 of empty masks."""
     covered = logits > 0
     return (logits.sigmoid() * covered).sum((1, 2)) / covered.sum((1, 2)).clamp(min=1)

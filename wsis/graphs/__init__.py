@@ -1,0 +1,1 @@
+"""Trained networks from an image to its objects, in steps that torch.export follows."""
