@@ -39,6 +39,7 @@ FLAGS += [
 BAD = "<img src=x onerror=document.title='broken'>"
 MASK = square()
 FOUND = {"name": "cat", "score": 0.9, "bbox": [10.0, 5.0, 20.0, 10.0], "segmentation": MASK}
+FOUND_DOG = [40, 20, 10, 10]
 NAMES = ["a.jpg", "b.jpg", "c.jpg"]
 
 
@@ -182,9 +183,6 @@ def test_keys_alone_label_everything(page, served):
     drawn(page, "b.jpg")
 
 
-FOUND_DOG = [40, 20, 10, 10]
-
-
 def test_tags_are_boxes_to_tick(page, served):
     box = one(page, "#tags li:nth-child(2) input")
     box.click()
@@ -212,6 +210,17 @@ def test_another_browser_was_faster(page, served):
     until(lambda: served.label("a.jpg")["tags"] == ["cat", "dog"])
 
 
+def test_fast_keys_are_about_what_is_left_by_those_before(page, served):
+    page.execute_script(
+        "for (const key of 'xauda') document.body.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}))"
+    )
+    drawn(page, "b.jpg")
+    label = served.label("a.jpg")
+    assert [refused["name"] for refused in label["refused"]] == ["cat"]
+    assert (label["objects"], label["done"]) == ([], True)
+    assert served.store.label("b.jpg")["objects"] == []  # the last key was about the photo before
+
+
 def test_fast_clicks_are_all_there_in_order(page, served):
     page.execute_script(
         "const canvas = document.getElementById('picture'), box = canvas.getBoundingClientRect();"
@@ -237,7 +246,8 @@ def test_names_run_no_script_and_nothing_is_asked_of_others(page, served):
         if m["method"] == "Network.requestWillBeSent"
     ]
     assert asked
-    assert all(url.startswith("http://127.0.0.1:") for url in asked)
+    own = ("http://127.0.0.1:", "data:", "chrome:")  # the browser's own pages, too
+    assert not [url for url in asked if not url.startswith(own)]
     assert not [
         entry for entry in page.get_log("browser") if "Content Security" in entry["message"]
     ]

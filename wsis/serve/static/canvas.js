@@ -58,14 +58,12 @@ export class Picture {
     this.draw();
   }
 
-  // Returns the position of the smallest suggestion at a place, or -1.
+  // Returns the smallest suggestion at a place, if there is one.
   hit([x, y]) {
-    const found = this.shown.image.suggestions.map((thing, k) => [thing, k]).filter(([{ bbox: [left, top, width, height] }]) =>
-      x >= left && x < left + width && y >= top && y < top + height);
-    const area = ([{ bbox }]) => bbox[2] * bbox[3];
     const context = this.canvas.getContext("2d");
-    const inside = found.filter(([thing]) => !thing.rings.length || context.isPointInPath(pathOf(thing, 1), x, y, "evenodd"));
-    return inside.length ? inside.sort((a, b) => area(a) - area(b))[0][1] : -1;
+    const area = ({ bbox }) => bbox[2] * bbox[3];
+    const found = this.shown.image.suggestions.filter((thing) => context.isPointInPath(pathOf(thing, 1), x, y, "evenodd"));
+    return found.sort((a, b) => area(a) - area(b))[0];
   }
 
   draw() {
@@ -86,8 +84,12 @@ export class Picture {
     const context = canvas.getContext("2d");
     if (picture.complete && picture.naturalWidth) context.drawImage(picture, 0, 0, canvas.width, canvas.height);
     const pen = { context, scale: canvas.width / image.width, line: 1.7 * devicePixelRatio };
-    image.suggestions.forEach((thing, k) => drawThing(pen, thing, colours[thing.name], { dashed: true, strong: k === current }));
-    image.label.objects.forEach((thing) => drawThing(pen, thing, colours[thing.name], { dashed: false, strong: false }));
+    const suggested = image.suggestions.map((thing, k) => ({ thing, mark: "?", strong: k === current }));
+    const drawn = [...suggested, ...image.label.objects.map((thing) => ({ thing, mark: "", strong: false }))];
+    drawn.sort((a, b) => a.strong - b.strong); // the current one on top
+    drawn.forEach((each) => drawThing(pen, each, colours[each.thing.name]));
+    drawn.forEach((each) => drawName(pen, each, colours[each.thing.name]));
+    drawn.forEach(({ thing }) => (thing.points ?? []).forEach((point) => drawPoint(pen, point, colours[thing.name])));
     image.label.refused.forEach(({ name, point }) => drawPoint(pen, [...point, 0], colours[name]));
     if (corner) drawBox(pen, corner, this.pointer ?? corner);
     if (this.cross && this.pointer) drawCross(pen, this.pointer, canvas);
@@ -108,8 +110,7 @@ function pathOf(thing, scale) {
   return path;
 }
 
-function drawThing(pen, thing, colour, { dashed, strong }) {
-  const { context, scale, line } = pen;
+function drawThing({ context, scale, line }, { thing, mark, strong }, colour) {
   const path = pathOf(thing, scale);
   context.lineJoin = "round";
   context.globalAlpha = strong ? 0.5 : 0.28;
@@ -120,16 +121,16 @@ function drawThing(pen, thing, colour, { dashed, strong }) {
   context.strokeStyle = "rgba(255,255,255,.85)";
   context.lineWidth = line * (strong ? 3 : 2);
   context.stroke(path);
-  context.setLineDash(dashed ? [4 * line, 3 * line] : []);
+  context.setLineDash(mark ? [4 * line, 3 * line] : []);
   context.strokeStyle = colour;
   context.lineWidth = line * (strong ? 2 : 1.2);
   context.stroke(path);
   context.setLineDash([]);
-  if (thing.bbox) drawName(pen, thing, colour, dashed ? `${thing.name}?` : thing.name);
-  for (const point of thing.points ?? []) drawPoint(pen, point, colour);
 }
 
-function drawName({ context, scale }, { bbox }, colour, text) {
+function drawName({ context, scale }, { thing: { name, bbox }, mark }, colour) {
+  if (!bbox) return;
+  const text = name + mark;
   const size = 12 * devicePixelRatio;
   context.font = `600 ${size}px system-ui, sans-serif`;
   const width = context.measureText(text).width + 0.7 * size;

@@ -44,29 +44,26 @@ function after(task) {
 
 const plain = (label) => ({ ...label, objects: label.objects.map(({ rings, ...thing }) => thing) });
 
-// Sends the label that `edit` makes of the image's label; `edit` returns null for no change.
-function change(edit, remember = true) {
+// A task about the image that is shown now; it is left undone if another one has come by its turn.
+function here(task) {
   const number = state.image?.number;
-  return after(async () => {
-    const { image } = state;
-    if (!image || image.number !== number) return false; // another image has come since the click
-    const before = plain(image.label);
-    const label = edit(structuredClone(before));
-    if (!label) return false;
-    const { status, data } = await call("PUT", `/api/images/${number}`, { file: image.file, version: image.version, label });
-    if (status === 200) {
-      if (remember) state.undo.push({ number, label: before });
-      say("");
-      show(data);
-      return true;
-    }
-    say(data.error, true);
-    if (status === 409) {
-      state.undo = state.undo.filter((step) => step.number !== number);
-      show(data);
-    }
-    return false;
-  });
+  return after(() => (state.image && state.image.number === number ? task() : false));
+}
+
+const change = (edit) => here(() => send(edit));
+
+// Sends the label that `edit` makes of the image's label, if any, and returns whether it was taken.
+async function send(edit, remember = true) {
+  const { number, file, version, label } = state.image;
+  const before = plain(label);
+  const edited = edit(structuredClone(before));
+  if (!edited) return false;
+  const { status, data } = await call("PUT", `/api/images/${number}`, { file, version, label: edited });
+  say(status === 200 ? "" : data.error, status !== 200);
+  if (status === 200 && remember) state.undo.push({ number, label: before });
+  if (status === 409) state.undo = state.undo.filter((step) => step.number !== number);
+  if (status === 200 || status === 409) show(data);
+  return status === 200;
 }
 
 async function load(number) {
@@ -80,38 +77,34 @@ async function load(number) {
   show(data);
 }
 
-function next() {
-  return after(async () => {
-    const now = state.image;
-    const here = now ? `&after=${now.number}` : "";
-    const { status, data } = await call("GET", `/api/next?order=${byId("order").value}${here}`);
-    if (status !== 200) say(data.error, true);
-    else if (data.number === null) say("That was the last one: all photos are done.");
-    else {
-      if (now) state.past.push(now.number);
-      say("");
-      await load(data.number);
-    }
-  });
+async function advance() {
+  const now = state.image;
+  const { status, data } = await call("GET", `/api/next?order=${byId("order").value}${now ? `&after=${now.number}` : ""}`);
+  if (status !== 200) return say(data.error, true);
+  if (data.number === null) return say("That was the last one: all photos are done.");
+  if (now) state.past.push(now.number);
+  say("");
+  return load(data.number);
 }
 
-const back = () => after(async () => { if (state.past.length) await load(state.past.pop()); });
-
-async function undo() {
+const next = () => here(advance);
+const back = () => here(async () => { if (state.past.length) await load(state.past.pop()); });
+const done = () => here(async () => {
+  if (state.image.label.done || await send((label) => ({ ...label, done: true }))) await advance();
+});
+const undo = () => after(async () => {
   const step = state.undo.pop();
   if (!step) return say("There is nothing to undo.");
-  if (step.number !== state.image.number) await after(() => load(step.number));
-  await change(() => step.label, false);
-  return say("Undone.");
-}
+  if (step.number !== state.image.number) await load(step.number);
+  if (await send(() => step.label, false)) say("Undone.");
+  return render();
+});
 
-async function done() {
-  if (state.image?.label.done || await change((label) => ({ ...label, done: true }))) await next();
-}
+const toggleTag = (name) => here(() => putTag(name, !state.image.label.tags.includes(name)));
 
-function setTag(name, on) {
-  state.chosen = on ? name : state.chosen;
-  return change((label) => ({
+function putTag(name, on) {
+  if (on) state.chosen = name;
+  return send((label) => ({
     ...label,
     tags: on ? [...label.tags, name] : label.tags.filter((tag) => tag !== name),
     objects: on ? label.objects : label.objects.filter((thing) => thing.name !== name),
@@ -145,8 +138,8 @@ function click(place, shift) {
 
 // A place where something is not: of a suggestion there, else of the last object of the chosen class, else of the class.
 function refuseAt(point, name) {
-  const k = picture.hit(point);
-  if (k >= 0) return refuse(k, point);
+  const thing = picture.hit(point);
+  if (thing) return here(() => refuse(thing, point));
   if (!name) return say("Choose a class first.", true);
   return change((label) => {
     const last = label.objects.findLast((thing) => thing.name === name);
@@ -158,22 +151,23 @@ function refuseAt(point, name) {
 
 const accepted = ({ name, bbox, segmentation, score }) => ({ name, bbox, segmentation, score, source: state.suggests });
 
-function accept(k) {
-  const thing = state.image?.suggestions[k];
+function accept(thing) {
   if (!thing) return say("There is no suggestion.");
-  return change((label) => ({ ...label, objects: [...label.objects, accepted(thing)] }));
+  return send((label) => ({ ...label, objects: [...label.objects, accepted(thing)] }));
 }
 
+function refuse(thing, point) {
+  if (!thing) return say("There is no suggestion.");
+  return send((label) => ({ ...label, refused: [...label.refused, { name: thing.name, point: point ?? thing.inside }] }));
+}
+
+// The suggestion that is current when its turn has come, after those that were answered before.
+const acceptCurrent = () => here(() => accept(state.image.suggestions[state.current]));
+const refuseCurrent = () => here(() => refuse(state.image.suggestions[state.current]));
 const acceptAll = () => change((label) => {
   const things = state.image.suggestions;
   return things.length ? { ...label, objects: [...label.objects, ...things.map(accepted)] } : null;
 });
-
-function refuse(k, point) {
-  const thing = state.image?.suggestions[k];
-  if (!thing) return say("There is no suggestion.");
-  return change((label) => ({ ...label, refused: [...label.refused, { name: thing.name, point: point ?? thing.inside }] }));
-}
 
 function turn(by) {
   const count = state.image?.suggestions.length ?? 0;
@@ -206,7 +200,7 @@ const dot = (name) => element("span", { class: "dot", colour: state.colours[name
 
 function tagRow(name, k, label) {
   const on = label.tags.includes(name);
-  const box = element("input", { type: "checkbox", "data-key": `tag ${k}`, "aria-label": `${name} is in the photo`, onchange: (event) => setTag(name, event.target.checked) });
+  const box = element("input", { type: "checkbox", "data-key": `tag ${k}`, "aria-label": `${name} is in the photo`, onchange: (event) => { const on = event.target.checked; here(() => putTag(name, on)); } });
   box.checked = on;
   const choose = element("button", { type: "button", class: "name", "data-key": `class ${k}`, "aria-pressed": `${name === state.chosen}`, title: "what clicks are about",
     onclick: () => { state.chosen = name; render(); } }, name);
@@ -217,9 +211,9 @@ function tagRow(name, k, label) {
 function suggestionRow(thing, k) {
   const small = (text, says, key, act) => element("button", { type: "button", class: "small", "data-key": `${key} ${k}`, "aria-label": `${says} ${thing.name}`, title: says, onclick: act }, text);
   const pick = element("button", { type: "button", class: "name", "data-key": `suggestion ${k}`, onclick: () => { state.current = k; render(); } },
-    `${thing.name} `, element("span", { class: "soft" }, thing.score.toFixed(2)));
-  return element("li", { class: k === state.current ? "current" : null }, dot(thing.name), pick,
-    small("✓", "accept", "accept", () => accept(k)), small("✕", "refuse", "refuse", () => refuse(k)));
+    thing.name);
+  return element("li", { class: k === state.current ? "current" : null }, dot(thing.name), pick, element("span", { class: "soft" }, thing.score.toFixed(2)),
+    small("✓", "accept", "accept", () => here(() => accept(thing))), small("✕", "refuse", "refuse", () => here(() => refuse(thing))));
 }
 
 function described(thing) {
@@ -318,16 +312,16 @@ const setTool = (tool) => { state.tool = tool; state.corner = null; render(); };
 const setMinus = () => { state.minus = !state.minus; state.corner = null; render(); };
 const leave = () => { state.corner = null; say(""); render(); };
 const keys = {
-  p: () => setTool("point"), b: () => setTool("box"), m: setMinus, j: () => turn(1), k: () => turn(-1), a: () => accept(state.current),
-  A: acceptAll, x: () => refuse(state.current), u: undo, d: done, n: next, Backspace: back, i: () => byId("picture").focus(), Escape: leave,
+  p: () => setTool("point"), b: () => setTool("box"), m: setMinus, j: () => turn(1), k: () => turn(-1), a: acceptCurrent,
+  A: acceptAll, x: refuseCurrent, u: undo, d: done, n: next, Backspace: back, i: () => byId("picture").focus(), Escape: leave,
 };
 
 function onKey(event) {
-  const typing = event.target.matches("input:not([type=checkbox]), select");
+  const typing = event.target.matches?.("input:not([type=checkbox]), select");
   const isUndo = (event.ctrlKey || event.metaKey) && event.key === "z";
   if (typing || ((event.ctrlKey || event.metaKey || event.altKey) && !isUndo)) return;
   const name = /^[1-9]$/.test(event.key) ? state.classes[event.key - 1] : null;
-  const act = isUndo ? undo : name && state.image ? () => setTag(name, !state.image.label.tags.includes(name)) : keys[event.key];
+  const act = isUndo ? undo : name && state.image ? () => toggleTag(name) : keys[event.key];
   if (!act) return;
   event.preventDefault();
   act();
@@ -337,7 +331,7 @@ async function begin() {
   history.replaceState(null, "", "/"); // the token is in a cookie by now
   addEventListener("keydown", onKey);
   for (const button of document.querySelectorAll("[data-tool]")) button.addEventListener("click", () => setTool(button.dataset.tool));
-  const actions = { minus: setMinus, back, undo, refuse: () => refuse(state.current), accept: () => accept(state.current), next, done,
+  const actions = { minus: setMinus, back, undo, refuse: refuseCurrent, accept: acceptCurrent, next, done,
     train: () => press("/api/training"), stop: () => press("/api/training/stop") };
   for (const [id, act] of Object.entries(actions)) byId(id).addEventListener("click", act);
   byId("new-class").addEventListener("submit", addClass);
@@ -345,7 +339,7 @@ async function begin() {
   if (status !== 200) return say(data.error, true);
   byId("order").value = data.order;
   state.chosen = state.classes[0] ?? null;
-  await next();
+  await after(advance);
   return setTimeout(watch, 2000);
 }
 
