@@ -121,9 +121,9 @@ def label_for(
     asked: argparse.Namespace,
 ) -> float:
     """Label images until the seconds are spent; return how many were."""
-    labels = {name: store.label(name) for name in store.names}
+    classes = len(store.classes)
     ranked = next_images(
-        store.names, labels, training.found, len(store.classes), order, seed=asked.seed
+        store.names, store.labels(), training.found, classes, order, seed=asked.seed
     )
     spent = 0.0
     for name in ranked:

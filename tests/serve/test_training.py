@@ -10,10 +10,10 @@ import pytest
 import yaml
 from PIL import Image
 from test_store import change, square, write_photos
-from toy_runs import write_stage
 
 from wsis.errors import InputError
 from wsis.runs.jobs import Job
+from wsis.runs.record import StageRecord, write_stage
 from wsis.serve import training as module
 from wsis.serve.store import Store
 from wsis.serve.suggestions import read_found
@@ -34,7 +34,8 @@ def finished(run: Path) -> None:
     (run / "1-cam/checkpoints").mkdir(parents=True, exist_ok=True)
     settings = {"model": {"class_path": "wsis.models.cam.CAM"}, "data": {"class_path": "folder"}}
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
-    write_stage(run, settings={"model": "wsis.models.cam.CAM"}, metrics={"val/F1_threshold": 0.4})
+    settings, metrics = {"model": "wsis.models.cam.CAM"}, {"val/F1_threshold": 0.4}
+    write_stage(run / "1-cam", StageRecord(1, "digest", settings, finished=True, metrics=metrics))
 
 
 def predicted(run: Path, root: Path) -> None:
@@ -161,6 +162,7 @@ def test_a_folder_that_is_no_run(store, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # two processes
 def test_a_small_training_for_real(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()

@@ -14,6 +14,7 @@ from wsis.command_line.messages import plain_errors
 from wsis.command_line.parser import CLI
 from wsis.datasets.folder import Folder
 from wsis.errors import InputError
+from wsis.inference import classes_of
 from wsis.serve.order import Order
 
 __all__ = ["main", "serve"]
@@ -67,7 +68,7 @@ def serve(
     try:
         import waitress
 
-        from wsis.serve.app import create_app
+        from wsis.serve.app import LARGEST, create_app
         from wsis.serve.guard import access_for
         from wsis.serve.store import Store
         from wsis.serve.training import Recipe, Training
@@ -78,15 +79,18 @@ def serve(
     with _listening(host, port) as listener:
         port = listener.getsockname()[1]
         access = access_for(host, port, token)
-        store = Store(data.folder, data.labels["train"], data.classes)
+        learnt = [] if run is None else [c["name"] for c in classes_of(run, data)[0]]
+        classes = list(dict.fromkeys([*data.classes, *learnt]))
+        store = Store(data.folder, data.labels["train"], classes)
         words = () if recipe is None else ("--config", str(recipe))
         training = Training(data.folder, Recipe(model, words, accelerator), run, runs)
         app = create_app(store, training, access, order)
         training.predict()
         print(f"{store.done} of {len(store.names)} photos are done; Ctrl-C ends", flush=True)
         print(f"open {_address(host, port, access.token)}", flush=True)
+        limits = {"threads": 8, "max_request_body_size": LARGEST}
         try:
-            waitress.create_server(app, sockets=[listener], threads=8, ident="wsis").run()
+            waitress.create_server(app, sockets=[listener], ident="wsis", **limits).run()
         finally:
             training.stop()
 

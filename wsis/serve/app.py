@@ -22,7 +22,7 @@ from wsis.serve.suggestions import inside_of, rings_of, suggestions
 from wsis.serve.training import Training
 from wsis.types import Record
 
-__all__ = ["create_app"]
+__all__ = ["LARGEST", "create_app"]
 
 LARGEST = 4_000_000
 """Bytes of a request; a label with masks has some thousands."""
@@ -130,9 +130,8 @@ def _add_next(app: Flask, store: Store, training: Training, order: Order) -> Non
     @app.get("/api/next")
     def next_image() -> Response:
         asked = next((o for o in ORDERS if o == request.args.get("order")), order)
-        labels = {name: store.label(name) for name in store.names}
         found, classes = training.found, len(store.classes)
-        ranked = next_images(store.names, labels, found, classes, asked, shown)
+        ranked = next_images(store.names, store.labels(), found, classes, asked, shown)
         current = request.args.get("after", type=int)
         names = [name for name in ranked if store.number(name) != current]
         if not names:
@@ -197,6 +196,7 @@ def _image(store: Store, training: Training, number: int) -> Record:
             for suggestion in suggestions(training.found, name, label)
         ],
         "done": store.done,
+        **_classes(store),
     }
 
 

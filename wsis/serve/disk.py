@@ -125,7 +125,8 @@ def _read_own(path: Path, own: _Own) -> Content:
         if annotation["image_id"] not in found or annotation["category_id"] not in name_of:
             raise InputError(f"{path}: annotation {annotation.get('id')} is of no image or class")
         _add(found[annotation["image_id"]], annotation, name_of[annotation["category_id"]])
-    images, labels = {}, {}
+    images: dict[str, Record] = {}
+    labels: dict[str, Label] = {}
     for image in content["images"]:
         name = image["file_name"]
         images[name] = {key: image[key] for key in ("id", "height", "width")}
@@ -174,7 +175,8 @@ def _imported(root: Path, given: str) -> Content:
     for name in names:
         if set(name) & set(SEPARATORS):
             raise InputError(f'{root}: class "{name}" has a , ; or |, which part tags; rename it')
-    images, labels = {}, {}
+    images: dict[str, Record] = {}
+    labels: dict[str, Label] = {}
     name_of = {category["id"]: category["name"] for category in index.categories}
     for image in index.images:
         label, file = _new(done=True), image["file_name"]

@@ -13,6 +13,7 @@ from wsis.errors import InputError
 from wsis.images.read import image_size
 from wsis.serve.disk import (
     JSON,
+    Content,
     clear,
     images_to_label,
     instances,
@@ -49,6 +50,7 @@ class Store:
             raise InputError(f"no folder {root}; give that of your images: --data.root DIR")
         self.root, self._given = root, given
         self._lock = RLock()
+        self._content = Content([], {}, {}, False)
         self._folder = _taken(root)
         try:
             self._open(classes)
@@ -95,6 +97,12 @@ class Store:
         with self._lock:
             self._refresh()
             return self._content.labels.get(name, EMPTY)
+
+    def labels(self) -> dict[str, Label]:
+        """Return the labels of all images, by file name."""
+        with self._lock:
+            self._refresh()
+            return {name: self._content.labels.get(name, EMPTY) for name in self.names}
 
     def size(self, name: str) -> tuple[int, int]:
         """Return the (height, width) of an image, which its label is drawn on.

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, TypedDict, cast
+from typing import Any, NamedTuple, TypedDict, cast
 
 import cv2
 import numpy as np
@@ -161,9 +161,9 @@ def iou(one: Suggestion | LabelledObject, other: Suggestion | LabelledObject) ->
 
     Masks that are polygons count as boxes.
     """
-    masks = [thing.get("segmentation") for thing in (one, other)]
+    masks: list[Any] = [thing.get("segmentation") for thing in (one, other)]
     if all(isinstance(mask, dict) for mask in masks):
-        packed = [run_length(mask, tuple(mask["size"])) for mask in masks]  # type: ignore[index]
+        packed = [run_length(mask, tuple(mask["size"])) for mask in masks]
         if packed[0]["size"] == packed[1]["size"]:
             return float(rle.iou([packed[0]], [packed[1]], [0])[0, 0])
     boxes = [thing.get("bbox") for thing in (one, other)]

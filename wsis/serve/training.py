@@ -116,10 +116,11 @@ class Training:
         return registry.short_name("model", str(read_run(self.run)["model"]["class_path"]))
 
     def _fit(self, labels: Path, place: Path) -> Job:
-        settings = ["--model", self.recipe.model, "--data", "folder"]
+        settings = ["--model", self.recipe.model]
         if self.run is not None:
             settings = ["--config", str(self.run / "config.yaml")]
-        data = ["--data.root", os.path.abspath(self.root), "--data.labels", os.path.abspath(labels)]
+        data = ["--data", "folder", "--data.root", os.path.abspath(self.root)]
+        data += ["--data.labels", os.path.abspath(labels)]
         where = ["--run_dir", str(place), "--reuse", str(self.runs)]
         how = ["--trainer.accelerator", self.recipe.accelerator]
         return Job("training", (*settings, *self.recipe.words, *data, *where, *how), _log(place))
@@ -157,15 +158,18 @@ class Training:
             if job.verb == "predict":
                 results.unlink(missing_ok=True)
             with self._lock:
-                if self._state == "stopped":
+                if self._is_stopped():
                     return "stopped"
                 self._process = start(job, {})
             failed = self._process.wait() != 0
-            if self._state == "stopped":
+            if self._is_stopped():
                 return "stopped"
             if failed and not (job.verb == "predict" and results.is_file()):  # of some images only
                 return "failed"
         return "finished"
+
+    def _is_stopped(self) -> bool:
+        return self._state == "stopped"
 
 
 def _log(run: Path) -> Path:

@@ -81,7 +81,7 @@ async function advance() {
   const now = state.image;
   const { status, data } = await call("GET", `/api/next?order=${byId("order").value}${now ? `&after=${now.number}` : ""}`);
   if (status !== 200) return say(data.error, true);
-  if (data.number === null) return say("That was the last one: all photos are done.");
+  if (data.number === null) return say("There is no other photo to label.");
   if (now) state.past.push(now.number);
   say("");
   return load(data.number);
@@ -149,7 +149,7 @@ function refuseAt(point, name) {
   });
 }
 
-const accepted = ({ name, bbox, segmentation, score }) => ({ name, bbox, segmentation, score, source: state.suggests });
+const accepted = ({ name, bbox, segmentation, score }) => ({ name, bbox, ...(segmentation ? { segmentation } : {}), score, source: state.suggests });
 
 function accept(thing) {
   if (!thing) return say("There is no suggestion.");
@@ -179,6 +179,7 @@ function turn(by) {
 
 function show(image) {
   state.image = image;
+  setClasses(image);
   state.current = Math.max(0, Math.min(state.current, image.suggestions.length - 1));
   byId("progress").textContent = `${image.done} of ${state.images} done`;
   render();
