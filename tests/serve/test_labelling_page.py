@@ -221,6 +221,29 @@ def test_fast_keys_are_about_what_is_left_by_those_before(page, served):
     assert served.store.label("b.jpg")["objects"] == []  # the last key was about the photo before
 
 
+def test_a_double_click_is_one_answer(page, served):
+    page.execute_script(
+        "const button = document.querySelector('[data-key=\"accept 0\"]'); button.click(); button.click()"
+    )
+    until(lambda: served.label("a.jpg")["objects"])
+    press(page, "d")
+    drawn(page, "b.jpg")
+    (cat,) = served.label("a.jpg")["objects"]
+    assert cat["segmentation"] == MASK
+    press(page, "\ue003")  # back
+    drawn(page, "a.jpg")
+    page.execute_script(
+        "const button = document.querySelector('[data-key=\"object 0\"]'); button.click(); button.click()"
+    )
+    until(lambda: served.label("a.jpg")["objects"] == [])
+    press(page, "u", "u")
+    until(
+        lambda: (
+            served.label("a.jpg")["done"] is False and len(served.label("a.jpg")["objects"]) == 1
+        )
+    )
+
+
 def test_fast_clicks_are_all_there_in_order(page, served):
     page.execute_script(
         "const canvas = document.getElementById('picture'), box = canvas.getBoundingClientRect();"

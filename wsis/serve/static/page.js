@@ -63,6 +63,7 @@ async function send(edit, remember = true) {
   if (status === 200 && remember) state.undo.push({ number, label: before });
   if (status === 409) state.undo = state.undo.filter((step) => step.number !== number);
   if (status === 200 || status === 409) show(data);
+  else render(); // boxes that were ticked are as they were
   return status === 200;
 }
 
@@ -87,16 +88,18 @@ async function advance() {
   return load(data.number);
 }
 
-const next = () => here(advance);
+const next = () => (state.image ? here(advance) : after(advance));
 const back = () => here(async () => { if (state.past.length) await load(state.past.pop()); });
 const done = () => here(async () => {
   if (state.image.label.done || await send((label) => ({ ...label, done: true }))) await advance();
 });
 const undo = () => after(async () => {
-  const step = state.undo.pop();
+  const step = state.undo.at(-1);
   if (!step) return say("There is nothing to undo.");
   if (step.number !== state.image.number) await load(step.number);
-  if (await send(() => step.label, false)) say("Undone.");
+  if (step.number !== state.image.number || !(await send(() => step.label, false))) return false;
+  state.undo.pop();
+  say("Undone.");
   return render();
 });
 
@@ -151,14 +154,18 @@ function refuseAt(point, name) {
 
 const accepted = ({ name, bbox, segmentation, score }) => ({ name, bbox, ...(segmentation ? { segmentation } : {}), score, source: state.suggests });
 
+// Whether a suggestion is still there when its turn has come, and not answered by a click before.
+const isOpen = (thing) => state.image.suggestions.some((other) => JSON.stringify(other) === JSON.stringify(thing));
+
 function accept(thing) {
   if (!thing) return say("There is no suggestion.");
-  return send((label) => ({ ...label, objects: [...label.objects, accepted(thing)] }));
+  return send((label) => (isOpen(thing) ? { ...label, objects: [...label.objects, accepted(thing)] } : null));
 }
 
 function refuse(thing, point) {
   if (!thing) return say("There is no suggestion.");
-  return send((label) => ({ ...label, refused: [...label.refused, { name: thing.name, point: point ?? thing.inside }] }));
+  const refusal = { name: thing.name, point: point ?? thing.inside };
+  return send((label) => (isOpen(thing) ? { ...label, refused: [...label.refused, refusal] } : null));
 }
 
 // The suggestion that is current when its turn has come, after those that were answered before.
@@ -242,7 +249,11 @@ function render() {
   const { label } = image;
   fill("tags", state.classes.map((name, k) => tagRow(name, k, label)), "no classes yet: add one");
   fill("suggestions", image.suggestions.map(suggestionRow), state.suggests ? "nothing more" : "no run yet");
-  const without = (list, k) => (edited) => ({ ...edited, [list]: edited[list].filter((_, other) => other !== k) });
+  const shown = plain(label);
+  const without = (list, k) => (edited) => {
+    const same = JSON.stringify(edited[list][k]) === JSON.stringify(shown[list][k]); // else a click before removed it
+    return same ? { ...edited, [list]: edited[list].filter((_, other) => other !== k) } : null;
+  };
   fill("objects", [...label.objects.map((thing, k) => objectRow(thing, k, "object", without("objects", k))),
     ...label.refused.map((thing, k) => objectRow(thing, k, "refused", without("refused", k)))], "no objects");
   for (const id of ["accept", "refuse"]) byId(id).disabled = !image.suggestions.length;
