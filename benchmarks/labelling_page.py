@@ -2,7 +2,7 @@
 
 python benchmarks/labelling_page.py OUT.jpg [--phone] [--dark]
 
-The suggestions are true masks, of which one is left out and one has another class.
+Of the objects of the photo, one has a box and one a point, and the masks of the others are suggested.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def serve(folder: Path):
-    """Serve twelve images in a thread, a point and a box on the first."""
+    """Serve twelve images in a thread, a box and a point on the first."""
     data = Shapes(folder / "shapes", train=12, val=1)
     truth = write_photos(folder / "photos", data)
     classes = [category["name"] for category in data.index("train").categories]
@@ -63,7 +63,7 @@ def serve(folder: Path):
     training.found = Found(Path("runs/pdsl"), 0.3, {first: suggested})
     x, y, width, height = found[-1]["bbox"]
     objects = [{"name": known["name"], "bbox": known["bbox"]}]
-    objects += [{"name": classes[2], "points": [[x + width / 2, y + height / 2, 1]]}]
+    objects += [{"name": found[-1]["name"], "points": [[x + width / 2, y + height / 2, 1]]}]
     label = {**store.label(first), "objects": objects}
     store.put(first, version_of(store.label(first)), label)
     app = create_app(store, training, access_for("127.0.0.1", 0))

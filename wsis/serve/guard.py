@@ -13,7 +13,7 @@ import secrets
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from flask import Flask, Request, Response, jsonify, make_response, request
+from flask import Flask, Request, Response, jsonify, request
 
 from wsis.errors import InputError
 
@@ -79,8 +79,8 @@ def protect(app: Flask, access: Access) -> None:
         refusal = _refusal(request, access)
         if refusal is None:
             return None
-        code, reason = refusal
-        answer = make_response(jsonify(error=reason), code)
+        answer = jsonify(error=refusal[1])
+        answer.status_code = refusal[0]
         return answer
 
     @app.after_request
