@@ -25,6 +25,7 @@ LAYERS = [
     {"inference"},
     {"reports"},
     {"generate"},
+    {"serve"},
 ]
 """From the ground up: a layer imports from those before it, and not from its own."""
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -16,6 +16,7 @@ VERBS = {
     "test": "test",
     "predict": "predict",
     "label": "label",
+    "serve": "serve.__main__",
     "propose": "propose",
     "simulate": "simulate",
     "compare": "compare",

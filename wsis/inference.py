@@ -49,6 +49,7 @@ __all__ = [
     "make_data",
     "predict",
     "read_run",
+    "score_threshold",
     "store_labels",
     "store_predictions",
     "trained",
@@ -112,7 +113,7 @@ def load(
     given = config["model"].get("init_args") or {}
     later = {setting: given[setting] for setting in known[name].label_settings if setting in given}
     model = _model_of(known[name], path, later)
-    threshold = _threshold(folder / name, checkpoint)
+    threshold = score_threshold(folder / name, checkpoint)
     return Loaded(model.eval(), make_data(config["data"]), config, threshold)
 
 
@@ -155,7 +156,13 @@ def _checkpoint(run: Path, stage: str, which: Which) -> Path:
     return path
 
 
-def _threshold(stage: Path, checkpoint: Which) -> float:
+def score_threshold(stage: Path, checkpoint: Which = "last") -> float:
+    """Return the score from which on detections of a stage are shown.
+
+    Args:
+        stage: folder of the stage.
+        checkpoint: "last" or "best".
+    """
     record = read_stage(stage)
     if record is None:
         return UNKNOWN_THRESHOLD

@@ -1,4 +1,4 @@
-"""Parallel training: processes of wsis.fit, as many as cores and memory allow."""
+"""Processes of verbs: parallel training, as many as cores and memory allow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 
 from wsis.machine import cores, free_memory
 
-__all__ = ["Job", "places_for", "work"]
+__all__ = ["Job", "places_for", "start", "work"]
 
 LIBC: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
 POLL = 0.1
@@ -28,17 +28,18 @@ MARGIN = 1.2
 
 @dataclass(frozen=True)
 class Job:
-    """A training to run in its own process."""
+    """A training, or another verb, to run in its own process."""
 
     name: str
     words: tuple[str, ...] = field(repr=False)
-    """Arguments after `python -m wsis.fit`."""
+    """Arguments after `python -m wsis.VERB`."""
     log: Path
     """File that the output is appended to."""
     after: frozenset[str] = frozenset()
     """Names of jobs to wait for, because this one reuses their stages."""
     key: str = ""
     """Fingerprint of all its settings."""
+    verb: str = "fit"
 
 
 def work(
@@ -65,7 +66,7 @@ def work(
             free = [(i, place) for i, place in enumerate(places()) if i not in running]
             for job, (i, place) in zip(ready, free, strict=False):
                 waiting.remove(job)
-                running[i] = job, _start(job, place)
+                running[i] = job, start(job, place)
                 begun(job)
             time.sleep(POLL)
             exited = [i for i, (_, process) in running.items() if process.poll() is not None]
@@ -79,11 +80,17 @@ def work(
             process.wait()
 
 
-def _start(job: Job, place: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def start(job: Job, place: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a job; it ends with the thread that started it.
+
+    Args:
+        job: what to run.
+        place: environment variables of its process.
+    """
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with open(job.log, "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "wsis.fit", *job.words],
+            [sys.executable, "-m", f"wsis.{job.verb}", *job.words],
             env={**os.environ, **place},
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -1,0 +1,1 @@
+"""A page for labelling and looking: labels on disk, what comes next, retraining."""
