@@ -20,10 +20,11 @@ from wsis.command_line.options import command_options, run_options
 from wsis.command_line.parser import CLI
 from wsis.command_line.trainers import run_folder, write_settings
 from wsis.data.module import DataModule
+from wsis.data.records import unseen
 from wsis.data.summary import describe
 from wsis.errors import InputError
 from wsis.files import clear_scratch
-from wsis.method import Method
+from wsis.method import Method, describe_supervision
 from wsis.reports.live import LivePage
 from wsis.runs.progress import percents, say
 from wsis.runs.record import stages
@@ -153,6 +154,9 @@ def _open(cli: CLI, folder: Path) -> None:
         if isinstance(data, DataModule):
             notes = data.index("val").notes if data.has_val else ()
             say("\n".join([*describe(data.index("train")), *notes]))
+            if hidden := unseen(data.index("train"), cli.model.supervision):
+                fields = describe_supervision(cli.model.supervision)
+                say(f"note: {hidden} objects are known by less than {fields}, and are background")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from torch import Tensor
 from wsis.data.index import write_coco
 from wsis.data.labels import relabel
 from wsis.data.points import cover_points, cut_points, middle_points, stack_points
+from wsis.data.records import unseen
 from wsis.data.samples import Samples
 from wsis.data.targets import cover_target, cut_target, join_targets, target_of_masks
 from wsis.data.transforms import Augment, Cut, cut_maps
@@ -195,3 +196,18 @@ def test_points_as_labels_of_a_data_set(data, tmp_path):
     assert [a.get("points") for a in found.annotations[image["id"]]] == [
         a.get("points") for a in few.annotations[image["id"]]
     ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "hidden"),
+    [
+        ({"tags"}, 0),
+        ({"tags", "boxes"}, 1),
+        ({"points"}, 2),
+        ({"masks"}, 2),
+        ({"points", "boxes"}, 0),
+        ({"boxes", "complete"}, 0),
+    ],
+)
+def test_objects_that_a_method_takes_as_background_are_counted(data, fields, hidden):
+    assert unseen(mixed(data.index("train")), fields) == hidden

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 
 from wsis.data.targets import FIELDS, Field
 from wsis.types import Index, Record, class_of
 
-__all__ = ["record_of"]
+__all__ = ["record_of", "unseen"]
 
 
 def record_of(
@@ -32,6 +33,19 @@ def record_of(
         label["complete"] = _complete(index, number, seen)
     record = {"image": image, "annotations": [_only(a, keys) for a in seen], **label}
     return {**record, "truth": found} if truth else record
+
+
+def unseen(index: Index, supervision: AbstractSet[str]) -> int:
+    """Return the number of objects that no field with a row per object knows.
+
+    To a method on these fields they are background, unless it learns what is `complete`; 0 if no
+    field has a row per object.
+    """
+    fields = [FIELDS[name] for name in supervision]
+    if "complete" in supervision or not any(field.keys for field in fields):
+        return 0
+    found = index.annotations.values()
+    return sum(len(those) - len(_known_to(fields, those)) for those in found)
 
 
 def _known_to(fields: Sequence[Field], annotations: list[Record]) -> list[Record]:
