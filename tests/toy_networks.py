@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -76,8 +77,17 @@ def check_objects(found: list[Any], model: Method, pixels: Tensor, score: float)
     assert (far[index, true] < 0.5).all()
     assert (unlike[index, true] < 1e-3).all()
     for a, b in zip(masks[index], np.asarray(wanted.binary_masks())[true], strict=True):
-        assert (a ^ b).sum() <= 0.01 * (a | b).sum() + 4
+        assert differ_at_edges_alone(a, b)
     return len(scores)
+
+
+def differ_at_edges_alone(a: np.ndarray, b: np.ndarray) -> bool:
+    """Return whether masks (H,W) differ only at edges: OpenCV 4 interpolates in steps of 1/32."""
+    edges = np.zeros(a.shape, bool)
+    for mask in (a.astype(np.uint8), b.astype(np.uint8)):
+        edges |= cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+    different = a ^ b
+    return not (different & ~edges).any() and different.sum() <= 0.1 * edges.sum() + 2
 
 
 @torch.no_grad()
