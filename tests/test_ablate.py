@@ -76,7 +76,7 @@ def _fit(words, log, environment):
 
 @pytest.fixture(autouse=True)
 def forked(monkeypatch):
-    monkeypatch.setattr(jobs, "_start", Forked)
+    monkeypatch.setattr(jobs, "start", Forked)
     monkeypatch.setattr(jobs, "POLL", 0.01)
     Forked.children = []
     return Forked
@@ -103,7 +103,7 @@ def loss(run: Path) -> float:
 def done(tmp_path_factory):
     """Three rows, two seeds, two at a time."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(jobs, "_start", Forked)
+    patch.setattr(jobs, "start", Forked)
     table = write(tmp_path_factory.mktemp("done"))
     rows = go(table, "--seeds", "2", "--jobs", "2")
     patch.undo()
@@ -277,7 +277,7 @@ def test_ended_jobs_make_room_in_order():
 
     ended = []
     patch = pytest.MonkeyPatch()
-    patch.setattr(jobs, "_start", Instant)
+    patch.setattr(jobs, "start", Instant)
     jobs.work(
         todo,
         lambda: [{}, {}],
