@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import toy_runs
+from chromium import browsing
 from toy_runs import make_run
 
 from wsis import compare
@@ -17,24 +17,6 @@ from wsis.metrics.errors import ERRORS, Breakdown
 from wsis.reports.page import write_page
 
 pytestmark = pytest.mark.slow
-
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-]
-FLAGS += [
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    "--window-size=1400,1000",
-]
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +37,7 @@ def place(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser(place, tmp_path_factory) -> Iterator:
-    webdriver = pytest.importorskip("selenium.webdriver")
-    driver = shutil.which("chromedriver")
-    if CHROMIUM is None or driver is None:
-        pytest.skip("no chromium with chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as started:
+    with browsing(tmp_path_factory.mktemp("profile"), (1400, 1000)) as started:
         yield started
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
@@ -14,6 +13,7 @@ pytest.importorskip("flask")
 pytest.importorskip("waitress")
 
 import waitress
+from chromium import browsing
 from PIL import Image, ImageDraw
 from test_store import square
 
@@ -27,15 +27,6 @@ from wsis.serve.training import Recipe, Training
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
-FLAGS += [
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-dev-shm-usage",
-]
 BAD = "<img src=x onerror=document.title='broken'>"
 MASK = square()
 FOUND = {"name": "cat", "score": 0.9, "bbox": [10.0, 5.0, 20.0, 10.0], "segmentation": MASK}
@@ -71,16 +62,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory) -> Iterator:
-    webdriver = pytest.importorskip("selenium.webdriver")
-    driver = shutil.which("chromedriver")
-    if CHROMIUM is None or driver is None:
-        pytest.skip("no chromium with chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as started:
+    with browsing(tmp_path_factory.mktemp("profile"), (1300, 900)) as started:
         started.set_window_size(1300, 900)
         yield started
 

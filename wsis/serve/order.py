@@ -7,6 +7,7 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from wsis.data import simulated
 from wsis.serve.labels import Label
 from wsis.serve.suggestions import Found
 
@@ -15,15 +16,18 @@ __all__ = ["Order", "Seconds", "bits_of", "next_images", "seconds_of", "worth"]
 Order = Literal["worth", "random", "name"]
 
 
-class Seconds(NamedTuple):
-    """What a label costs."""
+_LABELS = simulated.Seconds()
 
-    tag: float = 1.0
-    """For each class: is it in the image? Bearman et al., ECCV 2016."""
-    point: float = 2.4
-    """On an object. Bearman et al., ECCV 2016."""
-    box: float = 7.0
-    """Around an object, by its extreme points. Papadopoulos et al., ICCV 2017."""
+
+class Seconds(NamedTuple):
+    """What a label costs, as in `wsis.data.simulated.Seconds`, and an answer."""
+
+    tag: float = _LABELS.tag
+    """For each class: is it in the image?"""
+    point: float = _LABELS.point
+    """On an object."""
+    box: float = _LABELS.box
+    """Around an object."""
     answer: float = 1.0
     """To accept or refuse a suggestion; assumed to be that of a tag."""
 
