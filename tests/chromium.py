@@ -37,3 +37,10 @@ def browsing(profile: Path, size: tuple[int, int]) -> Iterator[Any]:
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as started:
         yield started
+
+
+def wait(browser: Any, script: str, *arguments: Any) -> Any:
+    """Return what a script returns, once that is true; fail after 30 seconds."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(browser, 30).until(lambda b: b.execute_script(script, *arguments))

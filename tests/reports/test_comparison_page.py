@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import toy_runs
-from chromium import browsing
+from chromium import browsing, wait
 from toy_runs import make_run
 
 from wsis import compare
@@ -46,12 +46,6 @@ def page(browser, place):
     browser.get((place / "out/shapes.html").as_uri())
     wait(browser, "return document.getElementById('panels').dataset.image")
     return browser
-
-
-def wait(browser, script: str, *arguments):
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    return WebDriverWait(browser, 30).until(lambda b: b.execute_script(script, *arguments))
 
 
 def all_of(page, selector: str) -> list:
@@ -272,6 +266,7 @@ def test_a_panel_is_enlarged_and_esc_closes_it(page):
     assert shown(page) != name
     press(page, Keys.ESCAPE)
     assert not one(page, "#zoom").is_displayed()
+    wait(page, "return document.querySelector('.viewer #panels')")  # the close event comes later
     assert one(page, ".viewer #panels [data-source=truth]").is_displayed()
     assert one(page, "#panels [data-source=pdsl] canvas").size["width"] == width
 

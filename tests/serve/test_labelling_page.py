@@ -13,7 +13,7 @@ pytest.importorskip("flask")
 pytest.importorskip("waitress")
 
 import waitress
-from chromium import browsing
+from chromium import browsing, wait
 from PIL import Image, ImageDraw
 from test_store import square
 
@@ -80,12 +80,6 @@ def page(browser, served):
     browser.get(f"http://127.0.0.1:{served.port}/")
     drawn(browser, "a.jpg")
     return browser
-
-
-def wait(browser, script: str, *arguments):
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    return WebDriverWait(browser, 30).until(lambda b: b.execute_script(script, *arguments))
 
 
 def drawn(browser, name: str) -> None:
