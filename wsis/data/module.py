@@ -254,7 +254,7 @@ class DataModule(pl.LightningDataModule):
         needs = self._needs()
         allowed = needs.supervision if supervision is None else supervision
         check_fields(allowed)
-        if train:
+        if train and needs.needs_every_field:
             require_labels(self.index(split), allowed, self.relabelled)
         return Samples(
             self.index(split),
