@@ -218,3 +218,14 @@ def test_seconds_are_those_of_the_literature():
     assert sum(spent for _, spent in free.values()) == 2
     with pytest.raises(InputError, match="seconds: box -1"):
         Seconds(box=-1)
+
+
+def test_a_data_set_trains_on_weaker_labels_and_is_judged_by_its_own(tmp_path):
+    settings = {"train": 12, "val": 4}
+    how = Simulation(mask=0.2, box=0.3, seed=3)
+    plain, weak = Shapes(tmp_path, **settings), Shapes(tmp_path, **settings, simulate=how)
+    truth, learned = plain.index("train"), weak.index("train")
+    assert learned == simulate(truth, how) != truth
+    assert weak.index("val") == plain.index("val")
+    assert weak.as_annotated().index("train") == truth
+    assert weak.fingerprint() != plain.fingerprint()
