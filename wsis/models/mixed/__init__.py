@@ -60,8 +60,9 @@ class Mixed(Method):
         pairwise_warmup: Fraction of training in which that weight grows linearly from 0.
         threshold: Lowest colour similarity of neighbours that should have one label.
         dilation: Cells from a cell to its neighbours.
-        labeller: Settings of the method that finds masks for objects without mask and box, with
-            its `steps` and, if it is not point_mil (pdsl where there are no points), its `model`.
+        point_labeller: Settings of the method that finds masks where some objects have points
+            alone, with its `steps` and, if it is not point_mil, its `model`.
+        tag_labeller: The same where there are no points, only tags; if it is not pdsl.
         label_score: Lowest score of a detection that labels a tagged class, if it is not the best
             of its class.
         optimisation: How weights are optimised.
@@ -70,7 +71,7 @@ class Mixed(Method):
     supervision = frozenset({"tags", "complete", "points", "boxes", "masks"})
     needs_every_field = False
     needs_proposals = False
-    later_settings = ("labeller", "label_score")
+    later_settings = ("point_labeller", "tag_labeller", "label_score")
     ranges: ClassVar[Ranges] = {
         COUNT: ("dilation",),
         NOT_NEGATIVE: ("pairwise_weight",),
@@ -86,7 +87,8 @@ class Mixed(Method):
         pairwise_warmup: float = 0.11,
         threshold: float = 0.3,
         dilation: int = 2,
-        labeller: dict[str, Any] | None = None,
+        point_labeller: dict[str, Any] | None = None,
+        tag_labeller: dict[str, Any] | None = None,
         label_score: float = 0.5,
         optimisation: Optimisation = _OPTIMISATION,
     ) -> None:
@@ -122,9 +124,11 @@ class Mixed(Method):
 
     def _labeller(self, known: set[str]) -> Stage:
         """Build the method that finds masks where no mask and no box is known."""
-        default = "point_mil" if "point" in known else "pdsl"
-        shared = {"num_classes": self.hparams["num_classes"]}
-        return Stage.of("labeller", self.hparams["labeller"] or {}, default, **shared)
+        setting, default = "tag_labeller", "pdsl"
+        if "point" in known:
+            setting, default = "point_labeller", "point_mil"
+        classes = self.hparams["num_classes"]
+        return Stage.of(setting, self.hparams[setting] or {}, default, num_classes=classes)
 
     def setup(self, stage: str) -> None:
         """Look which losses of masks the training labels call for."""
