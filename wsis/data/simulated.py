@@ -20,7 +20,7 @@ from wsis.errors import InputError
 from wsis.types import Index, Record
 from wsis.values import COUNT, FRACTION, NOT_NEGATIVE, WHOLE, check_ranges
 
-__all__ = ["Seconds", "Simulation", "seconds_of", "simulate"]
+__all__ = ["Seconds", "Simulation", "draw_pixels", "seconds_of", "simulate"]
 
 KINDS = ("mask", "box", "point", "tag")
 KEPT = {"mask": ("bbox", "segmentation", "area"), "box": ("bbox",), "point": ()}
@@ -163,6 +163,14 @@ def seconds_of(index: Index, seconds: Seconds) -> dict[str, tuple[int, float]]:
     return {kind: (counts[kind], spent[kind]) for kind in KINDS}
 
 
+def draw_pixels(mask: Mask, count: int, rng: Rng) -> list[list[float]]:
+    """Return [x, y], the centres of `count` pixels of a mask (H,W), or of all if it has fewer."""
+    pixels = np.flatnonzero(mask.T)  # decoded masks have their columns one after another
+    chosen = rng.choice(len(pixels), min(count, len(pixels)), replace=False)
+    centres: list[list[float]] = (np.stack(np.divmod(pixels[chosen], len(mask)), 1) + 0.5).tolist()
+    return centres
+
+
 def _draw_kinds(index: Index, how: Simulation) -> dict[int, list[str]]:
     """Return the kind of label of each object, by image; images that are left out are missing."""
     rng = np.random.default_rng(how.seed)
@@ -220,8 +228,8 @@ def _tags(labels: Sequence[Record], image: int, index: Index) -> list[Record]:
 def _clicks(mask: Mask, box: Sequence[float], how: Simulation, rng: Rng) -> list[list[float]]:
     """Return points in a mask (H,W), or in its box if it has no pixel, and outside of it there."""
     filled = _filled(box, mask)
-    points = _some(mask if mask.any() else filled, how.points, rng)
-    negatives = _some(filled & ~mask, how.negatives, rng)
+    points = draw_pixels(mask if mask.any() else filled, how.points, rng)
+    negatives = draw_pixels(filled & ~mask, how.negatives, rng)
     return [[x, y, label] for label, part in ((1, points), (0, negatives)) for x, y in part]
 
 
@@ -229,7 +237,7 @@ def _clicks_in_box(
     mask: Mask, box: Sequence[float], how: Simulation, rng: Rng
 ) -> list[list[float]]:
     """Return points in a box, labelled by the mask (H,W)."""
-    points = _some(_filled(box, mask), how.box_points, rng)
+    points = draw_pixels(_filled(box, mask), how.box_points, rng)
     return [[x, y, int(mask[int(y), int(x)])] for x, y in points]
 
 
@@ -240,11 +248,3 @@ def _filled(box: Sequence[float], mask: Mask) -> Mask:
     top, left = max(math.floor(y), 0), max(math.floor(x), 0)
     filled[top : math.ceil(y + height), left : math.ceil(x + width)] = True
     return filled
-
-
-def _some(mask: Mask, count: int, rng: Rng) -> list[list[float]]:
-    """Return [x, y], the centres of `count` pixels of a mask (H,W), or of all if it has fewer."""
-    pixels = np.flatnonzero(mask.T)  # decoded masks have their columns one after another
-    chosen = rng.choice(len(pixels), min(count, len(pixels)), replace=False)
-    centres: list[list[float]] = (np.stack(np.divmod(pixels[chosen], len(mask)), 1) + 0.5).tolist()
-    return centres
