@@ -6,7 +6,8 @@
 
 `wsis.build` makes a model and its data with the settings of their recipe. Methods are `wsis.PDSL`,
 `EMPaste`, `JTSM`, `CCGR`, `PointMIL`, `BoxCaseg`, `BoxInst`, `CAM`, `MaskRCNN` and
-`MaskTransformer`, all of them a `wsis.Method`; data sets are `wsis.Folder`, `COCO`, `VOC`, `ImageNet` and `Shapes`.
+`MaskTransformer`, all of them a `wsis.Method`; data sets are `wsis.Folder`, `COCO`, `VOC`,
+`ImageNet` and `Shapes`.
 """
 
 from __future__ import annotations

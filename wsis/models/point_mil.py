@@ -158,8 +158,8 @@ class PointMIL(Method):
         features = self.backbone([sample["image"] for sample in batch])
         heads = self.detection(features, [sample["proposals"] for sample in batch])
         learnt = [self.detection_losses(h, s) for h, s in zip(heads, batch, strict=True)]
-        total = mean_losses([losses for losses, _, _ in learnt])
-        samples, targets = ([one[i] for one in learnt] for i in (1, 2))
+        losses, samples, targets = zip(*learnt, strict=True)
+        total = mean_losses(losses)
         boxes, count = [sample.boxes for sample in samples], self.hparams["roi_samples"]
         regions = pool(features, boxes, self.backbone.stride, 14, "roi_align", count)
         total["mask"] = mask_loss(self.mask_logits(regions), torch.cat(targets))  # L_mask
@@ -179,8 +179,9 @@ class PointMIL(Method):
     ) -> tuple[dict[str, Tensor], MaskSamples, Tensor]:
         """Return the losses of an image, the proposals that train masks, and their targets."""
         proposals, target = sample["proposals"], sample["target"]
-        bags, classification = bags_of(proposals, target), heads.streams[0]
-        scores = bag_scores(*heads.streams, bags.members)
+        bags = bags_of(proposals, target)
+        classification, detection = heads.streams
+        scores = bag_scores(classification, detection, bags.members)
         prior = proposals.scores ** self.hparams["objectness_power"]
         learnt = refine_objects(
             heads, scores, bags, proposals.boxes, prior, self.hparams["background_weight"]

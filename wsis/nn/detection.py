@@ -56,8 +56,8 @@ class Detection(NamedTuple):
     """(P,C+1) of each refinement head."""
     deltas: list[Tensor | None]
     """(P,C,4) of each refinement head, or None."""
-    streams: tuple[Tensor, Tensor] | None = None
-    """Logits (P,C) of S^0: of classification and of detection."""
+    streams: tuple[Tensor, ...] = ()
+    """Logits (P,C) of the two streams: of classification and of detection."""
 
     def scores(self) -> Tensor:
         """Return the heads' mean probabilities (P,C) without background; S^0 without heads."""
