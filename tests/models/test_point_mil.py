@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
+from poison import poison
 
+from wsis.data.module import Loading
+from wsis.datasets.coco import COCO
+from wsis.datasets.shapes import Shapes
 from wsis.models.point_mil import (
     Bags,
     PointMIL,
@@ -238,6 +244,29 @@ def test_votes_of_scores_of_zero_are_equal():
     members = torch.tensor([[True, True, False]])
     shares = voted_shares(proposals, members, torch.zeros(1, 3))
     torch.testing.assert_close(shares[0, :3], torch.tensor([1.0, 0.5, 0]))
+
+
+@pytest.mark.slow
+def test_points_are_learnt_from(tmp_path):
+    """Others in their place give other weights; what a method may not see is tested for all."""
+    folder = Shapes(tmp_path / "data", train=4, val=1).index("train").root.parent
+    shutil.copytree(folder, tmp_path / "poisoned")
+    poison(tmp_path / "poisoned", {"points"})
+    states = [trained(root) for root in (folder, folder, tmp_path / "poisoned")]
+    same = [all(torch.equal(states[0][key], state[key]) for key in state) for state in states[1:]]
+    assert same == [True, False]
+
+
+def trained(folder) -> dict:
+    """Weights after two steps on a COCO folder."""
+    pl.seed_everything(0, verbose=False)
+    data = COCO(folder, max_proposals=50, loading=Loading(batch_size=2, workers=0))
+    model = PointMIL(8, **TINY)
+    quiet = dict.fromkeys(
+        ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False
+    )
+    pl.Trainer(accelerator="cpu", max_steps=2, limit_val_batches=0, **quiet).fit(model, data)
+    return model.state_dict()
 
 
 def test_objects_without_any_segment_around_them_are_learnt():

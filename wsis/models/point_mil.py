@@ -41,7 +41,9 @@ What is ours:
                 several objects is background; others are left out. Where not all classes are
                 complete, so are proposals without any point
     V_o         the segments of a bag vote by the fourth power of their scores
-    masks       are moved to the edges of segments (`wsis.nn.masks.along_segments`)
+    objectness  helps to choose a seed in its bag, as parts of objects score as well as whole ones,
+                and has no part in the scores of detections: with it, mask AP50 on the generated
+                data is 79 in place of 91
 """
 
 from __future__ import annotations
@@ -60,16 +62,15 @@ from wsis.losses import (
     negative_loss,
     refinement_loss,
 )
-from wsis.method import Method, Stages, filled
+from wsis.method import Method, filled
 from wsis.nn.backbone import Backbone, BackboneSettings
 from wsis.nn.detection import Detection, Detector, HeadWidths, MaskSamples, mask_samples
-from wsis.nn.masks import MaskHeads, along_segments, paste, segments_of
+from wsis.nn.masks import MaskHeads, paste, segments_of
 from wsis.nn.mil import Match, MLPHead, Pseudo, detect, match
 from wsis.nn.optimisation import Optimisation, optimise
 from wsis.nn.regions import Pooling, pool
 from wsis.nn.views import Inference, average, mean_masks, over_views
 from wsis.ops import superpixel_windows
-from wsis.parts.classifier import pretrain
 from wsis.types import Batch, Prediction, Proposals, Sample, Target, size_of
 from wsis.values import COUNT, NOT_NEGATIVE, WHOLE, Ranges
 
@@ -91,11 +92,9 @@ class PointMIL(Method):
     Args:
         num_classes: Number of thing classes, C; taken from the data.
         backbone: The network that computes features.
-        pretraining: Settings of a classifier that first trains the backbone on tags, with its
-            `steps`; null trains none.
         refinements: Number of refinement heads.
-        objectness_power: Power of objectness in the scores that select proposals; parts of objects
-            score as well as whole ones.
+        objectness_power: Power of objectness in the scores by which seeds are chosen; 0 leaves it
+            out.
         background_weight: Weight of background proposals in the refinement loss.
         pooling: How regions are pooled for detection.
         roi_samples: Samples of RoIAlign per side of a bin; 0 takes one for each cell that the side
@@ -119,7 +118,6 @@ class PointMIL(Method):
         self,
         num_classes: int = 20,
         backbone: BackboneSettings = _BACKBONE,
-        pretraining: dict[str, Any] | None = None,
         refinements: int = 3,
         objectness_power: float = 1.0,
         background_weight: float = 0.3,
@@ -141,17 +139,6 @@ class PointMIL(Method):
         trunk = MLPHead(channels * 49, widths.hidden, widths.features)
         self.detector = Detector(trunk, widths.features, num_classes, refinements, False)
         self.masks = MaskHeads(channels, [1], widths.mask)
-
-    def stages(self, run: Stages, data: Any) -> None:
-        """Train a classifier first if `pretraining` asks for one, then from points."""
-        if self.hparams["pretraining"]:
-            settings = self.backbone.settings
-            self.backbone.load(pretrain(run, self, settings, data, self.backbone))
-        run.fit(self.stage_names()[-1], self, data)
-
-    def stage_names(self) -> list[str]:
-        """Return the names of the stages."""
-        return ["1-classifier", "2-point_mil"] if self.hparams["pretraining"] else ["train"]
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """L = L_bag + L_neg + L_ref + L_mask."""
@@ -201,11 +188,9 @@ class PointMIL(Method):
         proposals, size = sample["proposals"], size_of(sample["image"])
         views, features, heads = over_views(sample, self.inference, self.backbone, self.detection)
         scores, boxes = average(heads, views, proposals.boxes, size)
-        objectness = proposals.scores[:, None] ** self.hparams["objectness_power"]
-        boxes, scores, labels, _ = detect(scores * objectness, boxes, self.inference.nms)
+        boxes, scores, labels, _ = detect(scores, boxes, self.inference.nms)
         stride, count = self.backbone.stride, self.hparams["roi_samples"]
         masks = mean_masks(features, views, boxes, stride, self.mask_logits, count)
-        masks = along_segments(masks, boxes, proposals)
         found = boxes.cpu(), scores.cpu(), labels.cpu(), paste(masks, boxes, size)
         return Prediction(sample["image_id"], size, *found)
 
