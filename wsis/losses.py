@@ -94,7 +94,7 @@ def bag_scores(classification: Tensor, detection: Tensor, bags: Tensor) -> Tenso
 def bag_loss(scores: Tensor, labels: Tensor) -> Tensor:
     """Return the binary cross-entropy of the objects' summed scores with their classes.
 
-    P2BNet's loss of a positive bag: summed over classes, the mean over objects.
+    P2BNet's loss of the bags of its first stage: summed over classes, the mean over objects.
 
     Args:
         scores: (M,P,C) in [0, 1], from `bag_scores`.

@@ -65,6 +65,8 @@ _RANGES = {
 class Shapes(DataModule):
     """Generated scenes: learnable from tags in minutes on a CPU, with the usual difficulties.
 
+    Each object has a mask, a box and a point, which is drawn from the pixels of it that are seen.
+
     Args:
         root: Folder for generated data sets.
         train: Number of training images.

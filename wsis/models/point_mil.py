@@ -20,7 +20,7 @@ before (OICR, PDSL), and a mask head from what the segments of each bag agree on
 What is theirs:
 
     L_bag       binary cross-entropy of each bag's summed scores with the object's class; as in
-                P2BNet
+                the first stage of P2BNet
     L_neg       focal loss of proposals that are no objects; as in P2BNet
     L_ref       every object is one seed, its best proposal by the head before; proposals that
                 overlap it are positive; OICR, as PDSL has it in eqs. (3) and (4)
