@@ -43,7 +43,7 @@ What is ours:
     V_o         the segments of a bag vote by the fourth power of their scores
     objectness  helps to choose a seed in its bag, as parts of objects score as well as whole ones,
                 and has no part in the scores of detections: with it, mask AP50 on the generated
-                data is 79 in place of 91
+                data (data seed 0) is 75 in place of 89
 """
 
 from __future__ import annotations
