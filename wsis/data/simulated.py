@@ -22,7 +22,7 @@ from wsis.errors import InputError
 from wsis.types import Index, Record
 from wsis.values import COUNT, FRACTION, NOT_NEGATIVE, WHOLE, check_ranges
 
-__all__ = ["Seconds", "Simulation", "seconds_of", "simulate", "within"]
+__all__ = ["Seconds", "Simulation", "draw_pixels", "seconds_of", "simulate", "within"]
 
 KINDS = ("mask", "box", "point", "tag")
 KEPT = {"mask": ("bbox", "segmentation", "area"), "box": ("bbox",), "point": ()}
@@ -182,6 +182,14 @@ def seconds_of(index: Index, seconds: Seconds) -> dict[str, tuple[int, float]]:
     return {kind: (counts[kind], spent[kind]) for kind in KINDS}
 
 
+def draw_pixels(mask: Mask, count: int, rng: Rng) -> list[list[float]]:
+    """Return [x, y], the centres of `count` pixels of a mask (H,W), or of all if it has fewer."""
+    pixels = np.flatnonzero(mask.T)  # decoded masks have their columns one after another
+    chosen = rng.choice(len(pixels), min(count, len(pixels)), replace=False)
+    centres: list[list[float]] = (np.stack(np.divmod(pixels[chosen], len(mask)), 1) + 0.5).tolist()
+    return centres
+
+
 def _placed(index: Index, image: Record) -> list[Record]:
     """Return an image's annotations without those that are tags alone."""
     return [a for a in index.annotations.get(image["id"], ()) if kind_of(a) != "tag"]
@@ -264,8 +272,8 @@ def _tags(labels: Sequence[Record], image: int, index: Index) -> list[Record]:
 def _clicks(mask: Mask, box: Sequence[float], how: Simulation, rng: Rng) -> list[list[float]]:
     """Return points in a mask (H,W), or in its box if it has no pixel, and outside of it there."""
     filled = _filled(box, mask)
-    points = _some(mask if mask.any() else filled, how.points, rng)
-    negatives = _some(filled & ~mask, how.negatives, rng)
+    points = draw_pixels(mask if mask.any() else filled, how.points, rng)
+    negatives = draw_pixels(filled & ~mask, how.negatives, rng)
     return [[x, y, label] for label, part in ((1, points), (0, negatives)) for x, y in part]
 
 
@@ -273,7 +281,7 @@ def _clicks_in_box(
     mask: Mask, box: Sequence[float], how: Simulation, rng: Rng
 ) -> list[list[float]]:
     """Return points in a box, labelled by the mask (H,W)."""
-    points = _some(_filled(box, mask), how.box_points, rng)
+    points = draw_pixels(_filled(box, mask), how.box_points, rng)
     return [[x, y, int(mask[int(y), int(x)])] for x, y in points]
 
 
@@ -284,11 +292,3 @@ def _filled(box: Sequence[float], mask: Mask) -> Mask:
     top, left = max(math.floor(y), 0), max(math.floor(x), 0)
     filled[top : math.ceil(y + height), left : math.ceil(x + width)] = True
     return filled
-
-
-def _some(mask: Mask, count: int, rng: Rng) -> list[list[float]]:
-    """Return [x, y], the centres of `count` pixels of a mask (H,W), or of all if it has fewer."""
-    pixels = np.flatnonzero(mask.T)  # decoded masks have their columns one after another
-    chosen = rng.choice(len(pixels), min(count, len(pixels)), replace=False)
-    centres: list[list[float]] = (np.stack(np.divmod(pixels[chosen], len(mask)), 1) + 0.5).tolist()
-    return centres
