@@ -34,6 +34,8 @@ Settings = TypeVar("Settings")
 class Stages(Protocol):
     """Operations of a run that `Method.stages` can use; see `wsis.runs.run.Run`."""
 
+    seed: int
+
     def fit(self, name: str, model: Method, data: Any, **trainer: Any) -> Path:
         """Train `model` and return its last checkpoint."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+
 import numpy as np
 import pytest
 import pytorch_lightning as pl
@@ -9,12 +12,14 @@ import torch
 from pycocotools import mask as rle
 
 import wsis
+from wsis.coco.objects import kind_of
 from wsis.data.index import write_coco
 from wsis.data.simulated import Simulation, simulate
 from wsis.data.transforms import Augment
 from wsis.datasets.shapes import Shapes
 from wsis.models.mixed import Mixed, kinds, learnable
 from wsis.models.mixed.labels import completed
+from wsis.runs.record import stages
 
 TINY = {"name": "test_byobnet", "weights": "none", "frozen_stages": 0}
 NETWORK = {"features": 16, "hidden": 16, "mask_width": 8, "test_side": 0}
@@ -186,3 +191,68 @@ def test_each_kind_counts_by_its_share_of_regions():
     nothing = {name: value[:0] for name, value in target.items() if name != "complete"}
     empty = {**nothing, "ignore_mask": torch.zeros(0).bool(), "complete": target["complete"]}
     assert step(model, empty, both)["mask"] == 0
+
+
+POINT_MIL = {
+    "backbone": TINY,
+    "widths": {"hidden": 32, "features": 32, "mask": 8},
+    "inference": {"short_sides": [], "flip": False},
+}
+PDSL = {
+    **POINT_MIL,
+    "evidence": "fast",
+    "regression": False,
+    "mask_heads": 0,
+    "pretraining": {"steps": 2, "backbone": {"feature_level": 2}},
+}
+DATA = {"train": 8, "val": 2, "max_proposals": 40}
+
+
+def fitted(folder, root, model, settings, **shares):
+    """Train on weaker labels of the generated data; return the run."""
+    data = {**DATA, "root": str(root), "simulate": {"seed": 1, **shares}}
+    trainer = {"max_steps": 2, "accelerator": "cpu"}
+    return wsis.fit(
+        model, "shapes", model=settings, data=data, trainer=trainer, run_dir=str(folder)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "method", "settings"), [("point", "point_mil", POINT_MIL), ("tag", "pdsl", PDSL)]
+)
+def test_points_or_tags_alone_are_that_method_to_the_bit(kind, method, settings, root, tmp_path):
+    mixed = {f"{kind}_labeller": {"steps": 2, **settings}, "backbone": TINY, "network": NETWORK}
+    one = fitted(tmp_path / "one", root, method, settings, **{kind: 1})
+    other = fitted(tmp_path / "other", root, "mixed", mixed, **{kind: 1})
+    names = [folder.name for folder, _ in stages(one)]
+    assert names == [folder.name for folder, _ in stages(other)]
+    for name in names:
+        theirs, ours = (
+            torch.load(run / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+            for run in (one, other)
+        )
+        assert theirs.keys() == ours.keys()
+        assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
+
+
+@pytest.mark.slow
+def test_all_kinds_teach_the_last_network(root, tmp_path):
+    settings = {
+        "backbone": TINY,
+        "network": NETWORK,
+        "point_labeller": {"steps": 2, **POINT_MIL},
+        "label_score": 0.9,
+    }
+    run = fitted(tmp_path / "run", root, "mixed", settings, mask=0.2, box=0.3, point=0.25, tag=0.25)
+    assert [folder.name for folder, _ in stages(run)] == ["train", "2-found", "3-labels", "4-mixed"]
+    labels = json.loads((run / "3-labels/labels.json").read_text())["annotations"]
+    given = simulate(shapes(root).index("train"), Simulation(0.2, 0.3, 0.25, 0.25, seed=1))
+    before = Counter(kind_of(a) for found in given.annotations.values() for a in found)
+    found = [a for a in labels if "PointMIL" in a.get("source", "")]
+    made = Counter(kind_of(a) for a in labels if a not in found)
+    assert (made["mask"], made["box"]) == (before["mask"], before["box"])
+    assert found
+    assert len(found) + made["point"] >= before["point"]
+    model, *_ = wsis.load(run)
+    assert isinstance(model, Mixed)

@@ -27,6 +27,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, ClassVar
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torchvision.models.detection.roi_heads import maskrcnn_loss
@@ -70,7 +71,6 @@ class Mixed(Method):
 
     supervision = frozenset({"tags", "complete", "points", "boxes", "masks"})
     needs_every_field = False
-    needs_proposals = False
     later_settings = ("point_labeller", "tag_labeller", "label_score")
     ranges: ClassVar[Ranges] = {
         COUNT: ("dilation",),
@@ -99,6 +99,7 @@ class Mixed(Method):
         own = ("num_classes", "backbone", "optimisation")  # settings of Mixed itself
         check_arguments(MaskRCNN, "model.network", network or {}, without=own)
         self.network = MaskRCNN(num_classes, backbone, **(network or {}))
+        self.needs_proposals = False  # only the labellers do
         self.kinds = _PLACED
         self.warmup_steps = 0.0
 
@@ -111,6 +112,7 @@ class Mixed(Method):
         if known <= _PLACED:
             run.fit("train", self, data)
             return
+        pl.seed_everything(run.seed, verbose=False)  # first weights as in a run of that method
         labeller = self._labeller(known)
         labeller.check(data)
         labeller.work(run, data)
