@@ -175,7 +175,8 @@ def test_commands_of_a_header(path, tmp_path, monkeypatch):
         ablate._check_needs(chosen, settings)
         trained |= {variant.name for _, variant in chosen}
         for row in {variant.model: variant for _, variant in chosen}.values():
-            words = ["--model", row.model, *settings, *row.words]
+            given = [word.replace("{seed}", "1") for word in settings]
+            words = ["--model", row.model, *given, *row.words]
             data = Parsed("fit", words, options=run_options).names["data"]
     monkeypatch.chdir(tmp_path)
     runs = Path("runs/ablate", ablation.name, data)
