@@ -4,10 +4,9 @@
     model, data, *_ = wsis.load(run)
     found = wsis.predict(model, "image.jpg")
 
-`wsis.build` makes a model and its data with the settings of their recipe. Methods are `wsis.PDSL`,
-`EMPaste`, `JTSM`, `CCGR`, `PointMIL`, `BoxCaseg`, `BoxInst`, `CAM`, `MaskRCNN` and
-`MaskTransformer`, all of them a `wsis.Method`; data sets are `wsis.Folder`, `COCO`, `VOC`,
-`ImageNet` and `Shapes`.
+`wsis.build` makes a model and its data with the settings of their recipe. Methods, each a
+`wsis.Method`, are `wsis.PDSL`, `EMPaste`, `JTSM`, `CCGR`, `PointMIL`, `BoxCaseg`, `BoxInst`, `CAM`,
+`MaskRCNN`, `MaskTransformer`; data sets are `wsis.Folder`, `COCO`, `VOC`, `ImageNet` and `Shapes`.
 """
 
 from __future__ import annotations

@@ -117,6 +117,7 @@ def test_a_point_in_no_segment_takes_the_nearest_boxes():
     proposals = stripes((0,), (0, 1), (5,))
     bags = bags_of(proposals, label([[[12.0, 5], NONE]], [0]))
     assert bags.members.int().tolist() == [[0, 1, 0]]
+    assert bags.negatives[:, 0].tolist() == [True, False, True], "a bag holds no negatives"
     points = torch.tensor([[[12.0, 5], [40.0, 5]], [NONE, NONE]])
     counted = torch.tensor([[True, True], [False, False]])
     for m, p in np.ndindex(1, 3):
@@ -147,7 +148,7 @@ def test_a_seed_is_the_best_of_its_bag():
     bags = Bags(members, torch.tensor([1, 0]), torch.ones(3), torch.zeros(3, 2), torch.tensor(True))
     scores = torch.tensor([[0.3, 0.2, 0.9], [0.9, 0.8, 0.1]])
     prior, boxes = torch.tensor([0.5, 1, 1]), torch.rand(3, 4)
-    seeds = choose(scores * prior, scores, torch.tensor([0.4, 0.6]), bags, boxes)
+    seeds = choose(scores, prior, torch.tensor([0.4, 0.6]), bags, boxes)
     assert seeds.proposals.tolist() == [1, 2]
     assert torch.equal(seeds.boxes, boxes[[1, 2]])
     torch.testing.assert_close(seeds.scores, torch.tensor([0.2, 0.1]))
@@ -174,7 +175,7 @@ def test_what_overlaps_a_seed_without_its_point_is_left_out():
     proposals = stripes((0, 1, 2), (1, 2), (0, 1))
     bags = bags_of(proposals, label([[[2.0, 5]]], [0]))
     seeds = choose(
-        torch.tensor([[0.9, 0.0, 0.1]]), torch.ones(1, 3), torch.ones(1), bags, proposals.boxes
+        torch.tensor([[0.9, 1.0, 0.1]]), torch.ones(3), torch.ones(1), bags, proposals.boxes
     )
     found = assign(proposals.boxes, seeds, bags, 3)
     assert found.labels.tolist() == [0, 3, 0]

@@ -211,7 +211,7 @@ class Bags(NamedTuple):
     labels: Tensor
     """(M,) int64."""
     objects: Tensor
-    """(P,) int64, number of objects of which a proposal holds a point."""
+    """(P,) int64, number of objects of which a proposal holds a point, or is the nearest to one."""
     negatives: Tensor
     """(P,C) bool, proposals that are no objects of a class."""
     complete: Tensor
@@ -229,6 +229,7 @@ def bags_of(proposals: Proposals, target: Target) -> Bags:
     best = F.pad(value.where(held, -torch.inf), (0, 1), value=-torch.inf).amax(1, keepdim=True)
     members, lost = held & (value == best), ~held.any(1)
     members[lost] = nearest(proposals.boxes, points[lost], kinds[lost] == 1)
+    held = held | members
     known = (kinds == 1).any(1) & ~target["crowd"] & (len(proposals.boxes) > 0)
     of_class = F.one_hot(target["labels"], len(complete)).T.float() @ held.float()
     negatives = complete & (of_class.T == 0)
@@ -295,28 +296,28 @@ def refine_objects(
     weights = own.sum(1).clamp(1e-6, 1 - 1e-6)
     loss = scores.sum() * 0
     for logits in heads.logits:
-        matched = assign(boxes, choose(own * prior, own, weights, bags, boxes), bags, classes)
+        matched = assign(boxes, choose(own, prior, weights, bags, boxes), bags, classes)
         is_background = matched.labels == classes
         weighed = torch.where(is_background, background * matched.weights, matched.weights)
         loss = loss + refinement_loss(logits, matched.labels, weighed)
         own = logits.detach().softmax(1).T[bags.labels]
-    seeds = choose(own * prior, own, weights, bags, boxes)
+    seeds = choose(own, prior, weights, bags, boxes)
     return Learnt(loss, seeds, assign(boxes, seeds, bags, classes), own)
 
 
-def choose(ranked: Tensor, scores: Tensor, weights: Tensor, bags: Bags, boxes: Tensor) -> Pseudo:
-    """Return the best proposal of each object's bag.
+def choose(scores: Tensor, prior: Tensor, weights: Tensor, bags: Bags, boxes: Tensor) -> Pseudo:
+    """Return the best proposal of each object's bag, and its score.
 
     Args:
-        ranked: (M,P), 0 or more, by which proposals are chosen.
-        scores: (M,P), of which the chosen one's is returned.
+        scores: (M,P), 0 or more.
+        prior: (P,) factor on the scores by which proposals are chosen.
         weights: (M,) of the objects in the loss.
         bags: of the image.
         boxes: (P,4).
     """
     # argmax refuses an image without proposals, which has no bags
-    inside = ranked.masked_fill(~bags.members, -1)
-    index = inside.argmax(1) if len(ranked) else bags.labels
+    inside = (scores * prior).masked_fill(~bags.members, -1)
+    index = inside.argmax(1) if len(scores) else bags.labels
     best = scores.gather(1, index[:, None])[:, 0]
     return Pseudo(boxes[index], bags.labels, best, weights, index)
 
