@@ -15,17 +15,14 @@ from wsis.data.module import Loading
 from wsis.datasets.coco import COCO
 from wsis.datasets.shapes import Shapes
 from wsis.models.point_mil import (
-    Bags,
     PointMIL,
     assign,
-    bags_of,
     choose,
     masks_in,
-    nearest,
-    points_inside,
     refine_objects,
     voted_shares,
 )
+from wsis.nn.bags import Bags, bags_of, nearest, points_inside
 from wsis.nn.detection import Detection, MaskSamples
 from wsis.nn.mil import Pseudo
 from wsis.types import Proposals
@@ -284,3 +281,27 @@ def test_objects_without_any_segment_around_them_are_learnt():
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@torch.no_grad()
+def test_labels_are_an_object_for_each_point_and_detections_of_other_tags():
+    """A network that knows nothing still labels each object by a segment around its point."""
+    torch.manual_seed(0)
+    model = PointMIL(3, **TINY, inference={"short_sides": [], "flip": False})
+    sample = {
+        "image_id": 1,
+        "image": torch.randint(0, 255, (3, 10, 30), dtype=torch.uint8),
+        "proposals": stripes((0, 1), (2, 3), (4,), (4, 5), (0, 1, 2, 3)),
+        "target": label([[[2.0, 5]], [[12.0, 5]]], [0, 0]),
+    }
+    sample["target"]["tags"] = torch.tensor([1.0, 0, 1])
+    (found,) = model.eval().label([sample], score_threshold=2.0)
+    of_points = found.boxes[found.labels == 0].tolist()
+    assert sorted(of_points) == [[0, 0, 10, 10], [10, 0, 20, 10]]
+    assert found.labels.tolist().count(2) == 1, "the best detection of a tag without points"
+    assert 1 not in found.labels
+    assert (found.scores.diff() <= 0).all()
+    assert len(found.masks) == len(found.boxes) == 3
+    bare = {**sample, "target": label(torch.zeros(0, 1, 2), [])}
+    (found,) = model.label([bare], score_threshold=2.0)
+    assert sorted(found.labels.tolist()) == [0, 1, 2]

@@ -51,7 +51,6 @@ from __future__ import annotations
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from wsis.losses import (
@@ -62,16 +61,17 @@ from wsis.losses import (
     negative_loss,
     refinement_loss,
 )
-from wsis.method import Method, filled
+from wsis.method import Method, filled, tagged
 from wsis.nn.backbone import Backbone, BackboneSettings
+from wsis.nn.bags import Bags, bags_of
 from wsis.nn.detection import Detection, Detector, HeadWidths, MaskSamples, mask_samples
 from wsis.nn.masks import MaskHeads, paste, segments_of
 from wsis.nn.mil import Match, MLPHead, Pseudo, detect, match
 from wsis.nn.optimisation import Optimisation, optimise
 from wsis.nn.regions import Pooling, pool
-from wsis.nn.views import Inference, average, mean_masks, over_views
+from wsis.nn.views import ImageView, Inference, average, mean_masks, over_views
 from wsis.ops import superpixel_windows
-from wsis.types import Batch, Prediction, Proposals, Sample, Target, size_of
+from wsis.types import Batch, Prediction, Proposals, Sample, size_of
 from wsis.values import COUNT, NOT_NEGATIVE, WHOLE, Ranges
 
 __all__ = ["PointMIL"]
@@ -79,6 +79,9 @@ __all__ = ["PointMIL"]
 _SIDE = 28
 _VOTES = 4
 """Power of the scores by which the segments of a bag vote for a mask."""
+
+Viewed = tuple[list[Tensor], list[ImageView]]
+"""Features (1,D,H,W) of each view of an image, and the views."""
 
 _WIDTHS = HeadWidths()
 _INFERENCE = Inference()
@@ -185,12 +188,42 @@ class PointMIL(Method):
 
     def predict(self, sample: Sample) -> Prediction:
         """Average scores over views of the image, suppress, then average masks."""
-        proposals, size = sample["proposals"], size_of(sample["image"])
+        viewed, scores = self.scored(sample)
+        boxes, scores, labels, _ = detect(scores, sample["proposals"].boxes, self.inference.nms)
+        return self.segmented(sample, viewed, boxes, scores, labels)
+
+    def label(self, batch: Batch, score_threshold: float = 0.5) -> list[Prediction]:
+        """Label each object by the best proposal of its bag, and classes without points as usual.
+
+        Those are labelled with detections, as `wsis.method.tagged` selects them.
+        """
+        return [self._label(sample, score_threshold) for sample in batch]
+
+    def _label(self, sample: Sample, score_threshold: float) -> Prediction:
+        proposals, tags = sample["proposals"], sample["target"]["tags"].clone()
+        viewed, scores = self.scored(sample)
+        bags = bags_of(proposals, sample["target"])
+        own = scores.T[bags.labels]
+        prior = proposals.scores ** self.hparams["objectness_power"]
+        best = choose(own * prior, own, own.sum(1), bags, proposals.boxes)
+        tags[bags.labels] = 0
+        found = detect(scores * tags, proposals.boxes, self.inference.nms)[:3]
+        objects = self.segmented(sample, viewed, best.boxes, best.scores, best.labels)
+        others = tagged(self.segmented(sample, viewed, *found), tags, score_threshold)
+        return joined(objects, others)
+
+    def scored(self, sample: Sample) -> tuple[Viewed, Tensor]:
+        """Return an image's views with their features, and mean scores (P,C) of its proposals."""
+        size = size_of(sample["image"])
         views, features, heads = over_views(sample, self.inference, self.backbone, self.detection)
-        scores, boxes = average(heads, views, proposals.boxes, size)
-        boxes, scores, labels, _ = detect(scores, boxes, self.inference.nms)
-        stride, count = self.backbone.stride, self.hparams["roi_samples"]
-        masks = mean_masks(features, views, boxes, stride, self.mask_logits, count)
+        return (features, views), average(heads, views, sample["proposals"].boxes, size)[0]
+
+    def segmented(
+        self, sample: Sample, viewed: Viewed, boxes: Tensor, scores: Tensor, labels: Tensor
+    ) -> Prediction:
+        """Return objects (N) with their masks, averaged over views."""
+        size, count = size_of(sample["image"]), self.hparams["roi_samples"]
+        masks = mean_masks(*viewed, boxes, self.backbone.stride, self.mask_logits, count)
         found = boxes.cpu(), scores.cpu(), labels.cpu(), paste(masks, boxes, size)
         return Prediction(sample["image_id"], size, *found)
 
@@ -203,67 +236,13 @@ class PointMIL(Method):
         return optimise(self, self.optimisation)
 
 
-class Bags(NamedTuple):
-    """What the points of an image say of its proposals."""
-
-    members: Tensor
-    """(M,P) bool, the proposals that each object may be; none is empty."""
-    labels: Tensor
-    """(M,) int64."""
-    objects: Tensor
-    """(P,) int64, number of objects of which a proposal holds a point, or is the nearest to one."""
-    negatives: Tensor
-    """(P,C) bool, proposals that are no objects of a class."""
-    complete: Tensor
-    """() bool, whether each object of the image has a point."""
-
-
-def bags_of(proposals: Proposals, target: Target) -> Bags:
-    """Return the bags of an image's objects; crowds and objects without a point have none."""
-    points, kinds, complete = target["points"], target["point_labels"], target["complete"].clone()
-    complete[target["labels"][target["crowd"]]] = False
-    hits = points_inside(proposals, points, kinds == 1)
-    held = hits > 0
-    others = hits.sum(0) - hits
-    value = hits - points_inside(proposals, points, kinds == 0) - others
-    best = F.pad(value.where(held, -torch.inf), (0, 1), value=-torch.inf).amax(1, keepdim=True)
-    members, lost = held & (value == best), ~held.any(1)
-    members[lost] = nearest(proposals.boxes, points[lost], kinds[lost] == 1)
-    held = held | members
-    known = (kinds == 1).any(1) & ~target["crowd"] & (len(proposals.boxes) > 0)
-    of_class = F.one_hot(target["labels"], len(complete)).T.float() @ held.float()
-    negatives = complete & (of_class.T == 0)
-    return Bags(members[known], target["labels"][known], held.sum(0), negatives, complete.all())
-
-
-def points_inside(proposals: Proposals, points: Tensor, counted: Tensor) -> Tensor:
-    """Return how many points of each object lie in each segment, (M,P) int64.
-
-    Args:
-        proposals: with segments.
-        points: (M,K,2) in pixels, NaN where there is none.
-        counted: (M,K) bool, the points to count.
-    """
-    labels, members = segments_of(proposals)
-    x, y = points.nan_to_num().long().unbind(-1)
-    superpixels = labels[y, x].long()
-    counted = counted & (superpixels >= 0)
-    return (members[:, superpixels.clamp(min=0)] & counted).sum(-1).T
-
-
-def nearest(boxes: Tensor, points: Tensor, counted: Tensor) -> Tensor:
-    """Return the boxes (P,4) that are nearest to any of each object's points, (M,P) bool.
-
-    Args:
-        boxes: (P,4).
-        points: (M,K,2), NaN where there is none.
-        counted: (M,K) bool, the points to measure from; an object without any has no box.
-    """
-    at = points[:, :, None]
-    away = torch.maximum(boxes[:, :2] - at, at - boxes[:, 2:]).clamp(min=0)
-    distance = away.square().sum(-1).masked_fill(~counted[..., None], torch.inf).amin(1)  # (M,P)
-    least = F.pad(distance, (0, 1), value=torch.inf).amin(1, keepdim=True)
-    return (distance == least) & distance.isfinite()
+def joined(one: Prediction, other: Prediction) -> Prediction:
+    """Return the objects of two predictions of one image, best first."""
+    parts = zip((one.boxes, one.scores, one.labels), other[2:5], strict=True)
+    boxes, scores, labels = (torch.cat(pair) for pair in parts)
+    masks = [*one.masks, *other.masks]
+    both = Prediction(one.image_id, one.size, boxes, scores, labels, masks)
+    return both.rows(scores.argsort(descending=True))
 
 
 class Learnt(NamedTuple):
