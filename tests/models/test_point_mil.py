@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from pointed import label, random_proposals, stripes
 from poison import poison
 
 from wsis.data.module import Loading
@@ -22,122 +23,16 @@ from wsis.models.point_mil import (
     refine_objects,
     voted_shares,
 )
-from wsis.nn.bags import Bags, bags_of, nearest, points_inside
+from wsis.nn.bags import Bags, bags_of
 from wsis.nn.detection import Detection, MaskSamples
 from wsis.nn.mil import Pseudo
 from wsis.types import Proposals
 
-SIZE = (20, 24)
 TINY = {
     "backbone": {"name": "test_byobnet", "weights": "none", "frozen_stages": 0},
     "widths": {"hidden": 8, "features": 8, "mask": 8},
 }
 NONE = (math.nan, math.nan)
-
-
-def random_proposals(seed: int, count: int = 12, superpixels: int = 7) -> Proposals:
-    g = torch.Generator().manual_seed(seed)
-    labels = torch.randint(-1, superpixels, SIZE, generator=g).int()
-    members = torch.rand(count, superpixels, generator=g) > 0.6
-    boxes = torch.rand(count, 4, generator=g) * 10
-    boxes[:, 2:] += boxes[:, :2]
-    return Proposals(boxes, torch.rand(count, generator=g), labels, members)
-
-
-def stripes(*rows: tuple[int, ...]) -> Proposals:
-    """Proposals of columns, five pixels each, of an image of 10 x 30 pixels."""
-    labels = (torch.arange(30) // 5).expand(10, 30).int()
-    members = torch.zeros(len(rows), 6, dtype=torch.bool)
-    for row, columns in zip(members, rows, strict=True):
-        row[list(columns)] = True
-    boxes = torch.tensor([[5.0 * min(c), 0, 5.0 * max(c) + 5, 10] for c in rows])
-    return Proposals(boxes.view(-1, 4), torch.ones(len(rows)), labels, members)
-
-
-def label(points, labels, classes=3, kinds=None, crowd=None, complete=None) -> dict:
-    """A target of M objects with K points each."""
-    points = torch.tensor(points, dtype=torch.float32)
-    known = ~points.isnan().any(-1)
-    return {
-        "points": points,
-        "point_labels": torch.where(known, 1, -1) if kinds is None else torch.tensor(kinds),
-        "labels": torch.tensor(labels),
-        "crowd": torch.tensor(crowd or [False] * len(labels)),
-        "complete": torch.tensor([True] * classes if complete is None else complete),
-        "tags": torch.ones(classes),
-    }
-
-
-def test_points_are_counted_as_pixels_of_masks_are():
-    proposals = random_proposals(0)
-    g = torch.Generator().manual_seed(1)
-    points = torch.rand(5, 3, 2, generator=g) * torch.tensor([SIZE[1], SIZE[0]])
-    counted = torch.rand(5, 3, generator=g) > 0.3
-    points[0, 2], counted[0, 2] = math.nan, False
-    found = points_inside(proposals, points, counted)
-    for m, p in np.ndindex(5, 12):
-        expected = 0
-        for (x, y), counts in zip(points[m].tolist(), counted[m].tolist(), strict=True):
-            if counts:
-                superpixel = int(proposals.labels[int(y), int(x)])
-                expected += superpixel >= 0 and bool(proposals.members[p, superpixel])
-        assert found[m, p] == expected
-
-
-def test_a_bag_holds_the_points_of_one_object():
-    proposals = stripes((0,), (0, 1), (0, 1, 2), (2,), (2, 3), (4,))
-    bags = bags_of(proposals, label([[[2.0, 5]], [[12.0, 5]]], [0, 2]))
-    assert bags.members.int().tolist() == [[1, 1, 0, 0, 0, 0], [0, 0, 0, 1, 1, 0]]
-    assert bags.labels.tolist() == [0, 2]
-    assert bags.objects.tolist() == [1, 1, 2, 1, 1, 0]
-    assert bags.negatives.int().T.tolist() == [
-        [0, 0, 0, 1, 1, 1],
-        [1, 1, 1, 1, 1, 1],
-        [1, 1, 0, 0, 0, 1],
-    ]
-    assert bags.complete
-
-
-def test_all_points_of_an_object_are_wanted_and_none_outside_of_it():
-    proposals = stripes((0,), (0, 1), (0, 1, 2), (1,))
-    both = label([[[2.0, 5], [7.0, 5], [12.0, 5]]], [0], kinds=[[1, 1, 0]])
-    assert bags_of(proposals, both).members.int().tolist() == [[0, 1, 0, 0]]
-
-
-def test_objects_share_a_segment_if_there_is_no_other():
-    proposals = stripes((0, 1, 2), (3,))
-    bags = bags_of(proposals, label([[[2.0, 5]], [[12.0, 5]]], [0, 1]))
-    assert bags.members.int().tolist() == [[1, 0], [1, 0]]
-
-
-def test_a_point_in_no_segment_takes_the_nearest_boxes():
-    proposals = stripes((0,), (0, 1), (5,))
-    bags = bags_of(proposals, label([[[12.0, 5], NONE]], [0]))
-    assert bags.members.int().tolist() == [[0, 1, 0]]
-    assert bags.negatives[:, 0].tolist() == [True, False, True], "a bag holds no negatives"
-    points = torch.tensor([[[12.0, 5], [40.0, 5]], [NONE, NONE]])
-    counted = torch.tensor([[True, True], [False, False]])
-    for m, p in np.ndindex(1, 3):
-        x1, y1, x2, y2 = proposals.boxes[p].tolist()
-        away = [math.hypot(max(x1 - x, x - x2, 0), max(y1 - y, y - y2, 0)) for x, y in points[m]]
-        assert nearest(proposals.boxes, points, counted)[m, p] == (min(away) == 2)
-    assert not nearest(proposals.boxes, points, counted)[1].any()
-
-
-def test_crowds_and_objects_without_a_point_have_no_bag():
-    target = label(
-        [[[2.0, 5]], [[7.0, 5]], [[12.0, 5]]],
-        [0, 1, 2],
-        kinds=[[1], [0], [1]],
-        crowd=[True, False, False],
-    )
-    proposals = stripes((0,), (1,), (2,), (3,))
-    bags = bags_of(proposals, target)
-    assert bags.labels.tolist() == [2]
-    assert not bags.negatives[:, 0].any(), "more of a crowd may be anywhere"
-    assert not bags.complete
-    none = Proposals(torch.zeros(0, 4), torch.zeros(0), proposals.labels, proposals.members[:0])
-    assert bags_of(none, target).members.shape == (0, 0)
 
 
 def test_a_seed_is_the_best_of_its_bag():
