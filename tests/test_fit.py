@@ -34,6 +34,9 @@ FOLDER = "--data folder --data.root photos --trainer.accelerator cpu"
 def test_data_are_looked_at_before_weights(photos, capsys):
     words = f"--model boxcaseg {FOLDER} --model.backbone.weights no.safetensors"
     assert "folder has no boxes to train with" in refused(words, capsys)
+    words = words.replace("boxcaseg", "point_mil")
+    assert "folder has no points to train with" in (line := refused(words, capsys))
+    assert "wsis.simulate --point 1" in line
 
 
 def test_the_folder_is_wanted_rather_than_the_file(photos, capsys):

@@ -6,6 +6,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from wsis.losses import (
+    bag_loss,
+    bag_scores,
     box_loss,
     correlation_loss,
     dice_loss,
@@ -14,6 +16,7 @@ from wsis.losses import (
     log_mean_exp,
     mask_loss,
     mil_scores,
+    negative_loss,
     neighbour_smoothness,
     pairwise_loss,
     projection_loss,
@@ -46,6 +49,51 @@ def test_image_loss_is_finite_at_the_ends_and_without_proposals():
     assert image_loss(torch.zeros(0, 2), torch.tensor([0.0, 0.0])).item() == pytest.approx(
         1e-6, rel=0.2
     )
+
+
+def test_bag_scores_and_their_loss_against_loops():
+    c, d = torch.randn(2, 6, 3).double()
+    bags = torch.tensor([[1, 1, 0, 0, 1, 0], [0, 0, 0, 1, 0, 0]]).bool()
+    labels, expected, loss = torch.tensor([2, 0]), np.zeros((2, 6, 3)), 0.0
+    for m in range(2):
+        for k in range(3):
+            total = sum(math.exp(d[q, k]) for q in range(6) if bags[m, q])
+            for p in range(6):
+                if bags[m, p]:
+                    share = math.exp(d[p, k]) / total
+                    expected[m, p, k] = share / (1 + math.exp(-c[p, k]))
+            summed = expected[m, :, k].sum()
+            loss -= math.log(summed if labels[m] == k else 1 - summed) / 2
+    scores = bag_scores(c, d, bags)
+    np.testing.assert_allclose(scores.numpy(), expected)
+    assert bag_loss(scores, labels).item() == pytest.approx(loss)
+
+
+def test_a_single_class_is_learnt_from_bags():
+    classification = torch.zeros(2, 1, requires_grad=True)
+    scores = bag_scores(classification, torch.zeros(2, 1), torch.ones(1, 2).bool())
+    bag_loss(scores, torch.tensor([0])).backward()
+    assert (classification.grad < 0).all(), "both proposals gain"
+
+
+def test_bags_without_objects_or_proposals_have_no_loss():
+    for proposals in (0, 4):
+        c = torch.randn(proposals, 3, requires_grad=True)
+        scores = bag_scores(c, torch.randn(proposals, 3), torch.zeros(0, proposals).bool())
+        loss = bag_loss(scores, torch.zeros(0, dtype=torch.int64))
+        loss.backward()
+        assert loss.item() == 0
+
+
+def test_negative_loss_by_hand():
+    logits = torch.tensor([[0.0, 2.0], [1.0, -1.0], [5.0, 5.0]]).double()
+    negative = torch.tensor([[True, False], [True, True], [False, False]])
+    total = 0.0
+    for row, column in ((0, 0), (1, 0), (1, 1)):
+        score = 1 / (1 + math.exp(-logits[row, column]))
+        total -= score**2 * math.log(1 - score)
+    assert negative_loss(logits, negative).item() == pytest.approx(total / 2)
+    assert negative_loss(logits, torch.zeros(3, 2).bool()).item() == 0
 
 
 def test_refinement_loss_by_hand():

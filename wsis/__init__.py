@@ -1,12 +1,12 @@
-"""Weakly supervised instance segmentation: nine methods, from tags and boxes to masks.
+"""Weakly supervised instance segmentation: ten methods, from tags, points and boxes to masks.
 
     run = wsis.fit("pdsl", "folder", data={"root": "photos"})  # train, as `python -m wsis.fit`
     model, data, *_ = wsis.load(run)
     found = wsis.predict(model, "image.jpg")
 
-`wsis.build` makes a model and its data with the settings of their recipe. Methods are `wsis.PDSL`,
-`EMPaste`, `JTSM`, `CCGR`, `BoxCaseg`, `BoxInst`, `CAM`, `MaskRCNN` and `MaskTransformer`, all of
-them a `wsis.Method`; data sets are `wsis.Folder`, `COCO`, `VOC`, `ImageNet` and `Shapes`.
+`wsis.build` makes a model and its data with the settings of their recipe. Methods, each a
+`wsis.Method`, are `wsis.PDSL`, `EMPaste`, `JTSM`, `CCGR`, `PointMIL`, `BoxCaseg`, `BoxInst`, `CAM`,
+`MaskRCNN`, `MaskTransformer`; data sets are `wsis.Folder`, `COCO`, `VOC`, `ImageNet` and `Shapes`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from wsis.models.em_paste import EMPaste as EMPaste
     from wsis.models.jtsm import JTSM as JTSM
     from wsis.models.pdsl import PDSL as PDSL
+    from wsis.models.point_mil import PointMIL as PointMIL
     from wsis.parts.classifier import Classifier as Classifier
     from wsis.parts.mask_rcnn import MaskRCNN as MaskRCNN
     from wsis.parts.mask_transformer import MaskTransformer as MaskTransformer

@@ -17,6 +17,8 @@ from torch import Tensor
 __all__ = [
     "NO_STUFF",
     "CorrelationGradient",
+    "bag_loss",
+    "bag_scores",
     "box_loss",
     "correlation_loss",
     "dice_loss",
@@ -26,6 +28,7 @@ __all__ = [
     "mask_loss",
     "mean_losses",
     "mil_scores",
+    "negative_loss",
     "neighbour_smoothness",
     "pairwise_loss",
     "projection_loss",
@@ -67,6 +70,54 @@ def image_loss(scores: Tensor, tags: Tensor) -> Tensor:
     score = scores.sum(0).clamp(1e-6, 1 - 1e-6)
     # not F.binary_cross_entropy, which raises an error under CUDA's autocast
     return -(tags * score.log() + (1 - tags) * (-score).log1p()).mean()
+
+
+def bag_scores(classification: Tensor, detection: Tensor, bags: Tensor) -> Tensor:
+    """Return the score of every proposal in every object's bag, for every class.
+
+    P2BNet (Chen et al., ECCV 2022) normalises the detection stream over the bag of one object,
+    where WSDDN does over all proposals of the image. As in its second stage, the classification
+    stream is a sigmoid: a softmax over a single class would be 1 whatever is seen.
+
+    Args:
+        classification: (P,C) logits.
+        detection: (P,C) logits.
+        bags: (M,P) bool, none of them empty.
+
+    Returns:
+        (M,P,C), 0 outside of the bag; the sum over the proposals is at most 1.
+    """
+    inside = detection.where(bags[..., None], -math.inf).softmax(1)
+    return inside * classification.sigmoid()
+
+
+def bag_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """Return the binary cross-entropy of the objects' summed scores with their classes.
+
+    P2BNet's loss of the bags of its first stage: summed over classes, the mean over objects.
+
+    Args:
+        scores: (M,P,C) in [0, 1], from `bag_scores`.
+        labels: (M,) int64.
+    """
+    total = scores.sum(1).clamp(1e-6, 1 - 1e-6)
+    wanted = F.one_hot(labels, total.shape[1])
+    each = wanted * total.log() + (1 - wanted) * (-total).log1p()
+    return -each.sum() / max(len(labels), 1)
+
+
+def negative_loss(logits: Tensor, negative: Tensor) -> Tensor:
+    """Return the focal loss of proposals that are no objects of some classes.
+
+    P2BNet's loss of negative proposals: -S^2 log(1 - S) with S the sigmoid of the logit, summed
+    over classes, the mean over the proposals that are negative for any class.
+
+    Args:
+        logits: (P,C) of the classification stream.
+        negative: (P,C) bool.
+    """
+    each = logits.sigmoid().square() * F.softplus(logits)
+    return (each * negative).sum() / negative.any(1).sum().clamp(min=1)
 
 
 def refinement_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ Settings = TypeVar("Settings")
 class Stages(Protocol):
     """Operations of a run that `Method.stages` can use; see `wsis.runs.run.Run`."""
 
+    seed: int
+
     def fit(self, name: str, model: Method, data: Any, **trainer: Any) -> Path:
         """Train `model` and return its last checkpoint."""
 
@@ -46,6 +48,12 @@ class Stages(Protocol):
     def make(self, name: str, produce: Any, **settings: Any) -> Path:
         """Write files with `produce(folder)` and return the folder."""
 
+    def checkpoint(self, name: str) -> Path:
+        """Return the path of a trained stage's last checkpoint."""
+
+    def with_trainer(self, **settings: Any) -> Stages:
+        """Return the same run with other defaults of the Trainer's settings."""
+
 
 class Method(pl.LightningModule):
     """Base class of every method and of every network that is trained as a stage of one.
@@ -57,6 +65,8 @@ class Method(pl.LightningModule):
 
     supervision: frozenset[str] = frozenset({"tags"})
     """Fields of `Target` that training may read, of `wsis.data.targets.FIELDS`."""
+    needs_every_field: bool = True
+    """True if training data must have a label for each of the fields in `supervision`."""
     needs_proposals: bool = True
     """True if samples hold proposals."""
     needs_segments: bool = False

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         check_writable(config.out)
         index = data.index(config.split)
         say_notes(index)
-        made = simulate(index, how, partial(bar, desc="labels", unit="image"))
+        made = simulate(index, how, partial(bar, desc="labels", unit="image"), seconds)
         write_coco(config.out, _with_source(made, how))
         for line in _described(made, seconds):
             print(line, flush=True)

@@ -109,7 +109,8 @@ def test_the_command_line_knows_its_settings_and_those_it_passes_on(plugin, tmp_
 
 def test_what_settings_there_are(plugin):
     assert [*registry.arguments(plugin.Colours)] == [
-        *("name", "folder", "labels", "proposals", "max_proposals", "max_test_proposals"),
+        *("name", "folder", "labels", "simulate", "proposals", "max_proposals"),
+        "max_test_proposals",
         *("augment", "loading"),
         *("root", "count"),
     ]

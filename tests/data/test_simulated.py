@@ -218,3 +218,38 @@ def test_seconds_are_those_of_the_literature():
     assert sum(spent for _, spent in free.values()) == 2
     with pytest.raises(InputError, match="seconds: box -1"):
         Seconds(box=-1)
+
+
+def test_a_budget_is_spent_on_images_in_random_order(index):
+    everything = simulate(index, Simulation(box=0.5, point=0.5))
+    spent = sum(seconds for _, seconds in seconds_of(everything, Seconds()).values())
+    kept = []
+    for budget in (spent / 4, spent / 2, 2 * spent):
+        made = simulate(index, Simulation(box=0.5, point=0.5, budget=budget))
+        used = sum(seconds for _, seconds in seconds_of(made, Seconds()).values())
+        one_more = max(
+            sum(s for _, s in seconds_of(everything._replace(images=[i]), Seconds()).values())
+            for i in everything.images
+        )
+        assert used <= budget
+        assert used > min(budget, spent) - one_more
+        ids = {image["id"] for image in made.images}
+        assert made.annotations == {i: everything.annotations[i] for i in ids}
+        kept.append(ids)
+    assert kept[0] < kept[1] < kept[2] == {image["id"] for image in index.images}
+    assert kept[0] != {image["id"] for image in index.images[: len(kept[0])]}
+    with pytest.raises(InputError, match="budget 1: labels of one image take"):
+        simulate(index, Simulation(box=1, budget=1))
+
+
+def test_a_data_set_trains_on_weaker_labels_and_is_judged_by_its_own(tmp_path):
+    settings = {"train": 12, "val": 4}
+    how = Simulation(mask=0.2, box=0.3, seed=3)
+    plain, weak = Shapes(tmp_path, **settings), Shapes(tmp_path, **settings, simulate=how)
+    truth, learned = plain.index("train"), weak.index("train")
+    drawn = simulate(truth, how)
+    assert learned.annotations == drawn.annotations != truth.annotations
+    assert learned.images == drawn.images
+    assert weak.index("val").annotations == plain.index("val").annotations
+    assert weak.as_annotated().index("train").annotations == truth.annotations
+    assert weak.fingerprint() != plain.fingerprint()

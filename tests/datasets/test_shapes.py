@@ -81,7 +81,7 @@ def test_settings_and_seed_have_folders_of_their_own(
 
 
 def test_annotations_agree_with_each_other(shapes: Shapes) -> None:
-    """Masks do not overlap, boxes are the masks' boxes, and the panoptic picture shows the same objects and stuff."""
+    """Masks do not overlap, boxes are the masks' boxes, points lie in them, and the panoptic picture shows the same objects and stuff."""
     index = shapes.index("train")
     panoptic = json.loads((shapes.folder / "annotations/panoptic_train2017.json").read_text())
     segments = {a["image_id"]: a for a in panoptic["annotations"]}
@@ -92,6 +92,8 @@ def test_annotations_agree_with_each_other(shapes: Shapes) -> None:
         for mask, annotation in zip(masks, found, strict=True):
             ys, xs = np.nonzero(mask)
             assert annotation["bbox"] == [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1]
+            ((x, y, inside),) = annotation["points"]
+            assert inside == mask[int(y), int(x)] == 1
         entry = segments[image["id"]]
         picture = cv2.imread(
             str(shapes.folder / "annotations/panoptic_train2017" / entry["file_name"])

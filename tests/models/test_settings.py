@@ -68,6 +68,10 @@ REFUSED = {
         *({"refinements": -1}, {"seeds_per_class": 0}, {"max_mask_samples": -4}),
         {"widths": {"features": -1}},
     ],
+    "point_mil": [
+        *({"refinements": 0}, {"roi_samples": -1}, {"max_mask_samples": 0}),
+        *({"objectness_power": -1}, {"background_weight": -1}, {"widths": {"mask": 0}}),
+    ],
 }
 """Settings that no method can work with, one or two of each."""
 WITHOUT_EFFECT = {

@@ -139,3 +139,13 @@ def test_a_mask_that_is_a_segment_stays():
     mask[..., 4:8] = 1
     proposals = Proposals(box.expand(3, 4), torch.ones(3), labels, members)
     assert torch.equal(along_segments(mask, box, proposals) > 0.5, mask > 0)
+
+
+def test_masks_without_proposals_stay():
+    none = Proposals(
+        torch.zeros(0, 4), torch.zeros(0), torch.zeros(9, 9).int(), torch.ones(0, 1) > 0
+    )
+    masks = torch.rand(2, 4, 4)
+    assert torch.equal(
+        along_segments(masks, torch.tensor([[0.0, 0, 8, 8]]).repeat(2, 1), none), masks
+    )

@@ -62,7 +62,7 @@ def dotted(config: Mapping[str, Any], known: Collection[str], above: str = "") -
 def _idle(thing: Method | DataModule, model: Any) -> dict[str, str]:
     """Return the settings of model or data that have no effect, those of data beside `model`."""
     found = thing.idle()
-    if isinstance(thing, DataModule) and isinstance(model, Method) and not model.needs_proposals:
+    if isinstance(thing, DataModule) and not getattr(type(model), "needs_proposals", True):
         reason = f"with {type(model).__name__}, which needs no proposals"
         found |= dict.fromkeys(OF_PROPOSALS, reason)
     return found

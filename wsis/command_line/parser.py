@@ -321,7 +321,8 @@ class CLI(LightningCLI):
             path = self.paths["data"]
             raise InputError(f"data {path} does not say its `{name}`, which this model asks for")
         if isinstance(data, DataModule) and issubclass(model, Method):
-            require_labels(data.index("train"), model.supervision, data.relabelled)
+            if model.needs_every_field:
+                require_labels(data.index("train"), model.supervision, data.relabelled)
             model.check_data(data, self.config["model"])
         return getattr(data, name)
 

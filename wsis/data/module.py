@@ -7,18 +7,16 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
-import cv2
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 
 from wsis.data.labels import relabel
-from wsis.data.loading import Loading
-from wsis.data.samplers import OrderSampler, StepSampler
+from wsis.data.loading import Loading, batches
 from wsis.data.samples import Samples, Transform
+from wsis.data.simulated import Simulation, simulate
 from wsis.data.summary import brief
 from wsis.data.targets import check_fields, require_labels
 from wsis.data.transforms import PHOTOGRAPHS, Augment
@@ -48,6 +46,8 @@ class DataModule(pl.LightningDataModule):
         name: Name of the data set in files and messages.
         folder: Folder of the data set and of files made for it.
         labels: COCO json to train on, as wsis.label writes it; empty uses the data set's labels.
+        simulate: Weaker labels to train on, drawn from these labels by shares, such as {"box": 1}
+            or {"mask": 0.05, "point": 0.95}; null trains on what is labelled.
         proposals: Proposer ("segments", "ncut"), file or folder of proposals, or "none".
         max_proposals: Maximum number of proposals per image, highest ranked first.
         max_test_proposals: The same of images that are evaluated or labelled; null for as many as
@@ -69,6 +69,7 @@ class DataModule(pl.LightningDataModule):
         folder: Path,
         *,
         labels: str = "",
+        simulate: Simulation | None = None,
         proposals: str = "segments",
         max_proposals: int = 2000,
         max_test_proposals: int | None = None,
@@ -80,6 +81,7 @@ class DataModule(pl.LightningDataModule):
         check_ranges("data", limits, {COUNT: tuple(limits)})
         self.name, self.folder = name, Path(folder)
         self.relabelled = Path(labels) if labels else None
+        self.simulation = simulate
         self.proposals, self.max_proposals = proposals, max_proposals
         self.max_test_proposals = max_test_proposals or max_proposals
         self.augment, self.loading = augment, loading
@@ -120,6 +122,8 @@ class DataModule(pl.LightningDataModule):
             index = self.read(split)
             if split == "train" and self.relabelled:
                 index = relabel(index, self.relabelled)
+            if split == "train" and self.simulation:
+                index = simulate(index, self.simulation)
             if not index.images:
                 raise InputError(
                     f"{self.name} has no {split} images in {index.root}; check lists and settings"
@@ -176,10 +180,10 @@ class DataModule(pl.LightningDataModule):
 
     def as_annotated(self) -> Self:
         """Return a copy with the original training annotations, for evaluation."""
-        if self.relabelled is None:
+        if self.relabelled is None and self.simulation is None:
             return self
         other = copy.copy(self)
-        other.relabelled = None
+        other.relabelled = other.simulation = None
         other._indices = {
             split: index for split, index in self._indices.items() if split != "train"
         }
@@ -254,7 +258,7 @@ class DataModule(pl.LightningDataModule):
         needs = self._needs()
         allowed = needs.supervision if supervision is None else supervision
         check_fields(allowed)
-        if train:
+        if train and needs.needs_every_field:
             require_labels(self.index(split), allowed, self.relabelled)
         return Samples(
             self.index(split),
@@ -276,25 +280,7 @@ class DataModule(pl.LightningDataModule):
             train: Whether the batches are for training.
             steps: Batches per epoch if the trainer counts epochs; 0 shows each image once.
         """
-        samples, size = self.samples(split, train), self.loading.batch_size
-        trainer = self.trainer
-        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        if self.loading.workers:
-            cv2.setNumThreads(0)  # here, because a forked child that touches OpenCV's threads hangs
-        sampler: StepSampler | OrderSampler = OrderSampler(len(samples), size, rank, world)
-        if train:
-            sampler = self._step_sampler(len(samples), rank, world, steps)
-        return DataLoader(
-            samples,
-            batch_size=None,  # a key of the sampler is already a batch
-            sampler=cast(Any, sampler),
-            collate_fn=_as_is,  # the default turns tuples into lists
-            num_workers=self.loading.workers,
-            worker_init_fn=_begin_worker,
-            # without one the loader draws from the model's generator
-            generator=torch.Generator().manual_seed(self.loading.seed),
-            pin_memory=torch.cuda.is_available(),
-        )
+        return batches(self.samples(split, train), self.loading, self.trainer, train, steps)
 
     def train_dataloader(self) -> DataLoader[Batch] | CombinedLoader:
         """Return the training batches, with those of `others` if there are any."""
@@ -374,27 +360,3 @@ class DataModule(pl.LightningDataModule):
         stage = self._stage()
         val = ("val",) if self.has_val else ()
         return ("train", *val) if stage is None or stage == "fit" else val or ("train",)
-
-    def _step_sampler(self, images: int, rank: int, world: int, steps: int = 0) -> StepSampler:
-        """Return the training sampler; `steps` is the batches per epoch, 0 for the default."""
-        seed, trainer, batch_size = self.loading.seed, self.trainer, self.loading.batch_size
-        one_pass = steps or -(-images // (batch_size * world))
-        if trainer is None:
-            return StepSampler(images, batch_size, seed, one_pass, rank=rank, world=world)
-        accumulate = trainer.accumulate_grad_batches
-        steps = trainer.max_steps * accumulate if trainer.max_steps > 0 else one_pass
-
-        def position() -> int:
-            # an optimiser step never spans two passes
-            passes, rest = divmod(trainer.global_step, -(-steps // accumulate))
-            return passes * steps + rest * accumulate
-
-        return StepSampler(images, batch_size, seed, steps, position, rank, world)
-
-
-def _as_is(batch: Batch) -> Batch:
-    return batch
-
-
-def _begin_worker(_: int) -> None:
-    torch.set_num_threads(1)

@@ -6,6 +6,7 @@ Of each object the mask, the box or points are kept; of the images for tags, the
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,11 +17,12 @@ from pycocotools import mask as rle
 
 from wsis.coco.masks import run_length
 from wsis.coco.objects import kind_of
+from wsis.data.index import keep_images
 from wsis.errors import InputError
 from wsis.types import Index, Record
 from wsis.values import COUNT, FRACTION, NOT_NEGATIVE, WHOLE, check_ranges
 
-__all__ = ["Seconds", "Simulation", "seconds_of", "simulate"]
+__all__ = ["Seconds", "Simulation", "draw_pixels", "seconds_of", "simulate", "within"]
 
 KINDS = ("mask", "box", "point", "tag")
 KEPT = {"mask": ("bbox", "segmentation", "area"), "box": ("bbox",), "point": ()}
@@ -55,6 +57,9 @@ class Seconds:
         check_ranges("seconds", vars(self), {NOT_NEGATIVE: tuple(vars(self))})
 
 
+_SECONDS = Seconds()
+
+
 @dataclass(frozen=True)
 class Simulation:
     """What labels to draw. Shares of less than 1 in all leave the rest of the images out.
@@ -71,6 +76,8 @@ class Simulation:
         negatives: Points outside of each object, drawn from the other pixels of its box.
         box_points: Points in each box, drawn from all of its pixels and labelled by the mask, as in
             PointSup.
+        budget: Seconds of labelling to spend: images are labelled in random order until the next
+            one would take more. 0 labels all images.
         seed: Seed of all draws. An object has the same points whatever the shares are.
     """
 
@@ -82,12 +89,13 @@ class Simulation:
     points: int = 1
     negatives: int = 0
     box_points: int = 0
+    budget: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Raise InputError for numbers out of range, and shares that are 0 or above 1 in all."""
         counts = ("negatives", "box_points", "seed")
-        ranges = {FRACTION: KINDS, COUNT: ("points",), WHOLE: counts}
+        ranges = {FRACTION: KINDS, COUNT: ("points",), WHOLE: counts, NOT_NEGATIVE: ("budget",)}
         check_ranges("simulate", vars(self), ranges)
         total = sum(getattr(self, kind) for kind in KINDS)
         if not 0 < total <= 1 + 1e-9:
@@ -97,7 +105,7 @@ class Simulation:
             )
 
 
-def simulate(index: Index, how: Simulation, bar: Bar = iter) -> Index:
+def simulate(index: Index, how: Simulation, bar: Bar = iter, seconds: Seconds = _SECONDS) -> Index:
     """Return the images that are labelled, with what is known of their objects.
 
     A class of an image that no object tells of is an annotation without a place: a tag. Crowds keep
@@ -107,9 +115,11 @@ def simulate(index: Index, how: Simulation, bar: Bar = iter) -> Index:
         index: with masks of all objects that are to have a mask or points.
         how: what to draw.
         bar: shows how far the images are.
+        seconds: for each label, of which the budget is spent.
 
     Raises:
-        InputError: an object has no mask or box to draw from.
+        InputError: the budget is too small for an image, or an object has no mask or box to draw
+            from.
     """
     drawn = _draw_kinds(index, how)
     images: list[Record] = []
@@ -128,7 +138,31 @@ def simulate(index: Index, how: Simulation, bar: Bar = iter) -> Index:
                 labels.append(_label(annotation, kind, image, how, rng, where))
         images.append(image)
         annotations[number] = [*labels, *_tags(labels, number, index)]
-    return index._replace(images=images, annotations=annotations)
+    made = index._replace(images=images, annotations=annotations)
+    return within(made, how.budget, how.seed, seconds) if how.budget else made
+
+
+def within(index: Index, budget: float, seed: int, seconds: Seconds = _SECONDS) -> Index:
+    """Return the images, in random order, whose labels take at most `budget` seconds.
+
+    Args:
+        index: as `simulate` returns it.
+        budget: in seconds.
+        seed: of the order.
+        seconds: for each label.
+
+    Raises:
+        InputError: one image takes more.
+    """
+    each = [sum(_seconds_of_image(index, image, seconds).values()) for image in index.images]
+    order = np.random.default_rng(seed).permutation(len(each))
+    spent = np.cumsum(np.array(each)[order])
+    kept = np.sort(order[: np.searchsorted(spent, budget, side="right")])
+    if not len(kept):
+        raise InputError(
+            f"simulate: budget {budget:g}: labels of one image take {spent[0]:.0f}; give more"
+        )
+    return keep_images(index, {index.images[i]["id"] for i in kept})
 
 
 def seconds_of(index: Index, seconds: Seconds) -> dict[str, tuple[int, float]]:
@@ -141,26 +175,44 @@ def seconds_of(index: Index, seconds: Seconds) -> dict[str, tuple[int, float]]:
         index: as `simulate` returns it.
         seconds: for each label.
     """
-    counts = dict.fromkeys(KINDS, 0)
-    spent = dict.fromkeys(KINDS, 0.0)
+    counts, spent = Counter({"tag": len(index.images)}), Counter[str]()
     for image in index.images:
-        placed = [a for a in index.annotations.get(image["id"], ()) if kind_of(a) != "tag"]
-        classes = {a["category_id"] for a in placed}
-        asked = index.complete.get(image["id"], index.categories)
-        counts["tag"] += 1
-        spent["tag"] += seconds.tag * max(len(asked) - len(classes), 0)
-        clicked: set[int] = set()
-        for annotation in placed:
-            kind, category = kind_of(annotation), annotation["category_id"]
-            clicks = len(annotation.get("points", ()))
-            counts[kind] += 1
-            if kind == "point" and category not in clicked:
-                spent[kind] += seconds.point + seconds.next_point * (clicks - 1)
-                clicked.add(category)
-            else:
-                first = {"mask": seconds.mask, "box": seconds.box, "point": 0.0}[kind]
-                spent[kind] += first + seconds.next_point * clicks
+        spent.update(_seconds_of_image(index, image, seconds))
+        counts.update(map(kind_of, _placed(index, image)))
     return {kind: (counts[kind], spent[kind]) for kind in KINDS}
+
+
+def draw_pixels(mask: Mask, count: int, rng: Rng) -> list[list[float]]:
+    """Return [x, y], the centres of `count` pixels of a mask (H,W), or of all if it has fewer."""
+    pixels = np.flatnonzero(mask.T)  # decoded masks have their columns one after another
+    chosen = rng.choice(len(pixels), min(count, len(pixels)), replace=False)
+    centres: list[list[float]] = (np.stack(np.divmod(pixels[chosen], len(mask)), 1) + 0.5).tolist()
+    return centres
+
+
+def _placed(index: Index, image: Record) -> list[Record]:
+    """Return an image's annotations without those that are tags alone."""
+    return [a for a in index.annotations.get(image["id"], ()) if kind_of(a) != "tag"]
+
+
+def _seconds_of_image(index: Index, image: Record, seconds: Seconds) -> dict[str, float]:
+    """Return the seconds that the labels of each kind of an image take."""
+    spent = dict.fromkeys(KINDS, 0.0)
+    placed = _placed(index, image)
+    classes = {a["category_id"] for a in placed}
+    asked = index.complete.get(image["id"], index.categories)
+    spent["tag"] = seconds.tag * max(len(asked) - len(classes), 0)
+    clicked: set[int] = set()
+    for annotation in placed:
+        kind, category = kind_of(annotation), annotation["category_id"]
+        clicks = len(annotation.get("points", ()))
+        if kind == "point" and category not in clicked:
+            spent[kind] += seconds.point + seconds.next_point * (clicks - 1)
+            clicked.add(category)
+        else:
+            first = {"mask": seconds.mask, "box": seconds.box, "point": 0.0}[kind]
+            spent[kind] += first + seconds.next_point * clicks
+    return spent
 
 
 def _draw_kinds(index: Index, how: Simulation) -> dict[int, list[str]]:
@@ -220,8 +272,8 @@ def _tags(labels: Sequence[Record], image: int, index: Index) -> list[Record]:
 def _clicks(mask: Mask, box: Sequence[float], how: Simulation, rng: Rng) -> list[list[float]]:
     """Return points in a mask (H,W), or in its box if it has no pixel, and outside of it there."""
     filled = _filled(box, mask)
-    points = _some(mask if mask.any() else filled, how.points, rng)
-    negatives = _some(filled & ~mask, how.negatives, rng)
+    points = draw_pixels(mask if mask.any() else filled, how.points, rng)
+    negatives = draw_pixels(filled & ~mask, how.negatives, rng)
     return [[x, y, label] for label, part in ((1, points), (0, negatives)) for x, y in part]
 
 
@@ -229,7 +281,7 @@ def _clicks_in_box(
     mask: Mask, box: Sequence[float], how: Simulation, rng: Rng
 ) -> list[list[float]]:
     """Return points in a box, labelled by the mask (H,W)."""
-    points = _some(_filled(box, mask), how.box_points, rng)
+    points = draw_pixels(_filled(box, mask), how.box_points, rng)
     return [[x, y, int(mask[int(y), int(x)])] for x, y in points]
 
 
@@ -240,11 +292,3 @@ def _filled(box: Sequence[float], mask: Mask) -> Mask:
     top, left = max(math.floor(y), 0), max(math.floor(x), 0)
     filled[top : math.ceil(y + height), left : math.ceil(x + width)] = True
     return filled
-
-
-def _some(mask: Mask, count: int, rng: Rng) -> list[list[float]]:
-    """Return [x, y], the centres of `count` pixels of a mask (H,W), or of all if it has fewer."""
-    pixels = np.flatnonzero(mask.T)  # decoded masks have their columns one after another
-    chosen = rng.choice(len(pixels), min(count, len(pixels)), replace=False)
-    centres: list[list[float]] = (np.stack(np.divmod(pixels[chosen], len(mask)), 1) + 0.5).tolist()
-    return centres

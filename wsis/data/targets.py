@@ -164,9 +164,11 @@ def require_labels(index: Index, supervision: AbstractSet[str], labels: Path | N
     known = {key for found in index.annotations.values() for a in found for key in a if a[key]}
     if missing := {name: key for name, key in needed.items() if key and key not in known}:
         keys = " or ".join(map(repr, missing.values()))
+        drawn = ", draw points from masks (wsis.simulate --point 1)" if "points" in missing else ""
         raise InputError(
             f"{index.name} has no {' and no '.join(missing)} to train with in "
-            f"{labels or index.root}: no annotation has {keys}; add them or take a model for tags"
+            f"{labels or index.root}: no annotation has {keys}; add them{drawn} or take a model "
+            "for tags"
         )
 
 

@@ -26,6 +26,7 @@ from pycocotools import mask as rle
 
 from wsis.data.index import read_coco, read_stuff
 from wsis.data.module import DataModule, Loading
+from wsis.data.simulated import draw_pixels
 from wsis.data.transforms import Augment
 from wsis.datasets._scene import (
     SALIENT,
@@ -46,7 +47,7 @@ from wsis.values import COUNT, FRACTION, WHOLE, Range, check_ranges
 
 __all__ = ["Shapes"]
 
-_VERSION = 1  # raise it whenever the same settings would produce other files
+_VERSION = 2  # raise it whenever the same settings would produce other files
 _TAIL = 20  # long-tailed draw: ratio of the most frequent to the rarest class
 _AUGMENT = Augment()
 _LOADING = Loading(workers=0)  # a sample takes a millisecond, starting a worker takes seconds
@@ -63,6 +64,8 @@ _RANGES = {
 
 class Shapes(DataModule):
     """Generated scenes: learnable from tags in minutes on a CPU, with the usual difficulties.
+
+    Each object has a mask, a box and a point, which is drawn from the pixels of it that are seen.
 
     Args:
         root: Folder for generated data sets.
@@ -176,9 +179,9 @@ def _write_split(folder: Path, split: str, settings: Record) -> None:
     voc_folders = [voc / name for name in ("JPEGImages", "Annotations", *_VOC_MAPS)]
     for path in (pictures, panoptic_folder, *voc_folders):
         path.mkdir(parents=True, exist_ok=True)
-    for number, scene in _scenes(split, settings):
+    for number, scene, rng in _scenes(split, settings):
         stem = f"{number:012d}"
-        found = _annotate(scene, number, len(annotations))
+        found = _annotate(scene, number, len(annotations), rng)
         images.append({"id": number, "file_name": f"{stem}.jpg", "height": SIZE, "width": SIZE})
         annotations += found
         panoptic.append(_write_panoptic(panoptic_folder / f"{stem}.png", scene, number))
@@ -200,7 +203,7 @@ def _write_split(folder: Path, split: str, settings: Record) -> None:
     (folder / "annotations" / f"panoptic_{split}2017.json").write_text(json.dumps(scenery))
 
 
-def _scenes(split: str, settings: Record) -> Iterator[tuple[int, Scene]]:
+def _scenes(split: str, settings: Record) -> Iterator[tuple[int, Scene, np.random.Generator]]:
     """Paint the scenes of a split, each from its own generator; numbers are unique over splits."""
     part = ("train", "val").index(split)
     shares = np.full(len(THINGS), 1.0)
@@ -210,7 +213,7 @@ def _scenes(split: str, settings: Record) -> Iterator[tuple[int, Scene]]:
     scenes = SceneSettings(**settings["scenes"])
     for k, main in enumerate(_spread(shares, settings[split])):
         rng = np.random.default_rng([settings["seed"], part, k])
-        yield part * 500_000 + k + 1, paint_scene(rng, scenes, main, shares)
+        yield part * 500_000 + k + 1, paint_scene(rng, scenes, main, shares), rng
 
 
 def _spread(shares: NDArray[np.float64], count: int) -> list[int]:
@@ -223,11 +226,12 @@ def _spread(shares: NDArray[np.float64], count: int) -> list[int]:
     return classes
 
 
-def _annotate(scene: Scene, image: int, before: int) -> list[Record]:
-    """Return a COCO annotation of the visible part of each object."""
+def _annotate(scene: Scene, image: int, before: int, rng: np.random.Generator) -> list[Record]:
+    """Return a COCO annotation of the visible part of each object, and of a point drawn in it."""
     annotations = []
     for k, label in enumerate(scene.labels):
-        lengths = run_lengths(scene.owner == k + 1)
+        seen = scene.owner == k + 1
+        lengths = run_lengths(seen)
         annotations.append(
             {
                 "id": before + k + 1,
@@ -236,6 +240,7 @@ def _annotate(scene: Scene, image: int, before: int) -> list[Record]:
                 "bbox": rle.toBbox(lengths).tolist(),
                 "area": int(rle.area(lengths)),
                 "iscrowd": 0,
+                "points": [[*pixel, 1] for pixel in draw_pixels(seen, 1, rng)],
                 "segmentation": {"size": lengths["size"], "counts": lengths["counts"].decode()},
             }
         )

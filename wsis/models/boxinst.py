@@ -33,15 +33,11 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import roi_align
 
-from wsis.images.colour import lab
-from wsis.losses import pairwise_loss, projection_loss
 from wsis.method import Method, filled
 from wsis.nn.backbone import BackboneSettings
-from wsis.nn.masks import of_class
+from wsis.nn.box_masks import losses_of_boxes
 from wsis.nn.optimisation import Optimisation, optimise
 from wsis.parts.mask_rcnn import MaskRCNN
 from wsis.types import Batch, Prediction, Sample, Target
@@ -122,14 +118,8 @@ class BoxInst(Method):
         pairs = list(zip(targets, objects, strict=True))
         labels = torch.cat([target["labels"][index] for target, index in pairs])
         boxes = torch.cat([target["boxes"][index] for target, index in pairs])
-        logits, size = of_class(logits, labels), logits.shape[-1]
-        inside = cells_inside(boxes, torch.cat(regions), size)
-        colours = region_colours(images, regions, size)
         threshold, dilation = self.hparams["threshold"], self.hparams["dilation"]
-        return {
-            "projection": projection_loss(logits.sigmoid(), inside),  # eq. (3)
-            "pairwise": pairwise_loss(logits, colours, inside, threshold, dilation),  # eq. (7)
-        }
+        return losses_of_boxes(images, logits, regions, labels, boxes, threshold, dilation)
 
     def warmth(self) -> float:
         """Return the factor on the pairwise loss at this step, from 0 to 1."""
@@ -157,22 +147,3 @@ def boxes_alone(target: Target) -> dict[str, Tensor]:
         "ignore_mask": torch.zeros_like(kept[kept]),
         "skipped": target["boxes"][~kept],
     }
-
-
-def cells_inside(boxes: Tensor, regions: Tensor, size: int) -> Tensor:
-    """Return which cells (R,size,size) of regions (R,4) have their centres inside boxes (R,4)."""
-    centres = (torch.arange(size, device=boxes.device) + 0.5) / size
-    lines = []
-    for low, high in ((1, 3), (0, 2)):  # rows, then columns
-        extent = (regions[:, high] - regions[:, low])[:, None]
-        place = regions[:, low, None] + centres * extent
-        lines.append((place > boxes[:, low, None]) & (place < boxes[:, high, None]))
-    return lines[0][:, :, None] & lines[1][:, None]
-
-
-def region_colours(images: list[Tensor], regions: list[Tensor], size: int) -> Tensor:
-    """Return the mean colours (R,3,size,size) in CIE L*a*b* of the cells of regions."""
-    height, width = (max(image.shape[i] for image in images) for i in (1, 2))
-    room = [(0, width - image.shape[2], 0, height - image.shape[1]) for image in images]
-    padded = [F.pad(lab(image), sides) for image, sides in zip(images, room, strict=True)]
-    return roi_align(torch.stack(padded), regions, size, sampling_ratio=2, aligned=True)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from wsis.losses import box_loss, refinement_loss
+from wsis.losses import box_loss, mil_scores, refinement_loss
 from wsis.nn.mil import Match, MILHead, Pseudo, RefinementHead, decode, encode, match, mine
 from wsis.values import COUNT, check_ranges
 
@@ -56,6 +56,8 @@ class Detection(NamedTuple):
     """(P,C+1) of each refinement head."""
     deltas: list[Tensor | None]
     """(P,C,4) of each refinement head, or None."""
+    streams: tuple[Tensor, ...] = ()
+    """Logits (P,C) of the two streams: of classification and of detection."""
 
     def scores(self) -> Tensor:
         """Return the heads' mean probabilities (P,C) without background; S^0 without heads."""
@@ -106,9 +108,15 @@ class Detector(nn.Module):
         deltas = [
             [None] * len(counts) if delta is None else delta.split(counts) for _, delta in refined
         ]
+        streams = self.mil.streams(regions, counts)
         return [
-            Detection(mil, [head[i] for head in logits], [head[i] for head in deltas])
-            for i, mil in enumerate(self.mil(regions, counts))
+            Detection(
+                mil_scores(*of_image),
+                [head[i] for head in logits],
+                [head[i] for head in deltas],
+                of_image,
+            )
+            for i, of_image in enumerate(streams)
         ]
 
     def activations(self, pooled: Tensor, objectness: Tensor, labels: Tensor) -> Tensor:

@@ -214,12 +214,14 @@ def along_segments(masks: Tensor, boxes: Tensor, proposals: Proposals) -> Tensor
     Args:
         masks: (N,h,w) in [0, 1], over the boxes.
         boxes: (N,4) in pixels of the image.
-        proposals: of the image, with segments.
+        proposals: of the image, with segments; without any, the masks stay.
 
     Returns:
         (N,h,w) in [0, 1].
     """
     labels, members = segments_of(proposals)
+    if not len(members):
+        return masks
     belongs, count = members.to(masks.dtype), members.shape[1]
     found = superpixel_windows(labels, boxes, (masks.shape[1], masks.shape[2]))
     cells = torch.where(found < 0, count, found).flatten(1)  # (N,hw); `count` for no superpixel

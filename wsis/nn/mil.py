@@ -92,11 +92,14 @@ class MILHead(nn.Module):
             {"weight": F.pad(weight, (weight.shape[1], 0)), "bias": torch.zeros_like(bias)}
         )
 
+    def streams(self, features: Tensor, counts: list[int]) -> list[tuple[Tensor, Tensor]]:
+        """Return the logits (P_i,C) of both streams for each image, classification first."""
+        classification = self.classification(features).split(counts)
+        return list(zip(classification, self.detection(features).split(counts), strict=True))
+
     def forward(self, features: Tensor, counts: list[int]) -> list[Tensor]:
         """Return scores (P_i,C) of each image from features (P,D) and `counts` P_i per image."""
-        classification = self.classification(features).split(counts)
-        detection = self.detection(features).split(counts)
-        return [mil_scores(c, d) for c, d in zip(classification, detection, strict=True)]
+        return [mil_scores(*logits) for logits in self.streams(features, counts)]
 
 
 class RefinementHead(nn.Module):

@@ -20,6 +20,7 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +118,7 @@ class Run:
             **trainer: Trainer settings of this stage, such as `max_steps`.
         """
         self._check_supervision(name, model, data)
-        last = self.folder / name / "checkpoints" / "last.ckpt"
+        last = self.checkpoint(name)
         save, clock = CheckpointCallback(last, self.save_every), Clock()
         best = BestCheckpoint(last.with_name("best.ckpt"), model.main_metrics)
         callbacks = [Reseed(self._seed_of(name)), save, best, clock, LogStep(), LogRate()]
@@ -196,6 +197,14 @@ class Run:
             self._end(name)
         wait_for(folder, finished=True)
         return folder
+
+    def checkpoint(self, name: str) -> Path:
+        """Return the path of a trained stage's last checkpoint."""
+        return self.folder / name / "checkpoints" / "last.ckpt"
+
+    def with_trainer(self, **settings: Any) -> Run:
+        """Return the same run with other defaults of the Trainer's settings."""
+        return replace(self, make_trainer=partial(self.make_trainer, **settings))
 
     @property
     def names(self) -> list[str]:

@@ -117,17 +117,34 @@ class Stage(NamedTuple):
             labels: a COCO json whose annotations replace the data's own.
             start: checkpoint of an earlier stage of the same network, whose weights it begins with.
         """
-        if labels or self.augment or self.batch_size:
-            data = data.variant(labels, self.augment, self.batch_size)
-        settings: dict[str, Any] = {"max_steps": self.steps}
-        if self.accumulate:
-            settings["accumulate_grad_batches"] = self.accumulate
+        settings = self._trainer()
         if start:
             load_weights(self.model, start)
             settings["weights_of"] = start.parents[1].name
-        checkpoint = run.fit(name, self.model, data, **settings)
+        checkpoint = run.fit(name, self.model, self._data(data, labels), **settings)
         load_weights(self.model, checkpoint)
         return checkpoint
+
+    def work(self, run: Stages, data: Any) -> None:
+        """Work on all stages of the network, as a run of that method would.
+
+        The model has the trained weights afterwards.
+
+        Args:
+            run: the run.
+            data: the data module.
+        """
+        self.model.stages(run.with_trainer(**self._trainer()), self._data(data))
+        load_weights(self.model, run.checkpoint(self.model.stage_names()[-1]))
+
+    def _trainer(self) -> dict[str, Any]:
+        settings = {"max_steps": self.steps}
+        return settings | ({"accumulate_grad_batches": self.accumulate} if self.accumulate else {})
+
+    def _data(self, data: Any, labels: Path | None = None) -> Any:
+        if labels or self.augment or self.batch_size:
+            return data.variant(labels, self.augment, self.batch_size)
+        return data
 
 
 def _augment(given: Mapping[str, Any] | None, place: str) -> Augment | None:
@@ -149,7 +166,7 @@ def _check_labels(model: Method, default: str | type[Method], place: str) -> Non
             f"{place}: {type(model).__name__} does not learn from {needs}; choose a network that "
             f"does, such as {other.__name__}"
         )
-    if extra := sorted(model.supervision - PSEUDO_LABELS):
+    if extra := sorted(model.supervision - PSEUDO_LABELS - other.supervision):
         raise InputError(
             f"{place}: {type(model).__name__} learns from {', '.join(extra)}, and the labels that "
             f"a run makes have {', '.join(sorted(PSEUDO_LABELS))} only; choose another network"
