@@ -61,7 +61,7 @@ def made(tmp_path) -> Path:
     boxed = found.rows(torch.tensor([0]))._replace(image_id=6, masks=[])
     files = export(tmp_path / "out", index, [found, nothing, boxed], get_args(Format))
     assert all(path.exists() for path in files)
-    assert len(files) == 12
+    assert len(files) == 13
     return tmp_path / "out"
 
 
@@ -86,6 +86,58 @@ def test_tables(made):
         ["in/b.png", "0", "0"],
         ["other place/a.png", "0", "1"],
     ]
+
+
+def grey(folder: Path, count: int) -> tuple[Index, list[Prediction]]:
+    """Images of their own grey, on the last of which a disc is found."""
+    found, images = [], []
+    for k in range(count):
+        Image.new("RGB", (60, 40), 3 * (k % 80 + 1,)).save(folder / f"{k:03}.png")
+        images.append({"id": k + 1, "file_name": f"{k:03}.png", "height": 40, "width": 60})
+        rows = int(k == count - 1)
+        box, mask = torch.tensor([[6.0, 6, 35, 35]]), [encode(masks()[1])]
+        one = torch.ones(rows)
+        found.append(Prediction(k + 1, SIZE, box[:rows], one, one.long() - 1, mask[:rows]))
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    return Index(name="own", root=folder, images=images, categories=categories), found
+
+
+def test_sheet(tmp_path):
+    """Two images above, the third below; the disc of the last is tinted, all else is grey."""
+    index, found = grey(tmp_path, 3)
+    (file,) = export(tmp_path / "out", index, found, ["sheet"])
+    picture = Image.open(file)
+    assert file.name == "sheet.jpg"
+    assert 1600 < picture.width < 1700
+    pixels = np.array(picture).astype(int)
+    coloured = pixels.max(2) - pixels.min(2) > 60
+    rows, columns = (np.flatnonzero(coloured.any(axis)) for axis in (1, 0))
+    assert rows[0] > picture.height // 2
+    assert columns[-1] < picture.width // 2
+    scale = 800 / 60
+    assert coloured.sum() == pytest.approx(masks()[1].sum() * scale**2, rel=0.1)
+
+
+def test_sheet_of_many_images_has_some_and_the_numbers_of_all(tmp_path, monkeypatch):
+    seen = {}
+
+    def grid(pictures, columns, captions, heading):
+        seen.update(pictures=pictures, columns=columns, captions=captions, heading=heading)
+        return pictures[0]
+
+    monkeypatch.setattr("wsis.reports._sheet.grid", grid)
+    index, found = grey(tmp_path, 150)
+    export(tmp_path / "out", index, found, ["sheet"])
+    assert (len(seen["pictures"]), seen["columns"]) == (64, 8)
+    assert {picture.shape for picture in seen["pictures"]} == {(213, 320, 3)}
+    names = [caption.split("\n")[0] for caption in seen["captions"]]
+    assert names == sorted(set(names))
+    numbers = np.array([int(name[:3]) for name in names])
+    assert (numbers[0], numbers[-1]) == (0, 149)
+    assert {*np.diff(numbers)} == {2, 3}, "evenly apart"
+    assert seen["captions"][0] == "000.png\nnothing found"
+    assert seen["captions"][-1] == "149.png\ncat 1"
+    assert seen["heading"] == "150 images, 64 of them here: cat 1"
 
 
 def test_label_images(made):

@@ -22,6 +22,7 @@ from wsis.images.outlines import outlines, rings
 from wsis.images.read import read_image
 from wsis.metrics.results import to_annotations
 from wsis.reports._label_tools import write_brushes, write_cvat, write_polygons, write_yolo
+from wsis.reports._sheet import write_sheet
 from wsis.reports.found import Found
 from wsis.types import Index, Prediction
 
@@ -29,6 +30,7 @@ __all__ = ["Format", "export", "file_names"]
 
 Format = Literal[
     "csv",
+    "sheet",
     "png",
     "cutouts",
     "coco",
@@ -52,6 +54,7 @@ def export(
 
     * `csv`: objects.csv has a row per object with its image, number, class, score, area in pixels
       and box; counts.csv a row per image with the number of objects of each class.
+    * `sheet`: sheet.jpg is one picture of the images, at most 64, with their objects and counts.
     * `png`: masks/NAME.png has the number of the object at each pixel, 0 for none; where masks
       overlap, the higher score is on top.
     * `cutouts`: cutouts/NAME-NUMBER.png is the object, cut out of its image, with alpha.
@@ -198,6 +201,7 @@ def _write_coco_polygons(folder: Path, index: Index, found: Sequence[Found]) -> 
 
 _WRITERS: dict[str, Callable[[Path, Index, Sequence[Found]], list[Path]]] = {
     "csv": _write_tables,
+    "sheet": write_sheet,
     "png": _write_numbers,
     "cutouts": _write_cutouts,
     "coco": _write_coco,
