@@ -33,25 +33,28 @@ class Conflict(Exception):
 class Store:
     """The images of a folder and their labels.
 
-    Methods may be called by several threads. One process at a time has a folder; what another
-    program writes into labels.json is read before the next change.
+    Methods may be called by several threads. One process at a time has a folder, besides those that
+    only read it; what another program writes into labels.json is read before the next change.
 
     Args:
         root: folder of the images.
         given: label file relative to root that is read if there is none of ours.
         classes: classes besides those of the labels.
+        read_only: whether labels are only read, also while another process has the folder.
 
     Raises:
         InputError: no images, labels that cannot be read, or another process has the folder.
     """
 
-    def __init__(self, root: Path, given: str = "", classes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, root: Path, given: str = "", classes: Sequence[str] = (), read_only: bool = False
+    ) -> None:
         if not root.is_dir():
             raise InputError(f"no folder {root}; give that of your images: --data.root DIR")
         self.root, self._given = root, given
         self._lock = RLock()
         self._content = Content([], {}, {}, False)
-        self._folder = _taken(root)
+        self._folder = None if read_only else _taken(root)
         try:
             self._open(classes)
         except BaseException:
@@ -59,7 +62,8 @@ class Store:
             raise
 
     def _open(self, classes: Sequence[str]) -> None:
-        clear(self.root)
+        if self._folder is not None:
+            clear(self.root)
         self.names = images_to_label(self.root)
         self._numbers = {name: number for number, name in enumerate(self.names)}
         self._read()
@@ -69,7 +73,8 @@ class Store:
 
     def close(self) -> None:
         """Leave the folder to others."""
-        os.close(self._folder)
+        if self._folder is not None:
+            os.close(self._folder)
 
     @property
     def classes(self) -> list[str]:
