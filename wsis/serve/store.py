@@ -51,25 +51,22 @@ class Store:
     ) -> None:
         if not root.is_dir():
             raise InputError(f"no folder {root}; give that of your images: --data.root DIR")
-        self.root, self._given = root, given
+        self.root, self._given, self._more = root, given, classes
         self._lock = RLock()
         self._content = Content([], {}, {}, False)
         self._folder = None if read_only else _taken(root)
         try:
-            self._open(classes)
+            self._open()
         except BaseException:
             self.close()
             raise
 
-    def _open(self, classes: Sequence[str]) -> None:
+    def _open(self) -> None:
         if self._folder is not None:
             clear(self.root)
         self.names = images_to_label(self.root)
         self._numbers = {name: number for number, name in enumerate(self.names)}
         self._read()
-        for name in classes:
-            if name not in self.classes:
-                self._append(check_class(name, self.classes))
 
     def close(self) -> None:
         """Leave the folder to others."""
@@ -173,12 +170,15 @@ class Store:
 
     def _refresh(self) -> None:
         """Read labels.json again if another program has written it."""
-        if self._content.is_own and self._state() != self._seen:
+        if (self._content.is_own or self._folder is None) and self._state() != self._seen:
             self._read()
 
     def _read(self) -> None:
         self._seen = self._state()
         self._content = read_content(self.root, self._given)
+        for name in self._more:
+            if name not in self.classes:
+                self._append(check_class(name, self.classes))
 
     def _state(self) -> tuple[int, int, int] | None:
         """Return what changes when labels.json is written; None if there is none."""
