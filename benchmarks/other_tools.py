@@ -36,19 +36,13 @@ Objects = dict[str, list[Found]]
 
 
 def read_coco(place: Path) -> Objects:
-    coco = COCO(place / "coco.json")
-    return {
-        Path(image["file_name"]).name: [
-            Found(
-                coco.cats[a["category_id"]]["name"],
-                coco.annToMask(a).astype(bool),
-                corners(a["bbox"]),
-                a["score"],
-            )
-            for a in coco.imgToAnns[key]
-        ]
-        for key, image in coco.imgs.items()
-    }
+    coco, read = COCO(place / "coco.json"), {}
+    for key, image in coco.imgs.items():
+        objects = read.setdefault(Path(image["file_name"]).name, [])
+        for a in coco.imgToAnns[key]:
+            name, mask = coco.cats[a["category_id"]]["name"], coco.annToMask(a).astype(bool)
+            objects.append(Found(name, mask, corners(a["bbox"]), a["score"]))
+    return read
 
 
 def corners(box: list[float]) -> np.ndarray:
@@ -63,16 +57,11 @@ def photos_of(place: Path) -> Path:
 
 
 def read_supervision(place: Path) -> Objects:
-    return {
-        Path(path).name: [
-            Found(dataset.classes[c], mask, box)
-            for c, mask, box in zip(
-                found.class_id, found.mask if len(found) else [], found.xyxy, strict=True
-            )
-        ]
-        for dataset in [supervision_dataset(place)]
-        for path, _, found in dataset
-    }
+    dataset, read = supervision_dataset(place), {}
+    for path, _, found in dataset:
+        things = zip(found.class_id, found.mask, found.xyxy, strict=True) if len(found) else ()
+        read[Path(path).name] = [Found(dataset.classes[c], mask, box) for c, mask, box in things]
+    return read
 
 
 def supervision_dataset(place: Path) -> Any:
@@ -137,13 +126,11 @@ def read_cvat(place: Path) -> Objects:
         (folder / "annotations.xml").write_bytes((place / "cvat.xml").read_bytes())
         (folder / "images").symlink_to(photos_of(place).resolve())
         dataset = Dataset.import_from(scratch, "cvat")
-        names = dataset.categories()[AnnotationType.label]
-        return {
-            f"{item.id}{Path(item.media.path).suffix}": [
-                Found(names[a.label].name, np.asarray(a.image, bool)) for a in item.annotations
-            ]
-            for item in dataset
-        }
+        names, read = dataset.categories()[AnnotationType.label], {}
+        for item in dataset:
+            shapes = [(names[a.label].name, np.asarray(a.image, bool)) for a in item.annotations]
+            read[Path(item.media.path).name] = [Found(*shape) for shape in shapes]
+        return read
 
 
 READERS = {
@@ -195,9 +182,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     arguments.add_argument("predictions", type=Path, help="what wsis.predict has written")
-    arguments.add_argument("tools", nargs="*", choices=[*READERS, []])
+    arguments.add_argument("tools", nargs="*", help=", ".join(READERS))
     arguments.add_argument("--picture", type=Path)
     asked = arguments.parse_args()
+    if unknown := {*asked.tools} - READERS.keys():
+        arguments.error(f"no tool {', '.join(unknown)}")
     ours = read_coco(asked.predictions)
     for tool in asked.tools:
         compare(tool, ours, READERS[tool](asked.predictions))

@@ -12,6 +12,7 @@ import numpy as np
 from wsis.files import atomic_write
 from wsis.images.draw import Picture, grid, jpeg, overlay
 from wsis.images.read import read_image
+from wsis.layouts.text import counted
 from wsis.reports.found import Found
 from wsis.types import Index
 
@@ -33,9 +34,9 @@ def write_sheet(folder: Path, index: Index, found: Sequence[Found]) -> list[Path
     columns = math.ceil(math.sqrt(count))
     side = min(LARGEST, WIDTH // columns)
     pictures = [_drawn(found[k], classes, side) for k in chosen]
-    captions = [f"{_shown_name(found[k])}\n{_counted([found[k]], classes)}" for k in chosen]
+    captions = [f"{_shown_name(found[k])}\n{_objects([found[k]], classes)}" for k in chosen]
     some = "" if count == len(found) else f", {count} of them here"
-    heading = f"{len(found)} images{some}: {_counted(found, classes)}"
+    heading = f"{counted(len(found), 'image')}{some}: {_objects(found, classes)}"
     with atomic_write(folder / "sheet.jpg") as scratch:
         scratch.write_bytes(jpeg(grid(pictures, columns, captions, heading=heading), 80))
     return [folder / "sheet.jpg"]
@@ -51,7 +52,7 @@ def _shown_name(image: Found) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in image.path.name)
 
 
-def _counted(images: Sequence[Found], classes: Sequence[str]) -> str:
+def _objects(images: Sequence[Found], classes: Sequence[str]) -> str:
     """Return how many objects of each class there are, the most frequent first."""
     counts: Counter[int] = Counter()
     for image in images:
