@@ -1,8 +1,9 @@
 """A picture of the labelling page on generated data, of a desktop or a phone; needs chromium and selenium.
 
-python benchmarks/labelling_page.py OUT.jpg [--phone] [--dark]
+python benchmarks/labelling_page.py OUT.jpg [--phone] [--dark] [--read_only]
 
 Of the objects of the photo, one has a box and one a point, and the masks of the others are suggested.
+The page that is only to look at (--read_only) has no labels.
 """
 
 from __future__ import annotations
@@ -40,36 +41,42 @@ def main() -> None:
     arguments.add_argument("out", type=Path)
     arguments.add_argument("--phone", action="store_true")
     arguments.add_argument("--dark", action="store_true")
+    arguments.add_argument("--read_only", action="store_true")
     asked = arguments.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        server = serve(Path(folder))
+        server = serve(Path(folder), asked.read_only)
         address = f"http://127.0.0.1:{server.effective_port}/"
         picture = photograph(address, asked.phone, asked.dark)
         server.close()
     picture.convert("RGB").save(asked.out, quality=88)
 
 
-def serve(folder: Path):
-    """Serve twelve images in a thread, a box and a point on the first."""
+def serve(folder: Path, read_only: bool = False):
+    """Serve twelve images in a thread, the one with most objects first."""
     data = Shapes(folder / "shapes", train=12, val=1)
     truth = write_photos(folder / "photos", data)
     classes = [category["name"] for category in data.index("train").categories]
     store = Store(folder / "photos", classes=classes)
     training = Training(store.root, Recipe("pdsl"), runs=folder / "runs")
-    several = sorted(store.names, key=lambda name: -len(truth[name]))
-    first = several[0]
+    first = max(store.names, key=lambda name: len(truth[name]))
     known, *found = sorted(truth[first], key=lambda thing: thing["bbox"])
     suggested = [{**t, "score": 0.9 - 0.11 * k} for k, t in enumerate(found)]
     training.found = Found(Path("runs/pdsl"), 0.3, {first: suggested})
-    x, y, width, height = found[-1]["bbox"]
-    objects = [{"name": known["name"], "bbox": known["bbox"]}]
-    objects += [{"name": found[-1]["name"], "points": [[x + width / 2, y + height / 2, 1]]}]
-    label = {**store.label(first), "objects": objects}
-    store.put(first, version_of(store.label(first)), label)
-    app = create_app(store, training, access_for("127.0.0.1", 0))
+    if not read_only:
+        _label(store, first, known, found[-1])
+    app = create_app(store, training, access_for("127.0.0.1", 0, read_only=read_only))
     server = waitress.create_server(app, host="127.0.0.1", port=0)
     Thread(target=server.run, daemon=True).start()
     return server
+
+
+def _label(store: Store, name: str, boxed: dict, pointed: dict) -> None:
+    """Put a box around one object and a point on another."""
+    x, y, width, height = pointed["bbox"]
+    objects = [{"name": boxed["name"], "bbox": boxed["bbox"]}]
+    objects += [{"name": pointed["name"], "points": [[x + width / 2, y + height / 2, 1]]}]
+    label = {**store.label(name), "objects": objects}
+    store.put(name, version_of(store.label(name)), label)
 
 
 def photograph(address: str, phone: bool, dark: bool) -> Image.Image:

@@ -78,7 +78,9 @@ def only_parse(site, monkeypatch):
 def test_commands_name_what_there_is(page, command, run, only_parse, monkeypatch):
     monkeypatch.chdir(ROOT)
     _, _, module, *words = shlex.split(RUN.sub(str(run), command))
-    words = [word for word in words if not re.match(r'\[(?!")', word)]  # optional ones, not lists
+    words = [
+        word for word in words if not re.match(r'\[(?!["a-z])', word)
+    ]  # optional ones, not lists
     if module in ("wsis.generate", "wsis.serve"):
         module += ".__main__"
     with pytest.raises((Parsed, SystemExit)) as end:

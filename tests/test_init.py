@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import pydoc
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import pytest
 import timm
 import torch
 import toy_plugins
+import yaml
+from pages import ROOT
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -83,7 +86,11 @@ def test_unknown_name():
 
 
 def test_version():
-    assert wsis.__version__.count(".") == 2
+    """One version everywhere; before the first release, the changelog has none."""
+    assert re.fullmatch(r"\d+\.\d+\.\d+", wsis.__version__)
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == wsis.__version__
+    released = re.findall(r"^## \[(\d.*?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert released[:1] in ([], [wsis.__version__])
 
 
 @pytest.mark.slow

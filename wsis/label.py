@@ -69,7 +69,7 @@ def label_images(
         checkpoint: Of the stage: last, or best, that of the best validation if there were several.
         score: Lowest score of a label that is not the best of its class.
         formats: What else to write of the labels, in the folder STEM-formats beside OUT, as in
-            `[cvat,yolo]`: any of csv, png, cutouts, coco, polygons, yolo, label_studio,
+            `[cvat,yolo]`: any of csv, sheet, png, cutouts, coco, polygons, yolo, label_studio,
             label_studio_polygons and cvat, as `wsis.predict` has them.
         accelerator: What to compute on, as Lightning calls it: auto, cpu, gpu, ...
         devices: How many of them.

@@ -82,10 +82,11 @@ def predict_images(
         score: Detections below this score are not drawn; if not given, that of the best F1 in the
             run's validation. predictions.json has them all.
         formats: What else to write of the detections that are drawn, as in `[csv,yolo]`. csv:
-            tables of objects and of counts. png: images of object numbers. cutouts: objects with
-            alpha. coco, polygons: COCO json, masks as run lengths or polygons. yolo: polygons in
-            text files, data.yaml. label_studio, label_studio_polygons: tasks with brush masks or
-            polygons. cvat: CVAT for images 1.1.
+            tables of objects and of counts. sheet: one picture of at most 64 images with their
+            objects. png: images of object numbers. cutouts: objects with alpha. coco, polygons:
+            COCO json, masks as run lengths or polygons. yolo: polygons in text files, data.yaml.
+            label_studio, label_studio_polygons: tasks with brush masks or polygons. cvat: CVAT for
+            images 1.1.
         workers: Processes that read images and make proposals.
         accelerator: What to compute on, as Lightning calls it: auto, cpu, gpu, ...
         devices: How many of them.

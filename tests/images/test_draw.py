@@ -212,6 +212,19 @@ def test_grid_holds_every_picture_and_its_caption():
         draw.grid([])
 
 
+def test_grid_keeps_long_lines_in_their_cells():
+    pictures = [np.zeros((20, 60, 3), np.uint8)] * 2
+    long, two = draw.grid(pictures, 2, ["n" * 300]), draw.grid(pictures, 2, ["a\nb", "a"])
+    below = long[32:]
+    assert (below[:, 12:72] < 100).any(), "something of it is there"
+    assert (below[:, 72 + 6 :] == draw.PAPER).all()
+    assert two.shape[0] == long.shape[0] + draw.LINE
+    headed = draw.grid(pictures, 2, heading="h" * 300)
+    assert headed.shape[0] > draw.grid(pictures, 2).shape[0]
+    assert (headed[:, :6] == draw.PAPER).all()
+    assert (headed[:, -6:] == draw.PAPER).all()
+
+
 def test_jpeg_is_near_the_picture():
     import cv2
 

@@ -61,7 +61,7 @@ def made(tmp_path) -> Path:
     boxed = found.rows(torch.tensor([0]))._replace(image_id=6, masks=[])
     files = export(tmp_path / "out", index, [found, nothing, boxed], get_args(Format))
     assert all(path.exists() for path in files)
-    assert len(files) == 12
+    assert len(files) == 13
     return tmp_path / "out"
 
 
@@ -86,6 +86,58 @@ def test_tables(made):
         ["in/b.png", "0", "0"],
         ["other place/a.png", "0", "1"],
     ]
+
+
+def grey(folder: Path, count: int) -> tuple[Index, list[Prediction]]:
+    """Images of their own grey, on the last of which a disc is found."""
+    found, images = [], []
+    for k in range(count):
+        Image.new("RGB", (60, 40), 3 * (k % 80 + 1,)).save(folder / f"{k:03}.png")
+        images.append({"id": k + 1, "file_name": f"{k:03}.png", "height": 40, "width": 60})
+        rows = int(k == count - 1)
+        box, mask = torch.tensor([[6.0, 6, 35, 35]]), [encode(masks()[1])]
+        one = torch.ones(rows)
+        found.append(Prediction(k + 1, SIZE, box[:rows], one, one.long() - 1, mask[:rows]))
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    return Index(name="own", root=folder, images=images, categories=categories), found
+
+
+def test_sheet(tmp_path):
+    """Two images above, the third below; the disc of the last is tinted, all else is grey."""
+    index, found = grey(tmp_path, 3)
+    (file,) = export(tmp_path / "out", index, found, ["sheet"])
+    picture = Image.open(file)
+    assert file.name == "sheet.jpg"
+    assert 1600 < picture.width < 1700
+    pixels = np.array(picture).astype(int)
+    coloured = pixels.max(2) - pixels.min(2) > 60
+    rows, columns = (np.flatnonzero(coloured.any(axis)) for axis in (1, 0))
+    assert rows[0] > picture.height // 2
+    assert columns[-1] < picture.width // 2
+    scale = 800 / 60
+    assert coloured.sum() == pytest.approx(masks()[1].sum() * scale**2, rel=0.1)
+
+
+def test_sheet_of_many_images_has_some_and_the_numbers_of_all(tmp_path, monkeypatch):
+    seen = {}
+
+    def grid(pictures, columns, captions, heading):
+        seen.update(pictures=pictures, columns=columns, captions=captions, heading=heading)
+        return pictures[0]
+
+    monkeypatch.setattr("wsis.reports._sheet.grid", grid)
+    index, found = grey(tmp_path, 150)
+    export(tmp_path / "out", index, found, ["sheet"])
+    assert (len(seen["pictures"]), seen["columns"]) == (64, 8)
+    assert {picture.shape for picture in seen["pictures"]} == {(213, 320, 3)}
+    names = [caption.split("\n")[0] for caption in seen["captions"]]
+    assert names == sorted(set(names))
+    numbers = np.array([int(name[:3]) for name in names])
+    assert (numbers[0], numbers[-1]) == (0, 149)
+    assert {*np.diff(numbers)} == {2, 3}, "evenly apart"
+    assert seen["captions"][0] == "000.png\nnothing found"
+    assert seen["captions"][-1] == "149.png\ncat 1"
+    assert seen["heading"] == "150 images, 64 of them here: cat 1"
 
 
 def test_label_images(made):
@@ -115,6 +167,52 @@ def test_coco_run_lengths(made):
     assert coco.anns[4]["bbox"] == [25, 10, 20, 20]
     again = read_coco(made / "coco.json", made.parent)
     assert [len(again.annotations[number]) for number in (3, 5, 6)] == [3, 0, 1]
+
+
+def test_boxes_in_coco_are_those_of_the_masks(tmp_path):
+    """Programs that cut masks at their boxes lose nothing."""
+    index, found = grey(tmp_path, 1)
+    loose = found[0]._replace(boxes=torch.tensor([[7.4, 8.3, 33.2, 33.9]]))
+    export(tmp_path / "out", index, [loose], ["coco", "polygons"])
+    rows, columns = (np.flatnonzero(masks()[1].any(axis)) for axis in (1, 0))
+    box = [columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1]
+    for name in ("coco", "polygons"):
+        (annotation,) = json.loads((tmp_path / f"out/{name}.json").read_text())["annotations"]
+        assert annotation["bbox"] == box
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_coco_names_images_in_the_folder_of_all(tmp_path, monkeypatch, absolute):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos/in").mkdir(parents=True)
+    (tmp_path / "photos/on").mkdir()
+    start = f"{tmp_path}/" if absolute else ""
+    index, found = grey(tmp_path, 2)
+    names = ["photos/in/a.png", "photos/on/b.png"]
+    for image, name in zip(index.images, names, strict=True):
+        Image.new("RGB", (60, 40)).save(name)
+        image["file_name"] = start + name
+    export(tmp_path / "out", index._replace(root=Path()), found, ["coco", "polygons"])
+    for name in ("coco", "polygons"):
+        images = json.loads((tmp_path / f"out/{name}.json").read_text())["images"]
+        assert [image["file_name"] for image in images] == ["in/a.png", "on/b.png"]
+
+
+def test_coco_as_supervision_reads_it(made):
+    supervision = pytest.importorskip("supervision")
+    content = json.loads((made / "coco.json").read_text())
+    named = [image for image in content["images"] if image["file_name"] != "other place/a.png"]
+    kept = [a for a in content["annotations"] if a["image_id"] != 6]  # that one has no mask
+    (made / "some.json").write_text(json.dumps(content | {"images": named, "annotations": kept}))
+    found = supervision.DetectionDataset.from_coco(
+        str(made.parent), str(made / "some.json"), force_masks=True
+    )
+    assert found.classes == CLASSES
+    by_name = {Path(path).name: detections for path, _, detections in found}
+    assert np.array_equal(by_name["a.png"].mask, masks())
+    assert by_name["a.png"].class_id.tolist() == [1, 0, 0]
+    assert by_name["a.png"].xyxy[0].tolist() == [25, 10, 45, 30]
+    assert len(by_name["b.png"]) == 0
 
 
 def test_coco_polygons_keep_their_holes(made):
@@ -190,12 +288,28 @@ def test_label_studios_interface_has_what_the_results_name(made, name):
 
 
 def test_label_studio_brushes(made):
-    brush = pytest.importorskip("label_studio_converter.brush")
+    brush = pytest.importorskip("label_studio_sdk.converter.brush")
     found = results(made / "label_studio.json", "in/a.png")
     for result, mask in zip(found, masks(), strict=True):
         decoded = brush.decode_rle(result["value"]["rle"]).reshape(*SIZE, 4)
         assert np.array_equal(decoded, np.repeat(mask[..., None] * 255, 4, 2))
     assert found[0]["value"]["brushlabels"] == [CLASSES[1]]
+
+
+@pytest.mark.parametrize("name", ["label_studio", "label_studio_polygons"])
+def test_label_studios_own_check(made, name):
+    """The interface is pasted as it is: with an XML declaration, text of it is refused."""
+    interface = pytest.importorskip("label_studio_sdk.label_interface").LabelInterface
+    checked = interface((made / f"{name}.xml").read_text(encoding="utf-8"))
+    checked.validate()
+    for task in json.loads((made / f"{name}.json").read_text()):
+        (prediction,) = task["predictions"]
+        assert checked.validate_prediction(prediction, return_errors=True) == []
+    assert checked.validate_prediction({"result": [{"from_name": "x"}]}, return_errors=True)
+
+
+def test_label_studios_interface_has_no_declaration(made):
+    assert (made / "label_studio.xml").read_text(encoding="utf-8").startswith("<View>")
 
 
 def unpacked(packed: list[int]) -> np.ndarray:
@@ -256,6 +370,23 @@ def test_cvat(made):
         "45.00",
         "30.00",
     ]
+
+
+def test_cvat_as_datumaro_reads_it(made, tmp_path):
+    datumaro = pytest.importorskip("datumaro")
+    place = tmp_path / "cvat"
+    place.mkdir()
+    (place / "annotations.xml").write_bytes((made / "cvat.xml").read_bytes())
+    (place / "images").symlink_to(made.parent)
+    dataset = datumaro.Dataset.import_from(str(place), "cvat")
+    names = dataset.categories()[datumaro.AnnotationType.label]
+    found = {item.id: item.annotations for item in dataset}
+    assert sorted(found) == ["b", "in/a", "other place/a"]
+    for shape, mask, label in zip(found["in/a"], masks(), [1, 0, 0], strict=True):
+        assert np.array_equal(np.asarray(shape.image, bool), mask)
+        assert names[shape.label].name == CLASSES[label]
+    (box,) = found["other place/a"]
+    assert box.get_bbox() == [25, 10, 20, 20]
 
 
 def painted(shape) -> np.ndarray:

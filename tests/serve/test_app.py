@@ -108,6 +108,23 @@ def test_suggestions_go_as_they_are_answered(client):
         put(client, 1, {"objects": [], "refused": []})
 
 
+def test_who_may_only_look_changes_nothing(store, training):
+    app = create_app(store, training, access_for("127.0.0.1", 8008, read_only=True))
+    client = app.test_client()
+    assert client.get("/api/state").json["read_only"] is True
+    assert client.get("/api/images/1").json["suggestions"]
+    assert client.get("/picture/1").status_code == 200
+    before = sorted(path.name for path in store.root.iterdir())
+    answers = [put(client, 0, {"done": True})]
+    answers += [ask(client, "POST", f"/api/{path}", {}) for path in ("training", "training/stop")]
+    answers += [ask(client, "POST", "/api/classes", {"name": "cow"})]
+    for answer in answers:
+        assert (answer.status_code, answer.json) == (403, {"error": "this page is only to look at"})
+    assert sorted(path.name for path in store.root.iterdir()) == before
+    assert store.classes == [*CLASSES]
+    assert training.state()["state"] == "idle"
+
+
 def test_pictures_are_upright_jpegs(client, store):
     answer = client.get("/picture/0")
     assert answer.content_type == "image/jpeg"

@@ -37,7 +37,7 @@ NAMES = ["a.jpg", "b.jpg", "c.jpg"]
 class Served:
     """A server in a thread, with its store."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, read_only: bool = False) -> None:
         for name in NAMES:
             (folder / "photos").mkdir(parents=True, exist_ok=True)
             picture = Image.new("RGB", (60, 40), "darkgreen")
@@ -49,7 +49,8 @@ class Served:
         training.found = Found(Path("run"), 0.5, {name: [FOUND, again] for name in NAMES})
         listener = _listening("127.0.0.1", 0)
         self.port = listener.getsockname()[1]
-        app = create_app(self.store, training, access_for("127.0.0.1", self.port), "name")
+        access = access_for("127.0.0.1", self.port, read_only=read_only)
+        app = create_app(self.store, training, access, "name")
         self.server = waitress.create_server(app, sockets=[listener], threads=4)
         Thread(target=self.server.run, daemon=True).start()
 
@@ -289,3 +290,36 @@ def test_on_a_phone(browser, served):
     finally:
         browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.fixture
+def looked_at(browser, tmp_path) -> Iterator:
+    """A page that is only to look at, and its folder."""
+    served = Served(tmp_path, read_only=True)
+    browser.get(f"http://127.0.0.1:{served.port}/")
+    drawn(browser, "a.jpg")
+    yield browser, served.store.root
+    served.server.close()
+    served.store.close()
+
+
+def test_who_only_looks_sees_all_photos_and_changes_none(looked_at):
+    from selenium.webdriver import Keys
+
+    page, folder = looked_at
+    for selector in ("#done", "#accept", "#refuse", "#undo", "#clicks", "#training", ".small"):
+        assert not one(page, selector).is_displayed(), selector
+    assert one(page, "#progress").text == "1 of 3"
+    names = [row.text for row in page.find_elements("css selector", "#suggestions .name")]
+    assert names == ["cat", "dog"]
+    click(page, 45, 25)
+    assert "dog" in one(page, "#suggestions .current").text
+    press(page, "a", "x", "1", "d", "A", "u")
+    for key, name in ((Keys.ARROW_RIGHT, "b.jpg"), ("n", "c.jpg"), ("n", "a.jpg")):
+        press(page, key)
+        drawn(page, name)
+    press(page, Keys.BACKSPACE)
+    drawn(page, "c.jpg")
+    assert one(page, "#progress").text == "3 of 3"
+    assert one(page, "#status").text == ""
+    assert sorted(path.name for path in folder.iterdir()) == NAMES

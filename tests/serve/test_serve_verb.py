@@ -53,6 +53,11 @@ def test_it_listens_on_loopback_without_a_token(photos, served, capsys):
     assert "token" not in address
 
 
+def test_a_page_only_to_look_at(photos, served, capsys):
+    main(["--data.root", photos, "--port", "0", "--read_only", "true"])
+    assert "3 photos to look at" in capsys.readouterr().out
+
+
 def test_a_token_may_be_asked_for(photos, served, capsys):
     main(["--data.root", photos, "--port", "0", "--token", "true"])
     assert len(capsys.readouterr().out.split("?token=")[1].strip()) >= 32

@@ -63,6 +63,22 @@ def square() -> dict:
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode()}
 
 
+def test_others_may_read_a_folder_that_is_labelled(store, photos):
+    """The one who reads sees each change, and deletes no file that is being written."""
+    scratch = photos / ".labels.json.0123abcd"
+    scratch.write_text("half")
+    reader = Store(photos, classes=["cow"], read_only=True)
+    assert scratch.exists()
+    assert reader.label("0.jpg")["tags"] == []
+    for name in ("cat", "dog"):
+        change(store, "0.jpg", tags=[name])
+        assert reader.label("0.jpg")["tags"] == [name]
+    assert reader.classes == [*CLASSES, "cow"]
+    reader.close()
+    with pytest.raises(InputError, match="another process labels"):
+        Store(photos)
+
+
 def test_the_folder_reads_what_is_written(store, photos):
     change(store, "0.jpg", done=True, tags=["dog"], objects=[
         {"name": "cat", "bbox": [1, 2, 10, 20]},

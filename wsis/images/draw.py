@@ -43,6 +43,8 @@ MAX_HIDDEN = 0.5
 """A name is left out where it would hide more than this fraction of an object, or another name."""
 PAPER: Colour = (250, 250, 248)
 INK: Colour = (30, 32, 36)
+LINE = 22
+"""Pixels from one line of a caption to the next."""
 
 
 class Drawable(Protocol):
@@ -144,9 +146,15 @@ def overlay_panoptic(
 
 
 def grid(
-    pictures: Sequence[Picture], columns: int = 4, captions: Sequence[str] = (), gap: int = 12
+    pictures: Sequence[Picture],
+    columns: int = 4,
+    captions: Sequence[str] = (),
+    gap: int = 12,
+    heading: str = "",
 ) -> Picture:
     """Put pictures in rows on one sheet, in cells of the largest one's size, with captions below.
+
+    Captions may have several lines. Of a line that is too long, the middle is left out.
 
     Raises:
         ValueError: no picture.
@@ -156,20 +164,22 @@ def grid(
     height, width = (max(picture.shape[side] for picture in pictures) for side in (0, 1))
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
-    line = 30 if captions else 0
-    sheet = Image.new(
-        "RGB", (columns * (width + gap) + gap, rows * (height + gap + line) + gap), PAPER
-    )
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(18)
+    lines = max((caption.count("\n") + 1 for caption in captions), default=0)
+    above, cell = 60 * bool(heading), height + gap + LINE * lines + 8 * bool(lines)
+    size = columns * (width + gap) + gap, above + rows * cell + gap
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    _write_line(draw, heading, (size[0] / 2, above / 2 + gap / 2), size[0] - 2 * gap, 28)
     for k, picture in enumerate(pictures):
-        x, y = gap + k % columns * (width + gap), gap + k // columns * (height + gap + line)
+        x, y = gap + k % columns * (width + gap), above + gap + k // columns * cell
         fit = min(width / picture.shape[1], height / picture.shape[0])
         small = Image.fromarray(picture).resize(
             (round(picture.shape[1] * fit), round(picture.shape[0] * fit))
         )
         sheet.paste(small, (x + (width - small.width) // 2, y + (height - small.height) // 2))
-        if k < len(captions):
-            draw.text((x + width / 2, y + height + line / 2 + 2), captions[k], INK, font, "mm")
+        for i, line in enumerate(captions[k].split("\n") if k < len(captions) else ()):
+            middle = x + width / 2, y + height + LINE * (i + 0.5) + 6
+            _write_line(draw, line, middle, width, 18)
     return np.array(sheet)
 
 
@@ -316,6 +326,18 @@ def _write(canvas: Picture, drawn: Sequence[_Object], tops: Sequence[Point], siz
         ink = INK if light > 140 else PAPER
         draw.text(((x1 + x2) / 2, (y1 + y2) / 2), text, ink, font, "mm")
     return np.array(image)
+
+
+def _write_line(
+    draw: ImageDraw.ImageDraw, text: str, middle: Point, width: float, size: int
+) -> None:
+    """Write a line of letters of a size around a point; if it is too long, without its middle."""
+    font = ImageFont.load_default(size)
+    kept, shown = len(text), text
+    while kept and font.getlength(shown) > width:
+        kept -= 1
+        shown = f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
+    draw.text(middle, shown, INK, font, "mm")
 
 
 def _place(

@@ -88,7 +88,7 @@ def _write_tasks(
         labels = ElementTree.SubElement(view, f"{control}Labels", names)
         for each in classes:
             ElementTree.SubElement(labels, "Label", value=_plain(each))
-    _write_xml(interface, view)
+    _write_xml(interface, view, declared=False)  # its declaration is refused by Label Studio's SDK
     return [tasks, interface]
 
 
@@ -229,8 +229,8 @@ def _plain(text: str) -> str:
     return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]", "\ufffd", text)
 
 
-def _write_xml(path: Path, root: ElementTree.Element) -> None:
+def _write_xml(path: Path, root: ElementTree.Element, declared: bool = True) -> None:
     ElementTree.indent(root)
     with atomic_write(path) as scratch, open(scratch, "wb") as file:
-        ElementTree.ElementTree(root).write(file, "utf-8", xml_declaration=True)
+        ElementTree.ElementTree(root).write(file, "utf-8", xml_declaration=declared)
         file.write(os.linesep.encode())

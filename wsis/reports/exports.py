@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -22,13 +23,15 @@ from wsis.images.outlines import outlines, rings
 from wsis.images.read import read_image
 from wsis.metrics.results import to_annotations
 from wsis.reports._label_tools import write_brushes, write_cvat, write_polygons, write_yolo
+from wsis.reports._sheet import write_sheet
 from wsis.reports.found import Found
-from wsis.types import Index, Prediction
+from wsis.types import Index, Prediction, Record
 
 __all__ = ["Format", "export", "file_names"]
 
 Format = Literal[
     "csv",
+    "sheet",
     "png",
     "cutouts",
     "coco",
@@ -52,10 +55,12 @@ def export(
 
     * `csv`: objects.csv has a row per object with its image, number, class, score, area in pixels
       and box; counts.csv a row per image with the number of objects of each class.
+    * `sheet`: sheet.jpg is one picture of the images, at most 64, with their objects and counts.
     * `png`: masks/NAME.png has the number of the object at each pixel, 0 for none; where masks
       overlap, the higher score is on top.
     * `cutouts`: cutouts/NAME-NUMBER.png is the object, cut out of its image, with alpha.
-    * `coco`: coco.json has the masks as run lengths.
+    * `coco`: coco.json has the masks as run lengths, and their boxes. Of images without a common
+      root, names are relative to the folder that all are in.
     * `polygons`: polygons.json is a COCO file of polygons, with holes as `outlines.rings` cuts them
       open.
     * `yolo`: yolo/ has data.yaml, labels/NAME.txt with a polygon per object, and images/, links to
@@ -169,20 +174,42 @@ def _cut_out(pixels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.u
 
 
 def _write_coco(folder: Path, index: Index, found: Sequence[Found]) -> list[Path]:
-    annotations = {
-        image.image["id"]: to_annotations(image.objects, index.categories, "prediction")
-        for image in found
-    }
-    write_coco(folder / "coco.json", index._replace(annotations=annotations))
+    annotations = {image.image["id"]: _annotations(image, index) for image in found}
+    written = index._replace(annotations=annotations, images=_in_one_folder(index))
+    write_coco(folder / "coco.json", written)
     return [folder / "coco.json"]
+
+
+def _in_one_folder(index: Index) -> list[Record]:
+    """Return the images, named relative to the data's folder, or if it has none to their own.
+
+    Programs ask for the folder of the images and for names in it.
+    """
+    if index.root != Path() or not index.images:
+        return index.images
+    paths = [os.path.abspath(image["file_name"]) for image in index.images]
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    names = [Path(os.path.relpath(path, folder)).as_posix() for path in paths]
+    return [{**image, "file_name": name} for image, name in zip(index.images, names, strict=True)]
+
+
+def _annotations(image: Found, index: Index) -> list[Record]:
+    """Return the objects as COCO annotations; the box of a mask is the mask's own, as in COCO.
+
+    Programs that keep masks inside their boxes would lose the edges of others.
+    """
+    annotations = to_annotations(image.objects, index.categories, "prediction")
+    for annotation in annotations:
+        if "segmentation" in annotation and annotation["area"]:
+            annotation["bbox"] = rle.toBbox(annotation["segmentation"]).tolist()
+    return annotations
 
 
 def _write_coco_polygons(folder: Path, index: Index, found: Sequence[Found]) -> list[Path]:
     """Write a COCO file; an object without a mask has its box alone."""
-    annotations: list[dict[str, Any]] = []
+    annotations: list[Record] = []
     for image in found:
-        labels = to_annotations(image.objects, index.categories, "prediction")
-        for k, label in enumerate(labels):
+        for k, label in enumerate(_annotations(image, index)):
             mask = image.mask(k)
             polygons = [] if mask is None else rings(outlines(mask))
             place = {"id": len(annotations) + 1, "image_id": image.image["id"]}
@@ -190,7 +217,8 @@ def _write_coco_polygons(folder: Path, index: Index, found: Sequence[Found]) -> 
             flat = [ring.flatten().tolist() for ring in polygons]
             annotations.append({**place, **kept, "segmentation": flat})
     categories = [{"id": c["id"], "name": c["name"]} for c in index.categories]
-    content = {"images": index.images, "annotations": annotations, "categories": categories}
+    images = _in_one_folder(index)
+    content = {"images": images, "annotations": annotations, "categories": categories}
     with atomic_write(folder / "polygons.json") as scratch:
         scratch.write_text(json.dumps(content))
     return [folder / "polygons.json"]
@@ -198,6 +226,7 @@ def _write_coco_polygons(folder: Path, index: Index, found: Sequence[Found]) -> 
 
 _WRITERS: dict[str, Callable[[Path, Index, Sequence[Found]], list[Path]]] = {
     "csv": _write_tables,
+    "sheet": write_sheet,
     "png": _write_numbers,
     "cutouts": _write_cutouts,
     "coco": _write_coco,

@@ -37,6 +37,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8008,
     token: bool = False,
+    read_only: bool = False,
     order: Order = "worth",
     model: str = "pdsl",
     recipe: Path | None = None,
@@ -54,6 +55,7 @@ def serve(
         host: Address to listen on; other machines can reach another than 127.0.0.1, with a token.
         port: Port to listen on; 0 takes a free one.
         token: Whether a token is needed on 127.0.0.1, too, which all users of a machine can reach.
+        read_only: Whether the page only shows photos, labels and what the run finds.
         order: Which photo comes next: that whose label tells most for a second of work, random, or
             by name.
         model: Method that the page trains; with a run, that of the run.
@@ -78,15 +80,17 @@ def serve(
         raise InputError(f"{type(data).__name__} has labels of its own; give --data folder")
     with _listening(host, port) as listener:
         port = listener.getsockname()[1]
-        access = access_for(host, port, token)
+        access = access_for(host, port, token, read_only)
         learnt = [] if run is None else [c["name"] for c in classes_of(run, data)[0]]
         classes = list(dict.fromkeys([*data.classes, *learnt]))
-        store = Store(data.folder, data.labels["train"], classes)
+        store = Store(data.folder, data.labels["train"], classes, read_only)
         words = () if recipe is None else ("--config", str(recipe))
         training = Training(data.folder, Recipe(model, words, accelerator), run, runs)
         app = create_app(store, training, access, order)
         training.predict()
-        print(f"{store.done} of {len(store.names)} photos are done; Ctrl-C ends", flush=True)
+        done = "" if read_only else f"{store.done} of "
+        told = "to look at" if read_only else "are done"
+        print(f"{done}{len(store.names)} photos {told}; Ctrl-C ends", flush=True)
         print(f"open {_address(host, port, access.token)}", flush=True)
         limits = {"threads": 8, "max_request_body_size": LARGEST}
         try:

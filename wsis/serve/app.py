@@ -60,7 +60,7 @@ def create_app(store: Store, training: Training, access: Access, order: Order = 
     _add_errors(app)
     _add_page(app)
     _add_images(app, store, training)
-    _add_next(app, store, training, order)
+    _add_next(app, store, training, order, access.read_only)
     _add_training(app, store, training)
     return app
 
@@ -124,7 +124,7 @@ def _add_images(app: Flask, store: Store, training: Training) -> None:
         return jsonify(_classes(store))
 
 
-def _add_next(app: Flask, store: Store, training: Training, order: Order) -> None:
+def _add_next(app: Flask, store: Store, training: Training, order: Order, read_only: bool) -> None:
     shown: set[str] = set()
 
     @app.get("/api/next")
@@ -142,7 +142,8 @@ def _add_next(app: Flask, store: Store, training: Training, order: Order) -> Non
     @app.get("/api/state")
     def state() -> Response:
         counts = {"images": len(store.names), "done": store.done}
-        return jsonify(_classes(store) | counts | {"order": order, "training": training.state()})
+        page = {"order": order, "read_only": read_only, "training": training.state()}
+        return jsonify(_classes(store) | counts | page)
 
 
 def _add_training(app: Flask, store: Store, training: Training) -> None:

@@ -43,15 +43,18 @@ class Access(NamedTuple):
     """What they must know; empty on loopback, where only this machine can ask."""
     cookie: str = "wsis"
     """Name of the cookie that holds the token."""
+    read_only: bool = False
+    """Whether nothing may be changed."""
 
 
-def access_for(host: str, port: int, token: bool = False) -> Access:
+def access_for(host: str, port: int, token: bool = False, read_only: bool = False) -> Access:
     """Return who may ask a server at an address.
 
     Args:
         host: address or name that it is bound to.
         port: of the server; cookies of several servers of a machine have it in their names.
         token: whether a token is needed on loopback, too.
+        read_only: whether nothing may be changed.
 
     Raises:
         InputError: the address is that of all networks at once, by which no browser calls it.
@@ -68,7 +71,7 @@ def access_for(host: str, port: int, token: bool = False) -> Access:
         )
     hosts = LOOPBACK | {host.lower()} if is_loopback else frozenset({host.lower()})
     secret = "" if is_loopback and not token else secrets.token_urlsafe(32)
-    return Access(hosts, secret, f"wsis-{port}")
+    return Access(hosts, secret, f"wsis-{port}", read_only)
 
 
 def protect(app: Flask, access: Access) -> None:
@@ -98,6 +101,8 @@ def _refusal(asked: Request, access: Access) -> tuple[int, str] | None:
         return 403, "this server is not called by that name"
     if not _is_own(asked):
         return 403, "another site may not ask for this"
+    if access.read_only and asked.method not in SAFE:
+        return 403, "this page is only to look at"
     if asked.method not in SAFE and asked.mimetype != "application/json":
         return 415, "send json"
     if access.token:

@@ -33,43 +33,45 @@ class Conflict(Exception):
 class Store:
     """The images of a folder and their labels.
 
-    Methods may be called by several threads. One process at a time has a folder; what another
-    program writes into labels.json is read before the next change.
+    Methods may be called by several threads. One process at a time has a folder, besides those that
+    only read it; what another program writes into labels.json is read before the next change.
 
     Args:
         root: folder of the images.
         given: label file relative to root that is read if there is none of ours.
         classes: classes besides those of the labels.
+        read_only: whether labels are only read, also while another process has the folder.
 
     Raises:
         InputError: no images, labels that cannot be read, or another process has the folder.
     """
 
-    def __init__(self, root: Path, given: str = "", classes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, root: Path, given: str = "", classes: Sequence[str] = (), read_only: bool = False
+    ) -> None:
         if not root.is_dir():
             raise InputError(f"no folder {root}; give that of your images: --data.root DIR")
-        self.root, self._given = root, given
+        self.root, self._given, self._more = root, given, classes
         self._lock = RLock()
         self._content = Content([], {}, {}, False)
-        self._folder = _taken(root)
+        self._folder = None if read_only else _taken(root)
         try:
-            self._open(classes)
+            self._open()
         except BaseException:
             self.close()
             raise
 
-    def _open(self, classes: Sequence[str]) -> None:
-        clear(self.root)
+    def _open(self) -> None:
+        if self._folder is not None:
+            clear(self.root)
         self.names = images_to_label(self.root)
         self._numbers = {name: number for number, name in enumerate(self.names)}
         self._read()
-        for name in classes:
-            if name not in self.classes:
-                self._append(check_class(name, self.classes))
 
     def close(self) -> None:
         """Leave the folder to others."""
-        os.close(self._folder)
+        if self._folder is not None:
+            os.close(self._folder)
 
     @property
     def classes(self) -> list[str]:
@@ -168,12 +170,15 @@ class Store:
 
     def _refresh(self) -> None:
         """Read labels.json again if another program has written it."""
-        if self._content.is_own and self._state() != self._seen:
+        if (self._content.is_own or self._folder is None) and self._state() != self._seen:
             self._read()
 
     def _read(self) -> None:
         self._seen = self._state()
         self._content = read_content(self.root, self._given)
+        for name in self._more:
+            if name not in self.classes:
+                self._append(check_class(name, self.classes))
 
     def _state(self) -> tuple[int, int, int] | None:
         """Return what changes when labels.json is written; None if there is none."""

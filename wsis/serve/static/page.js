@@ -5,7 +5,7 @@ import { Picture } from "/static/canvas.js";
 const byId = (id) => document.getElementById(id);
 const state = {
   classes: [], colours: {}, images: 0, chosen: null, tool: "point", minus: false, corner: null,
-  image: null, current: 0, undo: [], past: [], busy: Promise.resolve(), suggests: "",
+  image: null, current: 0, undo: [], past: [], busy: Promise.resolve(), suggests: "", readOnly: false,
 };
 const pictures = new Map();
 const picture = new Picture(byId("picture"), click);
@@ -88,8 +88,19 @@ async function advance() {
   return load(data.number);
 }
 
-const next = () => (state.image ? here(advance) : after(advance));
-const back = () => here(async () => { if (state.past.length) await load(state.past.pop()); });
+// Where nothing is labelled, all photos come by name, round and round.
+const step = (by) => after(() => load(((state.image?.number ?? -by) + by + state.images) % state.images));
+
+function next() {
+  if (state.readOnly) return step(1);
+  return state.image ? here(advance) : after(advance);
+}
+
+function back() {
+  if (state.readOnly) return step(-1);
+  return here(async () => { if (state.past.length) await load(state.past.pop()); });
+}
+
 const done = () => here(async () => {
   if (state.image.label.done || await send((label) => ({ ...label, done: true }))) await advance();
 });
@@ -119,6 +130,7 @@ const rounded = (values) => values.map((value) => Math.round(value * 100) / 100)
 function click(place, shift) {
   const [x, y] = rounded(place);
   const name = state.chosen;
+  if (state.readOnly) return pick(state.image.suggestions.indexOf(picture.hit([x, y])));
   if (state.minus || shift) return refuseAt([x, y], name);
   if (!name) return say("Choose a class first.", true);
   if (state.tool === "point") {
@@ -176,10 +188,14 @@ const acceptAll = () => change((label) => {
   return things.length ? { ...label, objects: [...label.objects, ...things.map(accepted)] } : null;
 });
 
+function pick(k) {
+  if (k >= 0) state.current = k;
+  render();
+}
+
 function turn(by) {
   const count = state.image?.suggestions.length ?? 0;
-  if (count) state.current = (state.current + by + count) % count;
-  render();
+  pick(count ? (state.current + by + count) % count : -1);
 }
 
 // Showing
@@ -188,7 +204,7 @@ function show(image) {
   state.image = image;
   setClasses(image);
   state.current = Math.max(0, Math.min(state.current, image.suggestions.length - 1));
-  byId("progress").textContent = `${image.done} of ${state.images} done`;
+  byId("progress").textContent = state.readOnly ? `${image.number + 1} of ${state.images}` : `${image.done} of ${state.images} done`;
   render();
 }
 
@@ -210,6 +226,7 @@ function tagRow(name, k, label) {
   const on = label.tags.includes(name);
   const box = element("input", { type: "checkbox", "data-key": `tag ${k}`, "aria-label": `${name} is in the photo`, onchange: (event) => { const on = event.target.checked; here(() => putTag(name, on)); } });
   box.checked = on;
+  box.disabled = state.readOnly;
   const choose = element("button", { type: "button", class: "name", "data-key": `class ${k}`, "aria-pressed": `${name === state.chosen}`, title: "what clicks are about",
     onclick: () => { state.chosen = name; render(); } }, name);
   const key = k < 9 ? element("span", { class: "number", "aria-hidden": "true" }, `${k + 1}`) : "";
@@ -218,7 +235,7 @@ function tagRow(name, k, label) {
 
 function suggestionRow(thing, k) {
   const small = (text, says, key, act) => element("button", { type: "button", class: "small", "data-key": `${key} ${k}`, "aria-label": `${says} ${thing.name}`, title: says, onclick: act }, text);
-  const pick = element("button", { type: "button", class: "name", "data-key": `suggestion ${k}`, onclick: () => { state.current = k; render(); } },
+  const pick = element("button", { type: "button", class: "name", "data-key": `suggestion ${k}`, onclick: () => pick(k) },
     thing.name);
   return element("li", { class: k === state.current ? "current" : null }, dot(thing.name), pick, element("span", { class: "soft" }, thing.score.toFixed(2)),
     small("✓", "accept", "accept", () => here(() => accept(thing))), small("✕", "refuse", "refuse", () => here(() => refuse(thing))));
@@ -247,7 +264,8 @@ function render() {
   byId("file").textContent = image.file;
   byId("badge").hidden = !image.label.done;
   const { label } = image;
-  fill("tags", state.classes.map((name, k) => tagRow(name, k, label)), "no classes yet: add one");
+  const names = state.readOnly ? label.tags : state.classes;
+  fill("tags", names.map((name, k) => tagRow(name, k, label)), state.readOnly ? "no labels" : "no classes yet: add one");
   fill("suggestions", image.suggestions.map(suggestionRow), state.suggests ? "nothing more" : "no run yet");
   const shown = plain(label);
   const without = (list, k) => (edited) => {
@@ -258,7 +276,7 @@ function render() {
     ...label.refused.map((thing, k) => objectRow(thing, k, "refused", without("refused", k)))], "no objects");
   for (const id of ["accept", "refuse"]) byId(id).disabled = !image.suggestions.length;
   byId("undo").disabled = !state.undo.length;
-  byId("back").disabled = !state.past.length;
+  byId("back").disabled = !state.past.length && !state.readOnly;
   if (focus) document.querySelector(`[data-key="${CSS.escape(focus)}"]`)?.focus();
   picture.show({ image, picture: pictureOf(image.number), colours: state.colours, current: state.current, corner: state.corner });
   byId("picture").setAttribute("aria-label", `${image.file}: ${label.tags.join(", ") || "nothing"}`);
@@ -273,6 +291,7 @@ function showTraining({ state: now, line, stages, suggests }) {
   byId("training-line").classList.toggle("wrong", now === "failed");
   byId("stages").replaceChildren(...stages.map(({ name, finished, metrics }) =>
     element("li", {}, `${name}: ${finished ? "finished" : "working"} ${metrics}`)));
+  if (state.readOnly) say(running || now === "failed" ? line : "", now === "failed");
   byId("train").disabled = running;
   byId("stop").hidden = !running;
   if (suggests !== state.suggests) {
@@ -291,6 +310,7 @@ async function look() {
   if (status === 200) {
     setClasses(data);
     state.images = data.images;
+    state.readOnly = data.read_only;
     showTraining(data.training);
   }
   return { status, data };
@@ -327,13 +347,15 @@ const keys = {
   p: () => setTool("point"), b: () => setTool("box"), m: setMinus, j: () => turn(1), k: () => turn(-1), a: acceptCurrent,
   A: acceptAll, x: refuseCurrent, u: undo, d: done, n: next, Backspace: back, i: () => byId("picture").focus(), Escape: leave,
 };
+const keysToLook = { j: keys.j, k: keys.k, n: next, ArrowRight: next, Backspace: back, ArrowLeft: back };
 
 function onKey(event) {
   const typing = event.target.matches?.("input:not([type=checkbox]), select");
   const isUndo = (event.ctrlKey || event.metaKey) && event.key === "z";
   if (typing || ((event.ctrlKey || event.metaKey || event.altKey) && !isUndo)) return;
   const name = /^[1-9]$/.test(event.key) ? state.classes[event.key - 1] : null;
-  const act = isUndo ? undo : name && state.image ? () => toggleTag(name) : keys[event.key];
+  const toLabel = isUndo ? undo : name && state.image ? () => toggleTag(name) : keys[event.key];
+  const act = state.readOnly ? keysToLook[event.key] : toLabel;
   if (!act) return;
   event.preventDefault();
   act();
@@ -351,7 +373,11 @@ async function begin() {
   if (status !== 200) return say(data.error, true);
   byId("order").value = data.order;
   state.chosen = state.classes[0] ?? null;
-  await after(advance);
+  if (state.readOnly) {
+    document.body.classList.add("look");
+    byId("picture").removeAttribute("tabindex"); // the arrow keys turn the pages
+  }
+  await next();
   return setTimeout(watch, 2000);
 }
 
