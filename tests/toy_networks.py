@@ -17,7 +17,7 @@ from wsis.nn.regions import enlarge
 
 BACKBONE = {"name": "test_byobnet", "weights": "none", "output_stride": 32, "frozen_stages": 0}
 SIZES = [(97, 131), (300, 427), (480, 640), (37, 53), (1000, 333), (3, 400), (224, 224)]
-SCORE = {"mask_rcnn": 0.3, "boxinst": 0.3, "mask_transformer": 0.1, "cam": 0.0}
+SCORE = {"mask_rcnn": 0.3, "boxinst": 0.3, "mixed": 0.3, "mask_transformer": 0.1, "cam": 0.0}
 """Lowest score of an object."""
 SMALL = {"features": 32, "test_side": 200, "test_max_side": 400}
 RCNN = SMALL | {"hidden": 64, "mask_width": 16, "max_proposals": 200}
@@ -37,8 +37,8 @@ def network(name: str, classes: int = 3) -> Method:
         model = wsis.CAM(classes, BACKBONE, pooling="lse")
     else:
         model = inner = wsis.MaskRCNN(classes, BACKBONE, **RCNN)
-        if name == "boxinst":
-            model = wsis.BoxInst(classes, BACKBONE, RCNN)
+        if name != "mask_rcnn":
+            model = {"boxinst": wsis.BoxInst, "mixed": wsis.Mixed}[name](classes, BACKBONE, RCNN)
             inner = model.network
         heads, rpn = inner.roi_heads, inner.rpn.head
         _enlarge(40, heads.box_predictor.cls_score.weight)

@@ -1,12 +1,12 @@
-"""Weakly supervised instance segmentation: ten methods, from tags, points and boxes to masks.
+"""Weakly supervised instance segmentation: eleven methods, from tags, points and boxes to masks.
 
     run = wsis.fit("pdsl", "folder", data={"root": "photos"})  # train, as `python -m wsis.fit`
     model, data, *_ = wsis.load(run)
     found = wsis.predict(model, "image.jpg")
 
 `wsis.build` makes a model and its data with the settings of their recipe. Methods, each a
-`wsis.Method`, are `wsis.PDSL`, `EMPaste`, `JTSM`, `CCGR`, `PointMIL`, `BoxCaseg`, `BoxInst`, `CAM`,
-`MaskRCNN`, `MaskTransformer`; data sets are `wsis.Folder`, `COCO`, `VOC`, `ImageNet` and `Shapes`.
+`wsis.Method`, are `wsis.PDSL`, `EMPaste`, `JTSM`, `CCGR`, `PointMIL`, `BoxCaseg`, `BoxInst`, `Mixed`,
+`CAM`, `MaskRCNN`, `MaskTransformer`; data sets are `wsis.Folder`, `COCO`, `VOC`, `ImageNet` and `Shapes`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from wsis.models.ccgr import CCGR as CCGR
     from wsis.models.em_paste import EMPaste as EMPaste
     from wsis.models.jtsm import JTSM as JTSM
+    from wsis.models.mixed import Mixed as Mixed
     from wsis.models.pdsl import PDSL as PDSL
     from wsis.models.point_mil import PointMIL as PointMIL
     from wsis.parts.classifier import Classifier as Classifier

@@ -23,6 +23,7 @@ from wsis.inference import load
 from wsis.method import Method
 from wsis.models.boxinst import BoxInst
 from wsis.models.cam import CAM
+from wsis.models.mixed import Mixed
 from wsis.parts.mask_rcnn import MaskRCNN
 from wsis.parts.mask_transformer import MaskTransformer
 from wsis.runs.checkpoints import Which
@@ -33,6 +34,7 @@ __all__ = ["export", "graph_of", "main"]
 _GRAPHS: dict[type, Callable[[Any, float], Any]] = {
     MaskRCNN: MaskRCNNGraph,
     BoxInst: lambda model, score: MaskRCNNGraph(model.network, score),
+    Mixed: lambda model, score: MaskRCNNGraph(model.network, score),
     MaskTransformer: MaskTransformerGraph,
     CAM: lambda model, _: ClassMaps(model),
 }

@@ -11,7 +11,7 @@ from wsis.export import graph_of
 from wsis.graphs.mask_transformer import MaskTransformerGraph
 from wsis.method import Method
 
-FINDERS = ("mask_rcnn", "boxinst", "mask_transformer")
+FINDERS = ("mask_rcnn", "boxinst", "mixed", "mask_transformer")
 
 
 @pytest.mark.parametrize("name", FINDERS)
