@@ -5,8 +5,9 @@
     found = wsis.predict(model, "image.jpg")
 
 `wsis.build` makes a model and its data with the settings of their recipe. Methods, each a
-`wsis.Method`, are `wsis.PDSL`, `EMPaste`, `JTSM`, `CCGR`, `PointMIL`, `BoxCaseg`, `BoxInst`, `Mixed`,
-`CAM`, `MaskRCNN`, `MaskTransformer`; data sets are `wsis.Folder`, `COCO`, `VOC`, `ImageNet` and `Shapes`.
+`wsis.Method`, are `wsis.PDSL`, `EMPaste`, `JTSM`, `CCGR`, `PointMIL`, `BoxCaseg`, `BoxInst`,
+`Mixed`, `CAM`, `MaskRCNN`, `MaskTransformer`; data sets are `wsis.Folder`, `COCO`, `VOC`,
+`ImageNet` and `Shapes`.
 """
 
 from __future__ import annotations
