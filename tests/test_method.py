@@ -145,6 +145,7 @@ def test_the_best_of_a_class_is_a_label_whatever_its_score_and_one_of_equals_is(
 
 OTHER = {  # `ranges` are of the model's own arguments
     "supervision": frozenset({"tags", "boxes"}),
+    "needs_every_field": False,
     "needs_proposals": False,
     "needs_segments": True,
     "needs_boxes": True,

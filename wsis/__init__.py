@@ -4,10 +4,9 @@
     model, data, *_ = wsis.load(run)
     found = wsis.predict(model, "image.jpg")
 
-`wsis.build` makes a model and its data with the settings of their recipe. Methods, each a
-`wsis.Method`, are `wsis.PDSL`, `EMPaste`, `JTSM`, `CCGR`, `PointMIL`, `BoxCaseg`, `BoxInst`,
-`Mixed`, `CAM`, `MaskRCNN`, `MaskTransformer`; data sets are `wsis.Folder`, `COCO`, `VOC`,
-`ImageNet` and `Shapes`.
+`wsis.build` makes a model and its data by their recipe. Methods, each a `wsis.Method`: `wsis.PDSL`,
+`EMPaste`, `JTSM`, `CCGR`, `PointMIL`, `BoxCaseg`, `BoxInst`, `Mixed`, `CAM`, `MaskRCNN`,
+`MaskTransformer`; data sets: `wsis.Folder`, `COCO`, `VOC`, `ImageNet`, `Shapes`.
 """
 
 from __future__ import annotations

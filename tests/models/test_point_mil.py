@@ -197,6 +197,6 @@ def test_labels_are_an_object_for_each_point_and_detections_of_other_tags():
     assert 1 not in found.labels
     assert (found.scores.diff() <= 0).all()
     assert len(found.masks) == len(found.boxes) == 3
-    bare = {**sample, "target": label(torch.zeros(0, 1, 2), [])}
+    bare = {**sample, "target": label(np.zeros((0, 1, 2)), [])}
     (found,) = model.label([bare], score_threshold=2.0)
     assert sorted(found.labels.tolist()) == [0, 1, 2]
