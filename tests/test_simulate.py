@@ -73,7 +73,7 @@ def test_a_share_of_the_images(root, tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "the shares are 0 in all; give --mask, --box, --point or --tag"),
+        ([], "the shares are 0 in all; give mask, box, point or tag"),
         (["--mask", "1", "--box", "0.5"], "the shares are 1.5 in all"),
         (["--point", "1", "--split", "test"], "--split test: give train or val"),
         (["--point", "1", "--seconds.box", "-3"], "seconds: box -3"),

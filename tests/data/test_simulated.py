@@ -242,6 +242,12 @@ def test_a_budget_is_spent_on_images_in_random_order(index):
         simulate(index, Simulation(box=1, budget=1))
 
 
+@pytest.mark.parametrize("budget", [0, 100])
+def test_shares_of_no_image_are_refused(index, budget):
+    with pytest.raises(InputError, match="the shares of 40 images are none"):
+        simulate(index, Simulation(mask=0.01, by="image", budget=budget))
+
+
 def test_a_data_set_trains_on_weaker_labels_and_is_judged_by_its_own(tmp_path):
     settings = {"train": 12, "val": 4}
     how = Simulation(mask=0.2, box=0.3, seed=3)

@@ -17,8 +17,9 @@ from wsis.data.index import write_coco
 from wsis.data.simulated import Simulation, simulate
 from wsis.data.transforms import Augment
 from wsis.datasets.shapes import Shapes
+from wsis.errors import InputError
 from wsis.models.mixed import Mixed, kinds, learnable
-from wsis.models.mixed.labels import completed
+from wsis.models.mixed.labels import completed, write_labels
 from wsis.runs.record import stages
 
 TINY = {"name": "test_byobnet", "weights": "none", "frozen_stages": 0}
@@ -93,6 +94,42 @@ def test_a_tag_takes_all_detections_and_what_is_placed_stays():
     placed = {"category_id": 1, "bbox": [0, 0, 9, 9]}
     a, b, wrong = found(2, 10, 10, 5, 0.3), found(2, 30, 10, 5, 0.8), found(1, 30, 20, 5, 0.9)
     assert completed([placed], [a, b, wrong], {1, 2}, SIZE) == [placed, b, a]
+
+
+@pytest.mark.parametrize("from_file", [True, False])
+def test_detections_of_a_tag_do_not_make_its_class_complete(from_file, root, tmp_path):
+    """Whether tags are read from a file or drawn by `data.simulate`."""
+    truth = shapes(root).index("train")
+    own = simulate(truth, Simulation(box=0.5, tag=0.5))
+    if from_file:
+        own = shapes(root, labelled(root, tmp_path, box=0.5, tag=0.5)).index("train")
+    tags_alone = [i["id"] for i in own.images if not any(map(places, own.annotations[i["id"]]))]
+    assert tags_alone
+    found = tmp_path / "found.json"
+    write_coco(found, truth)
+    scored = json.loads(found.read_text())
+    for annotation in scored["annotations"]:
+        annotation["score"] = 0.9
+    found.write_text(json.dumps(scored))
+    write_labels(tmp_path, own, found)
+    made = shapes(root, tmp_path / "labels.json").index("train")
+    assert sorted(made.complete) == tags_alone
+    for number in tags_alone:
+        assert {*made.complete[number]} == {*range(8)} - {*truth.tags[number]}
+        assert made.annotations[number]
+
+
+def places(annotation) -> bool:
+    return kind_of(annotation) != "tag"
+
+
+def test_data_without_any_label_are_refused(root):
+    truth = shapes(root).index("train")
+    bare = truth._replace(annotations={}, tags={image["id"]: [] for image in truth.images})
+    data = shapes(root)
+    data._indices["train"] = bare
+    with pytest.raises(InputError, match="has no label to train with"):
+        Mixed.check_data(data, {})
 
 
 def test_kinds_of_what_is_known(root, tmp_path):

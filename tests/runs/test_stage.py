@@ -130,3 +130,16 @@ def test_given_settings_without_effect_are_noted(capsys):
     notes = capsys.readouterr().out
     assert "note: model.pretraining.sharpness has no effect with" in notes
     assert "note: model.pretraining.augment.crop has no effect with augment.scales" in notes
+
+
+class Unnamed(MaskRCNN):
+    """A network whose stages nobody can name before they are done."""
+
+    def stages(self, run, data):
+        raise AssertionError("trained")
+
+
+def test_a_network_of_several_stages_must_name_them():
+    stage = Stage.of("segmentor", SMALL, Unnamed)
+    with pytest.raises(InputError, match=r"model\.segmentor: Unnamed does not name its stages"):
+        stage.work(None, None)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from pycocotools import mask as rle
 from test_store import change, square, write_photos
 
 from wsis.errors import InputError
@@ -17,7 +18,7 @@ from wsis.runs.record import StageRecord, write_stage
 from wsis.serve import training as module
 from wsis.serve.store import Store
 from wsis.serve.suggestions import read_found
-from wsis.serve.training import Recipe, Training
+from wsis.serve.training import Recipe, Training, with_points
 
 
 @pytest.fixture
@@ -103,6 +104,25 @@ def test_it_trains_on_a_copy_of_the_labels_then_predicts(store, tmp_path, starte
     scores = [s["score"] for s in training.found.objects["1.jpg"]]
     assert scores == [0.5, 0.2]  # below a quarter of the threshold there is nothing to learn of
     assert training.found.objects["0.jpg"] == []
+
+
+def test_masks_have_a_point_for_methods_that_learn_from_points():
+    ring = [[0, 0, 30, 0, 30, 30, 0, 30]]
+    things = [
+        {"image_id": 5, "segmentation": ring},
+        {"image_id": 5, "segmentation": square()},
+        {"image_id": 5, "segmentation": square(), "points": [[1, 2, 0]]},
+        {"image_id": 5, "bbox": [0, 0, 9, 9]},
+        {"image_id": 5},
+    ]
+    images = [{"id": 5, "height": 40, "width": 60}]
+    given = {"images": images, "annotations": things, "categories": []}
+    made = json.loads(with_points(json.dumps(given).encode()))["annotations"]
+    ((x, y, label),) = made[0]["points"]
+    assert (label, abs(x - 15) <= 1, abs(y - 15) <= 1) == (1, True, True)
+    ((x, y, label),) = made[1]["points"]
+    assert rle.decode(square())[int(y), int(x)] == label == 1
+    assert made[2:] == things[2:]
 
 
 def test_the_same_labels_continue_and_others_begin_anew(store, tmp_path, started):

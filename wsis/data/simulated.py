@@ -100,8 +100,8 @@ class Simulation:
         total = sum(getattr(self, kind) for kind in KINDS)
         if not 0 < total <= 1 + 1e-9:
             raise InputError(
-                f"simulate: the shares are {total:g} in all; give --mask, --box, --point or --tag "
-                "that are above 0 and at most 1 together"
+                f"simulate: the shares are {total:g} in all; give mask, box, point or tag, above "
+                "0 and at most 1 together"
             )
 
 
@@ -118,8 +118,8 @@ def simulate(index: Index, how: Simulation, bar: Bar = iter, seconds: Seconds = 
         seconds: for each label, of which the budget is spent.
 
     Raises:
-        InputError: the budget is too small for an image, or an object has no mask or box to draw
-            from.
+        InputError: the shares or the budget are too small for an image, or an object has no mask or
+            box to draw from.
     """
     drawn = _draw_kinds(index, how)
     images: list[Record] = []
@@ -138,6 +138,8 @@ def simulate(index: Index, how: Simulation, bar: Bar = iter, seconds: Seconds = 
                 labels.append(_label(annotation, kind, image, how, rng, where))
         images.append(image)
         annotations[number] = [*labels, *_tags(labels, number, index)]
+    if not images:
+        raise InputError(f"simulate: the shares of {len(index.images)} images are none; give more")
     made = index._replace(images=images, annotations=annotations)
     return within(made, how.budget, how.seed, seconds) if how.budget else made
 

@@ -133,9 +133,18 @@ class Stage(NamedTuple):
         Args:
             run: the run.
             data: the data module.
+
+        Raises:
+            InputError: the network does not name its stages, so that the last one is not known.
         """
+        names = self.model.stage_names()
+        if not names:
+            raise InputError(
+                f"{self.place}: {type(self.model).__name__} does not name its stages; choose "
+                "another network"
+            )
         self.model.stages(run.with_trainer(**self._trainer()), self._data(data))
-        load_weights(self.model, run.checkpoint(self.model.stage_names()[-1]))
+        load_weights(self.model, run.checkpoint(names[-1]))
 
     def _trainer(self) -> dict[str, Any]:
         settings = {"max_steps": self.steps}

@@ -38,7 +38,7 @@ def serve(
     port: int = 8008,
     token: bool = False,
     read_only: bool = False,
-    order: Order = "worth",
+    order: Order = "random",
     model: str = "pdsl",
     recipe: Path | None = None,
     runs: Path = Path("runs"),

@@ -42,7 +42,7 @@ class _Missing(InputError):
     """There is no such image."""
 
 
-def create_app(store: Store, training: Training, access: Access, order: Order = "worth") -> Flask:
+def create_app(store: Store, training: Training, access: Access, order: Order = "random") -> Flask:
     """Make the server.
 
     Images are called by their numbers in the sorted list of their names, so that no request names a

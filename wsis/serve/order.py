@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import random
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -11,7 +13,7 @@ from wsis.data import simulated
 from wsis.serve.labels import Label
 from wsis.serve.suggestions import Found
 
-__all__ = ["Order", "Seconds", "bits_of", "next_images", "seconds_of", "worth"]
+__all__ = ["Order", "Seconds", "bits_of", "by_worth", "next_images", "seconds_of"]
 
 Order = Literal["worth", "random", "name"]
 
@@ -35,28 +37,8 @@ class Seconds(NamedTuple):
 SECONDS = Seconds()
 
 
-def worth(
-    found: Sequence[tuple[str, float]],
-    threshold: float,
-    label: Label,
-    classes: int,
-    seconds: Seconds = SECONDS,
-) -> float:
-    """Return the bits that the label of an image is expected to tell, for each second it takes.
-
-    Args:
-        found: class and score of each detection.
-        threshold: score from which on a detection is more likely right than wrong.
-        label: what is known of the image.
-        classes: number of classes.
-        seconds: what parts of a label cost.
-    """
-    bits = bits_of(found, threshold, label)
-    return bits / seconds_of(found, threshold, label, classes, seconds)
-
-
-def bits_of(found: Sequence[tuple[str, float]], threshold: float, label: Label) -> float:
-    """Return the uncertainty of a model about an image, in bits.
+def bits_of(found: Sequence[tuple[str, float]], threshold: float, label: Label) -> dict[str, float]:
+    """Return the uncertainty of a model about an image, in bits for each class.
 
     Each detection of a class that is not known to be absent is a question whose answer has the
     entropy of its score. A tag of whose class nothing is found is one bit: the model is wrong, and
@@ -65,8 +47,13 @@ def bits_of(found: Sequence[tuple[str, float]], threshold: float, label: Label) 
     open_classes = {name for name, _ in found}
     if label["done"]:
         open_classes &= {*label["tags"]}
-    asked = sum(_entropy(_chance(s, threshold)) for name, s in found if name in open_classes)
-    return asked + len(_missed(found, threshold, label))
+    bits: dict[str, float] = defaultdict(float)
+    for name, score in found:
+        if name in open_classes:
+            bits[name] += _entropy(_chance(score, threshold))
+    for name in _missed(found, threshold, label):
+        bits[name] += 1
+    return dict(bits)
 
 
 def seconds_of(
@@ -114,6 +101,9 @@ def next_images(
     Those that are done come only for tags of which nothing is found, and only by their worth. What
     was shown comes last. Without a run, all are worth the same, and come at random.
 
+    Photos of what is labelled already tell less: the bits of a class are divided by one more than
+    the number of photos of it that are done or come before, as the logarithm of a number grows.
+
     Args:
         names: file names of the images.
         labels: by file name.
@@ -130,15 +120,58 @@ def next_images(
     random.Random(seed).shuffle(shuffled)
     left = [name for name in shuffled if not labels[name]["done"]]
     if order == "worth" and found is not None:
-        value = {name: _worth_of(name, labels[name], found, classes) for name in shuffled}
-        again = [n for n in shuffled if labels[n]["done"] and value[n] > 0 and n not in shown]
-        left = sorted([*left, *again], key=lambda name: -value[name])
+        known: Counter[str] = Counter()
+        for label in labels.values():
+            known.update(label["tags"] if label["done"] else ())
+        told = {name: _told_by(name, labels[name], found, classes) for name in shuffled}
+        again = [n for n in shuffled if labels[n]["done"] and told[n].bits and n not in shown]
+        left = by_worth({name: told[name] for name in [*left, *again]}, known)
     return sorted(left, key=lambda name: name in shown)
 
 
-def _worth_of(name: str, label: Label, found: Found, classes: int) -> float:
-    """Return the worth of an image; 0 if it is done, unless nothing is found of one of its tags."""
+class Told(NamedTuple):
+    """What a label is expected to tell, and what it costs."""
+
+    bits: Mapping[str, float]
+    """By class."""
+    seconds: float
+
+    def worth(self, known: Mapping[str, int]) -> float:
+        """Return the bits a second, of which those of known classes count less."""
+        bits = sum(value / (1 + known.get(name, 0)) for name, value in self.bits.items())
+        return bits / self.seconds
+
+
+def by_worth(told: Mapping[str, Told], known: Mapping[str, int]) -> list[str]:
+    """Return images in the order in which the next one always is worth most.
+
+    An image's worth only falls while others are chosen, so that most need not be looked at again
+    (Minoux, 1978).
+
+    Args:
+        told: what each image's label is expected to tell; of equal ones, the first comes first.
+        known: number of images of each class that are labelled already.
+    """
+    counts = Counter(known)
+    waiting = [(-each.worth(counts), k, name) for k, (name, each) in enumerate(told.items())]
+    heapq.heapify(waiting)
+    order = []
+    while waiting:
+        _, k, name = waiting[0]
+        now = (-told[name].worth(counts), k, name)
+        if now > waiting[0]:
+            heapq.heapreplace(waiting, now)
+            continue
+        heapq.heappop(waiting)
+        order.append(name)
+        counts.update(told[name].bits.keys())
+    return order
+
+
+def _told_by(name: str, label: Label, found: Found, classes: int) -> Told:
+    """Return what an image tells: nothing if it is done, unless a tag of it is found nowhere."""
     scores = [(s["name"], s["score"]) for s in found.objects.get(name, ())]
+    seconds = seconds_of(scores, found.threshold, label, classes)
     if label["done"] and not _missed(scores, found.threshold, label):
-        return 0.0
-    return worth(scores, found.threshold, label, classes)
+        return Told({}, seconds)
+    return Told(bits_of(scores, found.threshold, label), seconds)

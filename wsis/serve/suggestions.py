@@ -24,6 +24,7 @@ from wsis.types import RLE, Prediction
 __all__ = [
     "Found",
     "Suggestion",
+    "deepest",
     "inside_of",
     "iou",
     "predictions_folder",
@@ -190,7 +191,18 @@ def inside_of(suggestion: Suggestion) -> list[float]:
     mask, (x, y, width, height) = suggestion["segmentation"], suggestion["bbox"]
     if mask is None:
         return [x + width / 2, y + height / 2]
-    return list(_deepest(mask["counts"].encode(), *mask["size"]))
+    return deepest(mask, tuple(mask["size"]))
+
+
+def deepest(mask: Any, size: tuple[int, int]) -> list[float]:
+    """Return the point [x, y] that is farthest from the edge of a mask.
+
+    Args:
+        mask: a COCO segmentation.
+        size: (height, width) of its image.
+    """
+    counts: str | bytes = run_length(mask, size)["counts"]
+    return list(_deepest(counts.encode() if isinstance(counts, str) else counts, *size))
 
 
 @lru_cache(maxsize=256)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -20,10 +21,10 @@ from wsis.runs.jobs import Job, start
 from wsis.runs.progress import percents, unnumbered
 from wsis.runs.record import stages
 from wsis.serve.store import Store
-from wsis.serve.suggestions import Found, predictions_folder, read_found
+from wsis.serve.suggestions import Found, deepest, predictions_folder, read_found
 from wsis.types import Record
 
-__all__ = ["Recipe", "Training"]
+__all__ = ["Recipe", "Training", "with_points"]
 
 State = Literal["idle", "running", "finished", "stopped", "failed"]
 TAIL = 4000
@@ -65,6 +66,9 @@ class Training:
     def start(self, store: Store) -> None:
         """Train on the labels so far, in a process of its own.
 
+        An object with a mask, such as one that was accepted, gets a point, for methods that learn
+        from points.
+
         A run is called by its labels: with the same ones, what was interrupted goes on, and stages
         that do not depend on what has changed are copied from earlier runs.
 
@@ -73,7 +77,7 @@ class Training:
         """
         if not store.done:
             raise InputError("no image is done yet; say of some what is in them")
-        content = store.snapshot()
+        content = with_points(store.snapshot())
         digest = hashlib.sha256(content).hexdigest()[:12]
         labels = self.runs / "serve" / f"labels-{digest}.json"
         with atomic_write(labels) as scratch:
@@ -170,6 +174,17 @@ class Training:
 
     def _is_stopped(self) -> bool:
         return self._state == "stopped"
+
+
+def with_points(labels: bytes) -> bytes:
+    """Return COCO instances in which each object with a mask and without points has one."""
+    content = json.loads(labels)
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    for annotation in content["annotations"]:
+        mask = annotation.get("segmentation")
+        if mask and not annotation.get("points"):
+            annotation["points"] = [[*deepest(mask, sizes[annotation["image_id"]]), 1]]
+    return json.dumps(content).encode()
 
 
 def _log(run: Path) -> Path:

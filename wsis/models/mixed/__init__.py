@@ -24,6 +24,7 @@ objects.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -33,6 +34,7 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import maskrcnn_loss
 
 from wsis.coco.objects import kind_of
+from wsis.errors import InputError
 from wsis.method import Method, Stages, filled
 from wsis.models.mixed.labels import write_labels
 from wsis.nn.backbone import BackboneSettings
@@ -102,6 +104,16 @@ class Mixed(Method):
         self.needs_proposals = False  # only the labellers do
         self.kinds = _PLACED
         self.warmup_steps = 0.0
+
+    @classmethod
+    def check_data(cls, data: Any, settings: Mapping[str, Any]) -> None:
+        """Raise InputError if nothing is known of any object."""
+        index = data.index("train")
+        if not kinds(index):
+            raise InputError(
+                f"{index.name} has no label to train with in {data.relabelled or index.root}; add "
+                "masks, boxes, points or tags"
+            )
 
     def stages(self, run: Stages, data: Any) -> None:
         """Find masks of objects that have neither mask nor box; learn from all objects.

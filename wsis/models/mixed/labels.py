@@ -20,18 +20,25 @@ __all__ = ["completed", "write_labels"]
 def write_labels(folder: Path, own: Index, found: Path) -> None:
     """Write the labels of a data set, completed by what a network found, to labels.json.
 
+    Classes that are known by a tag are not complete there: detections may lack some objects.
+
     Args:
         folder: to write to.
         own: the data set as it is labelled.
         found: COCO instances of the same images, with scores.
     """
-    theirs, annotations = relabel(own, found).annotations, {}
+    theirs, annotations, complete = relabel(own, found).annotations, {}, {**own.complete}
     for image in own.images:
         number, size = image["id"], (image["height"], image["width"])
         tags = {own.categories[c]["id"] for c in own.tags.get(number) or ()}
         mine = own.annotations.get(number, [])
         annotations[number] = completed(mine, theirs.get(number, []), tags, size)
-    write_coco(folder / "labels.json", own._replace(annotations=annotations))
+        placed = {a["category_id"] for a in mine if kind_of(a) != "tag"}
+        if unplaced := (tags - placed) | {a["category_id"] for a in mine if kind_of(a) == "tag"}:
+            whole = own.complete.get(number, range(len(own.categories)))
+            complete[number] = [c for c in whole if own.categories[c]["id"] not in unplaced]
+    labels = own._replace(annotations=annotations, complete=complete)
+    write_coco(folder / "labels.json", labels)
 
 
 def completed(
