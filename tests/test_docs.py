@@ -107,7 +107,8 @@ def test_benchmarks_have_the_options_that_are_given(command):
     text = (ROOT / script).read_text()
     for word in words:
         if word.startswith("--"):
-            assert f'"{word}"' in text
+            is_passed_on = "." in word and "parse_known_args" in text  # a setting of wsis.fit
+            assert is_passed_on or f'"{word}"' in text
 
 
 def test_every_python_block_parses():
