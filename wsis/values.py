@@ -151,6 +151,9 @@ def gist(error: ArgumentError) -> str:
     value = re.search(r"(?:Given|Got) value: (.*)", text)
     nested = re.search(r"NestedArg\(key='(\w+)'", text)
     if named and nested:
+        part = rf"""Parser key ["']{nested[1]}["']:\s+Expected an? (.*?)\. Got value: (.*)"""
+        if wrong := re.search(part, text):
+            return f"--{named[1]}.{nested[1]} {wrong[2]}: expected {wrong[1]}"
         return f"--{named[1]} has no setting '{nested[1]}'"
     union = re.search(r"Subtypes: \[(.*)\]", text)
     if named and value and union:

@@ -200,6 +200,8 @@ def test_saved_settings_reproduce_the_run(tmp_path):
         (f"{TOY} --model.pretraining.steps 3", "unknown setting 'model.pretraining.steps'\n"),
         (f"{TOY} --wandb.projct x", "did you mean 'wandb.project'?"),
         (f"{TOY} --run_dri x", "did you mean 'run_dir'?"),
+        ("--model cam --data.simulate.box x", "--data.simulate.box x: expected 'float'"),
+        ("--model cam --data.simulate.bax 1", "--data.simulate has no setting 'bax'"),
         (f"{TOY} --model.width three", "--model.width three: expected 'int'"),
         (f"{TOY} --model.pool mean", "--model.pool mean: expected Literal['moi', 'roi']"),
         (f"{TOY} --model.sizes x", "--model.sizes x: expected one of tuple[int, ...]"),
