@@ -44,3 +44,8 @@ def wait(browser: Any, script: str, *arguments: Any) -> Any:
     from selenium.webdriver.support.ui import WebDriverWait
 
     return WebDriverWait(browser, 30).until(lambda b: b.execute_script(script, *arguments))
+
+
+def one(page: Any, selector: str) -> Any:
+    """Return the first element of a page that a CSS selector matches."""
+    return page.find_element("css selector", selector)

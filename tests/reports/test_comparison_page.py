@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import toy_runs
-from chromium import browsing, wait
+from chromium import browsing, one, wait
 from toy_runs import make_run
 
 from wsis import compare
@@ -50,10 +50,6 @@ def page(browser, place):
 
 def all_of(page, selector: str) -> list:
     return page.find_elements("css selector", selector)
-
-
-def one(page, selector: str):
-    return page.find_element("css selector", selector)
 
 
 def column(page, table: str, number: int) -> list[str]:

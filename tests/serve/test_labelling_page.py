@@ -13,7 +13,7 @@ pytest.importorskip("flask")
 pytest.importorskip("waitress")
 
 import waitress
-from chromium import browsing, wait
+from chromium import browsing, one, wait
 from PIL import Image, ImageDraw
 from test_store import square
 
@@ -94,10 +94,6 @@ def until(check):
     return WebDriverWait(None, 30, ignored_exceptions=(FileNotFoundError, KeyError)).until(
         lambda _: check()
     )
-
-
-def one(page, selector: str):
-    return page.find_element("css selector", selector)
 
 
 def press(page, *keys: str) -> None:

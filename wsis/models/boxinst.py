@@ -100,26 +100,13 @@ class BoxInst(Method):
         """L = L_detector + L_proj + L_pairwise, eq. (2)."""
         images = [sample["image"] for sample in batch]
         targets = [boxes_alone(sample["target"]) for sample in batch]
-        losses = self.network.losses(images, targets, partial(self.mask_losses, images))
+        settings = {name: self.hparams[name] for name in ("threshold", "dilation")}
+        of_masks = partial(losses_of_boxes, images, **settings)  # eqs. (3), (7)
+        losses = self.network.losses(images, targets, of_masks)
         weights = {"pairwise": self.hparams["pairwise_weight"] * self.warmth()}
         loss = torch.stack([weights.get(name, 1.0) * value for name, value in losses.items()]).sum()
         self.log_losses(losses, loss, len(batch))
         return loss
-
-    def mask_losses(
-        self,
-        images: list[Tensor],
-        logits: Tensor,
-        regions: list[Tensor],
-        targets: list[dict[str, Tensor]],
-        objects: list[Tensor],
-    ) -> dict[str, Tensor]:
-        """Return the losses of mask logits (R,C+1,h,w); see `wsis.parts.mask_rcnn.MaskLosses`."""
-        pairs = list(zip(targets, objects, strict=True))
-        labels = torch.cat([target["labels"][index] for target, index in pairs])
-        boxes = torch.cat([target["boxes"][index] for target, index in pairs])
-        threshold, dilation = self.hparams["threshold"], self.hparams["dilation"]
-        return losses_of_boxes(images, logits, regions, labels, boxes, threshold, dilation)
 
     def warmth(self) -> float:
         """Return the factor on the pairwise loss at this step, from 0 to 1."""

@@ -18,22 +18,28 @@ def losses_of_boxes(
     images: list[Tensor],
     logits: Tensor,
     regions: list[Tensor],
-    labels: Tensor,
-    boxes: Tensor,
+    targets: list[dict[str, Tensor]],
+    objects: list[Tensor],
+    *,
     threshold: float,
     dilation: int,
 ) -> dict[str, Tensor]:
     """Return the projection and the pairwise loss of masks whose boxes are known.
 
+    With images and settings given, it is one of `wsis.parts.mask_rcnn.MaskLosses`.
+
     Args:
         images: (3,H,W) each.
         logits: (R,C+1,h,w) of regions; channel 0 is background.
         regions: (R_i,4) of each image, R in all.
-        labels: (R,) channel of the class of each region's object.
-        boxes: (R,4) of each region's object.
+        targets: of each image, boxes (M,4) and labels (M,), the channels of the classes.
+        objects: (R_i,) object of each region.
         threshold: lowest colour similarity of neighbours that should have one label.
         dilation: cells from a cell to its neighbours.
     """
+    pairs = list(zip(targets, objects, strict=True))
+    labels = torch.cat([target["labels"][index] for target, index in pairs])
+    boxes = torch.cat([target["boxes"][index] for target, index in pairs])
     size = logits.shape[-1]
     of_labels = of_class(logits, labels)
     inside = cells_inside(boxes, torch.cat(regions), size)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as rle
 
+from wsis.coco.masks import box_of
 from wsis.data.index import write_coco
 from wsis.files import atomic_write, short_name
 from wsis.images.outlines import outlines, rings
@@ -201,7 +202,7 @@ def _annotations(image: Found, index: Index) -> list[Record]:
     annotations = to_annotations(image.objects, index.categories, "prediction")
     for annotation in annotations:
         if "segmentation" in annotation and annotation["area"]:
-            annotation["bbox"] = rle.toBbox(annotation["segmentation"]).tolist()
+            annotation["bbox"] = box_of(annotation["segmentation"], image.objects.size)
     return annotations
 
 

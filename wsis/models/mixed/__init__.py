@@ -173,23 +173,20 @@ class Mixed(Method):
 
         Means over regions of one kind are weighted by its share of all regions.
         """
-        pairs = list(zip(targets, objects, strict=True))
-        with_mask = [target["has_mask"][index] for target, index in pairs]
-        known = torch.cat(with_mask)
+        has_mask = [t["has_mask"][index] for t, index in zip(targets, objects, strict=True)]
+        known = torch.cat(has_mask)
         share = known.float().mean().nan_to_num()
         losses: dict[str, Tensor] = {}
         if "mask" in self.kinds:
             masks, labels = ([target[name] for target in targets] for name in ("masks", "labels"))
-            of_masks = [r[k] for r, k in zip(regions, with_mask, strict=True)]
-            matched = [o[k] for o, k in zip(objects, with_mask, strict=True)]
+            of_masks, matched = chosen(regions, has_mask), chosen(objects, has_mask)
             loss = maskrcnn_loss(logits[known], of_masks, masks, labels, matched)
             losses["mask"] = share * loss if "box" in self.kinds else loss
         if "box" in self.kinds:
-            label = torch.cat([target["labels"][index] for target, index in pairs])[~known]
-            boxes = torch.cat([target["boxes"][index] for target, index in pairs])[~known]
-            of_boxes = [r[~k] for r, k in zip(regions, with_mask, strict=True)]
-            how = self.hparams["threshold"], self.hparams["dilation"]
-            found = losses_of_boxes(images, logits[~known], of_boxes, label, boxes, *how)
+            box_alone = [~kept for kept in has_mask]
+            of_boxes, matched = chosen(regions, box_alone), chosen(objects, box_alone)
+            settings = {name: self.hparams[name] for name in ("threshold", "dilation")}
+            found = losses_of_boxes(images, logits[~known], of_boxes, targets, matched, **settings)
             weight = 1 - share if "mask" in self.kinds else 1.0
             losses |= {name: weight * loss for name, loss in found.items()}
         return losses
@@ -207,6 +204,11 @@ class Mixed(Method):
         steps = int(self.trainer.estimated_stepping_batches)
         self.warmup_steps = self.hparams["pairwise_warmup"] * steps
         return optimise(self, self.optimisation)
+
+
+def chosen(rows: list[Tensor], kept: list[Tensor]) -> list[Tensor]:
+    """Return the rows of each image that are `kept` (R_i,) bool."""
+    return [of_image[mask] for of_image, mask in zip(rows, kept, strict=True)]
 
 
 def kinds(index: Index) -> set[str]:

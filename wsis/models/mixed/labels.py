@@ -33,8 +33,8 @@ def write_labels(folder: Path, own: Index, found: Path) -> None:
         tags = {own.categories[c]["id"] for c in own.tags.get(number) or ()}
         mine = own.annotations.get(number, [])
         annotations[number] = completed(mine, theirs.get(number, []), tags, size)
-        placed = {a["category_id"] for a in mine if kind_of(a) != "tag"}
-        if unplaced := (tags - placed) | {a["category_id"] for a in mine if kind_of(a) == "tag"}:
+        by_tag = {a["category_id"] for a in mine if kind_of(a) == "tag"}
+        if unplaced := (tags - _placed(mine)) | by_tag:
             whole = own.complete.get(number, range(len(own.categories)))
             complete[number] = [c for c in whole if own.categories[c]["id"] not in unplaced]
     labels = own._replace(annotations=annotations, complete=complete)
@@ -60,7 +60,6 @@ def completed(
     for detection in sorted(found, key=lambda a: -a["score"]):
         left[detection["category_id"]].append(detection)
     result = [annotation for annotation in mine if kind_of(annotation) in ("mask", "box")]
-    placed = {annotation["category_id"] for annotation in mine if kind_of(annotation) != "tag"}
     for annotation in mine:
         if kind_of(annotation) == "point":
             candidates = left[annotation["category_id"]]
@@ -68,9 +67,14 @@ def completed(
             if best is not None:
                 candidates.remove(best)
             result.append({**annotation, **(best or {})})
-    for category in sorted(tags - placed):
+    for category in sorted(tags - _placed(mine)):
         result += left[category]
     return result
+
+
+def _placed(annotations: Sequence[Record]) -> set[int]:
+    """Return the classes of which an object has a mask, a box or points."""
+    return {a["category_id"] for a in annotations if kind_of(a) != "tag"}
 
 
 def _holds(detection: Record, points: Sequence[Sequence[float]], size: tuple[int, int]) -> bool:
